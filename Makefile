@@ -1,0 +1,66 @@
+# One machine, two commands: `make book` and `make test`. `make help` lists the rest.
+PROFILE ?= default
+PYTHON  ?= python3
+VENV    ?= .venv
+
+SHELL  := /bin/bash
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+# A profile is the name of a file in params/, with or without its suffix, or a path.
+PARAMS  = $(firstword $(wildcard params/$(PROFILE).yaml params/$(PROFILE) \
+            $(filter %.yaml %.yml,$(PROFILE))) params/$(PROFILE).yaml)
+SMOKE  := params/smoke.yaml
+
+# Nothing that runs here reports to anyone.
+export DO_NOT_TRACK = 1
+export HF_HUB_DISABLE_TELEMETRY = 1
+export PYDEVD_DISABLE_FILE_VALIDATION = 1
+export PYTHONUNBUFFERED = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup book notebooks lint types unit chapters test clean
+.DELETE_ON_ERROR:
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml constraints.txt
+	@setup/preflight.sh "$(PYTHON)" "$(VENV)"
+	@setup/install.sh "$(PYTHON)" "$(VENV)" build/install.log
+	@touch $@
+
+setup: $(STAMP)  ## create .venv and install everything, with pinned versions
+
+book: $(STAMP)  ## run PROFILE (default: default) and build its book
+	@$(BIN)/fairq run --params "$(PARAMS)" --phase all
+	@$(BIN)/python -m fairq_utils.book --params "$(PARAMS)"
+
+notebooks: $(STAMP)  ## rewrite the committed notebooks/*.ipynb from the .py at params/smoke.yaml
+	@$(BIN)/fairq run --params $(SMOKE) --phase all
+	@$(BIN)/python -m fairq_utils.execution --smoke
+
+lint: $(STAMP)  ## ruff
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(STAMP)  ## mypy
+	@$(BIN)/mypy
+
+unit: $(STAMP)  ## unit tests and the examples in docstrings
+	@$(BIN)/pytest -q -n 2 --doctest-modules fairq_utils tests
+
+chapters: $(STAMP)  ## execute the committed notebooks and compare what their checked cells print
+	@$(BIN)/pytest -q --nbval-lax notebooks/
+
+test: $(STAMP)  ## everything that must hold: lint, types, unit, smoke book, chapters
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory types
+	@$(MAKE) --no-print-directory unit
+	@$(MAKE) --no-print-directory book PROFILE=smoke
+	@$(MAKE) --no-print-directory chapters
+
+bench-%: $(STAMP)  ## print a benchmark's table, write build/bench/NAME.json (bench-render)
+	@$(BIN)/fairq bench $*
+
+clean:  ## remove built books and caches; the ledger and the environment stay
+	rm -rf build/book build/bench _build .mypy_cache .pytest_cache .ruff_cache .hypothesis

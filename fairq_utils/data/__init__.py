@@ -1,0 +1,8 @@
+"""Images with demographics. Every reader returns the same :class:`FaceData`."""
+
+from __future__ import annotations
+
+from fairq_utils.data.faces import FaceData
+from fairq_utils.data.store import load
+
+__all__ = ["FaceData", "load"]

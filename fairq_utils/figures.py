@@ -1,0 +1,326 @@
+"""The book's figures: each takes a table or pictures and returns a matplotlib figure.
+
+Colours tell architectures apart (seaborn's colour-blind palette), and mean the same everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from fairq_utils.data.faces import FaceData
+from fairq_utils.models import DISPLAY_NAMES
+
+COLOURS = dict(zip(DISPLAY_NAMES, sns.color_palette("colorblind"), strict=False))
+STYLE = {
+    "figure.dpi": 110,
+    "savefig.bbox": "tight",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}
+
+
+def use_style() -> None:
+    """Set the book's look for all figures that follow."""
+    plt.rcParams.update(STYLE)
+
+
+def _title(name: str) -> str:
+    return DISPLAY_NAMES.get(name, name)
+
+
+def label(row: pd.Series) -> str:
+    """Short name of a configuration: method, bits, ranges, and the sampler unless random."""
+    words = [{"ptq": "static", "dynamic": "dynamic", "fp32": "FP32"}[row["method"]]]
+    if row["method"] != "fp32":
+        words.append(row["bits"])
+    if row["ranges"]:
+        words.append(row["ranges"])
+    if row["sampler"] not in ("", "random"):
+        words.append(row["sampler"].replace("_", " "))
+    return " ".join(words)
+
+
+def face_sheet(data: FaceData, rows: int = 4, columns: int = 10, titles: bool = True) -> Figure:
+    """The first pictures of a data set, with the demographics they were drawn from."""
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(columns * 0.95, rows * (1.32 if titles else 1.0)), squeeze=False
+    )
+    for i, axis in enumerate(axes.ravel()):
+        axis.axis("off")
+        if i < len(data):
+            axis.imshow(data.images[i].permute(1, 2, 0).numpy(), interpolation="bicubic")
+            if titles:
+                group = data.groups.iloc[i]
+                smiling = "smiling" if data.target[i] else "not smiling"
+                axis.set_title(f"{group.gender}, {group.age}\n{group.race}\n{smiling}", fontsize=6)
+    figure.subplots_adjust(wspace=0.05, hspace=0.5 if titles else 0.05)
+    return figure
+
+
+def smile_scale(data: FaceData, columns: int = 12) -> Figure:
+    """Faces ordered by the true strength of their smile, with that strength."""
+    if data.factors is None:
+        raise ValueError("smile_scale: these images come without the coefficients that made them")
+    smile = data.factors["smile"].to_numpy()
+    rows = np.array([np.abs(smile - s).argmin() for s in np.linspace(0.03, 0.97, columns)])
+    figure, axes = plt.subplots(1, columns, figsize=(columns * 0.95, 1.3))
+    for row, axis in zip(rows, axes, strict=True):
+        axis.imshow(data.images[row].permute(1, 2, 0).numpy(), interpolation="bicubic")
+        axis.set_title(f"{smile[row]:.2f}", fontsize=8)
+        axis.axis("off")
+    figure.subplots_adjust(wspace=0.05)
+    return figure
+
+
+def composition(data: FaceData) -> Figure:
+    """Images and share of the target per gender x age group, by ancestry."""
+    table = data.groups.assign(smiling=data.target)
+    table["group"] = table.gender.astype(str) + " " + table.age.astype(str)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
+    counts = table.groupby(["group", "race"], observed=True).size().unstack()
+    counts.plot.bar(stacked=True, ax=left, color=sns.color_palette("crest", 3), width=0.7)
+    left.set(xlabel="", ylabel="images")
+    left.tick_params(axis="x", rotation=20)
+    left.legend(title="")
+    rates = table.groupby("group").smiling.agg(["mean", "size"])
+    error = 1.96 * np.sqrt(rates["mean"] * (1 - rates["mean"]) / rates["size"])
+    right.errorbar(rates.index, rates["mean"] * 100, yerr=error * 100, fmt="o", color="0.25", capsize=3)
+    right.set(ylabel="smiling (%)", ylim=(0, 100))
+    right.margins(x=0.2)
+    right.tick_params(axis="x", rotation=20)
+    figure.tight_layout()
+    return figure
+
+
+def recovery(confusion: pd.DataFrame) -> Figure:
+    """Confusion of each sensitive attribute by a small network, in percent of the true group."""
+    names = list(dict.fromkeys(confusion.attribute))
+    figure, axes = plt.subplots(1, len(names), figsize=(3.1 * len(names), 2.8))
+    for axis, name in zip(np.atleast_1d(axes), names, strict=True):
+        part = confusion[confusion.attribute == name]
+        table = part.pivot_table(
+            index="true", columns="predicted", values="images", aggfunc="sum", fill_value=0
+        )
+        share = table.div(table.sum(axis=1), axis=0) * 100
+        sns.heatmap(share, annot=True, fmt=".0f", cmap="Blues", vmin=0, vmax=100, cbar=False, ax=axis)
+        axis.set_title(name)
+        axis.grid(False)
+    figure.tight_layout()
+    return figure
+
+
+def accuracy_bars(effects: pd.DataFrame, bayes: float | None = None) -> Figure:
+    """FP32 accuracy of each architecture with its interval; the best attainable as a line."""
+    rows = effects[(effects.method == "fp32") & (effects.statistic == "accuracy")]
+    rows = rows.drop_duplicates("architecture")
+    figure, axis = plt.subplots(figsize=(7, 3))
+    for i, row in enumerate(rows.itertuples()):
+        error = [[(row.compared - row.compared_low) * 100], [(row.compared_high - row.compared) * 100]]
+        axis.errorbar(row.compared * 100, i, xerr=error, fmt="o", color=COLOURS[row.architecture], capsize=3)
+    axis.set_yticks(range(len(rows)), [_title(a) for a in rows.architecture])
+    axis.invert_yaxis()
+    if bayes is not None:
+        axis.axvline(bayes * 100, color="0.4", linestyle="--", linewidth=1)
+        axis.annotate("best attainable", (bayes * 100, -0.45), fontsize=8, ha="right", color="0.4",
+                      xytext=(-4, 0), textcoords="offset points")
+    axis.set_xlabel("test accuracy (%)")
+    return figure
+
+
+def group_heatmap(groups: pd.DataFrame, column: str = "compared", scale: float = 100) -> Figure:
+    """One cell per architecture and group, for the FP32 models or for one configuration."""
+    table = groups.pivot_table(index="architecture", columns="group", values=column, sort=False)
+    table = table.rename(index=_title) * scale
+    figure, axis = plt.subplots(figsize=(1.6 + 1.15 * table.shape[1], 0.9 + 0.42 * len(table)))
+    diverging = column == "change"
+    limit = float(np.nanmax(np.abs(table.to_numpy()))) if diverging else None
+    sns.heatmap(
+        table,
+        annot=True,
+        fmt="+.1f" if diverging else ".1f",
+        cmap="RdBu" if diverging else "viridis",
+        vmin=-limit if limit else None,
+        vmax=limit,
+        cbar_kws={"label": "points" if diverging else "accuracy (%)"},
+        ax=axis,
+    )
+    axis.set(xlabel="", ylabel="")
+    axis.grid(False)
+    return figure
+
+
+def configuration_heatmap(effects: pd.DataFrame, statistic: str, scope: str) -> Figure:
+    """Change of one statistic from FP32, in points: configurations by architectures."""
+    rows = effects[
+        (effects.statistic == statistic) & (effects["scope"] == scope) & (effects.method != "fp32")
+    ]
+    rows = rows.assign(configuration=rows.apply(label, axis=1))
+    table = rows.pivot_table(
+        index="configuration", columns="architecture", values="change", sort=False
+    ).rename(columns=_title)
+    table *= 100
+    limit = float(np.nanmax(np.abs(table.to_numpy()))) or 1.0
+    figure, axis = plt.subplots(figsize=(2.6 + 1.15 * table.shape[1], 0.9 + 0.38 * len(table)))
+    sns.heatmap(table, annot=True, fmt="+.1f", cmap="RdBu_r", vmin=-limit, vmax=limit,
+                cbar_kws={"label": "change (points)"}, ax=axis)
+    axis.set(xlabel="", ylabel="")
+    axis.tick_params(axis="x", rotation=20)
+    axis.grid(False)
+    return figure
+
+
+def changes(effects: pd.DataFrame, statistic: str, scope: str, floor: float | None = None) -> Figure:
+    """Change of a statistic from FP32 with its interval; what chance alone does is shaded.
+
+    Parameters
+    ----------
+    floor : float, optional
+        Half-width of the noise floor, a fraction.
+    """
+    rows = effects[
+        (effects.statistic == statistic) & (effects["scope"] == scope) & (effects.method != "fp32")
+    ]
+    names = list(dict.fromkeys(rows.apply(label, axis=1)))
+    models = list(dict.fromkeys(rows.architecture))
+    figure, axis = plt.subplots(figsize=(7.2, 0.9 + 0.16 * len(names) * (len(models) + 1)))
+    if floor is not None:
+        axis.axvspan(-floor * 100, floor * 100, color="0.88", zorder=0, label="noise floor")
+    axis.axvline(0, color="0.3", linewidth=1)
+    step = 0.75 / max(len(models), 1)
+    for row in rows.itertuples():
+        y = names.index(label(pd.Series(row._asdict()))) + (models.index(row.architecture) + 0.5) * step - 0.375
+        axis.plot([row.low * 100, row.high * 100], [y, y], color=COLOURS[row.architecture], linewidth=1.6)
+        axis.plot(row.change * 100, y, "o", markersize=4, color=COLOURS[row.architecture])
+    for model in models:
+        axis.plot([], [], "o-", color=COLOURS[model], label=_title(model))
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.set_xlabel("change from FP32 (points)")
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def per_group_chart(groups: pd.DataFrame) -> Figure:
+    """Change of accuracy of every group, one panel per architecture."""
+    models = list(dict.fromkeys(groups.architecture))
+    figure, axes = plt.subplots(
+        1, len(models), figsize=(1.2 + 1.95 * len(models), 3.2), sharey=True, sharex=True, squeeze=False
+    )
+    for axis, model in zip(axes[0], models, strict=True):
+        part = groups[groups.architecture == model].reset_index(drop=True)
+        error = np.stack([part.change - part.low, part.high - part.change]) * 100
+        axis.errorbar(part.change * 100, part.index, xerr=error, fmt="o", color=COLOURS[model], capsize=3)
+        axis.axvline(0, color="0.3", linewidth=1)
+        axis.set_title(_title(model), fontsize=10)
+        axis.set_yticks(part.index, part.group)
+        axis.set_ylim(len(part) - 0.5, -0.5)
+    figure.supxlabel("change of accuracy from FP32 (points)", fontsize=10)
+    figure.tight_layout()
+    return figure
+
+
+def mitigation(effects: pd.DataFrame, statistic: str, scope: str) -> Figure:
+    """Harm after random and after balanced calibration, joined; and the paired difference."""
+    rows = effects[(effects.statistic == statistic) & (effects["scope"] == scope)].reset_index(drop=True)
+    names = [f"{_title(r.architecture)} {r.bits} {r.ranges}" for r in rows.itertuples()]
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(9.6, 1.2 + 0.26 * len(rows)), sharey=True, width_ratios=(1.2, 1)
+    )
+    for i, row in enumerate(rows.itertuples()):
+        colour = COLOURS[row.architecture]
+        left.plot([row.harm_random * 100, row.harm * 100], [i, i], color=colour, linewidth=1)
+        left.plot(row.harm_random * 100, i, "o", color="white", markeredgecolor=colour)
+        left.plot(row.harm * 100, i, "o", color=colour)
+        right.plot([row.low * 100, row.high * 100], [i, i], color=colour)
+        right.plot(row.change * 100, i, "o", color=colour, markersize=4)
+    left.plot([], [], "o", color="white", markeredgecolor="0.3", label="random")
+    left.plot([], [], "o", color="0.3", label="balanced")
+    left.legend(fontsize=8, loc="lower right")
+    for axis in (left, right):
+        axis.axvline(0, color="0.3", linewidth=1)
+    left.set_yticks(range(len(names)), names)
+    left.set_ylim(len(names) - 0.5, -0.5)
+    left.set_xlabel("change of the gap from FP32 (points)")
+    right.set_xlabel("balanced minus random (points)")
+    figure.tight_layout()
+    return figure
+
+
+def pareto(frontier: pd.DataFrame) -> Figure:
+    """Accuracy against gap; area is size, filled where no configuration beats it."""
+    figure, axis = plt.subplots(figsize=(7.6, 4.6))
+    for model, part in frontier.groupby("architecture", sort=False):
+        for on_front, rows in part.groupby("pareto"):
+            axis.scatter(
+                rows.demographic_parity_difference * 100,
+                rows.accuracy * 100,
+                s=12 + 5 * rows.mebibytes,
+                facecolor=COLOURS[model] if on_front else "none",
+                edgecolor=COLOURS[model],
+                alpha=0.85,
+            )
+        axis.scatter([], [], color=COLOURS[model], label=_title(model))
+    axis.set(xlabel="demographic parity gap (points)", ylabel="test accuracy (%)")
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def noise(observed: NDArray[np.float64], sizes: Sequence[int]) -> Figure:
+    """What a max-min gap looks like where no group differs: its distribution at these sizes."""
+    figure, axis = plt.subplots(figsize=(6, 2.8))
+    axis.hist(observed * 100, bins=40, color="0.7")
+    axis.axvline(float(np.mean(observed)) * 100, color="0.2", label="mean")
+    axis.axvline(float(np.quantile(observed, 0.95)) * 100, color="0.2", linestyle="--", label="95 %")
+    axis.set(xlabel="max-min gap with no true difference (points)", ylabel="simulated studies")
+    axis.set_title(f"groups of {', '.join(map(str, sizes))}", fontsize=9)
+    axis.legend()
+    return figure
+
+
+def interactive_pareto(frontier: pd.DataFrame) -> str:
+    """The Pareto picture as HTML that can be hovered over; needs plotly's script on the page."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for model, part in frontier.groupby("architecture", sort=False):
+        red, green, blue = (int(255 * c) for c in COLOURS[model])
+        names = [label(row) for _, row in part.iterrows()]
+        figure.add_scatter(
+            x=(part.demographic_parity_difference * 100).round(2),
+            y=(part.accuracy * 100).round(2),
+            mode="markers",
+            name=_title(str(model)),
+            marker={
+                "size": 8 + 2 * np.sqrt(part.mebibytes),
+                "color": f"rgb({red},{green},{blue})",
+                "symbol": ["circle" if p else "circle-open" for p in part.pareto],
+            },
+            customdata=np.stack([np.array(names), part.mebibytes.round(2).astype(str)], axis=1),
+            hovertemplate="%{customdata[0]}<br>accuracy %{y} %<br>gap %{x} points"
+            "<br>%{customdata[1]} MiB<extra>" + _title(str(model)) + "</extra>",
+        )
+    figure.update_layout(
+        template="plotly_white",
+        xaxis_title="demographic parity gap (points)",
+        yaxis_title="test accuracy (%)",
+        margin={"l": 50, "r": 10, "t": 10, "b": 45},
+        height=420,
+        legend={"orientation": "h", "y": 1.12},
+    )
+    html: str = figure.to_html(
+        full_html=False, include_plotlyjs=False, include_mathjax=False, div_id="pareto"
+    )
+    return html
+

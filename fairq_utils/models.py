@@ -1,0 +1,163 @@
+"""The five architectures by name, how pictures enter them, and checkpoints."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import timm
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+# Statistics of ImageNet's training pictures (RGB, 0 to 1), which pretrained weights expect.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+PATCH = 16  # pixels per side of a ViT-Small patch
+
+
+def _timm(model: str, *, classes: int, image_size: int, pretrained: bool) -> nn.Module:
+    sized = {"img_size": image_size} if model.startswith("vit") else {}
+    return timm.create_model(model, pretrained=pretrained, num_classes=classes, **sized)
+
+
+def _squeezenet(*, classes: int, image_size: int, pretrained: bool) -> nn.Module:
+    """SqueezeNet 1.1 without the ReLU that torchvision puts on its logits.
+
+    That ReLU is harmless over 1000 classes; over two it can leave both logits at zero for every
+    picture, where no gradient flows and training never starts.
+    """
+    weights = torchvision.models.SqueezeNet1_1_Weights.DEFAULT if pretrained else None
+    model = torchvision.models.squeezenet1_1(weights=weights, dropout=0.1)
+    head = nn.Conv2d(512, classes, kernel_size=1)
+    model.classifier = nn.Sequential(model.classifier[0], head, nn.AdaptiveAvgPool2d((1, 1)))
+    return model
+
+
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+    "resnet50": partial(_timm, "resnet50"),
+    "mobilenet_v2": partial(_timm, "mobilenetv2_100"),
+    "efficientnet_b0": partial(_timm, "efficientnet_b0"),
+    "vit_small": partial(_timm, "vit_small_patch16_224"),
+    "squeezenet1_1": _squeezenet,
+}
+
+DISPLAY_NAMES = {
+    "resnet50": "ResNet-50",
+    "mobilenet_v2": "MobileNetV2",
+    "efficientnet_b0": "EfficientNet-B0",
+    "vit_small": "ViT-Small",
+    "squeezenet1_1": "SqueezeNet 1.1",
+}
+
+
+class PretrainedUnavailable(RuntimeError):
+    """ImageNet weights were asked for and could not be fetched."""
+
+
+def build(
+    name: str, *, classes: int = 2, image_size: int = 64, pretrained: bool = False
+) -> nn.Module:
+    """Build an architecture.
+
+    Parameters
+    ----------
+    name : str
+        One of :data:`ARCHITECTURES`.
+    classes : int
+        Number of logits.
+    image_size : int
+        Pixels per side; only ViT-Small's position embedding depends on it, and it must be a
+        multiple of 16 there.
+    pretrained : bool
+        Start from the hub's ImageNet weights; the last layer is always fresh.
+
+    Raises
+    ------
+    ValueError
+        Unknown name, or an image size that does not divide into patches.
+    PretrainedUnavailable
+        The weights are neither cached nor reachable.
+    """
+    if name not in ARCHITECTURES:
+        raise ValueError(f"architecture {name!r} is not one of {', '.join(ARCHITECTURES)}")
+    if name == "vit_small" and image_size % PATCH:
+        raise ValueError(f"vit_small: image size {image_size} is not a multiple of {PATCH} pixels")
+    try:
+        model = ARCHITECTURES[name](classes=classes, image_size=image_size, pretrained=pretrained)
+    except Exception as error:
+        if not pretrained:
+            raise
+        raise PretrainedUnavailable(
+            f"training.pretrained: the ImageNet weights of {name} could not be fetched "
+            f"({type(error).__name__}); connect to the network once, or set pretrained: false"
+        ) from error
+    # timm scales the last layer by its number of classes: over two, the first losses are above
+    # three and a third of a short training goes into undoing that.
+    head = classifier(model)
+    nn.init.normal_(head.weight, std=0.01)  # type: ignore[arg-type]
+    nn.init.zeros_(head.bias)  # type: ignore[arg-type]
+    return model
+
+
+def normalize(images: Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """From uint8 (N, 3, H, W) to what the networks eat: float32, ImageNet's mean and scale.
+
+    The result is channels-last in memory, which convolutions on CPU and CUDA prefer.
+    """
+    mean = torch.tensor(MEAN, device=device).view(1, 3, 1, 1)
+    std = torch.tensor(STD, device=device).view(1, 3, 1, 1)
+    x = images.to(device=device, dtype=torch.float32, memory_format=torch.channels_last)
+    return (x / 255 - mean) / std
+
+
+def classifier(model: nn.Module) -> nn.Module:
+    """The layer that turns features into logits: the last linear or convolution with weights."""
+    found = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no linear or convolution layer")
+    return found[-1]
+
+
+def float_megabytes(model: nn.Module) -> float:
+    """Parameters and buffers as float32, in MiB: what the published study calls FP32 size."""
+    values = [*model.parameters(), *model.buffers()]
+    return sum(v.numel() * v.element_size() for v in values) / 2**20
+
+
+def save_checkpoint(
+    model: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write weights as safetensors, to a temporary name first, so that a kill leaves no half file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    state = {k: v.detach().contiguous().cpu() for k, v in model.state_dict().items()}
+    try:
+        save_file(state, temporary, metadata=dict(metadata or {}))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
+    """Read weights written by :func:`save_checkpoint` into ``model`` and return it.
+
+    Raises
+    ------
+    ValueError
+        The file is damaged, or belongs to another architecture.
+    """
+    try:
+        state = load_file(path)
+        model.load_state_dict(state)
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(
+            f"{path}: not a checkpoint of this architecture ({str(error).splitlines()[0]}); "
+            "delete it and it is trained again"
+        ) from error
+    return model

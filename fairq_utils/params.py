@@ -1,0 +1,271 @@
+"""What a params file may say: typed, and refused where it cannot mean anything."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+Architecture = Literal["resnet50", "mobilenet_v2", "efficientnet_b0", "vit_small", "squeezenet1_1"]
+Sampler = Literal["label_balanced", "group_balanced"]
+Attribute = Literal["gender", "age", "race"]
+WIDTHS = (2, 3, 4, 6, 8)
+CELLS = tuple(f"{g}|{a}|{y}" for g, a, y in product(("female", "male"), ("old", "young"), "01"))
+
+
+class ParamsError(ValueError):
+    """A params file that cannot be used; one sentence with the file, the key and the way out."""
+
+
+def _bits(value: str) -> str:
+    allowed = [f"W{w}A{a}" for w in WIDTHS for a in WIDTHS]
+    if value not in allowed:
+        raise ValueError(
+            f"{value!r} is not W<bits>A<bits> with bits of weights and activations among "
+            f"{', '.join(map(str, WIDTHS))}, such as W8A8 or W4A8"
+        )
+    return value
+
+
+def _unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    twice = [v for i, v in enumerate(values) if v in values[:i]]
+    if twice:
+        raise ValueError(f"{twice[0]!r} stands there twice; name it once")
+    return values
+
+
+Bits = Annotated[str, AfterValidator(_bits)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
+
+class Data(_Section):
+    """Who is in the pictures, and how many of them."""
+
+    name: Literal["population"] = "population"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 2026
+    size: Annotated[int, Field(ge=32, le=512)] = 64
+    train: Annotated[int, Field(ge=64)] = 16000
+    calibration: Annotated[int, Field(ge=1)] = 2000
+    validation: Annotated[int, Field(ge=1)] = 500
+    test: Annotated[int, Field(ge=50)] = 2000
+    difficulty: Annotated[float, Field(ge=0, le=3)] = 1.0
+    joint: Literal["celeba"] | dict[str, Weight] = "celeba"
+    race: dict[str, Weight] = {"african": 0.2, "asian": 0.2, "caucasian": 0.6}
+
+    @model_validator(mode="after")
+    def _shares(self) -> Data:
+        if isinstance(self.joint, dict):
+            if set(self.joint) != set(CELLS):
+                odd = sorted(set(self.joint) ^ set(CELLS))
+                raise ValueError(f"joint: {odd[0]!r} is unknown or missing; the cells are {', '.join(CELLS)}")
+            for gender, age in product(("female", "male"), ("old", "young")):
+                if self.joint[f"{gender}|{age}|0"] + self.joint[f"{gender}|{age}|1"] <= 0:
+                    raise ValueError(
+                        f"joint: the group {gender}|{age} has no weight, so it would have no "
+                        "image; give one of its cells a positive weight"
+                    )
+        known = {"african", "asian", "caucasian"}
+        if set(self.race) != known:
+            odd = sorted(set(self.race) ^ known)
+            raise ValueError(f"race: {odd[0]!r} is unknown or missing; name {', '.join(sorted(known))}")
+        if sum(self.race.values()) <= 0:
+            raise ValueError("race: all weights are zero; give one ancestry a positive weight")
+        return self
+
+
+class ModelRecipe(_Section):
+    """How one architecture is trained."""
+
+    epochs: Annotated[int, Field(ge=1)]
+    learning_rate: Annotated[float, Field(gt=0, lt=10, allow_inf_nan=False)]
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    weight_decay: Weight = 0.05
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+class Training(_Section):
+    """Which models are trained, from which seeds."""
+
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_unique)] = (0,)
+    pretrained: bool = False
+    auxiliary: Weight = 0.3
+    models: Annotated[dict[Architecture, ModelRecipe], Field(min_length=1)]
+
+
+class Quantization(_Section):
+    """Which quantizers are tried."""
+
+    bits: Annotated[tuple[Bits, ...], Field(min_length=1), AfterValidator(_unique)]
+    methods: Annotated[
+        tuple[Literal["ptq", "dynamic"], ...], Field(min_length=1), AfterValidator(_unique)
+    ] = ("ptq", "dynamic")
+    ranges: Annotated[
+        tuple[Literal["minmax", "percentile"], ...], Field(min_length=1), AfterValidator(_unique)
+    ] = ("minmax",)
+    percentile: Annotated[float, Field(gt=50, lt=100)] = 99.9
+    calibration_images: Annotated[int, Field(ge=1)] = 256
+    calibration_seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_unique)] = (
+        0,
+    )
+
+    @model_validator(mode="after")
+    def _dynamic(self) -> Quantization:
+        if "dynamic" in self.methods and not any(b.endswith("A8") for b in self.bits):
+            raise ValueError(
+                "methods: dynamic quantizes activations to 8 bits, but no entry of "
+                "quantization.bits has A8; add W8A8, or take dynamic out"
+            )
+        return self
+
+
+class Mitigation(_Section):
+    """Which calibration samplers are compared with a random draw."""
+
+    samplers: Annotated[tuple[Sampler, ...], AfterValidator(_unique)] = ("group_balanced",)
+
+
+class Analysis(_Section):
+    """How sure to be."""
+
+    replicates: Annotated[int, Field(ge=100, le=100_000)] = 2000
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    equivalence_margin: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    attributes: Annotated[
+        tuple[Attribute, ...], Field(min_length=2), AfterValidator(_unique)
+    ] = ("gender", "age")
+
+
+class Execution(_Section):
+    """Where it runs, and where results are kept."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
+    ledger: str = "build/ledger"
+    cache: str = "build/cache"
+
+
+class Params(_Section):
+    """A whole study."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+    data: Data = Data()
+    training: Training
+    quantization: Quantization
+    mitigation: Mitigation = Mitigation()
+    analysis: Analysis = Analysis()
+    execution: Execution = Execution()
+
+    @model_validator(mode="after")
+    def _together(self) -> Params:
+        wanted, pool = self.quantization.calibration_images, self.data.calibration
+        if wanted > pool:
+            raise ValueError(
+                f"quantization.calibration_images: {wanted} images are asked for, but "
+                f"data.calibration holds {pool}; ask for fewer, or make the pool larger"
+            )
+        if "vit_small" in self.training.models and self.data.size % 16:
+            raise ValueError(
+                f"data.size: {self.data.size} pixels do not divide into vit_small's patches of 16; "
+                "take a multiple of 16, or leave vit_small out"
+            )
+        for name, recipe in self.training.models.items():
+            if recipe.batch_size > self.data.train:
+                raise ValueError(
+                    f"training.models.{name}.batch_size: {recipe.batch_size} is more than the "
+                    f"{self.data.train} images of data.train; make it smaller"
+                )
+        return self
+
+
+def load_params(path: str | os.PathLike[str]) -> Params:
+    """Read and check a params file.
+
+    Relative paths in ``execution`` are taken from the repository's root where the file is in its
+    ``params/`` folder, else from the file's own folder.
+
+    Raises
+    ------
+    ParamsError
+        One sentence that names the file, the key's path, the value, and the way out.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        near = sorted(p.stem for p in Path("params").glob("*.yaml"))
+        hint = f"; the profiles in params/ are {', '.join(near)}" if near else ""
+        raise ParamsError(f"{path}: cannot be read: {reason}{hint}") from None
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}:" if mark else ""
+        problem = getattr(error, "problem", None) or "the YAML cannot be parsed"
+        raise ParamsError(f"{path}:{where} {problem}; correct the YAML there") from None
+    if not isinstance(content, dict):
+        raise ParamsError(f"{path}: holds no mapping of keys; begin with `name:` and `training:`")
+    try:
+        params = Params.model_validate(content)
+    except ValidationError as error:
+        raise ParamsError(f"{path}: {_sentence(error)}") from None
+    root = path.resolve().parent
+    root = root.parent if root.name == "params" else root
+    execution = params.execution.model_copy(
+        update={
+            name: value if "://" in value else str((root / value).resolve())
+            for name, value in (("ledger", params.execution.ledger), ("cache", params.execution.cache))
+        }
+    )
+    return params.model_copy(update={"execution": execution})
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    place = ""
+    for part in first["loc"]:
+        place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
+    kind, value = first["type"], first["input"]
+    if kind == "extra_forbidden":
+        known = _keys(first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(known)}"
+        return f"{place}: unknown key; {hint}"
+    if kind == "missing":
+        return f"{place}: this key is required; add it"
+    if kind == "value_error":
+        text = str(first["ctx"]["error"])
+        return f"{place}: {text}" if place else text
+    return f"{place}: {value!r} will not do: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def _keys(location: tuple[int | str, ...]) -> list[str]:
+    """Keys that a params file may have at a place."""
+    model: Any = Params
+    for part in location:
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is not None:
+            model = field.annotation
+        elif model is not None and any(a is ModelRecipe for a in get_args(model)):
+            model = ModelRecipe
+    return list(getattr(model, "model_fields", {}))

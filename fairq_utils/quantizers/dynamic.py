@@ -1,0 +1,69 @@
+"""Dynamic post-training quantization: weights beforehand, inputs by their own range."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from fairq_utils.quantizers.folding import fold_batch_norms
+from fairq_utils.quantizers.layers import quantizable, quantized
+from fairq_utils.quantizers.ptq import edge_spec, replace
+from fairq_utils.quantizers.report import QuantReport, float_bytes, report
+from fairq_utils.quantizers.spec import QuantSpec
+
+
+def quantize_dynamic(
+    model: nn.Module, spec: QuantSpec, example: Tensor | None = None
+) -> tuple[nn.Module, QuantReport]:
+    """Quantize convolutions and linear layers; every sample's input sets its own range.
+
+    No calibration set is needed. Ranges are per sample, so an answer does not depend on which other
+    samples share its batch.
+
+    Parameters
+    ----------
+    model : any module of one tensor argument
+        It is copied; the one passed in stays as it is.
+    spec : QuantSpec
+        With ``activation="dynamic"``.
+    example : Tensor (B, ...), optional
+        A batch to find the batch norms that can be folded and the order of the layers. Its values
+        set no range. Without it nothing is folded, and layers are taken in order of definition.
+
+    Returns
+    -------
+    module, report
+    """
+    if spec.activation != "dynamic":
+        raise ValueError("quantize_dynamic: spec.activation is static; use quantize_static")
+    before = float_bytes(model)
+    work = copy.deepcopy(model).eval()
+    folded: list[str] = []
+    left: dict[str, str] = {}
+    if example is not None:
+        folded, left = fold_batch_norms(work, example)
+    layers = {n: m for n, m in work.named_modules() if quantizable(m)}
+    order = list(layers) if example is None else _order(work, layers, example)
+    for name in layers:
+        if name not in order:
+            left[name] = "was not called on the example; it stays in float"
+    for name in order:
+        replace(work, name, quantized(layers[name], edge_spec(spec, name, order)))
+    return work, report(work, spec, folded, left, before, 0)
+
+
+def _order(model: nn.Module, layers: dict[str, nn.Module], example: Tensor) -> list[str]:
+    order: list[str] = []
+    hooks = [
+        layer.register_forward_pre_hook(lambda *_, name=name: order.append(name))
+        for name, layer in layers.items()
+    ]
+    try:
+        with torch.no_grad():
+            model(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(dict.fromkeys(order))

@@ -1,0 +1,254 @@
+"""One training loop. What differs between baseline, QAT and fine-tuning is the objective."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from fairq_utils.data.faces import FaceData
+from fairq_utils.models import classifier, normalize
+
+Progress = Callable[[int, int, float], None]
+# objective(model, images, rows, flipped) -> scalar loss
+Objective = nn.Module
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train.
+
+    Attributes
+    ----------
+    epochs : passes over the training split
+    learning_rate : peak of a one-cycle schedule
+    batch_size : images per step
+    weight_decay : AdamW's decoupled decay
+    precision : ``fp32`` or ``bf16`` (autocast; weights stay float32)
+    label_smoothing : share of the target spread over the other class
+    """
+
+    epochs: int
+    learning_rate: float
+    batch_size: int = 64
+    weight_decay: float = 0.05
+    precision: str = "fp32"
+    label_smoothing: float = 0.02
+
+
+@dataclass(frozen=True)
+class History:
+    """What a training left behind: mean loss of each epoch, and wall seconds."""
+
+    loss: tuple[float, ...]
+    seconds: float
+
+
+class Classification(nn.Module):
+    """Cross-entropy on the target."""
+
+    def __init__(self, data: FaceData, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.register_buffer("target", torch.from_numpy(data.target.astype(np.int64)))
+        self.label_smoothing = label_smoothing
+
+    def forward(self, model: nn.Module, images: Tensor, rows: Tensor, flipped: Tensor) -> Tensor:
+        """Loss of these images, a scalar; ``rows`` (B,) index the training split."""
+        return self.of_logits(model(images), rows)
+
+    def of_logits(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """Cross-entropy of logits (B, 2), a scalar."""
+        target: Tensor = self.target  # type: ignore[assignment]
+        return F.cross_entropy(logits.float(), target[rows], label_smoothing=self.label_smoothing)
+
+
+class WithFactors(Classification):
+    """Cross-entropy plus regression of the renderer's coefficients from the same features.
+
+    A linear layer predicts the standardised coefficients from what enters the classifier
+    (multi-task learning, Caruana 1997). It stands in for pre-training where no weights can be
+    fetched, and is thrown away after training. In a mirrored picture left and right change
+    places, so its coefficients do too.
+    """
+
+    def __init__(
+        self, data: FaceData, model: nn.Module, weight: float, label_smoothing: float = 0.0
+    ) -> None:
+        if data.factors is None:
+            raise ValueError(
+                "training.auxiliary: these images come without the coefficients that made them; "
+                "set training.auxiliary: 0"
+            )
+        super().__init__(data, label_smoothing)
+        self.weight = weight
+        straight, mirrored = _standardised(data.factors)
+        self.register_buffer("factors", torch.stack([straight, mirrored]))
+        self.features: Tensor | None = None
+        layer = classifier(model)
+        width = layer.in_channels if isinstance(layer, nn.Conv2d) else layer.in_features
+        self.head = nn.Linear(int(width), straight.shape[1])  # type: ignore[arg-type]
+        nn.init.zeros_(self.head.weight)
+        layer.register_forward_pre_hook(self._keep)
+        self.hook = next(reversed(layer._forward_pre_hooks))
+        self.layer = [layer]  # in a list: not a submodule of the objective
+
+    def _keep(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0]
+        self.features = x.mean(dim=(2, 3)) if x.ndim == 4 else x
+
+    def close(self) -> None:
+        """Take the hook off the model."""
+        self.layer[0]._forward_pre_hooks.pop(self.hook, None)
+
+    def forward(self, model: nn.Module, images: Tensor, rows: Tensor, flipped: Tensor) -> Tensor:
+        """Classification loss + weight x mean squared error of the coefficients (unit variance)."""
+        loss = super().forward(model, images, rows, flipped)
+        if self.features is None:
+            raise RuntimeError("the classifier was not called in this forward pass")
+        factors: Tensor = self.factors  # type: ignore[assignment]
+        error = F.mse_loss(self.head(self.features).float(), factors[flipped.long(), rows])
+        return loss + self.weight * error
+
+
+def _standardised(factors: pd.DataFrame) -> tuple[Tensor, Tensor]:
+    """Coefficients of unit variance (N, K), and those of the mirrored pictures."""
+    values = factors.to_numpy(np.float64)
+    names = list(factors.columns)
+    swap = {"Left": "Right", "Right": "Left"}
+    order = []
+    for name in names:
+        side = next((s for s in swap if name.endswith(s)), None)
+        order.append(names.index(name.removesuffix(side) + swap[side]) if side else names.index(name))
+    mirrored = values[:, order]
+    for name in ("yaw", "roll"):
+        if name in names:
+            mirrored[:, names.index(name)] *= -1
+    scale = np.maximum(values.std(axis=0), 1e-6)
+    centre = values.mean(axis=0)
+    return (
+        torch.from_numpy(((values - centre) / scale).astype(np.float32)),
+        torch.from_numpy(((mirrored - centre) / scale).astype(np.float32)),
+    )
+
+
+def fit(
+    model: nn.Module,
+    data: FaceData,
+    recipe: Recipe,
+    objective: Objective,
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> History:
+    """Train ``model`` in place on all rows of ``data``.
+
+    AdamW with a one-cycle schedule (Smith and Topin 2018), gradients clipped to norm 1, mirrored
+    pictures half of the time. The seed decides the order of the images and the mirroring; the
+    initial weights are the caller's.
+
+    Parameters
+    ----------
+    model, objective : modules
+        ``objective(model, images, rows, flipped)`` returns a scalar loss; its own parameters are
+        trained too.
+    seed : int
+    progress : callable, optional
+        Called after every epoch as ``progress(epoch, epochs, mean_loss)``.
+
+    Raises
+    ------
+    FloatingPointError
+        The loss is no longer finite; names the epoch and step.
+    """
+    began = time.perf_counter()
+    generator = torch.Generator().manual_seed(seed)
+    model.to(device=device, memory_format=torch.channels_last).train()
+    objective.to(device).train()
+    parameters = [*model.parameters(), *objective.parameters()]
+    optimizer = torch.optim.AdamW(
+        _decayed(parameters, recipe.weight_decay), lr=recipe.learning_rate, fused=True
+    )
+    batch = min(recipe.batch_size, len(data))
+    steps = len(data) // batch
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, recipe.learning_rate, total_steps=recipe.epochs * steps, pct_start=0.2
+    )
+    kind = torch.device(device).type
+    history = []
+    for epoch in range(recipe.epochs):
+        order = torch.randperm(len(data), generator=generator)
+        total = torch.zeros((), device=device)
+        for step in range(steps):
+            rows = order[step * batch : (step + 1) * batch]
+            flipped = torch.rand(batch, generator=generator) < 0.5
+            images = data.images[rows]
+            images[flipped] = images[flipped].flip(-1)
+            x = normalize(images, device)
+            cast = torch.autocast(kind, torch.bfloat16) if recipe.precision == "bf16" else nullcontext()
+            with cast:
+                loss = objective(model, x, rows.to(device), flipped.to(device))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(parameters, 1.0)
+            if step % 50 == 0 and not math.isfinite(float(norm)):
+                raise FloatingPointError(
+                    f"training: the gradient is not finite at epoch {epoch + 1}, step {step + 1}; "
+                    "lower training.models.*.learning_rate"
+                )
+            optimizer.step()
+            schedule.step()
+            total += loss.detach()
+        history.append(float(total) / steps)
+        if not math.isfinite(history[-1]):
+            raise FloatingPointError(
+                f"training: the loss is not finite in epoch {epoch + 1}; "
+                "lower training.models.*.learning_rate"
+            )
+        if progress is not None:
+            progress(epoch + 1, recipe.epochs, history[-1])
+    model.eval()
+    return History(tuple(history), time.perf_counter() - began)
+
+
+def _decayed(parameters: list[nn.Parameter], decay: float) -> list[dict[str, object]]:
+    """Weight decay for matrices and filters, none for biases and normalisation."""
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def predict(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    batch_size: int = 128,
+    device: torch.device | str = "cpu",
+) -> NDArray[np.float32]:
+    """Margins (N,): logit of the target minus logit of its absence; positive predicts it.
+
+    Parameters
+    ----------
+    images : uint8 (N, 3, H, W)
+    """
+    model.to(device).eval()
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(images), batch_size):
+            logits = model(normalize(images[start : start + batch_size], device))
+            parts.append((logits[:, 1] - logits[:, 0]).float().cpu())
+    margins = torch.cat(parts).numpy()
+    bad = np.flatnonzero(~np.isfinite(margins))
+    if len(bad):
+        raise FloatingPointError(f"predict: the margin of image {bad[0]} is not finite")
+    return margins

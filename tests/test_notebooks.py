@@ -1,0 +1,219 @@
+"""The chapters, their committed notebooks, and the book they become."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import plotly.graph_objects as go
+import pytest
+
+from fairq_utils import execution
+from fairq_utils.book import BOOKS, main, outside_references
+from fairq_utils.interactive import interactive
+
+CHAPTERS = execution.chapters()
+SCRIPT = """# %% [markdown]
+# # A chapter
+
+# %% tags=["parameters", "remove-cell"]
+params_file = "../params/smoke.yaml"
+draws: int = 3
+
+# %%
+print(params_file, draws)
+"""
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def script(text: str = SCRIPT) -> Path:
+        path = tmp_path / "01_trial.py"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return script
+
+
+@pytest.mark.parametrize("script", CHAPTERS, ids=lambda path: path.stem)
+def test_script_and_notebook_are_in_step(script: Path) -> None:
+    assert execution.differences(script) == []
+
+
+def test_every_notebook_has_its_script() -> None:
+    notebooks = {path.stem for path in execution.NOTEBOOKS.glob("*.ipynb")}
+    assert notebooks == {path.stem for path in CHAPTERS}
+
+
+@pytest.mark.parametrize("script", CHAPTERS, ids=lambda path: path.stem)
+def test_chapter_runs_at_smoke_by_default_and_hides_its_parameters(script: Path) -> None:
+    notebook = execution.read_chapter(script)
+    assert execution.parameters_of(notebook)["params_file"] == repr("../params/smoke.yaml")
+    tagged = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    assert "remove-cell" in tagged[0].metadata.tags
+
+
+@pytest.mark.parametrize("script", CHAPTERS, ids=lambda path: path.stem)
+def test_committed_notebook_says_nothing_of_time_and_machine(script: Path) -> None:
+    pair = script.with_suffix(".ipynb")
+    notebook = nbformat.read(pair, as_version=4)
+    assert notebook.metadata == execution.METADATA
+    text = pair.read_text(encoding="utf-8")
+    assert str(execution.ROOT) not in text
+    for cell in notebook.cells:
+        assert not {"papermill", "execution"} & set(cell.metadata)
+        assert all(output.get("name") != "stderr" for output in cell.get("outputs", []))
+    assert execution.normalise(nbformat.reads(text, as_version=4)) == notebook
+
+
+def test_a_pair_out_of_step_is_found(write: Write) -> None:
+    script = write()
+    assert "is missing" in execution.differences(script)[0]
+    nbformat.write(execution.read_chapter(script), script.with_suffix(".ipynb"))
+    assert execution.differences(script) == []
+    script.write_text(SCRIPT.replace("draws)", "draws + 1)"), encoding="utf-8")
+    [line] = execution.differences(script)
+    assert "cell 2: source differs" in line
+    script.write_text(SCRIPT + "\n# %%\n1 + 1\n", encoding="utf-8")
+    assert any(
+        "4 cells in the script, 3 in the notebook" in d for d in execution.differences(script)
+    )
+
+
+def test_unknown_parameter_is_refused_before_anything_is_written(
+    write: Write, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(execution.UnknownParameterError) as caught:
+        execution.execute_notebooks(
+            execution.SMOKE, out, parameters={"drows": 4}, scripts=[write()]
+        )
+    message = str(caught.value)
+    assert "01_trial.py" in message
+    assert "'drows' is not one of its parameters (draws, params_file)" in message
+    assert "\n" not in message
+    assert not out.exists()
+
+
+@pytest.mark.skipif(not execution.SMOKE.exists(), reason="params/smoke.yaml is not written yet")
+def test_unknown_parameter_ends_the_command_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--params", str(execution.SMOKE), "-p", "no_such_parameter", "1"]) == 2
+    assert "no_such_parameter" in capsys.readouterr().err
+
+
+def test_unreadable_params_file_ends_the_command_with_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--params", str(tmp_path / "missing.yaml")]) == 2
+    assert "missing.yaml" in capsys.readouterr().err
+
+
+def test_executing_twice_writes_the_same_notebook(write: Write, tmp_path: Path) -> None:
+    script = write()
+    params = tmp_path / "other.yaml"
+    texts, lines = [], []
+    for name in ("a", "b"):
+        [path] = execution.execute_notebooks(
+            params, tmp_path / name, lines.append, parameters={"draws": 5}, scripts=[script]
+        )
+        texts.append(path.read_text(encoding="utf-8"))
+    assert texts[0] == texts[1]
+    notebook = nbformat.reads(texts[0], as_version=4)
+    assert notebook.cells[-1].outputs[0].text == "other.yaml 5\n"
+    injected = [c for c in notebook.cells if "injected-parameters" in c.metadata.get("tags", [])]
+    assert injected[0].metadata.tags == ["injected-parameters", "remove-cell"]
+    assert lines[0].startswith("chapter 1/1 01_trial: executing, 0 s so far")
+    assert "done in" in lines[1]
+
+
+def test_a_failing_cell_is_named(write: Write, tmp_path: Path) -> None:
+    script = write(SCRIPT + "\n# %%\nraise ValueError('no such group')\n")
+    with pytest.raises(execution.ExecutionError, match=r"01_trial\.py: cell \d+: ValueError: no"):
+        execution.execute_notebooks("x.yaml", tmp_path / "out", lambda _: None, scripts=[script])
+
+
+def test_normalise_takes_out_what_is_random() -> None:
+    def table(number: str) -> nbformat.NotebookNode:
+        html = f'<style>#T_{number} td {{}}</style><table id="T_{number}">'
+        address = f"<object at 0x7f{number}00>"
+        outputs = [
+            nbformat.v4.new_output("stream", name="stdout", text="one "),
+            nbformat.v4.new_output("stream", name="stdout", text=f"two {address}\n"),
+            nbformat.v4.new_output("display_data", data={"text/html": html}),
+        ]
+        cell = nbformat.v4.new_code_cell("table", outputs=outputs)
+        cell.metadata["execution"] = {"iopub.execute_input": number}
+        cell.metadata["papermill"] = {"duration": number}
+        return execution.normalise(nbformat.v4.new_notebook(cells=[cell]))
+
+    assert table("ab123") == table("cd456")
+    assert table("ab123").cells[0].outputs[0].text == "one two <object>\n"
+
+
+def test_an_interactive_figure_is_the_same_every_time_and_stays_here() -> None:
+    figure = go.Figure(go.Scatter(x=[1, 2], y=[3, 4]))
+    html = interactive(figure, "gap-by-size").html()
+    assert html == interactive(figure, "gap-by-size").html()
+    assert 'id="gap-by-size"' in html
+    assert '"modeBarButtonsToRemove": ["sendChartToCloud"]' in html
+    assert "http" not in html
+    assert "<script src" not in html
+    with pytest.raises(ValueError, match="'Gap by size'"):
+        interactive(figure, "Gap by size")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        '<script src="https://cdn.example/a.js"></script>',
+        '<script async src="//cdn.example/a.js"></script>',
+        '<link rel="stylesheet" href="https://fonts.example/css">',
+        '<link rel="preconnect" href="https://fonts.example">',
+        '<img alt="" src="http://pictures.example/a.png">',
+        '<img srcset="a.png 1x, https://pictures.example/a.png 2x">',
+        '<div style="background: url(https://pictures.example/a.png)"></div>',
+        "<style>@import 'https://fonts.example/a.css';</style>",
+        '<script>const THEBE = "https://cdn.example/thebe/index.js"</script>',
+        '<iframe src="https://www.example/"/>',
+    ],
+)
+def test_outside_references_are_found(page: str, tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    assert len(outside_references(tmp_path)) == 1
+
+
+def test_links_and_own_files_are_no_outside_references(tmp_path: Path) -> None:
+    page = (
+        '<a href="https://arxiv.org/abs/1911.05248">a paper</a><script src="_static/a.js"></script>'
+        '<link rel="canonical" href="https://book.example/"><img src="data:image/png;base64,AA">'
+        '<svg xmlns="http://www.w3.org/2000/svg"></svg>'
+    )
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    (tmp_path / "style.css").write_text("a { background: url(a.png) }", encoding="utf-8")
+    assert outside_references(tmp_path) == []
+    (tmp_path / "style.css").write_text("@import url('https://fonts.example/a')", encoding="utf-8")
+    assert outside_references(tmp_path) == ["style.css: https://fonts.example/a"]
+
+
+@pytest.mark.parametrize("html", sorted(BOOKS.glob("*/html")), ids=lambda path: path.parent.name)
+def test_a_built_book_loads_nothing_from_outside(html: Path) -> None:
+    assert outside_references(html) == []
+
+
+def test_table_of_contents_names_every_chapter() -> None:
+    contents = (execution.ROOT / "_toc.yml").read_text(encoding="utf-8")
+    assert all(f"notebooks/{script.stem}" in contents for script in CHAPTERS)
+
+
+def test_seconds_of_the_last_execution_make_the_estimate(write: Write, tmp_path: Path) -> None:
+    record = tmp_path / "out_seconds.json"
+    record.write_text(json.dumps({"01_trial": 7.0}), encoding="utf-8")
+    lines: list[str] = []
+    execution.execute_notebooks("x.yaml", tmp_path / "out", lines.append, scripts=[write()])
+    assert lines[0].endswith("about 7 s left")
+    assert json.loads(record.read_text(encoding="utf-8"))["01_trial"] < 7.0

@@ -1,0 +1,156 @@
+"""The rendered population: same people everywhere, the asked-for make-up, a sound cache."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fairq_utils.data import load
+from fairq_utils.data.population import CELEBA_JOINT, SPLITS, Population, draw, keys
+from fairq_utils.data.render import render
+
+LABELS = ["l-eye-scale-incr", "r-eye-scale-incr", "nose-hump-incr"]
+
+
+def people(population: Population, split: str, indices: np.ndarray):
+    return draw(population, split, indices, LABELS)
+
+
+def test_a_person_does_not_depend_on_the_others() -> None:
+    population = Population()
+    many = people(population, "train", np.arange(50))
+    few = people(population, "train", np.array([41, 7]))
+    for i, j in ((0, 41), (1, 7)):
+        assert few.target[i] == many.target[j]
+        assert few.smile[i] == many.smile[j]
+        np.testing.assert_array_equal(few.actions[i], many.actions[j])
+        for name in few.look:
+            np.testing.assert_array_equal(few.look[name][i], many.look[name][j])
+
+
+def test_splits_share_no_key() -> None:
+    indices = np.arange(1000)
+    seen = {tuple(k) for split in SPLITS for k in keys(3, split, indices)}
+    assert len(seen) == len(SPLITS) * len(indices)
+
+
+def test_joint_distribution_is_celebas() -> None:
+    drawn = people(Population(), "train", np.arange(8000))
+    total = sum(CELEBA_JOINT.values())
+    table = drawn.groups.assign(y=drawn.target)
+    for cell, weight in CELEBA_JOINT.items():
+        gender, age, y = cell.split("|")
+        share = ((table.gender == gender) & (table.age == age) & (table.y == int(y))).mean()
+        expected = weight / total
+        assert abs(share - expected) < 4 * np.sqrt(expected * (1 - expected) / len(table))
+
+
+def test_base_rates_and_ancestry_are_dials() -> None:
+    joint = dict.fromkeys(CELEBA_JOINT, 0.0) | {"male|old|1": 1.0}
+    race = {"african": 0.0, "asian": 1.0, "caucasian": 0.0}
+    drawn = people(Population(joint=joint, race=race), "test", np.arange(200))
+    assert (drawn.target == 1).all()
+    assert set(drawn.groups.gender) == {"male"}
+    assert set(drawn.groups.age) == {"old"}
+    assert set(drawn.groups.race) == {"asian"}
+
+
+def test_difficulty_moves_the_overlap() -> None:
+    wrong = []
+    for difficulty in (0.0, 1.0, 2.0):
+        population = Population(difficulty=difficulty)
+        drawn = people(population, "train", np.arange(4000))
+        wrong.append(float(((drawn.smile > 0.5) != (drawn.target == 1)).mean()))
+        assert wrong[-1] == pytest.approx(1 - population.bayes_accuracy, abs=0.02)
+    assert wrong[0] == 0 < wrong[1] < wrong[2]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"difficulty": 5.0}, "difficulty"),
+        ({"joint": {"female|old|1": 1.0}}, "joint"),
+        ({"joint": dict.fromkeys(CELEBA_JOINT, 0.0)}, "joint"),
+        ({"race": {"african": 1.0}}, "race"),
+        ({"race": {"african": -1.0, "asian": 1.0, "caucasian": 1.0}}, "race"),
+    ],
+)
+def test_impossible_populations_are_refused(options: dict, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        Population(**options)
+
+
+def test_pixels_do_not_depend_on_the_batch() -> None:
+    population = Population(seed=11)
+    together, _ = render(population, "train", np.arange(130), 32, device="cpu")
+    alone, _ = render(population, "train", np.array([3, 127]), 32, device="cpu", threads=1)
+    for i, j in ((0, 3), (1, 127)):
+        assert np.abs(alone[i].astype(int) - together[j].astype(int)).max() <= 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+def test_pixels_agree_between_cpu_and_cuda() -> None:
+    indices = np.arange(64)
+    cpu, _ = render(Population(), "train", indices, 64, device="cpu")
+    cuda, _ = render(Population(), "train", indices, 64, device="cuda:0")
+    assert np.abs(cpu.astype(int) - cuda.astype(int)).max() <= 2
+
+
+def test_pictures_show_a_head_on_a_background() -> None:
+    images, drawn = render(Population(seed=5), "train", np.arange(32), 48, device="cpu")
+    assert images.shape == (32, 3, 48, 48)
+    centre = images[:, :, 20:30, 20:30].reshape(32, -1).mean(axis=1)
+    assert images.reshape(32, -1).std(axis=1).min() > 8, "a picture is blank"
+    # Skin reflectance must show: light skin is brighter than dark skin.
+    race = np.concatenate([p.groups.race for p in drawn])
+    assert centre[race == "caucasian"].mean() > centre[race == "african"].mean() + 20
+
+
+def test_the_smile_moves_the_mouth() -> None:
+    """Two renderings of one person that differ in Smiling alone differ around the mouth."""
+    joint0 = {k: (1.0 if k.endswith("0") else 0.0) for k in CELEBA_JOINT}
+    joint1 = {k: (1.0 if k.endswith("1") else 0.0) for k in CELEBA_JOINT}
+    pictures = []
+    for joint in (joint0, joint1):
+        joint = {k: v if k.startswith("female|young") else 0.0 for k, v in joint.items()}
+        pictures.append(render(Population(joint=joint), "train", np.arange(16), 64, device="cpu")[0])
+    change = np.abs(pictures[0].astype(float) - pictures[1].astype(float)).mean(axis=(0, 1))
+    mouth, forehead = change[40:50, 24:40].mean(), change[12:22, 24:40].mean()
+    assert mouth > 2 * forehead
+
+
+def test_cache_is_reused_and_a_damaged_one_rebuilt(tmp_path) -> None:
+    options = {"sizes": {"train": 6, "test": 4}, "size": 32, "cache": tmp_path}
+    first = load("population", **options)
+    assert list(first.split) == ["train"] * 6 + ["test"] * 4
+    calls: list[str] = []
+    again = load("population", **options, progress=lambda s, *_: calls.append(s))
+    assert not calls, "a cached split was rendered again"
+    assert torch.equal(first.images, again.images)
+    file = next(tmp_path.glob("population/train-*/images.npy"))
+    blob = bytearray(file.read_bytes())
+    blob[-1] ^= 255
+    file.write_bytes(bytes(blob))
+    with pytest.warns(UserWarning, match="checksum"):
+        healed = load("population", **options, progress=lambda s, *_: calls.append(s))
+    assert set(calls) == {"train"}
+    assert torch.equal(first.images, healed.images)
+    assert not list(tmp_path.glob("population/.*")), "scratch folders were left behind"
+
+
+def test_face_data_refuses_rows_that_do_not_match(tmp_path) -> None:
+    data = load("population", sizes={"train": 4}, size=32, cache=tmp_path)
+    with pytest.raises(ValueError, match="groups has 3 rows"):
+        type(data)(data.images, data.target, data.groups.iloc[:3], data.split)
+    with pytest.raises(ValueError, match="'test' has no images"):
+        data.subset("test")
+    with pytest.raises(ValueError, match="not one of"):
+        load("imagenet")
+
+
+def test_pictures_are_ordinary_rgb(tmp_path) -> None:
+    data = load("population", sizes={"train": 2}, size=32, cache=tmp_path)
+    picture = Image.fromarray(data.images[0].permute(1, 2, 0).numpy())
+    assert picture.size == (32, 32)
