@@ -9,7 +9,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 Indices = NDArray[np.int64]
-Sampler = Callable[[pd.DataFrame, NDArray[np.int8], int, np.random.Generator, Sequence[str]], Indices]
+Sampler = Callable[
+    [pd.DataFrame, NDArray[np.int8], int, np.random.Generator, Sequence[str]], Indices
+]
 
 
 def _at_random(
@@ -54,7 +56,7 @@ def _evenly(cells: NDArray[np.str_], count: int, rng: np.random.Generator) -> In
         if len(members) < wanted:
             raise ValueError(
                 f"calibration: the group {name!r} has {len(members)} images in the pool where "
-                f"{wanted} are needed; enlarge data.calibration, or ask for fewer calibration images"
+                f"{wanted} are needed; enlarge data.calibration, or calibrate on fewer images"
             )
         parts.append(rng.permutation(members)[:wanted])
     return rng.permutation(np.concatenate(parts))
@@ -81,8 +83,8 @@ def draw(
     Parameters
     ----------
     sampler : str
-        ``random``, ``label_balanced`` (as many of each label), or ``group_balanced`` (as many of each
-        cell of ``attributes``).
+        ``random``, ``label_balanced`` (as many of each label), or ``group_balanced`` (as many of
+        each cell of ``attributes``).
     groups : DataFrame of N rows
     target : int8 (N,)
     count : int

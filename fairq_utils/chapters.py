@@ -94,7 +94,7 @@ class Chapter:
         return tables.frontier(self.effects(), self.sizes(), self.crossed)
 
     def recovery(self) -> pd.DataFrame:
-        """Confusion of the sensitive attributes by a small network, computed once per population."""
+        """Confusion of the sensitive attributes by a small network, computed once."""
         count = min(PROBE_IMAGES, self.params.data.train)
         data = self.params.data.model_dump(mode="json")
         recipe = {
@@ -157,10 +157,6 @@ class Chapter:
         folder = root / "build" / "results" / self.params.name
         return tables.write_results(self.effects(), self.sizes(), folder)
 
-    def interactive(self, html: str) -> HTML:
-        """Show a plotly figure whose script the book brings along."""
-        return HTML(html)
-
 
 def open_chapter(params_file: str | os.PathLike[str]) -> Chapter:
     """Open the study that a params file describes, with the book's style."""
@@ -189,7 +185,11 @@ def group_table(groups: pd.DataFrame) -> HTML:
     error = [tables.interval(*v) for v in rows[["compared", "compared", "compared"]].to_numpy()]
     cells = [e.split(" ")[0] for e in error]
     wide = rows.assign(cell=cells).pivot_table(
-        index=["group", "images"], columns="architecture", values="cell", aggfunc="first", sort=False
+        index=["group", "images"],
+        columns="architecture",
+        values="cell",
+        aggfunc="first",
+        sort=False,
     )
     return _shown(wide.reset_index().rename_axis(columns=None))
 
@@ -212,7 +212,9 @@ def gap_table(effects: pd.DataFrame, scope: str) -> HTML:
     wide = tables.named(rows.assign(cell=cells)).pivot_table(
         index="architecture", columns="statistic", values="cell", aggfunc="first", sort=False
     )
-    keep = [c for c in wide if c not in ("Accuracy", "Worst-group accuracy", "Equal opportunity gap")]
+    keep = [
+        c for c in wide if c not in ("Accuracy", "Worst-group accuracy", "Equal opportunity gap")
+    ]
     return _shown(wide[keep].reset_index().rename_axis(columns=None))
 
 
@@ -282,7 +284,9 @@ def flip_table(groups: pd.DataFrame) -> HTML:
             "bits": rows.bits,
             "group": rows.group,
             "images": rows.images,
-            "change (points)": [tables.interval(*v) for v in rows[["change", "low", "high"]].to_numpy()],
+            "change (points)": [
+                tables.interval(*v) for v in rows[["change", "low", "high"]].to_numpy()
+            ],
             "lost": rows.lost,
             "won": rows.won,
             "McNemar mid-p": [f"{p:.3f}" for p in rows.mcnemar_p],
@@ -298,7 +302,8 @@ def quantized_size_table(sizes: pd.DataFrame) -> HTML:
     )
     rows = rows.assign(
         cell=[f"{m:.2f} ({r:.2f}x)" for m, r in rows[["mebibytes", "ratio"]].to_numpy()],
-        configuration=rows.method.map({"fp32": "", "ptq": "static ", "dynamic": "dynamic "}) + rows.bits,
+        configuration=rows.method.map({"fp32": "", "ptq": "static ", "dynamic": "dynamic "})
+        + rows.bits,
     )
     wide = rows.pivot_table(
         index="architecture", columns="configuration", values="cell", aggfunc="first", sort=False
@@ -399,7 +404,9 @@ def pareto_table(frontier: pd.DataFrame) -> HTML:
                 "architecture": rows.architecture.map(models.DISPLAY_NAMES),
                 "configuration": [figures.label(row) for _, row in rows.iterrows()],
                 "accuracy (%)": [f"{v * 100:.1f}" for v in rows.accuracy],
-                "parity gap (points)": [f"{v * 100:.1f}" for v in rows.demographic_parity_difference],
+                "parity gap (points)": [
+                    f"{v * 100:.1f}" for v in rows.demographic_parity_difference
+                ],
                 "size (MiB)": [f"{v:.2f}" for v in rows.mebibytes],
             }
         )

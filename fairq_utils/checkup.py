@@ -45,7 +45,9 @@ def inspect(params: Params | None = None) -> Iterator[Item]:
     params : Params, optional
         Also ask whether this study's device and image source are there.
     """
-    yield Item("python", sys.version_info >= (3, 11), platform.python_version() + " (3.11 or newer)")
+    yield Item(
+        "python", sys.version_info >= (3, 11), platform.python_version() + " (3.11 or newer)"
+    )
     for name, module in PACKAGES.items():
         yield _package(name, module)
     compiler = shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
@@ -77,7 +79,9 @@ def _processors(params: Params | None) -> Iterator[Item]:
     import torch
 
     capability = torch.backends.cpu.get_cpu_capability()
-    yield Item("processor", True, f"{platform.machine()}, {capability}, {torch.get_num_threads()} threads")
+    yield Item(
+        "processor", True, f"{platform.machine()}, {capability}, {torch.get_num_threads()} threads"
+    )
     gpu = torch.cuda.is_available()
     wanted = params is not None and params.execution.device == "cuda"
     detail = torch.cuda.get_device_name() if gpu else "none found; the CPU is used"

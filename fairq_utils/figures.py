@@ -6,6 +6,7 @@ Colours tell architectures apart (seaborn's colour-blind palette), and mean the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,10 +16,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from fairq_utils.data.faces import FaceData
+from fairq_utils.interactive import Interactive, interactive
 from fairq_utils.models import DISPLAY_NAMES
 
 COLOURS = dict(zip(DISPLAY_NAMES, sns.color_palette("colorblind"), strict=False))
-STYLE = {
+STYLE: dict[str, Any] = {
     "figure.dpi": 110,
     "savefig.bbox": "tight",
     "font.size": 10,
@@ -33,7 +35,7 @@ STYLE = {
 
 def use_style() -> None:
     """Set the book's look for all figures that follow."""
-    plt.rcParams.update(STYLE)
+    plt.rcParams.update(STYLE)  # type: ignore[arg-type]
 
 
 def _title(name: str) -> str:
@@ -96,7 +98,9 @@ def composition(data: FaceData) -> Figure:
     left.legend(title="")
     rates = table.groupby("group").smiling.agg(["mean", "size"])
     error = 1.96 * np.sqrt(rates["mean"] * (1 - rates["mean"]) / rates["size"])
-    right.errorbar(rates.index, rates["mean"] * 100, yerr=error * 100, fmt="o", color="0.25", capsize=3)
+    right.errorbar(
+        rates.index, rates["mean"] * 100, yerr=error * 100, fmt="o", color="0.25", capsize=3
+    )
     right.set(ylabel="smiling (%)", ylim=(0, 100))
     right.margins(x=0.2)
     right.tick_params(axis="x", rotation=20)
@@ -114,7 +118,9 @@ def recovery(confusion: pd.DataFrame) -> Figure:
             index="true", columns="predicted", values="images", aggfunc="sum", fill_value=0
         )
         share = table.div(table.sum(axis=1), axis=0) * 100
-        sns.heatmap(share, annot=True, fmt=".0f", cmap="Blues", vmin=0, vmax=100, cbar=False, ax=axis)
+        sns.heatmap(
+            share, annot=True, fmt=".0f", cmap="Blues", vmin=0, vmax=100, cbar=False, ax=axis
+        )
         axis.set_title(name)
         axis.grid(False)
     figure.tight_layout()
@@ -127,14 +133,26 @@ def accuracy_bars(effects: pd.DataFrame, bayes: float | None = None) -> Figure:
     rows = rows.drop_duplicates("architecture")
     figure, axis = plt.subplots(figsize=(7, 3))
     for i, row in enumerate(rows.itertuples()):
-        error = [[(row.compared - row.compared_low) * 100], [(row.compared_high - row.compared) * 100]]
-        axis.errorbar(row.compared * 100, i, xerr=error, fmt="o", color=COLOURS[row.architecture], capsize=3)
+        error = [
+            [(row.compared - row.compared_low) * 100],
+            [(row.compared_high - row.compared) * 100],
+        ]
+        axis.errorbar(
+            row.compared * 100, i, xerr=error, fmt="o", color=COLOURS[row.architecture], capsize=3
+        )
     axis.set_yticks(range(len(rows)), [_title(a) for a in rows.architecture])
     axis.invert_yaxis()
     if bayes is not None:
         axis.axvline(bayes * 100, color="0.4", linestyle="--", linewidth=1)
-        axis.annotate("best attainable", (bayes * 100, -0.45), fontsize=8, ha="right", color="0.4",
-                      xytext=(-4, 0), textcoords="offset points")
+        axis.annotate(
+            "best attainable",
+            (bayes * 100, -0.45),
+            fontsize=8,
+            ha="right",
+            color="0.4",
+            xytext=(-4, 0),
+            textcoords="offset points",
+        )
     axis.set_xlabel("test accuracy (%)")
     return figure
 
@@ -173,15 +191,25 @@ def configuration_heatmap(effects: pd.DataFrame, statistic: str, scope: str) -> 
     table *= 100
     limit = float(np.nanmax(np.abs(table.to_numpy()))) or 1.0
     figure, axis = plt.subplots(figsize=(2.6 + 1.15 * table.shape[1], 0.9 + 0.38 * len(table)))
-    sns.heatmap(table, annot=True, fmt="+.1f", cmap="RdBu_r", vmin=-limit, vmax=limit,
-                cbar_kws={"label": "change (points)"}, ax=axis)
+    sns.heatmap(
+        table,
+        annot=True,
+        fmt="+.1f",
+        cmap="RdBu_r",
+        vmin=-limit,
+        vmax=limit,
+        cbar_kws={"label": "change (points)"},
+        ax=axis,
+    )
     axis.set(xlabel="", ylabel="")
     axis.tick_params(axis="x", rotation=20)
     axis.grid(False)
     return figure
 
 
-def changes(effects: pd.DataFrame, statistic: str, scope: str, floor: float | None = None) -> Figure:
+def changes(
+    effects: pd.DataFrame, statistic: str, scope: str, floor: float | None = None
+) -> Figure:
     """Change of a statistic from FP32 with its interval; what chance alone does is shaded.
 
     Parameters
@@ -200,8 +228,14 @@ def changes(effects: pd.DataFrame, statistic: str, scope: str, floor: float | No
     axis.axvline(0, color="0.3", linewidth=1)
     step = 0.75 / max(len(models), 1)
     for row in rows.itertuples():
-        y = names.index(label(pd.Series(row._asdict()))) + (models.index(row.architecture) + 0.5) * step - 0.375
-        axis.plot([row.low * 100, row.high * 100], [y, y], color=COLOURS[row.architecture], linewidth=1.6)
+        y = (
+            names.index(label(pd.Series(row._asdict())))
+            + (models.index(row.architecture) + 0.5) * step
+            - 0.375
+        )
+        axis.plot(
+            [row.low * 100, row.high * 100], [y, y], color=COLOURS[row.architecture], linewidth=1.6
+        )
         axis.plot(row.change * 100, y, "o", markersize=4, color=COLOURS[row.architecture])
     for model in models:
         axis.plot([], [], "o-", color=COLOURS[model], label=_title(model))
@@ -216,12 +250,19 @@ def per_group_chart(groups: pd.DataFrame) -> Figure:
     """Change of accuracy of every group, one panel per architecture."""
     models = list(dict.fromkeys(groups.architecture))
     figure, axes = plt.subplots(
-        1, len(models), figsize=(1.2 + 1.95 * len(models), 3.2), sharey=True, sharex=True, squeeze=False
+        1,
+        len(models),
+        figsize=(1.2 + 1.95 * len(models), 3.2),
+        sharey=True,
+        sharex=True,
+        squeeze=False,
     )
     for axis, model in zip(axes[0], models, strict=True):
         part = groups[groups.architecture == model].reset_index(drop=True)
         error = np.stack([part.change - part.low, part.high - part.change]) * 100
-        axis.errorbar(part.change * 100, part.index, xerr=error, fmt="o", color=COLOURS[model], capsize=3)
+        axis.errorbar(
+            part.change * 100, part.index, xerr=error, fmt="o", color=COLOURS[model], capsize=3
+        )
         axis.axvline(0, color="0.3", linewidth=1)
         axis.set_title(_title(model), fontsize=10)
         axis.set_yticks(part.index, part.group)
@@ -233,7 +274,9 @@ def per_group_chart(groups: pd.DataFrame) -> Figure:
 
 def mitigation(effects: pd.DataFrame, statistic: str, scope: str) -> Figure:
     """Harm after random and after balanced calibration, joined; and the paired difference."""
-    rows = effects[(effects.statistic == statistic) & (effects["scope"] == scope)].reset_index(drop=True)
+    rows = effects[(effects.statistic == statistic) & (effects["scope"] == scope)].reset_index(
+        drop=True
+    )
     names = [f"{_title(r.architecture)} {r.bits} {r.ranges}" for r in rows.itertuples()]
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(9.6, 1.2 + 0.26 * len(rows)), sharey=True, width_ratios=(1.2, 1)
@@ -282,15 +325,17 @@ def noise(observed: NDArray[np.float64], sizes: Sequence[int]) -> Figure:
     figure, axis = plt.subplots(figsize=(6, 2.8))
     axis.hist(observed * 100, bins=40, color="0.7")
     axis.axvline(float(np.mean(observed)) * 100, color="0.2", label="mean")
-    axis.axvline(float(np.quantile(observed, 0.95)) * 100, color="0.2", linestyle="--", label="95 %")
+    axis.axvline(
+        float(np.quantile(observed, 0.95)) * 100, color="0.2", linestyle="--", label="95 %"
+    )
     axis.set(xlabel="max-min gap with no true difference (points)", ylabel="simulated studies")
     axis.set_title(f"groups of {', '.join(map(str, sizes))}", fontsize=9)
     axis.legend()
     return figure
 
 
-def interactive_pareto(frontier: pd.DataFrame) -> str:
-    """The Pareto picture as HTML that can be hovered over; needs plotly's script on the page."""
+def interactive_pareto(frontier: pd.DataFrame) -> Interactive:
+    """The Pareto picture with every configuration's name under the pointer."""
     import plotly.graph_objects as go
 
     figure = go.Figure()
@@ -319,8 +364,4 @@ def interactive_pareto(frontier: pd.DataFrame) -> str:
         height=420,
         legend={"orientation": "h", "y": 1.12},
     )
-    html: str = figure.to_html(
-        full_html=False, include_plotlyjs=False, include_mathjax=False, div_id="pareto"
-    )
-    return html
-
+    return interactive(figure, "pareto")

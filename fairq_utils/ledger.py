@@ -232,8 +232,10 @@ class Ledger:
         if not tables:
             raise LedgerError(f"{self.url}: the ledger holds no run to compact")
         other = Ledger(posixpath.dirname(os.fspath(target)) or ".")
-        other._put(posixpath.join(other.root, posixpath.basename(os.fspath(target))),
-                   pa.concat_tables(tables))
+        other._put(
+            posixpath.join(other.root, posixpath.basename(os.fspath(target))),
+            pa.concat_tables(tables),
+        )
 
     def read_table(self, name: str) -> pd.DataFrame | None:
         """A table kept beside the runs, or None where there is none that can be read."""
@@ -282,8 +284,8 @@ class Ledger:
                 self.fs.mv(temporary, path)
         except OSError as error:
             raise LedgerError(
-                f"{path}: could not be written ({error.strerror or error}); free some space or name "
-                "another place in execution.ledger. The runs that are there are whole"
+                f"{path}: could not be written ({error.strerror or error}); free some space or "
+                "name another place in execution.ledger. The runs that are there are whole"
             ) from error
         finally:
             if self.fs.exists(temporary):

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -21,7 +22,7 @@ PATCH = 16  # pixels per side of a ViT-Small patch
 
 
 def _timm(model: str, *, classes: int, image_size: int, pretrained: bool) -> nn.Module:
-    sized = {"img_size": image_size} if model.startswith("vit") else {}
+    sized: dict[str, Any] = {"img_size": image_size} if model.startswith("vit") else {}
     return timm.create_model(model, pretrained=pretrained, num_classes=classes, **sized)
 
 
@@ -132,7 +133,7 @@ def float_megabytes(model: nn.Module) -> float:
 def save_checkpoint(
     model: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write weights as safetensors, to a temporary name first, so that a kill leaves no half file."""
+    """Write weights as safetensors, under a temporary name first: a kill leaves no half file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-Architecture = Literal["resnet50", "mobilenet_v2", "efficientnet_b0", "vit_small", "squeezenet1_1"]
+ARCHITECTURES = ("resnet50", "mobilenet_v2", "efficientnet_b0", "vit_small", "squeezenet1_1")
 Sampler = Literal["label_balanced", "group_balanced"]
 Attribute = Literal["gender", "age", "race"]
 WIDTHS = (2, 3, 4, 6, 8)
@@ -44,6 +44,13 @@ def _unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if twice:
         raise ValueError(f"{twice[0]!r} stands there twice; name it once")
     return values
+
+
+def _known(models: dict[str, ModelRecipe]) -> dict[str, ModelRecipe]:
+    unknown = [name for name in models if name not in ARCHITECTURES]
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is not one of {', '.join(ARCHITECTURES)}")
+    return models
 
 
 Bits = Annotated[str, AfterValidator(_bits)]
@@ -77,7 +84,9 @@ class Data(_Section):
         if isinstance(self.joint, dict):
             if set(self.joint) != set(CELLS):
                 odd = sorted(set(self.joint) ^ set(CELLS))
-                raise ValueError(f"joint: {odd[0]!r} is unknown or missing; the cells are {', '.join(CELLS)}")
+                raise ValueError(
+                    f"joint: {odd[0]!r} is unknown or missing; the cells are {', '.join(CELLS)}"
+                )
             for gender, age in product(("female", "male"), ("old", "young")):
                 if self.joint[f"{gender}|{age}|0"] + self.joint[f"{gender}|{age}|1"] <= 0:
                     raise ValueError(
@@ -87,7 +96,9 @@ class Data(_Section):
         known = {"african", "asian", "caucasian"}
         if set(self.race) != known:
             odd = sorted(set(self.race) ^ known)
-            raise ValueError(f"race: {odd[0]!r} is unknown or missing; name {', '.join(sorted(known))}")
+            raise ValueError(
+                f"race: {odd[0]!r} is unknown or missing; name {', '.join(sorted(known))}"
+            )
         if sum(self.race.values()) <= 0:
             raise ValueError("race: all weights are zero; give one ancestry a positive weight")
         return self
@@ -109,7 +120,7 @@ class Training(_Section):
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_unique)] = (0,)
     pretrained: bool = False
     auxiliary: Weight = 0.3
-    models: Annotated[dict[Architecture, ModelRecipe], Field(min_length=1)]
+    models: Annotated[dict[str, ModelRecipe], Field(min_length=1), AfterValidator(_known)]
 
 
 class Quantization(_Section):
@@ -150,9 +161,10 @@ class Analysis(_Section):
     replicates: Annotated[int, Field(ge=100, le=100_000)] = 2000
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     equivalence_margin: Annotated[float, Field(gt=0, lt=1)] = 0.01
-    attributes: Annotated[
-        tuple[Attribute, ...], Field(min_length=2), AfterValidator(_unique)
-    ] = ("gender", "age")
+    attributes: Annotated[tuple[Attribute, ...], Field(min_length=2), AfterValidator(_unique)] = (
+        "gender",
+        "age",
+    )
 
 
 class Execution(_Section):
@@ -234,7 +246,10 @@ def load_params(path: str | os.PathLike[str]) -> Params:
     execution = params.execution.model_copy(
         update={
             name: value if "://" in value else str((root / value).resolve())
-            for name, value in (("ledger", params.execution.ledger), ("cache", params.execution.cache))
+            for name, value in (
+                ("ledger", params.execution.ledger),
+                ("cache", params.execution.cache),
+            )
         }
     )
     return params.model_copy(update={"execution": execution})

@@ -51,7 +51,7 @@ class _AllAttributes(training.Classification):
         self.register_buffer("codes", torch.from_numpy(codes.astype(np.int64)))
 
     def forward(self, model: nn.Module, images: Tensor, rows: Tensor, flipped: Tensor) -> Tensor:
-        logits = model(images).split(model.classes, dim=1)  # type: ignore[arg-type]
+        logits = model(images).split(model.classes, dim=1)
         codes: Tensor = self.codes  # type: ignore[assignment]
         losses = [
             nn.functional.cross_entropy(part.float(), codes[rows, i])
@@ -60,9 +60,7 @@ class _AllAttributes(training.Classification):
         return torch.stack(losses).sum()
 
 
-def recover(
-    data: FaceData, *, epochs: int = 4, seed: int = 0, device: str = "cpu"
-) -> pd.DataFrame:
+def recover(data: FaceData, *, epochs: int = 4, seed: int = 0, device: str = "cpu") -> pd.DataFrame:
     """Train a small network to tell the sensitive attributes, and count its answers on test.
 
     Parameters

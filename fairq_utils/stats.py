@@ -17,9 +17,7 @@ from scipy.stats import binom
 Statistic = Callable[[NDArray[Any]], NDArray[Any]]
 
 
-def resample(
-    tables: Sequence[NDArray[Any]], replicates: int, seed: int
-) -> NDArray[np.int64]:
+def resample(tables: Sequence[NDArray[Any]], replicates: int, seed: int) -> NDArray[np.int64]:
     """Bootstrap replicates of paired counts.
 
     With several tables (one per training seed) the seeds are resampled first, then the images
@@ -151,9 +149,9 @@ def change_noise_floor(
 ) -> float:
     """How far a gap's change wanders when answers flip without regard to groups.
 
-    The null model: every group keeps its label x prediction counts in expectation, and in each cell of
-    group x label the same number of answers flips in either direction, ``flips`` of all answers
-    overall. The gap's expected change is then zero, and what is seen is chance.
+    The null model: every group keeps its label x prediction counts in expectation, and in each
+    cell of group x label as many answers flip in one direction as in the other, ``flips`` of all
+    answers overall. The gap's expected change is then zero, and what is seen is chance.
 
     Parameters
     ----------
@@ -205,8 +203,8 @@ def verdict(low: float, high: float, margin: float) -> str:
     """What an interval of a change says at an equivalence margin.
 
     ``equivalent`` if it lies within the margin on both sides of zero, ``different`` if it excludes
-    zero, ``undecided`` otherwise. With a 1 - 2a interval, the first is the TOST procedure at level a
-    (Schuirmann 1987).
+    zero, ``undecided`` otherwise. With a 1 - 2a interval, the first is the TOST procedure at
+    level a (Schuirmann 1987).
     """
     if margin <= 0:
         raise ValueError(f"margin: {margin} is not positive")

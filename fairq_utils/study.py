@@ -38,6 +38,7 @@ PHASES = ("baseline", "quantization", "mitigation")
 TRAINED_BY = (
     "fairq_utils.data.population",
     "fairq_utils.data.head",
+    "fairq_utils.data.kernels",
     "fairq_utils.data.render",
     "fairq_utils.models",
     "fairq_utils.training",
@@ -202,7 +203,9 @@ def execute(
         if base.key not in trained:
             trained[base.key] = delayed(train_baseline, pure=False)(params, base, bars)
         if run.method != "fp32":
-            tasks.append(delayed(evaluate_quantized, pure=False)(params, run, trained[base.key], bars))
+            tasks.append(
+                delayed(evaluate_quantized, pure=False)(params, run, trained[base.key], bars)
+            )
     with dask.config.set(scheduler="synchronous"):
         dask.compute(*trained.values(), *tasks)
     return store
@@ -269,7 +272,7 @@ def train_baseline(params: Params, run: Run, bars: _Progress | None = None) -> s
         measures |= {f"loss_{i + 1}": value for i, value in enumerate(history.loss)}
         models.save_checkpoint(model, path, {"run": run.key})
     scores = _scores(model, data, target)
-    size = int(round(models.float_megabytes(model) * 2**20))
+    size = round(models.float_megabytes(model) * 2**20)
     record = _record(run, data, scores, scores, size, began, measures, {})
     store.write(record)
     if bars is not None:
@@ -294,9 +297,7 @@ def evaluate_quantized(
     quantized, report = _quantize(params, run, model, data)
     scores = _scores(quantized, data, target)
     reference = store.read(baseline).scores
-    record = _record(
-        run, data, reference, scores, report.size_bytes, began, {}, report.to_dict()
-    )
+    record = _record(run, data, reference, scores, report.size_bytes, began, {}, report.to_dict())
     store.write(record)
     if bars is not None:
         bars.finish(run)
@@ -311,7 +312,9 @@ def _quantize(params: Params, run: Run, model: torch.nn.Module, data: FaceData) 
             options["percentile"] = run.percentile
     if run.method == "dynamic":
         example = models.normalize(data.subset("train").images[:8])
-        return quantize_dynamic(model, QuantSpec.parse(str(run.bits), activation="dynamic"), example)
+        return quantize_dynamic(
+            model, QuantSpec.parse(str(run.bits), activation="dynamic"), example
+        )
     pool = data.subset("calibration")
     rows = calibration.draw(
         str(run.sampler),
@@ -434,7 +437,9 @@ class _Progress:
         rest = sum(self.cost(r) for r in self.missing if r.key not in self.done) - extra
         elapsed = time.perf_counter() - self.began
         seconds = rest * (elapsed / spent if spent > 0 else 1.0)
-        return f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
+        return (
+            f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
+        )
 
     def epoch(self, run: Run) -> Any:
         def tick(epoch: int, epochs: int, loss: float) -> None:

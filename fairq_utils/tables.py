@@ -130,7 +130,7 @@ def group_effects(runs: list[RunRecord], params: Params) -> pd.DataFrame:
             confidence=params.analysis.confidence,
             seed=params.data.seed,
         ).set_index("statistic")
-        total = sum(c.table for c in collapsed)
+        total = np.sum([c.table for c in collapsed], axis=0)
         for i, name in enumerate(names):
             lost = int(total[i, 1, 1, 0] + total[i, 0, 0, 1])
             won = int(total[i, 1, 0, 1] + total[i, 0, 1, 0])
@@ -251,9 +251,7 @@ def frontier(table: pd.DataFrame, size: pd.DataFrame, scope: str) -> pd.DataFram
         index=CONFIGURATION, columns="statistic", values="compared", sort=False
     )
     frame = wide.reset_index().merge(size, on=CONFIGURATION)
-    front = pareto(
-        frame, {"accuracy": 1, "demographic_parity_difference": -1, "mebibytes": -1}
-    )
+    front = pareto(frame, {"accuracy": 1, "demographic_parity_difference": -1, "mebibytes": -1})
     return frame.assign(pareto=front)
 
 
@@ -301,7 +299,9 @@ def latex(table: pd.DataFrame) -> str:
         index=CONFIGURATION, columns="statistic", values="cell", aggfunc="first", sort=False
     )
     wide = wide.reset_index().rename(columns=str.capitalize)
-    text = wide.to_latex(index=False, escape=True, column_format="l" * 5 + "r" * (wide.shape[1] - 5))
+    text = wide.to_latex(
+        index=False, escape=True, column_format="l" * 5 + "r" * (wide.shape[1] - 5)
+    )
     return (
         f"% Points, with {scope} gaps; brackets are confidence intervals.\n"
         "% Needs \\usepackage{booktabs}.\n" + text

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from fairq_utils.data.faces import FaceData
 from fairq_utils.models import classifier, normalize
@@ -127,7 +127,9 @@ def _standardised(factors: pd.DataFrame) -> tuple[Tensor, Tensor]:
     order = []
     for name in names:
         side = next((s for s in swap if name.endswith(s)), None)
-        order.append(names.index(name.removesuffix(side) + swap[side]) if side else names.index(name))
+        order.append(
+            names.index(name.removesuffix(side) + swap[side]) if side else names.index(name)
+        )
     mirrored = values[:, order]
     for name in ("yaw", "roll"):
         if name in names:
@@ -172,7 +174,7 @@ def fit(
     """
     began = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
-    model.to(device=device, memory_format=torch.channels_last).train()
+    model.to(device).to(memory_format=torch.channels_last).train()
     objective.to(device).train()
     parameters = [*model.parameters(), *objective.parameters()]
     optimizer = torch.optim.AdamW(
@@ -194,7 +196,11 @@ def fit(
             images = data.images[rows]
             images[flipped] = images[flipped].flip(-1)
             x = normalize(images, device)
-            cast = torch.autocast(kind, torch.bfloat16) if recipe.precision == "bf16" else nullcontext()
+            cast = (
+                torch.autocast(kind, torch.bfloat16)
+                if recipe.precision == "bf16"
+                else nullcontext()
+            )
             with cast:
                 loss = objective(model, x, rows.to(device), flipped.to(device))
             optimizer.zero_grad(set_to_none=True)

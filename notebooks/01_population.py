@@ -6,11 +6,13 @@
 # Fairness can only be measured on people whose groups are known, and only be lost where group
 # membership leaves a trace. Photographs come with labels that somebody guessed; here we go the
 # other way round. We first decide who a person is, then render the portrait. A parametric human
-# model, Anny {cite}`bregier2025anny`, turns phenotype, head shape and 52 facial actions into a mesh; the package
-# projects it, shades it and adds a camera's noise. Nothing has to be downloaded, every label is
-# true by construction, and representation, base rates and difficulty become dials.
+# model, Anny {cite}`bregier2026anny`, turns phenotype, head shape and 52 facial actions into a
+# mesh; the package projects it, shades it and adds a camera's noise. Nothing has to be
+# downloaded, every label is true by construction, and representation, base rates and difficulty
+# become dials.
 #
-# What it cannot do is stand in for photographs: see {ref}`what rendered people can tell <limits>`.
+# What it cannot do is stand in for photographs: see {ref}`what rendered people can tell
+# <limits>`.
 
 # %% tags=["parameters", "remove-cell"]
 params_file = "../params/smoke.yaml"
@@ -32,75 +34,77 @@ test = data.subset("test")
 # %%
 from fairq_utils import figures
 
-figures.face_sheet(test, rows=4, columns=10);
-
+figures.face_sheet(test, rows=4, columns=10)
 # %% [markdown]
 # ## What counts as smiling
 #
-# The target is *Smiling*, as in the published study. A person's smile has a latent strength, drawn
-# from a normal distribution whose mean depends on the label. The two distributions overlap: some
-# people labelled as smiling hardly smile, and some labelled otherwise seem to. Nobody can do better
-# than the overlap allows, which at difficulty {glue:text}`01_population.ipynb::difficulty:.1f` is
+# The target is *Smiling*, as in the published study. A person's smile has a latent strength,
+# drawn from a normal distribution whose mean depends on the label. The two distributions
+# overlap: some people labelled as smiling hardly smile, and some labelled otherwise seem to.
+# Nobody can do better than the overlap allows, which at difficulty
+# {glue:text}`01_population.ipynb::difficulty:.1f` is
 # {glue:text}`01_population.ipynb::bayes:.1%`. Strength 0.5 is the boundary; faces near it are
 # ambiguous, as in life.
 
 # %%
 glue("difficulty", data.meta["population"]["difficulty"])
 glue("bayes", chapter.population.bayes_accuracy)
-figures.smile_scale(test);
-
+figures.smile_scale(test)
 # %% [markdown]
 # ## The make-up is CelebA's
 #
 # Gender, age and Smiling follow the joint counts of all 202,599 images of CelebA
-# {cite}`liu2015celeba`; ancestry is drawn independently of the three. Two things follow before any network
-# is trained. Old women are rare: {glue:text}`01_population.ipynb::old_women:.1%` of the test images.
-# And women are labelled smiling more often than men, so that a *perfect* classifier has a demographic
-# parity gap of {glue:text}`01_population.ipynb::perfect_gap:.1f` points by gender on these test
-# images. A study that reports a gap near zero from a classifier that is over 90 % accurate on such groups has
-# reported something else.
+# {cite}`liu2015deep`; ancestry is drawn independently of the three. Two things follow before
+# any network is trained. Old women are rare: {glue:text}`01_population.ipynb::old_women:.1%` of
+# the test images. And women are labelled smiling more often than men, so that a *perfect*
+# classifier has a demographic parity gap of {glue:text}`01_population.ipynb::perfect_gap:.1f`
+# points by gender on these test images. A study that reports a gap near zero from a classifier
+# that is over 90 % accurate on such groups has reported something else.
 
 # %%
 glue("old_women", float(((test.groups.gender == "female") & (test.groups.age == "old")).mean()))
 rates = test.groups.assign(y=test.target).groupby("gender", observed=True).y.mean()
 glue("perfect_gap", float(abs(rates["female"] - rates["male"]) * 100))
-figures.composition(test);
-
+figures.composition(test)
 # %% [markdown]
 # ## Can the demographics be seen?
 #
-# A small convolutional network, four blocks and three heads, is trained to tell all three attributes
-# from the training pictures, and asked about the test pictures. It recovers gender in
-# {glue:text}`01_population.ipynb::gender:.1%`, the age group in
+# A small convolutional network, four blocks and three heads, is trained to tell all three
+# attributes from the training pictures, and asked about the test pictures. It recovers gender
+# in {glue:text}`01_population.ipynb::gender:.1%`, the age group in
 # {glue:text}`01_population.ipynb::age:.1%` and ancestry in
-# {glue:text}`01_population.ipynb::race:.1%` of them: the signal is there for a classifier to lean on.
+# {glue:text}`01_population.ipynb::race:.1%` of them: the signal is there for a classifier to
+# lean on.
 
 # %%
 confusion = chapter.recovery()
 for attribute, share in chapters.recovered(confusion).items():
     glue(attribute, share)
-figures.recovery(confusion);
+figures.recovery(confusion)
 
 # %% [markdown]
 # (limits)=
 # ## What rendered people can and cannot tell
 #
-# - **The categories are render settings.** "Female", "old" or "asian" name positions of the sliders
-#   of a human model and the reflectances that we gave them. They are not identities, and nothing here
-#   says what a real person of any group looks like.
-# - **The mechanism carries over, the magnitudes need not.** How quantization ranges, rare groups and decision
-#   margins interact is a property of networks and numbers. How many points a group of real people loses is a
-#   property of photographs: their make-up, cameras, labels and label errors.
-# - **Nothing is missing by accident.** Glasses, hats, make-up, scars, hands and other people do not occur.
-#   A network that is fair here has not been tested on them.
-# - **Not to be used against anyone.** A small gap on this population does not clear a system for use on people,
-#   and a large one does not convict a group. Smile detection is a stand-in for any binary decision.
+# - **The categories are render settings.** "Female", "old" or "asian" name positions of the
+#   sliders of a human model and the reflectances that we gave them. They are not identities,
+#   and nothing here says what a real person of any group looks like.
+# - **The mechanism carries over, the magnitudes need not.** How quantization ranges, rare
+#   groups and decision margins interact is a property of networks and numbers. How many points
+#   a group of real people loses is a property of photographs: their make-up, cameras, labels
+#   and label errors.
+# - **Nothing is missing by accident.** Glasses, hats, make-up, scars, hands and other people do
+#   not occur. A network that is fair here has not been tested on them.
+# - **Not to be used against anyone.** A small gap on this population does not clear a system
+#   for use on people, and a large one does not convict a group. Smile detection is a stand-in
+#   for any binary decision.
 #
 # ## Summary
 #
-# - Each face is a pure function of the population's seed and its index: any subset on any machine shows the
-#   same people.
+# - Each face is a pure function of the population's seed and its index: any subset on any
+#   machine shows the same people.
 # - Gender, age and ancestry can be recovered from the pictures by a small network.
-# - Base rates differ between groups, as in CelebA, so gaps of a perfect classifier are not zero.
-# - *What would change our mind*: the same analysis on photographs with a different outcome; the readers of the
-#   package are made for that comparison.
+# - Base rates differ between groups, as in CelebA, so gaps of a perfect classifier are not
+#   zero.
+# - *What would change our mind*: the same analysis on photographs with a different outcome; the
+#   readers of the package are made for that comparison.

@@ -3,10 +3,11 @@
 #
 # **Question.** Does it help to calibrate on a demographically balanced set?
 #
-# A static quantizer sees a few hundred images before it is deployed, and sets its ranges by them. If old women are
-# {glue:text}`04_mitigation.ipynb::rare:.1%` of those images, ranges are set by everybody else. The published study
-# claims that sampling the calibration set evenly over gender and age halves the harm for free. We repeat the
-# experiment: same checkpoint, same number of images, same ranges, only the draw differs.
+# A static quantizer sees a few hundred images before it is deployed, and sets its ranges by
+# them. If old women are {glue:text}`04_mitigation.ipynb::rare:.1%` of those images, ranges are
+# set by everybody else. The published study claims that sampling the calibration set evenly
+# over gender and age halves the harm for free. We repeat the experiment: same checkpoint, same
+# number of images, same ranges, only the draw differs.
 
 # %% tags=["parameters", "remove-cell"]
 params_file = "../params/smoke.yaml"
@@ -30,29 +31,31 @@ chapters.sampler_table(chapter)
 # %% [markdown]
 # ## The effect on demographic parity
 #
-# Left: the change of the gap from FP32 after random (open) and balanced (filled) calibration. Right: balanced minus random,
-# paired on the same images, with its interval; left of zero is better.
+# Left: the change of the gap from FP32 after random (open) and balanced (filled) calibration.
+# Right: balanced minus random, paired on the same images, with its interval; left of zero is
+# better.
 
 # %%
-figures.mitigation(mitigated, "demographic_parity_difference", chapter.crossed);
-
+figures.mitigation(mitigated, "demographic_parity_difference", chapter.crossed)
 # %% [markdown]
 # ## The effect on equalized odds
 
 # %%
-figures.mitigation(mitigated, "equalized_odds_difference", chapter.crossed);
-
+figures.mitigation(mitigated, "equalized_odds_difference", chapter.crossed)
 # %% tags=["remove-cell"]
 chapters.glue_mitigation(glue, mitigated, chapter)
 
 # %% [markdown]
-# Over {glue:text}`04_mitigation.ipynb::pairs:.0f` pairs, balanced calibration changes the demographic parity gap by
-# {glue:text}`04_mitigation.ipynb::mean_change:+.2f` points on average. The interval excludes zero in favour of balance in
-# {glue:text}`04_mitigation.ipynb::better:.0f` pairs and against it in {glue:text}`04_mitigation.ipynb::worse:.0f`. Accuracy
-# changes by {glue:text}`04_mitigation.ipynb::accuracy_change:+.2f` points on average.
+# Over {glue:text}`04_mitigation.ipynb::pairs:.0f` pairs, balanced calibration changes the
+# demographic parity gap by {glue:text}`04_mitigation.ipynb::mean_change:+.2f` points on
+# average. The interval excludes zero in favour of balance in
+# {glue:text}`04_mitigation.ipynb::better:.0f` pairs and against it in
+# {glue:text}`04_mitigation.ipynb::worse:.0f`. Accuracy changes by
+# {glue:text}`04_mitigation.ipynb::accuracy_change:+.2f` points on average.
 #
-# To halve a harm there must first be one: the harm of random calibration is itself distinguishable from zero in
-# {glue:text}`04_mitigation.ipynb::harmed:.0f` of the {glue:text}`04_mitigation.ipynb::pairs:.0f` pairs.
+# To halve a harm there must first be one: the harm of random calibration is itself
+# distinguishable from zero in {glue:text}`04_mitigation.ipynb::harmed:.0f` of the
+# {glue:text}`04_mitigation.ipynb::pairs:.0f` pairs.
 #
 # ## All numbers
 
@@ -62,6 +65,9 @@ chapters.mitigation_table(mitigated, chapter.crossed)
 # %% [markdown]
 # ## Summary
 #
-# - Balanced and random calibration are compared at equal size, on the same images and checkpoints, with paired intervals.
-# - A relative reduction ("half the harm") has no meaning where the harm is inside the noise floor; the paired difference does.
-# - *What would change our mind*: a difference whose interval excludes zero across training seeds and calibration draws, in one direction.
+# - Balanced and random calibration are compared at equal size, on the same images and
+#   checkpoints, with paired intervals.
+# - A relative reduction ("half the harm") has no meaning where the harm is inside the noise
+#   floor; the paired difference does.
+# - *What would change our mind*: a difference whose interval excludes zero across training
+#   seeds and calibration draws, in one direction.

@@ -1,15 +1,15 @@
 # %% [markdown]
 # # Analysis
 #
-# **Question.** Taking everything together, what does compression cost, whom, and what should be deployed?
+# **Question.** Taking everything together, what does compression cost, whom, and what should be
+# deployed?
 
 # %% tags=["parameters", "remove-cell"]
 params_file = "../params/smoke.yaml"
 
 # %% tags=["remove-cell"]
-from IPython.display import HTML
 
-from fairq_utils import chapters, figures, tables
+from fairq_utils import chapters, figures
 
 chapter = chapters.open_chapter(params_file)
 glue = chapter.glue
@@ -20,32 +20,31 @@ frontier = chapter.frontier()
 # %% [markdown]
 # ## All changes at a glance
 #
-# Change of each gap from the FP32 model, in points: red is a wider gap. Without intervals a heat map shows where to look, not
-# what was found.
+# Change of each gap from the FP32 model, in points: red is a wider gap. Without intervals a
+# heat map shows where to look, not what was found.
 
 # %%
-figures.configuration_heatmap(effects, "demographic_parity_difference", chapter.crossed);
-
+figures.configuration_heatmap(effects, "demographic_parity_difference", chapter.crossed)
 # %%
-figures.configuration_heatmap(effects, "equalized_odds_difference", chapter.crossed);
-
+figures.configuration_heatmap(effects, "equalized_odds_difference", chapter.crossed)
 # %%
-figures.configuration_heatmap(effects, "predictive_equality_difference", chapter.crossed);
-
+figures.configuration_heatmap(effects, "predictive_equality_difference", chapter.crossed)
 # %% [markdown]
 # ## How large a gap is when there is none
 #
-# The largest difference among several groups is positive even if no group differs. With the groups of this test set and the accuracy of
-# the models here, it is {glue:text}`05_analysis.ipynb::floor_mean:.1f` points on average, and exceeds
-# {glue:text}`05_analysis.ipynb::floor_high:.1f` in one of twenty studies. A reported gap below that is not evidence of one.
+# The largest difference among several groups is positive even if no group differs. With the
+# groups of this test set and the accuracy of the models here, it is
+# {glue:text}`05_analysis.ipynb::floor_mean:.1f` points on average, and exceeds
+# {glue:text}`05_analysis.ipynb::floor_high:.1f` in one of twenty studies. A reported gap below
+# that is not evidence of one.
 
 # %%
-chapters.noise_figure(glue, chapter);
-
+chapters.noise_figure(glue, chapter)
 # %% [markdown]
 # ## Every group, before and after
 #
-# Accuracy in percent by group, for FP32 and for each static configuration with random calibration, averaged over architectures.
+# Accuracy in percent by group, for FP32 and for each static configuration with random
+# calibration, averaged over architectures.
 
 # %%
 chapters.group_summary(groups)
@@ -53,21 +52,20 @@ chapters.group_summary(groups)
 # %% [markdown]
 # ## Accuracy, gap and size
 #
-# Area is size. Filled points are Pareto-optimal: no other configuration is at least as good in accuracy, gap and size and better in
-# one. Hover for the configuration.
+# Area is size. Filled points are Pareto-optimal: no other configuration is at least as good in
+# accuracy, gap and size and better in one. Hover for the configuration.
 
 # %%
-figures.pareto(frontier);
-
+figures.pareto(frontier)
 # %%
-chapter.interactive(figures.interactive_pareto(frontier))
+figures.interactive_pareto(frontier)
 
 # %%
 chapters.pareto_table(frontier)
 
 # %% [markdown]
-# The front is drawn through point estimates. Where intervals overlap, as most do here, being on it is partly luck; the
-# table is a short list to choose from, not a ranking.
+# The front is drawn through point estimates. Where intervals overlap, as most do here, being on
+# it is partly luck; the table is a short list to choose from, not a ranking.
 #
 # ## Every metric with its interval
 #
@@ -79,7 +77,8 @@ chapters.full_table(effects, chapter.crossed)
 # %% [markdown]
 # ## Files
 #
-# The same figures are written as data, named as the published study names them, and as LaTeX tables:
+# The same figures are written as data, named as the published study names them, and as LaTeX
+# tables:
 
 # %%
 for path in chapter.write_results():
@@ -88,10 +87,12 @@ for path in chapter.write_results():
 # %% [markdown]
 # ## Summary
 #
-# - {glue:text}`05_analysis.ipynb::front:.0f` of {glue:text}`05_analysis.ipynb::configurations:.0f` configurations are
-#   Pareto-optimal in accuracy, demographic parity gap and size.
+# - {glue:text}`05_analysis.ipynb::front:.0f` of
+#   {glue:text}`05_analysis.ipynb::configurations:.0f` configurations are Pareto-optimal in
+#   accuracy, demographic parity gap and size.
 # - Differences in gaps of a point or two are within what chance does to groups of this size.
-# - *What would change our mind*: the recorded study, with several training seeds and a larger test set.
+# - *What would change our mind*: the recorded study, with several training seeds and a larger
+#   test set.
 
 # %% tags=["remove-cell"]
 glue("front", float(frontier.pareto.sum()))

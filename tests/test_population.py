@@ -115,7 +115,9 @@ def test_the_smile_moves_the_mouth() -> None:
     pictures = []
     for joint in (joint0, joint1):
         joint = {k: v if k.startswith("female|young") else 0.0 for k, v in joint.items()}
-        pictures.append(render(Population(joint=joint), "train", np.arange(16), 64, device="cpu")[0])
+        pictures.append(
+            render(Population(joint=joint), "train", np.arange(16), 64, device="cpu")[0]
+        )
     change = np.abs(pictures[0].astype(float) - pictures[1].astype(float)).mean(axis=(0, 1))
     mouth, forehead = change[40:50, 24:40].mean(), change[12:22, 24:40].mean()
     assert mouth > 2 * forehead

@@ -19,9 +19,14 @@ def squares() -> FaceData:
     target = rng.integers(0, 2, 256).astype(np.int8)
     images[target == 1, :, 8:24] += 60
     groups = pd.DataFrame({"gender": pd.Categorical(["female", "male"] * 128)})
-    factors = pd.DataFrame({"height": target + 0.1 * rng.standard_normal(256),
-                            "eyeLeft": rng.random(256), "eyeRight": rng.random(256),
-                            "yaw": rng.standard_normal(256)})
+    factors = pd.DataFrame(
+        {
+            "height": target + 0.1 * rng.standard_normal(256),
+            "eyeLeft": rng.random(256),
+            "eyeRight": rng.random(256),
+            "yaw": rng.standard_normal(256),
+        }
+    )
     return FaceData(torch.from_numpy(images), target, groups, np.repeat("train", 256), factors)
 
 
@@ -37,11 +42,18 @@ def test_architectures_give_two_logits(name: str) -> None:
 # MiB of parameters and buffers at 224 px and two classes; ResNet-50's is the published figure.
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("resnet50", 89.89), ("mobilenet_v2", 8.62), ("efficientnet_b0", 15.46),
-     ("vit_small", 82.65), ("squeezenet1_1", 2.76)],
+    [
+        ("resnet50", 89.89),
+        ("mobilenet_v2", 8.62),
+        ("efficientnet_b0", 15.46),
+        ("vit_small", 82.65),
+        ("squeezenet1_1", 2.76),
+    ],
 )
 def test_float_sizes(name: str, size: float) -> None:
-    assert models.float_megabytes(models.build(name, image_size=224)) == pytest.approx(size, abs=0.01)
+    assert models.float_megabytes(models.build(name, image_size=224)) == pytest.approx(
+        size, abs=0.01
+    )
 
 
 def test_unknown_names_and_sizes_are_refused() -> None:

@@ -59,7 +59,9 @@ class FaceData:
             target=self.target[rows],
             groups=self.groups.iloc[rows].reset_index(drop=True),
             split=self.split[rows],
-            factors=None if self.factors is None else self.factors.iloc[rows].reset_index(drop=True),
+            factors=None
+            if self.factors is None
+            else self.factors.iloc[rows].reset_index(drop=True),
             meta=self.meta,
         )
 

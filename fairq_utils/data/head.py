@@ -1,6 +1,6 @@
 """The head: Anny's parametric human, cut down to what a portrait needs.
 
-Anny (Brégier et al. 2025; code Apache-2.0, MakeHuman assets CC0) maps phenotype, head shape and
+Anny (Brégier et al. 2026; code Apache-2.0, MakeHuman assets CC0) maps phenotype, head shape and
 52 facial actions to vertices. Everything here is in double precision, so that the last bit of a
 matrix product does not decide which pixel a triangle covers.
 """
@@ -11,6 +11,7 @@ import logging
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,7 +49,7 @@ class Head:
         Vertices that the crop is aligned on.
     """
 
-    anny: torch.nn.Module
+    anny: Any
     shape_labels: list[str]
     blendshapes: torch.Tensor
     template: torch.Tensor
@@ -107,7 +108,7 @@ def load_head() -> Head:
     """Build the head. The first time on a machine takes about a minute; Anny caches the result."""
     import warp
 
-    warp.config.quiet = True
+    warp.config.quiet = True  # type: ignore[attr-defined]
     logging.getLogger("anny").setLevel(logging.ERROR)
     import anny
 
@@ -153,7 +154,7 @@ def load_head() -> Head:
     )
 
 
-def _masks(model: torch.nn.Module, faces: NDArray[np.int32], count: int) -> NDArray[np.float32]:
+def _masks(model: Any, faces: NDArray[np.int32], count: int) -> NDArray[np.float32]:
     import anny
 
     folder = Path(anny.__file__).parent / "data" / "mpfb2" / "textures"
@@ -180,14 +181,14 @@ def _parts(faces: NDArray[np.int32], canonical: NDArray[np.float64]) -> NDArray[
     graph = coo_matrix((np.ones(faces.size), edges), shape=(n, n))
     count, label = connected_components(graph, directed=False)
     if count != 4:
-        raise RuntimeError(f"the head mesh has {count} pieces where 4 are expected: head, tongue, two eyes")
+        raise RuntimeError(
+            f"the head mesh has {count} pieces where 4 are expected: head, tongue, two eyes"
+        )
     order = np.argsort(-np.bincount(label))
     return np.argsort(order)[label]
 
 
-def _adjacency(
-    faces: NDArray[np.int32], count: int
-) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+def _adjacency(faces: NDArray[np.int32], count: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     corners = faces.reshape(-1)
     order = np.argsort(corners, kind="stable")
     offsets = np.concatenate([[0], np.cumsum(np.bincount(corners, minlength=count))])

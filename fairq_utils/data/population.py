@@ -335,7 +335,9 @@ def _look(
     skin = SKIN[race, 0] + (SKIN[race, 1] - SKIN[race, 0]) * tan[:, None]
     skin = np.clip(skin * (1 + 0.05 * z[:, 0:3]), 0.01, 0.95)
     blond = np.where(race == 2, np.clip(u[:, 1] * 1.4 - 0.25, 0, 1), 0.12 * u[:, 1])
-    grey = np.where(old, np.clip(0.25 + 0.95 * u[:, 2], 0, 1), 0.12 * np.maximum(u[:, 2] * 4 - 3, 0))
+    grey = np.where(
+        old, np.clip(0.25 + 0.95 * u[:, 2], 0, 1), 0.12 * np.maximum(u[:, 2] * 4 - 3, 0)
+    )
     hair = HAIR_DARK + (HAIR_LIGHT - HAIR_DARK) * blond[:, None]
     hair = hair + (HAIR_GREY - hair) * grey[:, None]
     long_hair = np.where(female, u[:, 3] < 0.78, u[:, 3] < 0.05)
@@ -347,15 +349,19 @@ def _look(
     return {
         "tan": tan,
         "skin": skin,
-        "lip": skin * np.stack([_between(u[:, 8], 0.80, 1.0), *[_between(u[:, 9], 0.42, 0.72)] * 2])
-        .T,
+        "lip": skin
+        * np.stack([_between(u[:, 8], 0.80, 1.0), *[_between(u[:, 9], 0.42, 0.72)] * 2]).T,
         "hair": hair * np.exp(0.10 * z[:, 3])[:, None],
         "grey": grey,
         "hair_length": np.where(long_hair, _between(u[:, 4], 0.5, 1.0), 0.12 * u[:, 4]),
-        "hair_volume": np.where(long_hair, _between(u[:, 5], 0.010, 0.024),
-                                _between(u[:, 5], 0.002, 0.013)),
-        "recede": np.where(female, 0.1 * u[:, 10],
-                           np.where(old, _between(u[:, 10], 0.15, 1.0), 0.35 * u[:, 10] ** 2)),
+        "hair_volume": np.where(
+            long_hair, _between(u[:, 5], 0.010, 0.024), _between(u[:, 5], 0.002, 0.013)
+        ),
+        "recede": np.where(
+            female,
+            0.1 * u[:, 10],
+            np.where(old, _between(u[:, 10], 0.15, 1.0), 0.35 * u[:, 10] ** 2),
+        ),
         "brow": np.where(female, _between(u[:, 11], 0.25, 0.6), _between(u[:, 11], 0.5, 1.0)),
         "beard": np.where(whiskers, _between(u[:, 13], 0.15, 0.95), 0.0),
         "wrinkle": np.where(old, _between(u[:, 14], 0.35, 1.0), 0.15 * u[:, 14]),

@@ -23,7 +23,12 @@ from fairq_utils.data.population import ATTRIBUTES, SPLITS, Population
 from fairq_utils.fingerprint import code_version, fingerprint
 
 Progress = Callable[[str, int, int], None]
-RENDERER = ("fairq_utils.data.population", "fairq_utils.data.head", "fairq_utils.data.render")
+RENDERER = (
+    "fairq_utils.data.population",
+    "fairq_utils.data.head",
+    "fairq_utils.data.kernels",
+    "fairq_utils.data.render",
+)
 
 
 def load(name: str, **options: Any) -> FaceData:
@@ -146,9 +151,7 @@ def _split(
         if progress is not None:
             progress(split, done, count)
 
-    images, people = render(
-        population, split, np.arange(count), size, device=device, progress=tick
-    )
+    images, people = render(population, split, np.arange(count), size, device=device, progress=tick)
     table = pd.concat(
         [
             p.factors().assign(

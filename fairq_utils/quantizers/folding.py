@@ -1,8 +1,8 @@
 """Batch-norm folding: at inference, a convolution and the batch norm behind it are one convolution.
 
 ``w' = w * g / sqrt(v + eps)``, ``b' = (b - m) * g / sqrt(v + eps) + beta`` (Jacob et al. 2018,
-equation 14). Which batch norm stands behind which convolution is read off a forward pass, so that any
-module can be folded, traceable or not; each fold is kept only if the output stays the same.
+equation 14). Which batch norm stands behind which convolution is read off a forward pass, so
+that any module can be folded, traceable or not; a fold is kept only if the output stays the same.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Pair:
             self.norm.bias,
         )
         self.conv.weight = nn.Parameter(weight.detach(), requires_grad=False)
-        self.conv.bias = nn.Parameter(bias.detach(), requires_grad=False)  # type: ignore[union-attr]
+        self.conv.bias = nn.Parameter(bias.detach(), requires_grad=False)
         # timm's batch norms carry their activation with them; it stays.
         rest = [getattr(self.norm, part, None) for part in ("drop", "act")]
         kept = [part for part in rest if isinstance(part, nn.Module)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from fairq_utils.quantizers.ranges import affine, quantize_weight
 from fairq_utils.quantizers.spec import QuantSpec
@@ -23,6 +23,8 @@ class _Quantized(nn.Module):
     weight_integers: Tensor
     weight_scale: Tensor
     bias: Tensor | None
+    input_scale: Tensor
+    input_zero_point: Tensor
 
     def __init__(self, weight: Tensor, bias: Tensor | None, spec: QuantSpec) -> None:
         super().__init__()
@@ -47,8 +49,8 @@ class _Quantized(nn.Module):
     def set_input_range(self, low: float, high: float) -> None:
         """Fix the static grid of the input."""
         scale, zero = affine(torch.tensor(low), torch.tensor(high), self.spec.activation_bits)
-        self.input_scale.copy_(scale)  # type: ignore[operator]
-        self.input_zero_point.copy_(zero.to(torch.int32))  # type: ignore[operator]
+        self.input_scale.copy_(scale)
+        self.input_zero_point.copy_(zero.to(torch.int32))
 
     def weight(self) -> Tensor:
         """Dequantized weight ``s * q``, cached."""
@@ -66,7 +68,11 @@ class _Quantized(nn.Module):
         top = 2**self.spec.activation_bits - 1
         if self.spec.activation == "static":
             return torch.fake_quantize_per_tensor_affine(
-                x, self.input_scale, self.input_zero_point, 0, top  # type: ignore[arg-type]
+                x,
+                self.input_scale,
+                self.input_zero_point,
+                0,
+                top,
             )
         # One range per sample, so that an answer does not depend on who shares the batch.
         flat = x.reshape(x.shape[0], -1)

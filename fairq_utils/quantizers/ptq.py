@@ -29,7 +29,7 @@ def quantize_static(
     spec : QuantSpec
         With ``activation="static"``.
     batches : iterable of tensors (B, ...)
-        Calibration inputs, as the model takes them. One pass; memory does not grow with their number.
+        Calibration inputs, as the model takes them. One pass; memory does not grow with them.
 
     Returns
     -------

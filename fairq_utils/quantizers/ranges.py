@@ -93,7 +93,9 @@ class Percentile:
             return self.extremes.range()
         out = (1 - self.percentile / 100) / 2 * total
         cumulative = self.counts.cumsum(0)
-        first = int(torch.searchsorted(cumulative, torch.tensor(out, dtype=torch.float64), right=True))
+        first = int(
+            torch.searchsorted(cumulative, torch.tensor(out, dtype=torch.float64), right=True)
+        )
         last = int(torch.searchsorted(cumulative, torch.tensor(total - out, dtype=torch.float64)))
         low, high = self.extremes.range()
         return (
@@ -117,7 +119,9 @@ def affine(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     return scale, torch.clamp(torch.round(-low / scale), 0, levels)
 
 
-def weight_limit(weight: Tensor, bits: int, granularity: str, rule: str, percentile: float) -> Tensor:
+def weight_limit(
+    weight: Tensor, bits: int, granularity: str, rule: str, percentile: float
+) -> Tensor:
     """Largest magnitude to represent, (out channels,) or (1,)."""
     flat = weight.detach().reshape(weight.shape[0], -1)
     if granularity == "tensor":

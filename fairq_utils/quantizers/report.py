@@ -63,7 +63,8 @@ def float_bytes(model: nn.Module) -> int:
 
 def packed_bytes(model: nn.Module) -> int:
     """Bytes of a quantized model: integers packed at their bits; see :class:`QuantReport`."""
-    total, inside = 0, set()
+    total = 0
+    inside: set[int] = set()
     for module in model.modules():
         if isinstance(module, (QuantConv2d, QuantLinear)):
             spec = module.spec
