@@ -126,6 +126,23 @@ def check(
     typer.echo("ready")
 
 
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="What to measure: render.")],
+) -> None:
+    """Measure one thing on this machine; the figures are kept under build/bench."""
+
+    def action() -> None:
+        from fairq_utils import bench as benchmarks
+
+        figures, path = benchmarks.run(name)
+        for key, value in figures.items():
+            typer.echo(f"{key:<18} {value}")
+        typer.echo(str(path))
+
+    _say_and_stop(action)
+
+
 def main() -> None:
     """Entry point."""
     sys.exit(app())

@@ -38,6 +38,12 @@ def use_style() -> None:
     plt.rcParams.update(STYLE)  # type: ignore[arg-type]
 
 
+def _finished(figure: Figure) -> Figure:
+    """Take a figure out of pyplot's hands, which would draw it a second time in a notebook."""
+    plt.close(figure)
+    return figure
+
+
 def _title(name: str) -> str:
     return DISPLAY_NAMES.get(name, name)
 
@@ -68,7 +74,7 @@ def face_sheet(data: FaceData, rows: int = 4, columns: int = 10, titles: bool = 
                 smiling = "smiling" if data.target[i] else "not smiling"
                 axis.set_title(f"{group.gender}, {group.age}\n{group.race}\n{smiling}", fontsize=6)
     figure.subplots_adjust(wspace=0.05, hspace=0.5 if titles else 0.05)
-    return figure
+    return _finished(figure)
 
 
 def smile_scale(data: FaceData, columns: int = 12) -> Figure:
@@ -83,7 +89,7 @@ def smile_scale(data: FaceData, columns: int = 12) -> Figure:
         axis.set_title(f"{smile[row]:.2f}", fontsize=8)
         axis.axis("off")
     figure.subplots_adjust(wspace=0.05)
-    return figure
+    return _finished(figure)
 
 
 def composition(data: FaceData) -> Figure:
@@ -105,7 +111,7 @@ def composition(data: FaceData) -> Figure:
     right.margins(x=0.2)
     right.tick_params(axis="x", rotation=20)
     figure.tight_layout()
-    return figure
+    return _finished(figure)
 
 
 def recovery(confusion: pd.DataFrame) -> Figure:
@@ -124,7 +130,7 @@ def recovery(confusion: pd.DataFrame) -> Figure:
         axis.set_title(name)
         axis.grid(False)
     figure.tight_layout()
-    return figure
+    return _finished(figure)
 
 
 def accuracy_bars(effects: pd.DataFrame, bayes: float | None = None) -> Figure:
@@ -154,7 +160,7 @@ def accuracy_bars(effects: pd.DataFrame, bayes: float | None = None) -> Figure:
             textcoords="offset points",
         )
     axis.set_xlabel("test accuracy (%)")
-    return figure
+    return _finished(figure)
 
 
 def group_heatmap(groups: pd.DataFrame, column: str = "compared", scale: float = 100) -> Figure:
@@ -176,7 +182,7 @@ def group_heatmap(groups: pd.DataFrame, column: str = "compared", scale: float =
     )
     axis.set(xlabel="", ylabel="")
     axis.grid(False)
-    return figure
+    return _finished(figure)
 
 
 def configuration_heatmap(effects: pd.DataFrame, statistic: str, scope: str) -> Figure:
@@ -204,7 +210,7 @@ def configuration_heatmap(effects: pd.DataFrame, statistic: str, scope: str) -> 
     axis.set(xlabel="", ylabel="")
     axis.tick_params(axis="x", rotation=20)
     axis.grid(False)
-    return figure
+    return _finished(figure)
 
 
 def changes(
@@ -243,7 +249,7 @@ def changes(
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.set_xlabel("change from FP32 (points)")
     axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return figure
+    return _finished(figure)
 
 
 def per_group_chart(groups: pd.DataFrame) -> Figure:
@@ -269,7 +275,7 @@ def per_group_chart(groups: pd.DataFrame) -> Figure:
         axis.set_ylim(len(part) - 0.5, -0.5)
     figure.supxlabel("change of accuracy from FP32 (points)", fontsize=10)
     figure.tight_layout()
-    return figure
+    return _finished(figure)
 
 
 def mitigation(effects: pd.DataFrame, statistic: str, scope: str) -> Figure:
@@ -298,7 +304,7 @@ def mitigation(effects: pd.DataFrame, statistic: str, scope: str) -> Figure:
     left.set_xlabel("change of the gap from FP32 (points)")
     right.set_xlabel("balanced minus random (points)")
     figure.tight_layout()
-    return figure
+    return _finished(figure)
 
 
 def pareto(frontier: pd.DataFrame) -> Figure:
@@ -317,7 +323,7 @@ def pareto(frontier: pd.DataFrame) -> Figure:
         axis.scatter([], [], color=COLOURS[model], label=_title(model))
     axis.set(xlabel="demographic parity gap (points)", ylabel="test accuracy (%)")
     axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return figure
+    return _finished(figure)
 
 
 def noise(observed: NDArray[np.float64], sizes: Sequence[int]) -> Figure:
@@ -331,7 +337,7 @@ def noise(observed: NDArray[np.float64], sizes: Sequence[int]) -> Figure:
     axis.set(xlabel="max-min gap with no true difference (points)", ylabel="simulated studies")
     axis.set_title(f"groups of {', '.join(map(str, sizes))}", fontsize=9)
     axis.legend()
-    return figure
+    return _finished(figure)
 
 
 def interactive_pareto(frontier: pd.DataFrame) -> Interactive:

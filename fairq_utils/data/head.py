@@ -106,9 +106,6 @@ def hairline(canonical: NDArray[np.float64]) -> NDArray[np.float64]:
 @lru_cache(maxsize=1)
 def load_head() -> Head:
     """Build the head. The first time on a machine takes about a minute; Anny caches the result."""
-    import warp
-
-    warp.config.quiet = True  # type: ignore[attr-defined]
     logging.getLogger("anny").setLevel(logging.ERROR)
     import anny
 

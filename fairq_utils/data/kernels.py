@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import warp as wp
 
+# Warp otherwise greets on standard error, and reports that a GPU is absent.
+wp.config.log_level = wp.LOG_ERROR
+
 
 @wp.kernel
 def normals(

@@ -27,8 +27,6 @@ CAMERA_DISTANCE = 0.9  # metres
 HALF_WIDTH = 0.090  # metres seen to each side of the centre, at the face
 BATCH = 64
 
-wp.config.quiet = True  # type: ignore[attr-defined]
-
 
 def _rotation(yaw: Any, pitch: Any, roll: Any) -> NDArray[np.float64]:
     """Rotation matrices (N, 3, 3): yaw about z, pitch about x, roll about y; radians."""

@@ -1,0 +1,224 @@
+"""The ledger: whole files or none, under kills, rivals, damage and a full disk."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import uuid
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fairq_utils.ledger import Ledger, LedgerError, Run, RunRecord
+
+
+def a_run(seed: int = 0, **changes: object) -> Run:
+    run = Run(
+        data={"seed": 1, "train": 10},
+        architecture="resnet50",
+        training={"seed": seed, "epochs": 1},
+        method="ptq",
+        bits="W8A8",
+        ranges="minmax",
+        percentile=None,
+        sampler="random",
+        calibration_images=8,
+        calibration_seed=0,
+        code="abc",
+    )
+    return replace(run, **changes)  # type: ignore[arg-type]
+
+
+def a_record(seed: int = 0, images: int = 50) -> RunRecord:
+    rng = np.random.default_rng(seed)
+    return RunRecord(
+        run=a_run(seed),
+        attributes=("gender",),
+        groups=("female", "male"),
+        counts=rng.integers(0, 9, (2, 2, 2, 2)),
+        scores=rng.standard_normal(images).astype(np.float16),
+        cells=rng.integers(0, 4, images).astype(np.int16),
+        size_bytes=1234,
+        seconds=1.5,
+        measures={"loss": 0.25},
+        provenance={"torch": "2"},
+        report={"layers": {"conv": "W8A8"}},
+    )
+
+
+@pytest.fixture(params=["folder", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Ledger:
+    return Ledger(tmp_path / "ledger" if request.param == "folder" else f"memory://{uuid.uuid4()}")
+
+
+def test_a_run_comes_back_as_it_was(store: Ledger) -> None:
+    record = a_record()
+    assert not store.contains(record.run.key)
+    store.write(record)
+    found = store.read(record.run.key)
+    assert found.run == record.run
+    for name in ("counts", "scores", "cells"):
+        value = getattr(found, name)
+        np.testing.assert_array_equal(value, getattr(record, name))
+        assert value.dtype == getattr(record, name).dtype
+    for name in ("groups", "attributes", "size_bytes", "seconds", "measures", "report"):
+        assert getattr(found, name) == getattr(record, name)
+    assert store.keys() == [record.run.key]
+    assert store.frame().loc[0, "architecture"] == "resnet50"
+    assert "scores" not in store.frame()
+
+
+def test_everything_that_decides_a_result_is_in_the_key() -> None:
+    changes: dict[str, object] = {
+        "data": {"seed": 2},
+        "architecture": "vit_small",
+        "training": {"seed": 1},
+        "method": "dynamic",
+        "bits": "W4A8",
+        "ranges": "percentile",
+        "percentile": 99.0,
+        "sampler": "group_balanced",
+        "calibration_images": 9,
+        "calibration_seed": 1,
+        "code": "abd",
+    }
+    keys = {a_run().key} | {a_run(**{k: v}).key for k, v in changes.items()}
+    assert len(keys) == len(changes) + 1
+    assert a_run(data={"train": 10, "seed": 1}).key == a_run().key
+
+
+def test_tables_beside_the_runs(store: Ledger) -> None:
+    assert store.read_table("probe") is None
+    frame = pd.DataFrame({"a": [1, 2], "b": ["x", "y"]})
+    store.write_table("probe", frame)
+    pd.testing.assert_frame_equal(store.read_table("probe"), frame)
+    assert store.keys() == []
+
+
+def test_compaction_is_one_file_with_everything(tmp_path: Path) -> None:
+    store = Ledger(tmp_path / "ledger")
+    with pytest.raises(LedgerError, match="holds no run"):
+        store.compact(tmp_path / "all.parquet")
+    for seed in range(3):
+        store.write(a_record(seed))
+    store.compact(tmp_path / "all.parquet")
+    table = pd.read_parquet(tmp_path / "all.parquet")
+    assert sorted(table.key) == store.keys()
+    assert len(table.scores[0]) == 50
+
+
+@pytest.mark.parametrize("kept", [0, 10, 500, -4])
+def test_a_truncated_file_is_set_aside_and_said(tmp_path: Path, kept: int) -> None:
+    store = Ledger(tmp_path)
+    record = a_record()
+    store.write(record)
+    path = Path(store.path(record.run.key))
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.warns(UserWarning, match=r"is damaged .* computed again"):
+        assert not store.contains(record.run.key)
+    assert path.with_name(path.name + ".damaged").exists()
+    assert store.keys() == []
+    store.write(record)
+    assert store.contains(record.run.key)
+
+
+def test_reading_what_is_not_there(tmp_path: Path) -> None:
+    store = Ledger(tmp_path)
+    with pytest.raises(LedgerError, match="has no such run"):
+        store.read("0" * 20)
+    store.write(a_record())
+    path = Path(store.path(a_record().run.key))
+    path.write_bytes(b"PAR1 nothing PAR1")
+    with pytest.raises(LedgerError, match="is damaged"):
+        store.read(a_record().run.key)
+
+
+def test_a_full_disk_names_the_file_and_leaves_the_ledger_sound(tmp_path: Path) -> None:
+    """RLIMIT_FSIZE stops the write in the middle, as a full disk does."""
+    store = Ledger(tmp_path)
+    store.write(a_record(0))
+    script = textwrap.dedent(
+        f"""
+        import resource, signal, sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from test_ledger import Ledger, LedgerError, a_record
+        record = a_record(1, images=200_000)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+        try:
+            Ledger({str(tmp_path)!r}).write(record)
+        except LedgerError as error:
+            print(error)
+        """
+    )
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert f"{a_record(1).run.key}.parquet: could not be written (File too large)" in out.stdout
+    assert store.keys() == [a_record(0).run.key]
+    assert store.contains(a_record(0).run.key)
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == [f"{a_record(0).run.key}.parquet"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(LedgerError, match=r"runs.*could not be written.*execution\.ledger"):
+        Ledger(tmp_path / "file").write(a_record())
+
+
+def _work(folder: str, seeds: list[int]) -> None:
+    store = Ledger(folder)
+    for seed in seeds:
+        if not store.contains(a_run(seed).key):
+            store.write(a_record(seed, images=20_000))
+
+
+def test_two_processes_on_one_ledger(tmp_path: Path) -> None:
+    seeds = list(range(30))
+    context = multiprocessing.get_context("fork")
+    rivals = [
+        context.Process(target=_work, args=(str(tmp_path), order)) for order in (seeds, seeds[::-1])
+    ]
+    for rival in rivals:
+        rival.start()
+    for rival in rivals:
+        rival.join(60)
+        assert rival.exitcode == 0
+    store = Ledger(tmp_path)
+    assert store.keys() == sorted(a_run(s).key for s in seeds)
+    for seed in seeds:
+        np.testing.assert_array_equal(
+            store.read(a_run(seed).key).scores, a_record(seed, 20_000).scores
+        )
+
+
+def test_killed_at_random_moments_it_loses_no_finished_run(tmp_path: Path) -> None:
+    """Ten times: work, SIGKILL somewhere, look. What was finished stays, and all of it is whole."""
+    seeds = list(range(200))
+    context = multiprocessing.get_context("fork")
+    rng = random.Random(0)
+    store = Ledger(tmp_path)
+    finished: set[str] = set()
+    for _ in range(10):
+        worker = context.Process(target=_work, args=(str(tmp_path), seeds))
+        worker.start()
+        time.sleep(rng.uniform(0.005, 0.15))
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.join()
+        now = set(store.keys())
+        assert finished <= now
+        for key in now - finished:
+            assert store.contains(key)
+            assert len(store.read(key).scores) == 20_000
+        finished = now
+    assert 0 < len(finished) < len(seeds)
+    _work(str(tmp_path), seeds)
+    assert len(store.keys()) == len(seeds)

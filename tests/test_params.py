@@ -1,0 +1,164 @@
+"""Params files: what is refused, in which words, and that nothing is written then."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from fairq_utils.cli import app
+from fairq_utils.params import Params, ParamsError, load_params
+
+PROFILES = sorted((Path(__file__).resolve().parents[1] / "params").glob("*.yaml"))
+SMALL = {
+    "name": "small",
+    "data": {"size": 32, "train": 100, "calibration": 40, "validation": 10, "test": 60},
+    "training": {"models": {"squeezenet1_1": {"epochs": 1, "learning_rate": 0.001}}},
+    "quantization": {"bits": ["W8A8"], "calibration_images": 20},
+}
+
+
+def written(folder: Path, content: object) -> Path:
+    path = folder / "study.yaml"
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return path
+
+
+def changed(**sections: dict[str, object]) -> dict[str, object]:
+    return {
+        **SMALL,
+        **{k: {**SMALL.get(k, {}), **v} for k, v in sections.items()},  # type: ignore[dict-item]
+    }
+
+
+@pytest.mark.parametrize("profile", PROFILES, ids=lambda p: p.stem)
+def test_shipped_profiles_are_sound_and_named_as_their_file(profile: Path) -> None:
+    params = load_params(profile)
+    assert params.name == profile.stem
+    root = profile.parents[1]
+    assert Path(params.execution.ledger).is_relative_to(root)
+
+
+def test_default_covers_all_five_architectures() -> None:
+    params = load_params(next(p for p in PROFILES if p.stem == "default"))
+    assert set(params.training.models) == {
+        "resnet50",
+        "mobilenet_v2",
+        "efficientnet_b0",
+        "vit_small",
+        "squeezenet1_1",
+    }
+
+
+BAD = {
+    "unknown key": (
+        changed(quantization={"bit": ["W8A8"]}),
+        "quantization.bit: unknown key; did you mean 'bits'?",
+    ),
+    "unknown key, nothing near": (
+        changed(analysis={"zzz": 1}),
+        "analysis.zzz: unknown key; the keys are replicates, confidence",
+    ),
+    "unknown key of a model": (
+        changed(training={"models": {"resnet50": {"epoch": 1, "learning_rate": 0.1}}}),
+        "training.models.resnet50.epoch",
+    ),
+    "wrong type": (changed(data={"train": "many"}), "data.train: 'many' will not do"),
+    "missing": ({"name": "x", "quantization": {"bits": ["W8A8"]}}, "training: this key is req"),
+    "bits": (changed(quantization={"bits": ["W5A8"]}), "quantization.bits[0]: 'W5A8' is not"),
+    "twice": (changed(quantization={"bits": ["W8A8", "W8A8"]}), "'W8A8' stands there twice"),
+    "architecture": (
+        changed(training={"models": {"vgg": {"epochs": 1, "learning_rate": 0.1}}}),
+        "training.models: 'vgg' is not one of resnet50",
+    ),
+    "dynamic without 8-bit activations": (
+        changed(quantization={"bits": ["W4A4"]}),
+        "quantization: methods: dynamic quantizes activations to 8 bits",
+    ),
+    "more calibration images than exist": (
+        changed(quantization={"calibration_images": 41}),
+        "quantization.calibration_images: 41 images are asked for, but data.calibration holds 40",
+    ),
+    "a group with none": (
+        changed(
+            data={
+                "joint": {
+                    f"{g}|{a}|{y}": float(g == "male" or a == "young")
+                    for g in ("female", "male")
+                    for a in ("old", "young")
+                    for y in "01"
+                }
+            }
+        ),
+        "the group female|old has no weight",
+    ),
+    "patches": (
+        changed(
+            data={"size": 40},
+            training={"models": {"vit_small": {"epochs": 1, "learning_rate": 0.1}}},
+        ),
+        "data.size: 40 pixels do not divide into vit_small's patches of 16",
+    ),
+    "batch": (
+        changed(
+            training={
+                "models": {"resnet50": {"epochs": 1, "learning_rate": 0.1, "batch_size": 101}}
+            }
+        ),
+        "training.models.resnet50.batch_size: 101 is more than the 100 images",
+    ),
+    "negative": (changed(training={"auxiliary": -1}), "training.auxiliary: -1 will not do"),
+    "not a number": (changed(data={"difficulty": float("nan")}), "data.difficulty: nan will"),
+    "yaml": ("name: [", "line"),
+    "no mapping": ("- 1\n- 2\n", "holds no mapping of keys"),
+    "empty": ("", "holds no mapping of keys"),
+}
+
+
+@pytest.mark.parametrize(("content", "sentence"), BAD.values(), ids=BAD)
+def test_bad_params_are_one_sentence_exit_2_and_nothing_written(
+    content: object, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = written(tmp_path, content)
+    with pytest.raises(ParamsError) as caught:
+        load_params(path)
+    assert str(caught.value).startswith(str(path))
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+    for command in (["run"], ["plan"], ["check"]):
+        answer = CliRunner().invoke(app, [*command, "--params", str(path)])
+        assert answer.exit_code == 2
+        assert sentence in answer.stderr
+        assert "Traceback" not in answer.stderr
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match=r"absent.yaml: cannot be read: No such file"):
+        load_params(tmp_path / "absent.yaml")
+    with pytest.raises(ParamsError, match="cannot be read: Is a directory"):
+        load_params(tmp_path)
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ParamsError, match="not UTF-8"):
+        load_params(binary)
+
+
+def test_paths_are_taken_from_the_files_place(tmp_path: Path) -> None:
+    params = load_params(written(tmp_path, SMALL))
+    assert params.execution.ledger == str(tmp_path / "build" / "ledger")
+    folder = tmp_path / "params"
+    folder.mkdir()
+    content = {**SMALL, "execution": {"ledger": "memory://somewhere"}}
+    params = load_params(written(folder, content))
+    assert params.execution.ledger == "memory://somewhere"
+    assert params.execution.cache == str(tmp_path / "build" / "cache")
+
+
+def test_params_are_hashable_values() -> None:
+    a, b = Params.model_validate(SMALL), Params.model_validate(SMALL)
+    assert a == b
+    assert hash(a) == hash(b)

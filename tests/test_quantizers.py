@@ -1,0 +1,364 @@
+"""Quantizers: integers by hand, exactness, folding, reports, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fairq_utils import models
+from fairq_utils.quantizers import QuantSpec, quantize_dynamic, quantize_static
+from fairq_utils.quantizers.folding import fold_batch_norms
+from fairq_utils.quantizers.layers import QuantConv2d, QuantLinear
+from fairq_utils.quantizers.ranges import MinMax, Percentile, affine, quantize_weight
+
+
+def pictures(count: int = 8, side: int = 64, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 3, 8, 8, generator=generator)
+    smooth = nn.functional.interpolate(coarse, side, mode="bilinear")
+    return models.normalize((smooth * 255).to(torch.uint8))
+
+
+@lru_cache
+def _lively(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    model = models.build(name, image_size=64)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.7, 1.3)
+            nn.init.uniform_(module.bias, -0.2, 0.2)
+            module.momentum = 0.5
+    model.train()
+    with torch.no_grad():
+        for seed in range(4):
+            model(pictures(16, seed=seed))
+    nn.init.normal_(models.classifier(model).weight, std=0.2)
+    return model.eval()
+
+
+def lively(name: str) -> nn.Module:
+    """An architecture whose batch norms have seen data, so that folding has something to do."""
+    return copy.deepcopy(_lively(name))
+
+
+def sqnr(reference: Tensor, other: Tensor) -> float:
+    """Signal to quantization noise, in decibels."""
+    return float(10 * torch.log10(reference.var() / (reference - other).var()))
+
+
+# ---- integers by hand
+
+
+def test_weights_by_hand() -> None:
+    weight = torch.tensor([[1.27, -0.635, 0.0, 0.005], [0.0, 0.0, 0.0, 0.0]])
+    integers, scale = quantize_weight(weight, 8, "channel", "minmax", 99.9)
+    # The first row's scale is 0.01; 63.5 and 0.5 are ties and go to the even integer.
+    assert scale[0] == pytest.approx(0.01)
+    assert integers.tolist() == [[127, -64, 0, 0], [0, 0, 0, 0]]
+    assert integers.dtype == torch.int8
+
+
+def test_four_bits_use_fifteen_codes_and_tensors_share_a_scale() -> None:
+    weight = torch.tensor([[7.0, -7.0], [0.4, 3.6]])
+    integers, scale = quantize_weight(weight, 4, "tensor", "minmax", 99.9)
+    assert scale.tolist() == [1.0, 1.0]
+    assert integers.tolist() == [[7, -7], [0, 4]]
+
+
+def test_percentile_weights_saturate() -> None:
+    weight = torch.cat([torch.linspace(-1, 1, 1001), torch.tensor([50.0])]).view(1, -1)
+    integers, scale = quantize_weight(weight, 8, "channel", "percentile", 99.8)
+    assert scale[0] * 127 == pytest.approx(1.0, abs=0.01)
+    assert integers[0, -1] == 127
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "bits", "scale", "zero"),
+    [
+        (0.0, 25.5, 8, 0.1, 0),
+        (-1.0, 14.0, 4, 1.0, 1),
+        (3.0, 15.0, 4, 1.0, 0),  # zero is on the grid even where no value is near it
+        (-15.0, -3.0, 4, 1.0, 15),
+    ],
+)
+def test_input_grid_by_hand(low: float, high: float, bits: int, scale: float, zero: int) -> None:
+    s, z = affine(torch.tensor(low), torch.tensor(high), bits)
+    assert float(s) == pytest.approx(scale)
+    assert int(z) == zero
+
+
+def test_input_saturates_and_zero_is_exact() -> None:
+    layer = QuantLinear(nn.Linear(4, 2), QuantSpec.parse("W8A4"))
+    layer.set_input_range(-1.0, 14.0)
+    x = torch.tensor([[-9.0, 0.0, 6.4, 99.0]])
+    assert layer.quantized_input(x).tolist() == [[-1.0, 0.0, 6.0, 14.0]]
+
+
+@pytest.mark.parametrize("kind", ["conv", "depthwise", "linear"])
+@pytest.mark.parametrize("bits", ["W8A8", "W4A8", "W4A4", "W2A2"])
+def test_simulation_equals_integer_arithmetic(kind: str, bits: str) -> None:
+    """The layer's output is scales times an integer sum, computed here in int64."""
+    torch.manual_seed(1)
+    layer: nn.Module
+    if kind == "linear":
+        layer, x = nn.Linear(24, 10), torch.randn(5, 24)
+    else:
+        layer = nn.Conv2d(6, 6, 3, padding=1, groups=6 if kind == "depthwise" else 1)
+        x = torch.randn(2, 6, 9, 9)
+    quantized = (QuantLinear if kind == "linear" else QuantConv2d)(layer, QuantSpec.parse(bits))
+    quantized.set_input_range(float(x.min()), float(x.max()))
+    s, z = quantized.input_scale, quantized.input_zero_point
+    top = 2 ** quantized.spec.activation_bits - 1
+    q = (torch.clamp(torch.round(x / s) + z, 0, top) - z).double()
+    w = quantized.weight_integers.double()
+    shape = (1, -1) if kind == "linear" else (1, -1, 1, 1)
+    if kind == "linear":
+        total = q @ w.T
+    else:
+        total = nn.functional.conv2d(q, w, padding=1, groups=quantized.groups)
+    assert torch.equal(total, total.round())
+    scale = (quantized.weight_scale.double() * s.double()).view(shape)
+    expected = total * scale + quantized.bias.double().view(shape)
+    torch.testing.assert_close(quantized(x).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+# ---- observers
+
+
+def test_minmax_sees_all_batches() -> None:
+    observer = MinMax()
+    for batch in (torch.tensor([1.0, 2.0]), torch.tensor([-3.0, 0.5])):
+        observer.see(batch)
+    assert observer.range() == (-3.0, 2.0)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_percentile_equals_the_quantile_of_all_values(scale: float) -> None:
+    rng = np.random.default_rng(0)
+    batches = [
+        torch.from_numpy(scale * rng.standard_t(3, 20_000) * (1 + i)).float() for i in range(6)
+    ]
+    observer = Percentile(99.0)
+    for batch in batches:
+        observer.see(batch)
+    every = torch.cat(batches).numpy()
+    low, high = observer.range()
+    bins = float(every.max() - every.min()) / 2048
+    assert low == pytest.approx(np.quantile(every, 0.005), abs=2 * bins)
+    assert high == pytest.approx(np.quantile(every, 0.995), abs=2 * bins)
+    assert float(observer.counts.sum()) == len(every)
+
+
+def test_percentile_of_a_constant_is_that_constant() -> None:
+    observer = Percentile(99.9)
+    observer.see(torch.full((10,), 2.5))
+    low, high = observer.range()
+    assert low == pytest.approx(2.5, rel=1e-3)
+    assert high == pytest.approx(2.5, rel=1e-3)
+
+
+# ---- whole models
+
+
+def seen(model: nn.Module, x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Input and output of every convolution and linear layer."""
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        return lambda _, inputs, output: found.update({name: (inputs[0].clone(), output.clone())})
+
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
+    hooks = [layer.register_forward_hook(keep(name)) for name, layer in layers.items()]
+    with torch.no_grad():
+        model(x)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+@pytest.mark.parametrize("name", models.ARCHITECTURES)
+def test_every_layer_of_every_architecture(name: str) -> None:
+    """Each quantized layer, given the input of its float layer, answers nearly the same."""
+    model = lively(name)
+    before = copy.deepcopy(model.state_dict())
+    x = pictures(16, seed=9)
+    folded = lively(name)
+    fold_batch_norms(folded, x)
+    layers = seen(folded, x)
+    with torch.no_grad():
+        eight, report = quantize_static(model, QuantSpec.parse("W8A8"), [x[:8], x[8:]])
+        four, _ = quantize_static(model, QuantSpec.parse("W4A4", first_last_bits=None), [x])
+        dynamic, _ = quantize_dynamic(model, QuantSpec.parse("W8A8", activation="dynamic"), x)
+        for layer, (given, answer) in layers.items():
+            assert sqnr(answer, eight.get_submodule(layer)(given)) > 20, layer
+            assert sqnr(answer, dynamic.get_submodule(layer)(given)) > 20, layer
+            # Four bits less are sixteen times the step: 24 decibels, less what saturates.
+            lost = sqnr(answer, eight.get_submodule(layer)(given)) - sqnr(
+                answer, four.get_submodule(layer)(given)
+            )
+            assert 10 < lost < 38, layer
+    assert set(report.layers) == set(layers)
+    assert report.calibration_images == 16
+    assert 3.3 < report.float_bytes / report.size_bytes < 4.01
+    # The model that came in is the model that was.
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert not any(isinstance(m, (QuantConv2d, QuantLinear)) for m in model.modules())
+
+
+@pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2", "efficientnet_b0"])
+def test_every_batch_norm_folds_and_the_output_stays(name: str) -> None:
+    model = lively(name)
+    norms = sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    x = pictures(8)
+    with torch.no_grad():
+        reference = model(x)
+        folded, left = fold_batch_norms(model, x)
+        torch.testing.assert_close(model(x), reference, rtol=1e-3, atol=1e-3)
+    assert not left
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    assert len(folded) == norms > 0
+
+
+class Shared(nn.Module):
+    """Batch norms that must not be folded: one used twice, one after an addition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.twice = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        self.other, self.sum = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        self.unused = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.twice(self.conv(x))
+        return self.sum(self.twice(y) + self.other(x)).mean(dim=(2, 3))
+
+
+def test_what_cannot_be_folded_or_quantized_is_named() -> None:
+    torch.manual_seed(0)
+    model = Shared().eval()
+    for norm in (model.twice, model.sum):
+        norm.running_mean.fill_(0.3)
+        norm.running_var.fill_(2.0)
+    x = pictures(4, 16)
+    quantized, report = quantize_static(model, QuantSpec.parse("W8A8"), [x])
+    assert set(report.layers) == {"conv", "other"}
+    assert "more than once" in report.left_float["twice"]
+    assert "does not follow a convolution" in report.left_float["sum"]
+    assert "never called" in report.left_float["unused"]
+    with torch.no_grad():
+        assert sqnr(model(x), quantized(x)) > 20
+
+
+def test_report_says_what_stays_in_float() -> None:
+    _, report = quantize_static(lively("vit_small"), QuantSpec.parse("W8A8"), [pictures()])
+    assert "attention products" in report.left_float
+    assert "blocks.0.norm1" in report.left_float
+    _, report = quantize_static(lively("efficientnet_b0"), QuantSpec.parse("W8A8"), [pictures()])
+    assert any("SiLU" in reason for reason in report.left_float.values())
+
+
+def test_first_and_last_layers_keep_eight_bits_unless_told() -> None:
+    model, x = lively("squeezenet1_1"), pictures()
+    _, report = quantize_static(model, QuantSpec.parse("W4A4"), [x])
+    bits = list(report.layers.values())
+    assert (bits[0], bits[-1], set(bits[1:-1])) == ("W8A8", "W8A8", {"W4A4"})
+    _, report = quantize_static(model, QuantSpec.parse("W4A4", first_last_bits=None), [x])
+    assert set(report.layers.values()) == {"W4A4"}
+
+
+def test_size_counts_packed_integers_and_scales() -> None:
+    model = nn.Sequential(nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 2))
+    _, report = quantize_static(
+        model, QuantSpec.parse("W4A8", first_last_bits=None), [torch.randn(4, 10)]
+    )
+    # Half a byte a weight; 4-byte biases and channel scales; 8 bytes for each input's grid.
+    assert report.size_bytes == (80 + 16) // 2 + 4 * (8 + 2) + 4 * (8 + 2) + 2 * 8
+    assert report.float_bytes == 4 * (80 + 8 + 16 + 2)
+
+
+def test_dynamic_answers_do_not_depend_on_the_batch() -> None:
+    model, x = lively("mobilenet_v2"), pictures(6)
+    quantized, _ = quantize_dynamic(model, QuantSpec.parse("W8A8", activation="dynamic"), x)
+    layer = quantized.conv_stem
+    rival = torch.cat([x[:3], 50 * x[3:]])
+    assert torch.equal(layer.quantized_input(x)[:3], layer.quantized_input(rival)[:3])
+    with torch.no_grad():
+        together = quantized(x)
+        # Batches of another size are summed in another order: a few inputs round the other way.
+        alone = torch.cat([quantized(x[i : i + 1]) for i in range(6)])
+        assert sqnr(together, alone) > 30
+        assert sqnr(together[:3], quantized(rival)[:3]) > 30
+
+
+def test_calibration_is_one_pass_over_a_stream() -> None:
+    model, x = lively("squeezenet1_1"), pictures(12)
+    whole, _ = quantize_static(model, QuantSpec.parse("W8A8"), [x])
+    streamed, report = quantize_static(
+        model, QuantSpec.parse("W8A8"), (x[i : i + 4] for i in (0, 4, 8))
+    )
+    assert report.calibration_images == 12
+    with torch.no_grad():
+        torch.testing.assert_close(whole(x), streamed(x), rtol=1e-4, atol=1e-4)
+
+
+def test_state_survives_saving_and_moving() -> None:
+    model, x = lively("squeezenet1_1"), pictures()
+    spec = QuantSpec.parse("W8A8")
+    first, _ = quantize_static(model, spec, [x])
+    second, _ = quantize_static(model, spec, [3 * x])
+    with torch.no_grad():
+        second(x)
+        second.load_state_dict(first.state_dict())
+        assert torch.equal(first(x), second(x))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU; none was found")
+def test_cuda_agrees_with_cpu() -> None:
+    model, x = lively("mobilenet_v2"), pictures()
+    here, _ = quantize_static(model, QuantSpec.parse("W8A8"), [x])
+    there, _ = quantize_static(model.cuda(), QuantSpec.parse("W8A8"), [x.cuda()])
+    with torch.no_grad():
+        assert sqnr(here(x), there(x.cuda()).cpu()) > 20
+
+
+# ---- bad input
+
+
+def test_bad_calibration_is_refused() -> None:
+    model, x = nn.Sequential(nn.Linear(3, 2)), torch.randn(4, 3)
+    spec = QuantSpec.parse("W8A8")
+    with pytest.raises(ValueError, match="calibration set is empty"):
+        quantize_static(model, spec, [])
+    with pytest.raises(ValueError, match="calibration batch 1: a value is NaN"):
+        quantize_static(model, spec, [x, x * float("nan")])
+    with pytest.raises(ValueError, match="use quantize_dynamic"):
+        quantize_static(model, QuantSpec.parse("W8A8", activation="dynamic"), [x])
+    with pytest.raises(ValueError, match="use quantize_static"):
+        quantize_dynamic(model, spec)
+    model[0].weight.data[0, 0] = float("inf")
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        quantize_static(model, spec, [x])
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"weight_bits": 5}, "weight_bits: 5 is not one of 2, 3, 4, 6, 8"),
+        ({"activation_bits": 16}, "activation_bits: 16"),
+        ({"weight_granularity": "row"}, "weight_granularity: 'row'"),
+        ({"activation_range": "mse"}, "activation_range: 'mse'"),
+        ({"percentile": 20}, "percentile: 20"),
+        ({"activation": "dynamic", "activation_bits": 4}, "dynamic quantization is defined at 8"),
+    ],
+)
+def test_bad_specs_are_refused(options: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        QuantSpec(**options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'INT8' is not of the form"):
+        QuantSpec.parse("INT8")
