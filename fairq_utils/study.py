@@ -8,13 +8,11 @@ where it was.
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +30,7 @@ from fairq_utils.data.population import ATTRIBUTES, CELEBA_JOINT, SPLITS, Popula
 from fairq_utils.fingerprint import code_version
 from fairq_utils.ledger import Ledger, Run, RunRecord
 from fairq_utils.params import Params
+from fairq_utils.progress import Progress, rendering
 from fairq_utils.quantizers import QuantSpec, quantize_dynamic, quantize_static
 
 PHASES = ("baseline", "quantization", "mitigation")
@@ -53,15 +52,6 @@ QUANTIZED_BY = (
     "fairq_utils.quantizers.ptq",
     "fairq_utils.quantizers.dynamic",
 )
-# Milliseconds per image seen on two cores (training pass, evaluation pass). They only weigh the
-# estimate of the time left, which corrects itself as runs finish.
-COST = {
-    "resnet50": (9.0, 4.0),
-    "mobilenet_v2": (3.0, 1.2),
-    "efficientnet_b0": (5.5, 1.8),
-    "vit_small": (11.0, 4.5),
-    "squeezenet1_1": (1.2, 0.7),
-}
 
 
 def population(params: Params) -> Population:
@@ -84,7 +74,7 @@ def faces(params: Params) -> FaceData:
         size=params.data.size,
         population=population(params),
         cache=params.execution.cache,
-        progress=_rendering(sys.stderr),
+        progress=rendering(sys.stderr),
     )
 
 
@@ -191,7 +181,7 @@ def execute(
     store = ledger(params)
     wanted = plan(params, phases)
     missing = [run for run in wanted if not store.contains(run.key)]
-    bars = _Progress(missing, params, stream or sys.stderr, len(wanted))
+    bars = Progress(missing, params, stream or sys.stderr, len(wanted))
     if not missing:
         bars.say(f"all {len(wanted)} runs are in the ledger")
         return store
@@ -229,7 +219,7 @@ def baseline_of(run: Run) -> Run:
     )
 
 
-def train_baseline(params: Params, run: Run, bars: _Progress | None = None) -> str:
+def train_baseline(params: Params, run: Run, bars: Progress | None = None) -> str:
     """Train one FP32 model unless its checkpoint is there, evaluate it, and return its key."""
     store = ledger(params)
     path = Path(store.checkpoint_path(run.key))
@@ -281,7 +271,7 @@ def train_baseline(params: Params, run: Run, bars: _Progress | None = None) -> s
 
 
 def evaluate_quantized(
-    params: Params, run: Run, baseline: str, bars: _Progress | None = None
+    params: Params, run: Run, baseline: str, bars: Progress | None = None
 ) -> str:
     """Quantize one trained model, evaluate it on the test split, and return the run's key."""
     store = ledger(params)
@@ -393,71 +383,3 @@ def provenance() -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }
-
-
-def _rendering(stream: TextIO) -> Any:
-    began: dict[str, float] = {}
-
-    def tick(split: str, done: int, total: int) -> None:
-        start = began.setdefault(split, time.perf_counter())
-        if done == total or done // 2048 != (done - 64) // 2048:
-            rate = done / max(time.perf_counter() - start, 1e-3)
-            left = (total - done) / max(rate, 1e-3)
-            stream.write(f"  data · {split}: {done} of {total} faces, {left:.0f} s left\n")
-            stream.flush()
-
-    return tick
-
-
-@dataclass
-class _Progress:
-    """One line per finished run: phase, model, and how long still."""
-
-    missing: list[Run]
-    params: Params
-    stream: TextIO
-    total: int
-    done: set[str] = field(default_factory=set)
-    began: float = field(default_factory=time.perf_counter)
-
-    def cost(self, run: Run) -> float:
-        train, evaluate = COST.get(run.architecture, (5.0, 2.0))
-        seconds = self.params.data.test * evaluate / 1e3
-        if run.method == "fp32":
-            seconds += self.params.data.train * int(run.training["epochs"]) * train / 1e3
-        return seconds
-
-    def say(self, text: str) -> None:
-        if os.environ.get("FAIRQ_QUIET") != "1":
-            self.stream.write(f"  {text}\n")
-            self.stream.flush()
-
-    def left(self, extra: float = 0.0) -> str:
-        spent = sum(self.cost(r) for r in self.missing if r.key in self.done) + extra
-        rest = sum(self.cost(r) for r in self.missing if r.key not in self.done) - extra
-        elapsed = time.perf_counter() - self.began
-        seconds = rest * (elapsed / spent if spent > 0 else 1.0)
-        return (
-            f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
-        )
-
-    def epoch(self, run: Run) -> Any:
-        def tick(epoch: int, epochs: int, loss: float) -> None:
-            extra = self.cost(run) * epoch / (epochs + 1)
-            self.say(
-                f"baseline · {models.DISPLAY_NAMES[run.architecture]}: epoch {epoch} of {epochs}, "
-                f"loss {loss:.3f}, {self.left(extra)}"
-            )
-
-        return tick
-
-    def finish(self, run: Run) -> None:
-        self.done.add(run.key)
-        phase = {"fp32": "baseline"}.get(run.method, "quantization")
-        if run.sampler not in (None, "random"):
-            phase = "mitigation"
-        what = " ".join(str(v) for v in (run.method, run.bits, run.ranges, run.sampler) if v)
-        self.say(
-            f"[{self.total - len(self.missing) + len(self.done)}/{self.total}] {phase} · "
-            f"{models.DISPLAY_NAMES[run.architecture]} · {what}, {self.left()}"
-        )

@@ -124,7 +124,9 @@ def test_crossed_groups_and_their_margins() -> None:
 
 
 def test_flips_are_counted_between_two_predictions() -> None:
-    counts = metrics.count([1, 1, 0], [1, 0, 0], sensitive_features=list("aab"), reference=[0, 1, 0])
+    counts = metrics.count(
+        [1, 1, 0], [1, 0, 0], sensitive_features=list("aab"), reference=[0, 1, 0]
+    )
     np.testing.assert_array_equal(counts.flips, [2, 0])
     np.testing.assert_array_equal(counts.reference.sum(axis=0), [[1, 0], [1, 1]])
 

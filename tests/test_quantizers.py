@@ -114,7 +114,7 @@ def test_simulation_equals_integer_arithmetic(kind: str, bits: str) -> None:
     quantized = (QuantLinear if kind == "linear" else QuantConv2d)(layer, QuantSpec.parse(bits))
     quantized.set_input_range(float(x.min()), float(x.max()))
     s, z = quantized.input_scale, quantized.input_zero_point
-    top = 2 ** quantized.spec.activation_bits - 1
+    top = 2**quantized.spec.activation_bits - 1
     q = (torch.clamp(torch.round(x / s) + z, 0, top) - z).double()
     w = quantized.weight_integers.double()
     shape = (1, -1) if kind == "linear" else (1, -1, 1, 1)

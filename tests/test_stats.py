@@ -100,9 +100,7 @@ def test_seeds_widen_the_interval() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("sizes", "mean", "high"), [([1000] * 2, 1.1, 2.6), ([200] * 8, 6.0, 9.0)]
-)
+@pytest.mark.parametrize(("sizes", "mean", "high"), [([1000] * 2, 1.1, 2.6), ([200] * 8, 6.0, 9.0)])
 def test_noise_floor_at_ninety_percent(sizes: list[int], mean: float, high: float) -> None:
     """Gaps between groups that do not differ, in points; checked by an independent simulation."""
     found = stats.noise_floor(sizes, 0.9)

@@ -1,0 +1,105 @@
+"""What a study says while it works: which phase, which model, how long still."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+from fairq_utils import models
+from fairq_utils.ledger import Run
+from fairq_utils.params import Params
+
+# Milliseconds per image seen on two cores (training pass, evaluation pass). They only weigh the
+# estimate of the time left, which corrects itself as runs finish.
+COST = {
+    "resnet50": (9.0, 4.0),
+    "mobilenet_v2": (3.0, 1.2),
+    "efficientnet_b0": (5.5, 1.8),
+    "vit_small": (11.0, 4.5),
+    "squeezenet1_1": (1.2, 0.7),
+}
+
+
+def rendering(stream: TextIO) -> Any:
+    """A callback for :func:`fairq_utils.data.load` that writes a line now and then."""
+    began: dict[str, float] = {}
+
+    def tick(split: str, done: int, total: int) -> None:
+        start = began.setdefault(split, time.perf_counter())
+        if done == total or done // 2048 != (done - 64) // 2048:
+            rate = done / max(time.perf_counter() - start, 1e-3)
+            left = (total - done) / max(rate, 1e-3)
+            stream.write(f"  data · {split}: {done} of {total} faces, {left:.0f} s left\n")
+            stream.flush()
+
+    return tick
+
+
+@dataclass
+class Progress:
+    """One line per epoch and per finished run.
+
+    Attributes
+    ----------
+    missing : runs that are to be computed
+    params : the study
+    stream : where lines go; nowhere if the environment says ``FAIRQ_QUIET=1``
+    total : runs of the study, those included that are in the ledger
+    """
+
+    missing: list[Run]
+    params: Params
+    stream: TextIO
+    total: int
+    done: set[str] = field(default_factory=set)
+    began: float = field(default_factory=time.perf_counter)
+
+    def cost(self, run: Run) -> float:
+        """Seconds that a run is expected to take; only their ratios matter."""
+        train, evaluate = COST.get(run.architecture, (5.0, 2.0))
+        seconds = self.params.data.test * evaluate / 1e3
+        if run.method == "fp32":
+            seconds += self.params.data.train * int(run.training["epochs"]) * train / 1e3
+        return seconds
+
+    def say(self, text: str) -> None:
+        """Write one line."""
+        if os.environ.get("FAIRQ_QUIET") != "1":
+            self.stream.write(f"  {text}\n")
+            self.stream.flush()
+
+    def left(self, extra: float = 0.0) -> str:
+        """Estimate of the time left; ``extra`` is cost already spent on the run in hand."""
+        spent = sum(self.cost(r) for r in self.missing if r.key in self.done) + extra
+        rest = sum(self.cost(r) for r in self.missing if r.key not in self.done) - extra
+        elapsed = time.perf_counter() - self.began
+        seconds = rest * (elapsed / spent if spent > 0 else 1.0)
+        return (
+            f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
+        )
+
+    def epoch(self, run: Run) -> Any:
+        """A callback for :func:`fairq_utils.training.fit`."""
+
+        def tick(epoch: int, epochs: int, loss: float) -> None:
+            extra = self.cost(run) * epoch / (epochs + 1)
+            self.say(
+                f"baseline · {models.DISPLAY_NAMES[run.architecture]}: epoch {epoch} of {epochs}, "
+                f"loss {loss:.3f}, {self.left(extra)}"
+            )
+
+        return tick
+
+    def finish(self, run: Run) -> None:
+        """Count a run as done and say so."""
+        self.done.add(run.key)
+        phase = {"fp32": "baseline"}.get(run.method, "quantization")
+        if run.sampler not in (None, "random"):
+            phase = "mitigation"
+        what = " ".join(str(v) for v in (run.method, run.bits, run.ranges, run.sampler) if v)
+        self.say(
+            f"[{self.total - len(self.missing) + len(self.done)}/{self.total}] {phase} · "
+            f"{models.DISPLAY_NAMES[run.architecture]} · {what}, {self.left()}"
+        )
