@@ -119,7 +119,7 @@ class Training(_Section):
 
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_unique)] = (0,)
     pretrained: bool = False
-    auxiliary: Weight = 0.3
+    auxiliary: Weight = 2.0
     models: Annotated[dict[str, ModelRecipe], Field(min_length=1), AfterValidator(_known)]
 
 

@@ -14,10 +14,10 @@ from fairq_utils.params import Params
 # Milliseconds per image seen on two cores (training pass, evaluation pass). They only weigh the
 # estimate of the time left, which corrects itself as runs finish.
 COST = {
-    "resnet50": (9.0, 4.0),
-    "mobilenet_v2": (3.0, 1.2),
+    "resnet50": (10.0, 4.0),
+    "mobilenet_v2": (4.0, 1.2),
     "efficientnet_b0": (5.5, 1.8),
-    "vit_small": (11.0, 4.5),
+    "vit_small": (11.0, 4.0),
     "squeezenet1_1": (1.2, 0.7),
 }
 

@@ -34,6 +34,7 @@ from fairq_utils.progress import Progress, rendering
 from fairq_utils.quantizers import QuantSpec, quantize_dynamic, quantize_static
 
 PHASES = ("baseline", "quantization", "mitigation")
+INITIAL_IMAGES = 2000  # training pictures that a data-dependent initialisation looks at
 TRAINED_BY = (
     "fairq_utils.data.population",
     "fairq_utils.data.head",
@@ -240,6 +241,8 @@ def train_baseline(params: Params, run: Run, bars: Progress | None = None) -> st
         settings = params.training.models[run.architecture]
         recipe = training.Recipe(**settings.model_dump())
         train = data.subset("train")
+        if not params.training.pretrained:
+            models.initialise(model, train.images[:INITIAL_IMAGES])
         weight = params.training.auxiliary
         if weight and data.factors is not None:
             objective: training.Classification = training.WithFactors(

@@ -6,7 +6,7 @@
 # Fairness can only be measured on people whose groups are known, and only be lost where group
 # membership leaves a trace. Photographs come with labels that somebody guessed; here we go the
 # other way round. We first decide who a person is, then render the portrait. A parametric human
-# model, Anny {cite}`bregier2026anny`, turns phenotype, head shape and 52 facial actions into a
+# model, Anny {cite}`bregier2026anny`, turns phenotype, head shape and facial actions into a
 # mesh; the package projects it, shades it and adds a camera's noise. Nothing has to be
 # downloaded, every label is true by construction, and representation, base rates and difficulty
 # become dials.
@@ -19,6 +19,7 @@ params_file = "../params/smoke.yaml"
 
 # %% tags=["remove-cell"]
 from fairq_utils import chapters
+from fairq_utils.data.population import CELEBA_JOINT
 
 chapter = chapters.open_chapter(params_file)
 glue = chapter.glue
@@ -53,8 +54,9 @@ figures.smile_scale(test)
 # %% [markdown]
 # ## The make-up is CelebA's
 #
-# Gender, age and Smiling follow the joint counts of all 202,599 images of CelebA
-# {cite}`liu2015deep`; ancestry is drawn independently of the three. Two things follow before
+# Gender, age and Smiling follow the joint counts of all
+# {glue:text}`01_population.ipynb::celeba:,.0f` images of CelebA {cite}`liu2015deep` unless the
+# params file says otherwise; ancestry is drawn independently of the three. Two things follow before
 # any network is trained. Old women are rare: {glue:text}`01_population.ipynb::old_women:.1%` of
 # the test images. And women are labelled smiling more often than men, so that a *perfect*
 # classifier has a demographic parity gap of {glue:text}`01_population.ipynb::perfect_gap:.1f`
@@ -62,6 +64,7 @@ figures.smile_scale(test)
 # that is over 90 % accurate on such groups has reported something else.
 
 # %%
+glue("celeba", sum(CELEBA_JOINT.values()))
 glue("old_women", float(((test.groups.gender == "female") & (test.groups.age == "old")).mean()))
 rates = test.groups.assign(y=test.target).groupby("gender", observed=True).y.mean()
 glue("perfect_gap", float(abs(rates["female"] - rates["male"]) * 100))

@@ -87,7 +87,7 @@ glue("perfect_gap", 100 * chapter.perfect_gap())
 # The size that the published study prints is that of the parameters and buffers in float32. We
 # count the same, for two classes at 224 pixels.
 
-# %%
+# %% tags=["nbval-check-output"]
 chapters.size_table()
 
 # %% [markdown]

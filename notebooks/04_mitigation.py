@@ -25,7 +25,7 @@ glue("rare", chapter.share(gender="female", age="old"))
 #
 # Images per group in one random and one balanced draw of equal size.
 
-# %%
+# %% tags=["nbval-check-output"]
 chapters.sampler_table(chapter)
 
 # %% [markdown]
