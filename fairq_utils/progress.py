@@ -11,6 +11,7 @@ from fairq_utils import models
 from fairq_utils.ledger import Run
 from fairq_utils.params import Params
 
+QUIET = 15.0  # seconds of silence during a training
 # Milliseconds per image seen on two cores (training pass, evaluation pass). They only weigh the
 # estimate of the time left, which corrects itself as runs finish.
 COST = {
@@ -39,7 +40,7 @@ def rendering(stream: TextIO) -> Any:
 
 @dataclass
 class Progress:
-    """One line per epoch and per finished run.
+    """A line every few seconds of training, and one per finished run.
 
     Attributes
     ----------
@@ -80,14 +81,18 @@ class Progress:
             f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
         )
 
-    def epoch(self, run: Run) -> Any:
-        """A callback for :func:`fairq_utils.training.fit`."""
+    def training(self, run: Run) -> Any:
+        """A callback for :func:`fairq_utils.training.fit`: a line every few seconds."""
+        said = time.perf_counter()
 
-        def tick(epoch: int, epochs: int, loss: float) -> None:
-            extra = self.cost(run) * epoch / (epochs + 1)
+        def tick(step: int, steps: int, loss: float) -> None:
+            nonlocal said
+            if time.perf_counter() - said < QUIET and step < steps:
+                return
+            said = time.perf_counter()
             self.say(
-                f"baseline · {models.DISPLAY_NAMES[run.architecture]}: epoch {epoch} of {epochs}, "
-                f"loss {loss:.3f}, {self.left(extra)}"
+                f"baseline · {models.DISPLAY_NAMES[run.architecture]}: step {step} of {steps}, "
+                f"loss {loss:.3f}, {self.left(self.cost(run) * step / steps)}"
             )
 
         return tick

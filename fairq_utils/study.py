@@ -257,7 +257,7 @@ def train_baseline(params: Params, run: Run, bars: Progress | None = None) -> st
             objective,
             seed=seed,
             device=target,
-            progress=None if bars is None else bars.epoch(run),
+            progress=None if bars is None else bars.training(run),
         )
         if isinstance(objective, training.WithFactors):
             objective.close()

@@ -22,6 +22,7 @@ from fairq_utils.models import classifier, normalize
 Progress = Callable[[int, int, float], None]
 # objective(model, images, rows, flipped) -> scalar loss
 Objective = nn.Module
+REPORTED = 100  # steps between two calls of the progress callback
 FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
@@ -167,7 +168,8 @@ def fit(
         trained too.
     seed : int
     progress : callable, optional
-        Called after every epoch as ``progress(epoch, epochs, mean_loss)``.
+        Called now and then, and after the last step, as ``progress(step, steps, mean_loss)``; the
+        steps are those of all epochs, the loss is that of the epoch so far.
 
     Raises
     ------
@@ -218,14 +220,15 @@ def fit(
             optimizer.step()
             schedule.step()
             total += loss.detach()
+            done = epoch * steps + step + 1
+            if progress is not None and (done % REPORTED == 0 or done == recipe.epochs * steps):
+                progress(done, recipe.epochs * steps, float(total) / (step + 1))
         history.append(float(total) / steps)
         if not math.isfinite(history[-1]):
             raise FloatingPointError(
                 f"training: the loss is not finite in epoch {epoch + 1}; "
                 "lower training.models.*.learning_rate"
             )
-        if progress is not None:
-            progress(epoch + 1, recipe.epochs, history[-1])
     model.eval()
     return History(tuple(history), time.perf_counter() - began)
 
