@@ -1,0 +1,202 @@
+"""Fairness metrics as ratios of sums of counts.
+
+Three ways in, one computation:
+
+- **Tables.** Counts (..., G, 2, 2), group x true label x prediction, with bootstrap replicates in
+  front: :data:`RATES`, :data:`FAIRNESS` and :data:`INEQUALITY` map names to functions of tables.
+- **Rows.** ``metric(y_true, y_pred, *, sensitive_features, method=..., min_cell=...)``, named as
+  fairlearn names it; :func:`metric_frame` gives many at once.
+- **A model and a loader.** :func:`compute_fairness_metrics`.
+
+An empty denominator gives NaN, never 0 or 1. Groups without a rate take no part in a gap; they are
+listed with their counts (:class:`LeftOutWarning`, :func:`left_out`, ``MetricFrame.left_out``). Rows
+that leave a metric undefined are an error that says why.
+"""
+
+from fairq_utils.metrics.counts import Counts, count, one_vs_rest
+from fairq_utils.metrics.criteria import FAIRNESS, Criterion, equalized_odds
+from fairq_utils.metrics.evaluation import fairness, rate_gap
+from fairq_utils.metrics.frame import (
+    MetricFrame,
+    frame_of,
+    marginal_and_intersectional,
+    metric_frame,
+)
+from fairq_utils.metrics.gaps import (
+    difference,
+    gap_to_overall,
+    ratio,
+    standard_deviation,
+    worst_group,
+)
+from fairq_utils.metrics.independence import (
+    demographic_parity_difference,
+    demographic_parity_ratio,
+    disparate_impact,
+    four_fifths_rule,
+)
+from fairq_utils.metrics.inequality import (
+    INEQUALITY,
+    between_group_generalized_entropy_index,
+    coefficient_of_variation,
+    generalized_entropy_index,
+    theil_index,
+)
+from fairq_utils.metrics.model_report import compute_fairness_metrics
+from fairq_utils.metrics.omissions import LeftOutWarning, left_out
+from fairq_utils.metrics.privileged import (
+    average_odds_difference,
+    directed_difference,
+    directed_ratio,
+    statistical_parity_difference,
+)
+from fairq_utils.metrics.rates import RATES, MeanRate, Rate, overall, rate
+from fairq_utils.metrics.row_rates import (
+    accuracy,
+    balanced_accuracy,
+    base_rate,
+    error_rate,
+    f1_score,
+    false_discovery_rate,
+    false_negative_rate,
+    false_negative_rate_difference,
+    false_negative_rate_ratio,
+    false_omission_rate,
+    false_positive_rate,
+    false_positive_rate_difference,
+    false_positive_rate_ratio,
+    negative_predictive_value,
+    positive_predictive_value,
+    selection_rate,
+    selection_rate_difference,
+    selection_rate_ratio,
+    treatment_ratio,
+    true_negative_rate,
+    true_negative_rate_difference,
+    true_negative_rate_ratio,
+    true_positive_rate,
+    true_positive_rate_difference,
+    true_positive_rate_ratio,
+)
+from fairq_utils.metrics.scores import (
+    SCORES,
+    ScoresByGroup,
+    calibration_error,
+    calibration_error_difference,
+    roc_auc_difference,
+    scores_by_group,
+)
+from fairq_utils.metrics.separation import (
+    average_abs_odds_difference,
+    equal_opportunity_difference,
+    equal_opportunity_ratio,
+    equalized_odds_difference,
+    equalized_odds_ratio,
+    predictive_equality_difference,
+    predictive_equality_ratio,
+)
+from fairq_utils.metrics.sufficiency import (
+    accuracy_difference,
+    accuracy_ratio,
+    predictive_parity_difference,
+    predictive_parity_ratio,
+    treatment_equality_difference,
+    treatment_equality_ratio,
+    worst_group_accuracy,
+)
+from fairq_utils.metrics.thresholds import (
+    common_threshold,
+    difference_at_common_threshold,
+    difference_at_equal_rate,
+    rates_at_equal,
+)
+
+__all__ = [
+    "FAIRNESS",
+    "INEQUALITY",
+    "RATES",
+    "SCORES",
+    "Counts",
+    "Criterion",
+    "LeftOutWarning",
+    "MeanRate",
+    "MetricFrame",
+    "Rate",
+    "ScoresByGroup",
+    "accuracy",
+    "accuracy_difference",
+    "accuracy_ratio",
+    "average_abs_odds_difference",
+    "average_odds_difference",
+    "balanced_accuracy",
+    "base_rate",
+    "between_group_generalized_entropy_index",
+    "calibration_error",
+    "calibration_error_difference",
+    "coefficient_of_variation",
+    "common_threshold",
+    "compute_fairness_metrics",
+    "count",
+    "demographic_parity_difference",
+    "demographic_parity_ratio",
+    "difference",
+    "difference_at_common_threshold",
+    "difference_at_equal_rate",
+    "directed_difference",
+    "directed_ratio",
+    "disparate_impact",
+    "equal_opportunity_difference",
+    "equal_opportunity_ratio",
+    "equalized_odds",
+    "equalized_odds_difference",
+    "equalized_odds_ratio",
+    "error_rate",
+    "f1_score",
+    "fairness",
+    "false_discovery_rate",
+    "false_negative_rate",
+    "false_negative_rate_difference",
+    "false_negative_rate_ratio",
+    "false_omission_rate",
+    "false_positive_rate",
+    "false_positive_rate_difference",
+    "false_positive_rate_ratio",
+    "four_fifths_rule",
+    "frame_of",
+    "gap_to_overall",
+    "generalized_entropy_index",
+    "left_out",
+    "marginal_and_intersectional",
+    "metric_frame",
+    "negative_predictive_value",
+    "one_vs_rest",
+    "overall",
+    "positive_predictive_value",
+    "predictive_equality_difference",
+    "predictive_equality_ratio",
+    "predictive_parity_difference",
+    "predictive_parity_ratio",
+    "rate",
+    "rate_gap",
+    "rates_at_equal",
+    "ratio",
+    "roc_auc_difference",
+    "scores_by_group",
+    "selection_rate",
+    "selection_rate_difference",
+    "selection_rate_ratio",
+    "standard_deviation",
+    "statistical_parity_difference",
+    "theil_index",
+    "treatment_equality_difference",
+    "treatment_equality_ratio",
+    "treatment_ratio",
+    "true_negative_rate",
+    "true_negative_rate_difference",
+    "true_negative_rate_ratio",
+    "true_positive_rate",
+    "true_positive_rate_difference",
+    "true_positive_rate_ratio",
+    "worst_group",
+    "worst_group_accuracy",
+]

@@ -1,0 +1,186 @@
+"""How many images fall in each cell of group x true label x prediction(s)."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from fairq_utils.metrics import rows
+from fairq_utils.metrics.rows import Features
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many images fall in each cell of group x label x two predictions.
+
+    Attributes
+    ----------
+    table : int64 (G, 2, 2, 2)
+        Group x true label x reference prediction x compared prediction.
+    attributes : names of the sensitive attributes that the groups cross
+    groups : G names, values joined by ``|`` in the order of ``attributes``
+
+    Examples
+    --------
+    >>> people = {"gender": ["f", "f", "m", "m"], "age": ["old", "young", "old", "young"]}
+    >>> crossed = count([1, 0, 1, 0], [1, 1, 1, 0], sensitive_features=people)
+    >>> crossed.groups
+    ('f|old', 'f|young', 'm|old', 'm|young')
+    >>> crossed.by("gender").compared.tolist()  # group x label x prediction
+    [[[0, 1], [0, 1]], [[1, 0], [0, 1]]]
+    """
+
+    table: NDArray[np.int64]
+    attributes: tuple[str, ...]
+    groups: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.table.shape != (len(self.groups), 2, 2, 2):
+            raise ValueError(
+                f"Counts.table has shape {self.table.shape}, but {len(self.groups)} groups need "
+                f"({len(self.groups)}, 2, 2, 2)"
+            )
+        if (self.table < 0).any():
+            raise ValueError("Counts.table has negative counts")
+
+    def by(self, *attributes: str) -> Counts:
+        """Counts of the groups that these attributes cross, summed over the others."""
+        unknown = [a for a in attributes if a not in self.attributes]
+        if unknown or not attributes:
+            raise ValueError(
+                f"Counts.by: {unknown or 'nothing'} is not among {', '.join(self.attributes)}"
+            )
+        at = [self.attributes.index(a) for a in attributes]
+        names = ["|".join(group.split("|")[i] for i in at) for group in self.groups]
+        kept = tuple(dict.fromkeys(names))
+        table = np.zeros((len(kept), 2, 2, 2), np.int64)
+        np.add.at(table, [kept.index(name) for name in names], self.table)
+        return Counts(table, attributes, kept)
+
+    @property
+    def reference(self) -> NDArray[np.int64]:
+        """Table (G, 2, 2) of the reference prediction."""
+        return self.table.sum(axis=3)
+
+    @property
+    def compared(self) -> NDArray[np.int64]:
+        """Table (G, 2, 2) of the compared prediction."""
+        return self.table.sum(axis=2)
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Images per group, (G,)."""
+        return self.table.sum(axis=(1, 2, 3))
+
+    @property
+    def flips(self) -> NDArray[np.int64]:
+        """Images per group whose two predictions differ, (G,)."""
+        return self.table[:, :, 0, 1].sum(axis=1) + self.table[:, :, 1, 0].sum(axis=1)
+
+    @property
+    def index(self) -> pd.Index:
+        """The groups as an index, one level per attribute."""
+        return rows.group_index(self.attributes, self.groups)
+
+
+def count(
+    y_true: ArrayLike,
+    y_pred: ArrayLike,
+    *,
+    sensitive_features: Features,
+    reference: ArrayLike | None = None,
+    pos_label: Any = None,
+) -> Counts:
+    """Count images over group x label x reference prediction x prediction.
+
+    Parameters
+    ----------
+    y_true, y_pred : 0 or 1, (N,)
+        Any labels if ``pos_label`` is given.
+    sensitive_features : DataFrame, mapping of name to values, Series, or array (N,) or (N, K)
+        Several attributes are crossed. Groups are the values that occur, or all categories of a
+        categorical column.
+    reference : like ``y_pred``, optional
+        Another model's predictions; ``y_pred`` itself if not given.
+    pos_label : optional
+        The label that counts as 1, against all others.
+
+    Raises
+    ------
+    ValueError
+        Names the argument, and the first row that is no label or whose group is missing.
+
+    Examples
+    --------
+    >>> counts = count([1, 1, 0], [1, 0, 0], sensitive_features=["a", "a", "b"],
+    ...                reference=[0, 1, 0])
+    >>> counts.groups, counts.flips.tolist()
+    (('a', 'b'), [2, 0])
+    """
+    truth = rows.labels(y_true, "y_true", pos_label=pos_label)
+    n = len(truth)
+    prediction = rows.labels(y_pred, "y_pred", rows=n, pos_label=pos_label)
+    before = (
+        prediction
+        if reference is None
+        else rows.labels(reference, "reference", rows=n, pos_label=pos_label)
+    )
+    if pos_label is not None and not (truth.any() or prediction.any() or before.any()):
+        raise ValueError(f"pos_label: {pos_label!r} is neither in y_true nor in y_pred")
+    groups = rows.groups(sensitive_features, rows=n)
+    joint = ((groups.codes * 2 + truth) * 2 + before) * 2 + prediction
+    table = np.bincount(joint, minlength=len(groups.names) * 8)
+    return Counts(table.reshape(-1, 2, 2, 2), groups.attributes, groups.names)
+
+
+def one_vs_rest(
+    y_true: ArrayLike,
+    y_pred: ArrayLike,
+    *,
+    sensitive_features: Features,
+    classes: Sequence[Hashable] | None = None,
+    reference: ArrayLike | None = None,
+) -> dict[Hashable, Counts]:
+    """Counts of every class against all others, for targets of more than two classes.
+
+    Parameters
+    ----------
+    y_true, y_pred, reference, sensitive_features
+        As in :func:`count`, with any labels.
+    classes : optional
+        The labels there are; those of ``y_true``, sorted, if not given.
+
+    Raises
+    ------
+    ValueError
+        As in :func:`count`, or a label that is not among ``classes``.
+
+    Examples
+    --------
+    >>> found = one_vs_rest(["cat", "dog", "cow"], ["cat", "cow", "cow"],
+    ...                     sensitive_features=["a", "a", "b"])
+    >>> {label: counts.compared.sum(axis=0).tolist() for label, counts in found.items()}
+    {'cat': [[2, 0], [0, 1]], 'cow': [[1, 1], [0, 1]], 'dog': [[2, 0], [1, 0]]}
+    """
+    truth = np.asarray(y_true).tolist()
+    known = list(classes) if classes is not None else sorted(set(truth), key=str)
+    given = {"y_true": truth, "y_pred": np.asarray(y_pred).tolist()}
+    if reference is not None:
+        given["reference"] = np.asarray(reference).tolist()
+    for name, values in given.items():
+        for row, value in enumerate(values):
+            if pd.isna(value) or value not in known:
+                listed = ", ".join(map(str, known))
+                raise ValueError(f"{name}: row {row} is {value!r}, not one of {listed}")
+    return {
+        label: count(
+            **{name: [value == label for value in values] for name, values in given.items()},
+            sensitive_features=sensitive_features,
+        )
+        for label in known
+    }

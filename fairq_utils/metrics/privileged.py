@@ -1,0 +1,210 @@
+"""Comparisons with a direction: an unprivileged side against a named privileged one.
+
+AIF360 defines its group metrics this way. The groups named are pooled into the privileged side, all
+others into the unprivileged side; differences are unprivileged minus privileged, so that a negative
+selection rate difference is a disadvantage, and ratios can exceed 1. Parameters of all functions:
+
+y_true, y_pred, sensitive_features, pos_label
+    See :func:`~fairq_utils.metrics.count`.
+privileged : group name, or several
+    Crossed groups are named by their values joined by ``|``.
+min_cell : int, default 1
+    Fewest images that a side's denominator may rest on.
+
+A side without a denominator is a ``ValueError``; AIF360 returns NaN there, or 0 for predictive
+values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fairq_utils.metrics.counts import Counts, count
+from fairq_utils.metrics.omissions import described, left_out
+from fairq_utils.metrics.rates import rate as rate_of_table
+from fairq_utils.metrics.rows import Features
+
+SIDES = ("unprivileged", "privileged")
+
+
+def pooled(counts: Counts, privileged: Any) -> NDArray[np.int64]:
+    """Counts (2, 2, 2) of the compared predictions: unprivileged side, privileged side.
+
+    Raises
+    ------
+    ValueError
+        A name that is no group, or a side without groups.
+
+    Examples
+    --------
+    >>> counts = count([1, 0, 1], [1, 1, 0], sensitive_features=["a", "b", "c"])
+    >>> pooled(counts, ["a", "b"]).tolist()
+    [[[0, 0], [1, 0]], [[0, 1], [0, 1]]]
+    """
+    several = isinstance(privileged, Iterable) and not isinstance(privileged, str)
+    names = {str(name) for name in (privileged if several else [privileged])}
+    unknown = sorted(names - set(counts.groups))
+    if unknown:
+        raise ValueError(f"privileged: {unknown[0]!r} is not among {', '.join(counts.groups)}")
+    inside = np.array([group in names for group in counts.groups])
+    if inside.all() or not inside.any():
+        raise ValueError(
+            f"privileged: {len(names)} of {len(counts.groups)} groups leave one side empty"
+        )
+    table = counts.compared
+    return np.stack([table[~inside].sum(axis=0), table[inside].sum(axis=0)])
+
+
+def _sides(
+    metric: str,
+    names: tuple[str, ...],
+    y_true: ArrayLike,
+    y_pred: ArrayLike,
+    *,
+    sensitive_features: Features,
+    privileged: Any,
+    min_cell: int,
+    pos_label: Any,
+) -> list[tuple[float, float]]:
+    """Each rate of the unprivileged and of the privileged side."""
+    counts = count(y_true, y_pred, sensitive_features=sensitive_features, pos_label=pos_label)
+    table = pooled(counts, privileged)
+    cells = left_out(table, names, groups=SIDES, min_cell=min_cell)
+    if len(cells):
+        raise ValueError(f"{metric} is not defined: left out {described(cells)}")
+    pairs = [rate_of_table(table, name) for name in names]
+    return [(float(first), float(second)) for first, second in pairs]
+
+
+def directed_difference(
+    rate: str,
+    y_true: ArrayLike,
+    y_pred: ArrayLike,
+    *,
+    sensitive_features: Features,
+    privileged: Any,
+    min_cell: int = 1,
+    pos_label: Any = None,
+) -> float:
+    """Unprivileged minus privileged rate, any of :data:`~fairq_utils.metrics.RATES`.
+
+    Examples
+    --------
+    >>> directed_difference("selection_rate", [1, 0, 1, 0], [0, 1, 1, 1],
+    ...                     sensitive_features=["f", "f", "m", "m"], privileged="m")
+    -0.5
+    """
+    ((outside, inside),) = _sides(
+        f"directed_difference of {rate}",
+        (rate,),
+        y_true,
+        y_pred,
+        sensitive_features=sensitive_features,
+        privileged=privileged,
+        min_cell=min_cell,
+        pos_label=pos_label,
+    )
+    return outside - inside
+
+
+def directed_ratio(
+    rate: str,
+    y_true: ArrayLike,
+    y_pred: ArrayLike,
+    *,
+    sensitive_features: Features,
+    privileged: Any,
+    min_cell: int = 1,
+    pos_label: Any = None,
+) -> float:
+    """Unprivileged over privileged rate; with ``selection_rate``, AIF360's disparate impact.
+
+    Raises
+    ------
+    ValueError
+        Also where the privileged side's rate is 0.
+
+    Examples
+    --------
+    >>> directed_ratio("selection_rate", [1, 0, 1, 0], [1, 1, 1, 0],
+    ...                sensitive_features=["f", "f", "m", "m"], privileged="m")
+    2.0
+    """
+    ((outside, inside),) = _sides(
+        f"directed_ratio of {rate}",
+        (rate,),
+        y_true,
+        y_pred,
+        sensitive_features=sensitive_features,
+        privileged=privileged,
+        min_cell=min_cell,
+        pos_label=pos_label,
+    )
+    if inside == 0:
+        raise ValueError(f"directed_ratio of {rate} is not defined: the privileged side has 0")
+    return outside / inside
+
+
+def statistical_parity_difference(
+    y_true: ArrayLike,
+    y_pred: ArrayLike,
+    *,
+    sensitive_features: Features,
+    privileged: Any,
+    min_cell: int = 1,
+    pos_label: Any = None,
+) -> float:
+    """Unprivileged minus privileged selection rate, as AIF360's metric of this name.
+
+    Examples
+    --------
+    >>> statistical_parity_difference([1, 0, 1, 0], [0, 1, 1, 1], privileged="m",
+    ...                               sensitive_features=["f", "f", "m", "m"])
+    -0.5
+    """
+    return directed_difference(
+        "selection_rate",
+        y_true,
+        y_pred,
+        sensitive_features=sensitive_features,
+        privileged=privileged,
+        min_cell=min_cell,
+        pos_label=pos_label,
+    )
+
+
+def average_odds_difference(
+    y_true: ArrayLike,
+    y_pred: ArrayLike,
+    *,
+    sensitive_features: Features,
+    privileged: Any,
+    min_cell: int = 1,
+    pos_label: Any = None,
+) -> float:
+    """Mean of the signed differences in true and in false positive rate, as AIF360 defines it.
+
+    ((t_u - t_p) + (f_u - f_p)) / 2 with u the unprivileged and p the privileged side. The two can
+    cancel; :func:`~fairq_utils.metrics.average_abs_odds_difference` cannot.
+
+    Examples
+    --------
+    >>> average_odds_difference([1, 0, 1, 0], [0, 0, 1, 0], privileged="m",
+    ...                         sensitive_features=["f", "f", "m", "m"])
+    -0.5
+    """
+    odds = _sides(
+        "average_odds_difference",
+        ("true_positive_rate", "false_positive_rate"),
+        y_true,
+        y_pred,
+        sensitive_features=sensitive_features,
+        privileged=privileged,
+        min_cell=min_cell,
+        pos_label=pos_label,
+    )
+    return sum(outside - inside for outside, inside in odds) / 2

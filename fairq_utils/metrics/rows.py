@@ -1,0 +1,210 @@
+"""What a caller passes, row by row: labels, scores and sensitive attributes.
+
+Everything that is wrong here is a ``ValueError`` that names the argument and the first bad row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+# One column per attribute, or a single attribute's values.
+Features: TypeAlias = pd.DataFrame | pd.Series | Mapping[str, Any] | Sequence[Any] | NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Which group each row belongs to, all attributes crossed.
+
+    Attributes
+    ----------
+    attributes : names of the sensitive attributes
+    names : G group names, values joined by ``|`` in the order of ``attributes``
+    codes : int64 (N,)
+        Position of each row's group in ``names``.
+    """
+
+    attributes: tuple[str, ...]
+    names: tuple[str, ...]
+    codes: NDArray[np.int64]
+
+    @property
+    def index(self) -> pd.Index:
+        """The groups as an index; see :func:`group_index`."""
+        return group_index(self.attributes, self.names)
+
+
+def group_index(attributes: Sequence[str], names: Sequence[str]) -> pd.Index:
+    """Group names as a pandas index, one level per attribute."""
+    if len(attributes) == 1:
+        return pd.Index(names, name=attributes[0])
+    return pd.MultiIndex.from_tuples([tuple(n.split("|")) for n in names], names=attributes)
+
+
+def _column(values: ArrayLike, name: str, rows: int | None) -> NDArray[Any]:
+    """One value per row, as many rows as ``y_true``."""
+    array = np.asarray(values)
+    if array.ndim != 1:
+        raise ValueError(f"{name} must have one dimension, not {array.ndim}")
+    if rows is not None and len(array) != rows:
+        raise ValueError(f"{name} has {len(array)} rows but y_true has {rows}")
+    if not len(array):
+        raise ValueError(f"{name} is empty")
+    return array
+
+
+def labels(
+    values: ArrayLike, name: str, *, rows: int | None = None, pos_label: Any = None
+) -> NDArray[np.int64]:
+    """Labels as 0 and 1, int64 (N,).
+
+    Parameters
+    ----------
+    values : (N,)
+        0 or 1; any labels if ``pos_label`` is given.
+    name : str
+        The argument's name, for the error.
+    rows : int, optional
+        How many rows there must be.
+    pos_label : optional
+        The label that counts as 1; every other label is 0 (one against the rest).
+
+    Raises
+    ------
+    ValueError
+        More or fewer than one dimension, no rows, another number of rows, a missing label, or,
+        without ``pos_label``, a label that is neither 0 nor 1.
+
+    Examples
+    --------
+    >>> labels(["cat", "dog", "cow"], "y_true", pos_label="dog")
+    array([0, 1, 0])
+    >>> labels([0, 1, 2], "y_true")
+    Traceback (most recent call last):
+    ValueError: y_true: row 2 is 2, neither 0 nor 1; for other labels name one as pos_label
+    """
+    array = _column(values, name, rows)
+    wrong = pd.isna(array) if pos_label is not None else ~np.isin(array, (0, 1))
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        reason = (
+            "which is no label"
+            if pos_label is not None
+            else "neither 0 nor 1; for other labels name one as pos_label"
+        )
+        raise ValueError(f"{name}: row {row} is {array[row]}, {reason}")
+    # Objects, because NumPy compares an array of strings with a number as a whole.
+    positive = array.astype(object) == pos_label if pos_label is not None else array
+    return np.asarray(positive).astype(np.int64)
+
+
+def scores(
+    values: ArrayLike, name: str, *, rows: int | None = None, probability: bool = False
+) -> NDArray[np.float64]:
+    """Scores as float64 (N,).
+
+    Parameters
+    ----------
+    values : (N,)
+        Larger means more likely of label 1.
+    name, rows
+        As in :func:`labels`.
+    probability : bool
+        Whether every score must be between 0 and 1.
+
+    Raises
+    ------
+    ValueError
+        As in :func:`labels`; a score that is no finite number, or, with ``probability``, is
+        outside 0 to 1.
+
+    Examples
+    --------
+    >>> scores([0.2, float("nan")], "y_score")
+    Traceback (most recent call last):
+    ValueError: y_score: row 1 is nan, which is no finite number
+    """
+    array = _column(values, name, rows)
+    numbers = pd.to_numeric(pd.Series(array), errors="coerce").to_numpy(np.float64)
+    wrong = ~np.isfinite(numbers)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise ValueError(f"{name}: row {row} is {array[row]}, which is no finite number")
+    outside = (numbers < 0) | (numbers > 1)
+    if probability and outside.any():
+        row = int(np.argmax(outside))
+        raise ValueError(
+            f"{name}: row {row} is {array[row]}, not a probability from 0 to 1; "
+            "pass logits through a sigmoid or softmax first"
+        )
+    return numbers
+
+
+def _frame(sensitive_features: Features) -> pd.DataFrame:
+    """One column per attribute; the attribute of a bare list is called ``group``."""
+    if isinstance(sensitive_features, pd.DataFrame):
+        return sensitive_features
+    if isinstance(sensitive_features, pd.Series):
+        name = sensitive_features.name
+        return sensitive_features.to_frame("group" if name is None else str(name))
+    if isinstance(sensitive_features, Mapping):
+        return pd.DataFrame({k: pd.Series(np.asarray(v)) for k, v in sensitive_features.items()})
+    array = np.asarray(sensitive_features)
+    if array.ndim == 1:
+        return pd.Series(array).to_frame("group")
+    if array.ndim == 2:
+        return pd.DataFrame(array, columns=[f"group_{i}" for i in range(array.shape[1])])
+    raise ValueError(f"sensitive_features must have one or two dimensions, not {array.ndim}")
+
+
+def groups(sensitive_features: Features, *, rows: int | None = None) -> Groups:
+    """Cross all attributes.
+
+    Parameters
+    ----------
+    sensitive_features : DataFrame, mapping of name to values, Series, or array (N,) or (N, K)
+        A column's groups are its categories, in their order, if it is categorical, else the
+        values that occur, sorted.
+    rows : int, optional
+        How many rows there must be.
+
+    Raises
+    ------
+    ValueError
+        Another number of rows, no attribute, a row without a value, or values whose names cannot be
+        told apart once crossed.
+
+    Examples
+    --------
+    >>> found = groups({"gender": ["f", "m", "f"], "age": ["old", "old", "young"]})
+    >>> found.names, found.codes.tolist()
+    (('f|old', 'f|young', 'm|old', 'm|young'), [0, 2, 1])
+    """
+    frame = _frame(sensitive_features)
+    if not len(frame.columns):
+        raise ValueError("sensitive_features has no columns")
+    if rows is not None and len(frame) != rows:
+        raise ValueError(f"sensitive_features has {len(frame)} rows but y_true has {rows}")
+    crossed: list[list[str]] = []
+    code = np.zeros(len(frame), np.int64)
+    for attribute in frame:
+        values = frame[attribute].astype("category")
+        missing = np.flatnonzero(values.isna())
+        if len(missing):
+            raise ValueError(f"sensitive_features: row {missing[0]} has no value for {attribute!r}")
+        levels = [str(level) for level in values.cat.categories]
+        if len(set(levels)) < len(levels) or any("|" in level for level in levels):
+            raise ValueError(
+                f"sensitive_features: the values of {attribute!r} must differ as text and hold "
+                f"no '|', which joins crossed groups; they are {', '.join(levels)}"
+            )
+        crossed.append(levels)
+        code = code * len(levels) + values.cat.codes.to_numpy()
+    names = tuple("|".join(values) for values in product(*crossed))
+    return Groups(tuple(map(str, frame.columns)), names, code)

@@ -1,0 +1,250 @@
+"""Metrics of scores, before any threshold: area under the ROC curve, and calibration.
+
+Scores cannot be recovered from counts, so these take rows, and are not vectorised over replicates.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics import roc_auc_score
+
+from fairq_utils.metrics import rows
+from fairq_utils.metrics.gaps import Method, difference_of
+from fairq_utils.metrics.omissions import LeftOutWarning, described
+from fairq_utils.metrics.rates import Floats, check_min_cell
+from fairq_utils.metrics.rows import Features
+
+BINS = 15  # as in Guo et al. 2017
+
+
+def _auc(truth: NDArray[np.int64], scores: Floats, **_: Any) -> float:
+    return float(roc_auc_score(truth, scores))
+
+
+def _ece(truth: NDArray[np.int64], scores: Floats, *, bins: int = BINS) -> float:
+    # Bins are open on the left: a score on an edge belongs to the bin below it.
+    at = np.clip(np.ceil(scores * bins).astype(np.int64) - 1, 0, bins - 1)
+    excess = np.bincount(at, weights=truth - scores, minlength=bins)
+    return float(np.abs(excess).sum() / len(truth))
+
+
+@dataclass(frozen=True)
+class ScoreMetric:
+    """A metric of labels and scores.
+
+    Attributes
+    ----------
+    of_rows : function
+        From labels (n,) and scores (n,) to a value.
+    support : function
+        How many images it rests on, from labels.
+    among : what ``support`` counts
+    better : ``high`` or ``low``
+    probability : whether scores must be between 0 and 1
+    """
+
+    of_rows: Callable[..., float]
+    support: Callable[[NDArray[np.int64]], int]
+    among: str
+    better: Literal["high", "low"]
+    probability: bool
+
+
+SCORES: dict[str, ScoreMetric] = {
+    "roc_auc": ScoreMetric(
+        _auc,
+        lambda truth: int(min((truth == 1).sum(), (truth == 0).sum())),
+        "images of the rarer label",
+        "high",
+        False,
+    ),
+    "calibration_error": ScoreMetric(_ece, len, "images", "low", True),
+}
+
+
+@dataclass(frozen=True)
+class ScoresByGroup:
+    """A score metric of each group.
+
+    Attributes
+    ----------
+    by_group : Series, NaN where the group is too small
+    overall : float
+        Of all rows together.
+    left_out : DataFrame
+        As :func:`~fairq_utils.metrics.left_out`.
+    """
+
+    by_group: pd.Series
+    overall: float
+    left_out: pd.DataFrame
+
+
+def scores_by_group(
+    name: str,
+    y_true: ArrayLike,
+    y_score: ArrayLike,
+    *,
+    sensitive_features: Features,
+    min_cell: int = 1,
+    pos_label: Any = None,
+    **options: Any,
+) -> ScoresByGroup:
+    """A metric of :data:`SCORES` for every group.
+
+    Parameters
+    ----------
+    name : ``roc_auc`` or ``calibration_error``
+    y_true : 0 or 1, (N,)
+        Any labels if ``pos_label`` is given.
+    y_score : (N,)
+        Score of label 1; for ``calibration_error`` a probability.
+    sensitive_features, min_cell
+        As in :func:`~fairq_utils.metrics.fairness`.
+    bins : int
+        For ``calibration_error``.
+
+    Raises
+    ------
+    ValueError
+        Unknown name, bad rows (NaN scores among them), or no group that is large enough.
+
+    Examples
+    --------
+    >>> found = scores_by_group("roc_auc", [1, 0, 1, 0, 1], [0.9, 0.1, 0.3, 0.6, 0.8],
+    ...                         sensitive_features=["a", "a", "b", "b", "c"])
+    >>> found.by_group.tolist(), found.left_out["group"].tolist()
+    ([1.0, 0.0, nan], ['c'])
+    """
+    check_min_cell(min_cell)
+    if name not in SCORES:
+        raise ValueError(f"scores_by_group: {name!r} is not one of {', '.join(SCORES)}")
+    metric = SCORES[name]
+    truth = rows.labels(y_true, "y_true", pos_label=pos_label)
+    scores = rows.scores(y_score, "y_score", rows=len(truth), probability=metric.probability)
+    groups = rows.groups(sensitive_features, rows=len(truth))
+    values = np.full(len(groups.names), np.nan)
+    missing = []
+    for at, group in enumerate(groups.names):
+        inside = groups.codes == at
+        n = metric.support(truth[inside])
+        if n >= min_cell:
+            values[at] = metric.of_rows(truth[inside], scores[inside], **options)
+        else:
+            missing.append((name, group, metric.among, n, min_cell))
+    cells = pd.DataFrame(missing, columns=["rate", "group", "among", "count", "min_cell"])
+    if np.isnan(values).all():
+        raise ValueError(f"{name} is not defined in any group: left out {described(cells)}")
+    together = metric.of_rows(truth, scores, **options)
+    by_group = pd.Series(values, index=groups.index, name=name)
+    return ScoresByGroup(by_group, together, cells)
+
+
+def _gap(name: str, method: Method, found: ScoresByGroup) -> float:
+    gap = float(difference_of(found.by_group.to_numpy(), np.asarray(found.overall), method))
+    if np.isnan(gap):
+        raise ValueError(
+            f"{name}_difference is not defined: it needs two groups; "
+            f"left out {described(found.left_out)}"
+        )
+    if len(found.left_out):
+        warnings.warn(LeftOutWarning(f"{name}_difference", found.left_out), stacklevel=3)
+    return gap
+
+
+def roc_auc_difference(
+    y_true: ArrayLike,
+    y_score: ArrayLike,
+    *,
+    sensitive_features: Features,
+    method: Method = "between_groups",
+    min_cell: int = 1,
+    pos_label: Any = None,
+) -> float:
+    """Difference in area under the ROC curve over groups, a fraction.
+
+    A group's area is the chance that one of its members of label 1 scores above one of label 0
+    (scikit-learn's ``roc_auc_score``). A group of one label takes no part. How groups rank against
+    each other plays no part: equal areas do not make one threshold fair.
+
+    Examples
+    --------
+    >>> roc_auc_difference([1, 0, 1, 0], [0.9, 0.1, 0.3, 0.6],
+    ...                    sensitive_features=["a", "a", "b", "b"])
+    1.0
+    """
+    found = scores_by_group(
+        "roc_auc",
+        y_true,
+        y_score,
+        sensitive_features=sensitive_features,
+        min_cell=min_cell,
+        pos_label=pos_label,
+    )
+    return _gap("roc_auc", method, found)
+
+
+def calibration_error(
+    y_true: ArrayLike, y_score: ArrayLike, *, bins: int = BINS, pos_label: Any = None
+) -> float:
+    """Expected calibration error of the probability of label 1, a fraction.
+
+    ECE = sum_b (n_b / N) abs(mean label in b - mean score in b) over ``bins`` of equal width
+    (Naeini et al. 2015, "Obtaining Well Calibrated Probabilities Using Bayesian Binning"; Guo et
+    al. 2017, "On Calibration of Modern Neural Networks", bin the confidence in the predicted class
+    instead).
+
+    The error of a perfectly calibrated model is above 0 in a finite sample, the more so the
+    smaller it is: small groups look worse calibrated than large ones for that reason alone.
+
+    Examples
+    --------
+    >>> round(calibration_error([1, 0, 1, 1], [0.9, 0.1, 0.9, 0.9]), 6)
+    0.1
+    """
+    truth = rows.labels(y_true, "y_true", pos_label=pos_label)
+    scores = rows.scores(y_score, "y_score", rows=len(truth), probability=True)
+    if bins < 1:
+        raise ValueError(f"bins: {bins} is not at least 1")
+    return _ece(truth, scores, bins=bins)
+
+
+def calibration_error_difference(
+    y_true: ArrayLike,
+    y_score: ArrayLike,
+    *,
+    sensitive_features: Features,
+    method: Method = "between_groups",
+    bins: int = BINS,
+    min_cell: int = 1,
+    pos_label: Any = None,
+) -> float:
+    """Difference in :func:`calibration_error` over groups, a fraction.
+
+    Give ``min_cell`` where groups differ much in size, because of what is said there.
+
+    Examples
+    --------
+    >>> round(calibration_error_difference([1, 0, 1, 1], [0.9, 0.1, 0.5, 0.5],
+    ...                                    sensitive_features=["a", "a", "b", "b"]), 6)
+    0.4
+    """
+    if bins < 1:
+        raise ValueError(f"bins: {bins} is not at least 1")
+    found = scores_by_group(
+        "calibration_error",
+        y_true,
+        y_score,
+        sensitive_features=sensitive_features,
+        min_cell=min_cell,
+        pos_label=pos_label,
+        bins=bins,
+    )
+    return _gap("calibration_error", method, found)

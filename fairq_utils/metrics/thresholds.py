@@ -1,0 +1,275 @@
+"""Gaps with the threshold taken out: how much of a gap is where the threshold stands.
+
+A gap at one fixed threshold mixes two things: how well scores rank within each group, and where
+the threshold falls among each group's scores. Quantization often shifts scores, so the two are
+measured apart here:
+
+- :func:`difference_at_common_threshold`: one threshold for all, placed anew for these scores.
+  What a shift of all scores did to a gap disappears.
+- :func:`difference_at_equal_rate`: each group its own threshold, at which one rate (say, the false
+  positive rate) is the same for all. What is left of the gap in another rate no choice of
+  thresholds takes away.
+
+Thresholds are a choice, and a choice made on the test set flatters: place them on validation
+images and pass ``threshold`` or ``at``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics import roc_curve
+
+from fairq_utils.metrics import rows
+from fairq_utils.metrics.counts import count
+from fairq_utils.metrics.criteria import Criterion
+from fairq_utils.metrics.evaluation import value_of
+from fairq_utils.metrics.gaps import difference, difference_of
+from fairq_utils.metrics.omissions import LeftOutWarning, described
+from fairq_utils.metrics.rates import Floats, check_min_cell, named
+from fairq_utils.metrics.rows import Features
+
+EQUAL = ("selection_rate", "true_positive_rate", "false_positive_rate")
+
+
+def common_threshold(
+    y_true: ArrayLike, y_score: ArrayLike, *, maximise: str = "accuracy", pos_label: Any = None
+) -> float:
+    """The threshold t for which predicting 1 where score >= t is best over all rows.
+
+    Parameters
+    ----------
+    y_true : 0 or 1, (N,)
+        Any labels if ``pos_label`` is given.
+    y_score : (N,)
+    maximise : str
+        A rate of :data:`~fairq_utils.metrics.RATES` that is better when high. With
+        ``balanced_accuracy`` it is Youden's threshold (Youden 1950).
+
+    Returns
+    -------
+    float
+        Half-way between two scores that occur, so that a rounding error in a score flips nothing;
+        the lowest score if all are selected, infinity if none is. The lowest of equally good ones.
+
+    Raises
+    ------
+    ValueError
+        Bad rows, a rate that is not better when high, or one that is defined at no threshold.
+
+    Examples
+    --------
+    >>> common_threshold([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8], maximise="true_negative_rate")
+    0.6000000000000001
+    """
+    truth = rows.labels(y_true, "y_true", pos_label=pos_label)
+    scores = rows.scores(y_score, "y_score", rows=len(truth))
+    objective = named(maximise)
+    if objective.better != "high":
+        raise ValueError(f"maximise: {maximise} is not better when high")
+    levels, at = np.unique(scores, return_inverse=True)
+    # Images below each candidate, by label: (candidates, 2). Candidate k selects levels[k:].
+    below = np.zeros((len(levels) + 1, 2), np.int64)
+    np.add.at(below, (at + 1, truth), 1)
+    below = below.cumsum(axis=0)
+    table = np.stack([below, below[-1] - below], axis=-1)[:, None]  # (candidates, 1, 2, 2)
+    values = objective(table)[:, 0]
+    if np.isnan(values).all():
+        raise ValueError(f"maximise: {maximise} needs {objective.among}, and y_true has none")
+    best = int(np.nanargmax(values))
+    if best == 0:
+        return float(levels[0])
+    return float("inf") if best == len(levels) else float(levels[best - 1 : best + 1].mean())
+
+
+def difference_at_common_threshold(
+    y_true: ArrayLike,
+    y_score: ArrayLike,
+    *,
+    sensitive_features: Features,
+    rate: str = "selection_rate",
+    threshold: float | None = None,
+    maximise: str = "accuracy",
+    min_cell: int = 1,
+    pos_label: Any = None,
+) -> float:
+    """Difference in a rate over groups, max_g r_g - min_g r_g, at the best common threshold.
+
+    Parameters
+    ----------
+    y_true, y_score, maximise
+        As in :func:`common_threshold`.
+    sensitive_features, min_cell
+        As in :func:`~fairq_utils.metrics.fairness`.
+    rate : str
+        Any of :data:`~fairq_utils.metrics.RATES`.
+    threshold : float, optional
+        One that was placed before, on other images; placed on these images if not given.
+
+    Raises
+    ------
+    ValueError
+        As :func:`common_threshold` and :func:`~fairq_utils.metrics.fairness`.
+
+    Examples
+    --------
+    >>> difference_at_common_threshold([1, 0, 1, 0], [-0.9, -3.2, -1.1, -0.7],
+    ...                                sensitive_features=["a", "a", "b", "b"])
+    0.5
+    """
+    if threshold is None:
+        threshold = common_threshold(y_true, y_score, maximise=maximise, pos_label=pos_label)
+    truth = rows.labels(y_true, "y_true", pos_label=pos_label)
+    predicted = rows.scores(y_score, "y_score", rows=len(truth)) >= threshold
+    counts = count(truth, predicted, sensitive_features=sensitive_features)
+    name = f"{rate} difference at threshold {threshold:.4g}"
+    named(rate)
+    return value_of(name, Criterion((rate,), difference), counts, min_cell=min_cell, stacklevel=3)
+
+
+def _on_curve(truth: NDArray[np.int64], scores: Floats, equal: str, at: float) -> dict[str, float]:
+    """The rates of one group at the point of its ROC curve where ``equal`` is ``at``."""
+    false, true, _ = roc_curve(truth, scores, drop_intermediate=False)
+    share = truth.mean()
+    selected = share * true + (1 - share) * false
+    curve = {
+        "selection_rate": selected,
+        "true_positive_rate": true,
+        "false_positive_rate": false,
+    }
+    along = curve[equal]
+    # Several thresholds can share the rate held equal: of these the best, which has the highest
+    # true positive rate (the last) or the lowest false positive rate (the first).
+    new = np.diff(along) > 0
+    keep = np.r_[new, True] if equal == "false_positive_rate" else np.r_[True, new]
+    return {name: float(np.interp(at, along[keep], values[keep])) for name, values in curve.items()}
+
+
+def rates_at_equal(
+    equal: str,
+    y_true: ArrayLike,
+    y_score: ArrayLike,
+    *,
+    sensitive_features: Features,
+    at: float | None = None,
+    min_cell: int = 1,
+    pos_label: Any = None,
+) -> pd.DataFrame:
+    """Rates of each group at its own threshold, where the rate ``equal`` is the same for all.
+
+    A finite group reaches its rates in steps. Between two steps the threshold is drawn between the
+    two neighbours with the probability that makes the expected rate exact, as in Hardt et al. 2016,
+    section 4.2: linear interpolation along the group's ROC curve.
+
+    Parameters
+    ----------
+    equal : ``selection_rate``, ``true_positive_rate`` or ``false_positive_rate``
+    y_true, y_score, sensitive_features, min_cell, pos_label
+        As in :func:`~fairq_utils.metrics.scores_by_group`.
+    at : float, optional
+        The rate, a fraction; that of all rows at :func:`common_threshold` if not given.
+
+    Returns
+    -------
+    DataFrame
+        One row per group: ``selection_rate``, ``true_positive_rate``, ``false_positive_rate`` and
+        ``count`` (images of the rarer label). NaN where that is below ``min_cell``.
+
+    Raises
+    ------
+    ValueError
+        Unknown rate, ``at`` outside 0 to 1, bad rows, or rows of one label only.
+
+    Examples
+    --------
+    >>> rates_at_equal("false_positive_rate", [1, 1, 0, 0, 1, 1, 0, 0],
+    ...                [0.9, 0.4, 0.5, 0.1, 0.6, 0.5, 0.4, 0.3], at=0.0,
+    ...                sensitive_features=["a"] * 4 + ["b"] * 4)["true_positive_rate"].tolist()
+    [0.5, 1.0]
+    """
+    check_min_cell(min_cell)
+    if equal not in EQUAL:
+        raise ValueError(f"equal: {equal!r} is not one of {', '.join(EQUAL)}")
+    truth = rows.labels(y_true, "y_true", pos_label=pos_label)
+    scores = rows.scores(y_score, "y_score", rows=len(truth))
+    groups = rows.groups(sensitive_features, rows=len(truth))
+    if truth.min() == truth.max():
+        raise ValueError(f"y_true: every row is {truth[0]}; a threshold needs both labels")
+    if at is None:
+        predicted = scores >= common_threshold(truth, scores)
+        everyone = np.zeros((1, 2, 2), np.int64)
+        np.add.at(everyone[0], (truth, predicted.astype(np.int64)), 1)
+        at = float(named(equal)(everyone)[0])
+    if not 0 <= at <= 1:
+        raise ValueError(f"at: {at} is not between 0 and 1")
+    found = []
+    for code in range(len(groups.names)):
+        inside = groups.codes == code
+        n = int(min((truth[inside] == 1).sum(), (truth[inside] == 0).sum()))
+        rates = (
+            _on_curve(truth[inside], scores[inside], equal, at)
+            if n >= min_cell
+            else dict.fromkeys(EQUAL, np.nan)
+        )
+        found.append({**rates, "count": n})
+    return pd.DataFrame(found, index=groups.index)
+
+
+def difference_at_equal_rate(
+    y_true: ArrayLike,
+    y_score: ArrayLike,
+    *,
+    sensitive_features: Features,
+    rate: str = "true_positive_rate",
+    equal: str = "false_positive_rate",
+    at: float | None = None,
+    min_cell: int = 1,
+    pos_label: Any = None,
+) -> float:
+    """Difference in ``rate`` over groups, each at its own threshold where ``equal`` is the same.
+
+    max_g r_g - min_g r_g over :func:`rates_at_equal`, whose parameters and errors these are; by
+    default the gap in true positive rate at the same false positive rate, as face verification
+    reports it. Groups without both labels take no part (a warning lists them).
+
+    Examples
+    --------
+    >>> difference_at_equal_rate([1, 1, 0, 0, 1, 1, 0, 0],
+    ...                          [0.9, 0.4, 0.5, 0.1, 0.6, 0.5, 0.4, 0.3], at=0.0,
+    ...                          sensitive_features=["a"] * 4 + ["b"] * 4)
+    0.5
+    """
+    if rate not in EQUAL or rate == equal:
+        others = ", ".join(name for name in EQUAL if name != equal)
+        raise ValueError(f"rate: {rate!r} is not one of {others}")
+    found = rates_at_equal(
+        equal,
+        y_true,
+        y_score,
+        sensitive_features=sensitive_features,
+        at=at,
+        min_cell=min_cell,
+        pos_label=pos_label,
+    )
+    values = found[rate].to_numpy()
+    name = f"{rate} difference at equal {equal}"
+    small = found[np.isnan(values)]
+    cells = pd.DataFrame(
+        {
+            "rate": rate,
+            "group": ["|".join(np.atleast_1d(group)) for group in small.index],
+            "among": "images of the rarer label",
+            "count": small["count"].to_numpy(),
+            "min_cell": min_cell,
+        }
+    )
+    gap = float(difference_of(values, np.asarray(np.nan), "between_groups"))
+    if np.isnan(gap):
+        raise ValueError(f"{name} is not defined: it needs two groups; left out {described(cells)}")
+    if len(cells):
+        warnings.warn(LeftOutWarning(name, cells), stacklevel=2)
+    return gap
