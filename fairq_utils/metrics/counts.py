@@ -88,6 +88,32 @@ class Counts:
         return rows.group_index(self.attributes, self.groups)
 
 
+def _labels(
+    y_true: ArrayLike, y_pred: ArrayLike, pos_label: Any
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Labels and predictions as 0 and 1."""
+    truth = rows.labels(y_true, "y_true", pos_label=pos_label)
+    prediction = rows.labels(y_pred, "y_pred", rows=len(truth), pos_label=pos_label)
+    if pos_label is not None and not (truth.any() or prediction.any()):
+        raise ValueError(f"pos_label: {pos_label!r} is neither in y_true nor in y_pred")
+    return truth, prediction
+
+
+def everyone(y_true: ArrayLike, y_pred: ArrayLike, *, pos_label: Any = None) -> NDArray[np.int64]:
+    """Counts (1, 2, 2) of label x prediction, whatever the group.
+
+    Parameters and errors as in :func:`count`.
+
+    Examples
+    --------
+    >>> everyone([1, 1, 0], [1, 0, 0])
+    array([[[1, 0],
+            [1, 1]]])
+    """
+    truth, prediction = _labels(y_true, y_pred, pos_label)
+    return np.bincount(truth * 2 + prediction, minlength=4).reshape(1, 2, 2)
+
+
 def count(
     y_true: ArrayLike,
     y_pred: ArrayLike,
@@ -122,16 +148,13 @@ def count(
     >>> counts.groups, counts.flips.tolist()
     (('a', 'b'), [2, 0])
     """
-    truth = rows.labels(y_true, "y_true", pos_label=pos_label)
+    truth, prediction = _labels(y_true, y_pred, pos_label)
     n = len(truth)
-    prediction = rows.labels(y_pred, "y_pred", rows=n, pos_label=pos_label)
     before = (
         prediction
         if reference is None
         else rows.labels(reference, "reference", rows=n, pos_label=pos_label)
     )
-    if pos_label is not None and not (truth.any() or prediction.any() or before.any()):
-        raise ValueError(f"pos_label: {pos_label!r} is neither in y_true nor in y_pred")
     groups = rows.groups(sensitive_features, rows=n)
     joint = ((groups.codes * 2 + truth) * 2 + before) * 2 + prediction
     table = np.bincount(joint, minlength=len(groups.names) * 8)

@@ -127,7 +127,7 @@ def four_fifths_rule(
     """Whether every group's selection rate is at least four fifths of the highest.
 
     The rule of thumb of the Uniform Guidelines on Employee Selection Procedures (29 CFR 1607.4 D,
-    1978). Compared in whole numbers: 0.24 / 0.3 passes, though as floats it is below 0.8. Where
+    1978). Compared in whole numbers: 0.36 / 0.45 passes, though as floats it is below 0.8. Where
     nobody is selected, no group is selected less often than another, and the rule is met.
     Parameters and errors as in :func:`disparate_impact`; it needs two groups of ``min_cell`` images
     unless there is only one group.

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fairq_utils.metrics.counts import count
+from fairq_utils.metrics.counts import count, everyone
 from fairq_utils.metrics.rates import Floats, Table
 from fairq_utils.metrics.rows import Features
 
@@ -98,14 +98,12 @@ def _measured(
     features: Features | None,
     pos_label: Any,
 ) -> float:
-    everyone = np.zeros(np.shape(y_true)[:1], np.int64)
-    counts = count(
-        y_true,
-        y_pred,
-        sensitive_features=everyone if features is None else features,
-        pos_label=pos_label,
-    )
-    value = float(index(counts.compared))
+    if features is None:
+        table = everyone(y_true, y_pred, pos_label=pos_label)
+    else:
+        counts = count(y_true, y_pred, sensitive_features=features, pos_label=pos_label)
+        table = counts.compared
+    value = float(index(table))
     if np.isnan(value):
         raise ValueError(f"{name} is not defined: every row is a false negative, of benefit 0")
     return value

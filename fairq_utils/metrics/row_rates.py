@@ -42,7 +42,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from fairq_utils.metrics.counts import count
+from fairq_utils.metrics.counts import count, everyone
 from fairq_utils.metrics.evaluation import rate_gap
 from fairq_utils.metrics.omissions import LeftOutWarning, described, left_out
 from fairq_utils.metrics.rates import named, overall, rate
@@ -60,11 +60,8 @@ def _of_rows(name: str) -> Callable[..., Any]:
         min_cell: int = 1,
         pos_label: Any = None,
     ) -> Any:
-        everyone = np.zeros(np.shape(y_true)[:1], np.int64)
-        features = everyone if sensitive_features is None else sensitive_features
-        counts = count(y_true, y_pred, sensitive_features=features, pos_label=pos_label)
-        table = counts.compared
         if sensitive_features is None:
+            table = everyone(y_true, y_pred, pos_label=pos_label)
             value = float(overall(table, name, min_cell=min_cell))
             if np.isnan(value):
                 n, among = int(named(name).support(table)[0]), named(name).among
@@ -72,6 +69,8 @@ def _of_rows(name: str) -> Callable[..., Any]:
                     f"{name} is not defined: there are {n} {among}, at least {min_cell} needed"
                 )
             return value
+        counts = count(y_true, y_pred, sensitive_features=sensitive_features, pos_label=pos_label)
+        table = counts.compared
         values = pd.Series(rate(table, name, min_cell=min_cell), index=counts.index, name=name)
         cells = left_out(table, [name], groups=counts.groups, min_cell=min_cell)
         if values.isna().all():

@@ -50,6 +50,9 @@ def group_index(attributes: Sequence[str], names: Sequence[str]) -> pd.Index:
 def _column(values: ArrayLike, name: str, rows: int | None) -> NDArray[Any]:
     """One value per row, as many rows as ``y_true``."""
     array = np.asarray(values)
+    if array.dtype.kind in "US" and isinstance(values, list | tuple):
+        # NumPy made text of everything in a mixed list; the bad row must stay the one it was.
+        array = np.asarray(values, dtype=object)
     if array.ndim != 1:
         raise ValueError(f"{name} must have one dimension, not {array.ndim}")
     if rows is not None and len(array) != rows:
@@ -157,7 +160,8 @@ def _frame(sensitive_features: Features) -> pd.DataFrame:
         return pd.DataFrame({k: pd.Series(np.asarray(v)) for k, v in sensitive_features.items()})
     array = np.asarray(sensitive_features)
     if array.ndim == 1:
-        return pd.Series(array).to_frame("group")
+        # Not the array: NumPy makes the text "1" of the number 1 where a list holds text too.
+        return pd.Series(sensitive_features).to_frame("group")
     if array.ndim == 2:
         return pd.DataFrame(array, columns=[f"group_{i}" for i in range(array.shape[1])])
     raise ValueError(f"sensitive_features must have one or two dimensions, not {array.ndim}")

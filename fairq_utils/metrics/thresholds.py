@@ -33,6 +33,7 @@ from fairq_utils.metrics.omissions import LeftOutWarning, described
 from fairq_utils.metrics.rates import Floats, check_min_cell, named
 from fairq_utils.metrics.rows import Features
 
+ROUNDING = 1e-12  # two fractions that are closer are the same one
 EQUAL = ("selection_rate", "true_positive_rate", "false_positive_rate")
 
 
@@ -142,11 +143,18 @@ def _on_curve(truth: NDArray[np.int64], scores: Floats, equal: str, at: float) -
         "false_positive_rate": false,
     }
     along = curve[equal]
-    # Several thresholds can share the rate held equal: of these the best, which has the highest
-    # true positive rate (the last) or the lowest false positive rate (the first).
-    new = np.diff(along) > 0
-    keep = np.r_[new, True] if equal == "false_positive_rate" else np.r_[True, new]
-    return {name: float(np.interp(at, along[keep], values[keep])) for name, values in curve.items()}
+    reached = np.flatnonzero(np.abs(along - at) < ROUNDING)
+    if len(reached):
+        # Several thresholds can share the rate held equal: of these the best, which has the highest
+        # true positive rate (the last) or the lowest false positive rate (the first).
+        best = reached[-1 if equal == "false_positive_rate" else 0]
+        return {name: float(values[best]) for name, values in curve.items()}
+    after = int(np.searchsorted(along, at))
+    part = (at - along[after - 1]) / (along[after] - along[after - 1])
+    return {
+        name: float(values[after - 1] + part * (values[after] - values[after - 1]))
+        for name, values in curve.items()
+    }
 
 
 def rates_at_equal(

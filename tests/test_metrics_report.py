@@ -1,0 +1,124 @@
+"""The published study's call: a model and a loader in, a mapping out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from fairq_utils import metrics
+from fairq_utils.quantizers import QuantSpec, quantize_static
+
+
+class Faces(Dataset[Any]):
+    """As a CelebA dataset yields them: picture, label, attributes by name."""
+
+    def __init__(self, n: int = 40) -> None:
+        rng = np.random.default_rng(0)
+        self.images = torch.from_numpy(rng.normal(size=(n, 3, 8, 8)).astype(np.float32))
+        self.labels = rng.integers(0, 2, n)
+        self.gender, self.age = rng.integers(0, 2, n), rng.choice(["young", "old"], n)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, at: int) -> Any:
+        groups = {"age": str(self.age[at]), "gender": int(self.gender[at])}
+        return self.images[at], int(self.labels[at]), groups
+
+
+def model(outputs: int = 2) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, outputs)
+    )
+
+
+def test_report_of_a_loader() -> None:
+    faces, network = Faces(), model().train()
+    network[1].eval()  # frozen by hand
+    found = metrics.compute_fairness_metrics(network, DataLoader(faces, batch_size=7))
+    assert network[0].training and not network[1].training
+    network.eval()
+    guess = network(faces.images).argmax(dim=1).numpy()
+    alone: dict[str, Any] = {"sensitive_features": faces.gender}
+    assert found["accuracy"] == pytest.approx((guess == faces.labels).mean())
+    expected = {
+        "demographic_parity": metrics.demographic_parity_difference,
+        "equalized_odds": metrics.equalized_odds_difference,
+        "predictive_equality": metrics.predictive_equality_difference,
+        "disparate_impact": metrics.disparate_impact,
+    }
+    for name, function in expected.items():
+        assert found[name] == pytest.approx(function(faces.labels, guess, **alone))
+    assert list(found["per_group"]) == ["0", "1"]
+    assert found["per_group"]["1"]["images"] == (faces.gender == 1).sum()
+    crossed = found["intersectional"]
+    assert crossed["attributes"] == ["gender", "age"]
+    assert list(crossed["per_group"]) == ["0|old", "0|young", "1|old", "1|young"]
+    both = pd.DataFrame({"gender": faces.gender, "age": faces.age})
+    assert crossed["demographic_parity"] == pytest.approx(
+        metrics.demographic_parity_difference(faces.labels, guess, sensitive_features=both)
+    )
+    weights = 3 * 4 * 9 + 4 + 4 * 4 + 144 * 2 + 2
+    assert found["model_size_mb"] == pytest.approx((4 * weights + 8) / 2**20)
+    assert found["left_out"] == [] and found["images"] == 40
+    assert found["sensitive_attr"] == "gender"
+
+
+def test_a_quantized_model_is_smaller() -> None:
+    faces, network = Faces(), model().eval()
+    quantized, report = quantize_static(network, QuantSpec.parse("W8A8"), [faces.images])
+    loader = DataLoader(faces, batch_size=20)
+    before, after = (metrics.compute_fairness_metrics(m, loader) for m in (network, quantized))
+    assert after["model_size_mb"] == report.size_bytes / 2**20 < before["model_size_mb"]
+
+
+def test_forms_of_groups_and_outputs() -> None:
+    faces = Faces()
+    labels = torch.from_numpy(faces.labels)
+    gender = torch.from_numpy(faces.gender)
+    network = model(outputs=1)
+    forms = [gender, faces.gender, {"gender": gender}, pd.DataFrame({"gender": faces.gender})]
+    reports = [
+        metrics.compute_fairness_metrics(network, [(faces.images, labels, form)]) for form in forms
+    ]
+    assert all(report == reports[0] for report in reports)
+    assert reports[0]["intersectional"]["attributes"] == ["gender"]
+    flat = nn.Sequential(network, nn.Flatten(0))
+    again = metrics.compute_fairness_metrics(flat, [(faces.images, labels, gender)])
+    assert again == reports[0]
+
+
+IMAGES, LABELS = torch.zeros(2, 2), torch.tensor([0, 1])
+
+
+@pytest.mark.parametrize(
+    ("batch", "sentence"),
+    [
+        ((IMAGES, LABELS), r"batch 0 is not \(images, labels, groups\) but tuple of 2"),
+        (IMAGES, "batch 0 is not .* but Tensor"),
+        ((IMAGES, LABELS, torch.zeros(2, 40)), r"it is Tensor of shape \(2, 40\)"),
+        ((IMAGES, LABELS, {"age": [0, 1]}), "sensitive_attr: 'gender' is not among age"),
+        ((IMAGES, LABELS, {"gender": [0]}), r"groups\['gender'\] has shape \(1,\) in a batch of 2"),
+        ((IMAGES, LABELS, {"gender": [0, 0]}), "every image has gender = 0"),
+        ((IMAGES, LABELS + 1, {"gender": [0, 1]}), "y_true: row 1 is 2, neither 0 nor 1"),
+        ((IMAGES * torch.nan, LABELS, {"gender": [0, 1]}), "returned NaN for image 0"),
+        ((torch.zeros(2, 5), LABELS, {"gender": [0, 1]}), r"returned shape \(2, 5\)"),
+    ],
+)
+def test_other_forms_are_refused(batch: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        metrics.compute_fairness_metrics(nn.Identity(), [batch])
+
+
+def test_no_batch_and_no_module() -> None:
+    with pytest.raises(ValueError, match="loader gave no batch"):
+        metrics.compute_fairness_metrics(nn.Identity(), [])
+    with pytest.raises(TypeError, match="model is function, not a torch module"):
+        metrics.compute_fairness_metrics(lambda x: x, [])  # type: ignore[arg-type]
