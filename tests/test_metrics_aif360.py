@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairq_utils import metrics
@@ -91,7 +91,7 @@ def aif360s(rows: Rows) -> Any:
 
 
 @given(st.integers(0, 2**32 - 1))
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=EXAMPLES, deadline=None)
 def test_metrics_equal_aif360s(seed: int) -> None:
     rng = np.random.default_rng(seed)
     for _ in range(BATCH):

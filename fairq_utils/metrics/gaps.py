@@ -7,6 +7,7 @@ and the ratio 1, as in fairlearn.)
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Literal, get_args
 
 import numpy as np
@@ -24,15 +25,17 @@ def _check(method: str) -> None:
 
 def _extreme(values: Floats, largest: bool) -> Floats:
     """Largest or smallest over groups, leaving NaN groups out; NaN where every group is NaN."""
-    # fmax and fmin pass over NaN, without nanmax's warning where there is nothing else.
-    reduce = np.fmax.reduce if largest else np.fmin.reduce
-    out: Floats = reduce(values, axis=-1)
-    return out
+    # fmax and fmin pass over NaN, without nanmax's warning where there is nothing else. Group by
+    # group, because the last axis is short and the replicates in front of it are many.
+    return reduce(np.fmax if largest else np.fmin, np.moveaxis(values, -1, 0))
 
 
 def _comparable(values: Floats) -> NDArray[np.bool_]:
     """Whether two groups have a rate (or the only one there is), (...)."""
-    out: NDArray[np.bool_] = (~np.isnan(values)).sum(axis=-1) >= min(2, values.shape[-1])
+    missing = np.isnan(values)
+    if not missing.any():  # the usual case in a bootstrap, and counting is slow
+        return np.ones(values.shape[:-1], np.bool_)
+    out: NDArray[np.bool_] = (~missing).sum(axis=-1) >= min(2, values.shape[-1])
     return out
 
 
