@@ -76,7 +76,7 @@ Rows = tuple[list[int], list[int], list[str]]
 def one_table(rng: np.random.Generator) -> Rows:
     """Labels, predictions and groups: unbalanced, single-class and one-member groups among them."""
     truth, guess, group = [], [], []
-    for i in range(rng.choice([2, 3, GROUPS], p=[0.7, 0.2, 0.1])):
+    for i in range(rng.choice([2, 3, GROUPS], p=[0.8, 0.15, 0.05])):
         n = int(rng.choice([1, 2, 4, 30], p=[0.15, 0.2, 0.5, 0.15]))
         truth += (
             (rng.random(n) < rng.choice([0.0, 0.1, 0.5, 1.0], p=[0.08, 0.2, 0.64, 0.08]))
