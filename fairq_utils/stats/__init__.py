@@ -10,9 +10,23 @@ module              answers
 ``floors``          what would chance alone have made?
 ``training_noise``  what would another training seed alone have made?
 ``flips``           which group lost answers, which won?
+``across_seeds``    tests whose unit is a training seed
+``trends``          does a quantity move with capacity?
+``effects``         effect sizes with intervals
+``multiplicity``    many tests as one family
+``power``           what can so many seeds and images find?
 ==================  ====================================================================
 """
 
+from fairq_utils.stats.across_seeds import (
+    ArmTests,
+    Equivalence,
+    PairedTests,
+    arm_tests,
+    equivalence,
+    paired_tests,
+)
+from fairq_utils.stats.effects import Effect, cliffs_delta, cohens_d, cohens_dz
 from fairq_utils.stats.flips import flips_by_group, mcnemar_mid_p
 from fairq_utils.stats.floors import (
     change_noise_floor,
@@ -20,24 +34,44 @@ from fairq_utils.stats.floors import (
     noise_floor,
     null_gaps,
 )
+from fairq_utils.stats.multiplicity import adjusted
 from fairq_utils.stats.paired import Replicates, Statistic, paired_bootstrap, replicate
+from fairq_utils.stats.power import change_sd, detectable_change, power_to_detect, seeds_needed
 from fairq_utils.stats.resampling import SharedImages, resample, share_images
 from fairq_utils.stats.training_noise import seed_floors, seed_pairs
+from fairq_utils.stats.trends import Trend, trend
 
 __all__ = [
+    "ArmTests",
+    "Effect",
+    "Equivalence",
+    "PairedTests",
     "Replicates",
     "SharedImages",
     "Statistic",
+    "Trend",
+    "adjusted",
+    "arm_tests",
     "change_noise_floor",
+    "change_sd",
+    "cliffs_delta",
+    "cohens_d",
+    "cohens_dz",
+    "detectable_change",
+    "equivalence",
     "exchange_floors",
     "flips_by_group",
     "mcnemar_mid_p",
     "noise_floor",
     "null_gaps",
     "paired_bootstrap",
+    "paired_tests",
+    "power_to_detect",
     "replicate",
     "resample",
     "seed_floors",
     "seed_pairs",
+    "seeds_needed",
     "share_images",
+    "trend",
 ]
