@@ -10,6 +10,7 @@ module              answers
 ``floors``          what would chance alone have made?
 ``training_noise``  what would another training seed alone have made?
 ``flips``           which group lost answers, which won?
+``disagreement``    on whose images do populations of models part ways?
 ``across_seeds``    tests whose unit is a training seed
 ``trends``          does a quantity move with capacity?
 ``effects``         effect sizes with intervals
@@ -26,6 +27,7 @@ from fairq_utils.stats.across_seeds import (
     equivalence,
     paired_tests,
 )
+from fairq_utils.stats.disagreement import Exemplars, churn, exemplars, modal, over_representation
 from fairq_utils.stats.effects import Effect, cliffs_delta, cohens_d, cohens_dz
 from fairq_utils.stats.flips import flips_by_group, mcnemar_mid_p
 from fairq_utils.stats.floors import (
@@ -45,6 +47,7 @@ __all__ = [
     "ArmTests",
     "Effect",
     "Equivalence",
+    "Exemplars",
     "PairedTests",
     "Replicates",
     "SharedImages",
@@ -54,16 +57,20 @@ __all__ = [
     "arm_tests",
     "change_noise_floor",
     "change_sd",
+    "churn",
     "cliffs_delta",
     "cohens_d",
     "cohens_dz",
     "detectable_change",
     "equivalence",
     "exchange_floors",
+    "exemplars",
     "flips_by_group",
     "mcnemar_mid_p",
+    "modal",
     "noise_floor",
     "null_gaps",
+    "over_representation",
     "paired_bootstrap",
     "paired_tests",
     "power_to_detect",
