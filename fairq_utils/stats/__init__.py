@@ -16,6 +16,7 @@ module              answers
 ``effects``         effect sizes with intervals
 ``multiplicity``    many tests as one family
 ``power``           what can so many seeds and images find?
+``verdicts``        supported, contradicted or undecided, and why
 ==================  ====================================================================
 """
 
@@ -42,9 +43,21 @@ from fairq_utils.stats.power import change_sd, detectable_change, power_to_detec
 from fairq_utils.stats.resampling import SharedImages, resample, share_images
 from fairq_utils.stats.training_noise import seed_floors, seed_pairs
 from fairq_utils.stats.trends import Trend, trend
+from fairq_utils.stats.verdicts import (
+    Claim,
+    Verdict,
+    above,
+    below,
+    between,
+    differs,
+    near,
+    together,
+    verdict,
+)
 
 __all__ = [
     "ArmTests",
+    "Claim",
     "Effect",
     "Equivalence",
     "Exemplars",
@@ -53,8 +66,12 @@ __all__ = [
     "SharedImages",
     "Statistic",
     "Trend",
+    "Verdict",
+    "above",
     "adjusted",
     "arm_tests",
+    "below",
+    "between",
     "change_noise_floor",
     "change_sd",
     "churn",
@@ -62,12 +79,14 @@ __all__ = [
     "cohens_d",
     "cohens_dz",
     "detectable_change",
+    "differs",
     "equivalence",
     "exchange_floors",
     "exemplars",
     "flips_by_group",
     "mcnemar_mid_p",
     "modal",
+    "near",
     "noise_floor",
     "null_gaps",
     "over_representation",
@@ -80,5 +99,7 @@ __all__ = [
     "seed_pairs",
     "seeds_needed",
     "share_images",
+    "together",
     "trend",
+    "verdict",
 ]
