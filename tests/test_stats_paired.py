@@ -12,6 +12,7 @@ from scipy.stats import bootstrap, ks_2samp
 from fairq_utils import metrics, stats
 from fairq_utils.stats.coverage import STATISTICS, coverage, joint
 from fairq_utils.stats.coverage_of_seeds import coverage_over_seeds
+from fairq_utils.stats.intervals import interval
 
 PARITY = metrics.FAIRNESS["demographic_parity_difference"]
 Rows = dict[str, np.ndarray]
@@ -196,6 +197,13 @@ def test_acceleration_is_the_jackknife_over_images() -> None:
     )
     again = stats.replicate(shared, {"parity": PARITY}, replicates=5)["parity"]
     np.testing.assert_allclose(again.accelerations, found.accelerations)
+
+
+def test_replicates_that_equal_the_observed_value_are_no_bias() -> None:
+    """Few flips: most replicates of a change are where it was."""
+    drawn = np.repeat([-2.0, -1, 0, 1, 2], [40, 60, 800, 60, 40])
+    plain, bent = (interval(drawn, 0.0, confidence=0.95, acceleration=a) for a in (None, 0.0))
+    assert plain == bent == (-2, 2)
 
 
 def test_seeds_widen_the_interval() -> None:
