@@ -59,7 +59,7 @@ test: $(STAMP)  ## everything that must hold: lint, types, unit, smoke book, cha
 	@$(MAKE) --no-print-directory book PROFILE=smoke
 	@$(MAKE) --no-print-directory chapters
 
-bench-%: $(STAMP)  ## print a benchmark's table, write build/bench/NAME.json (bench-render)
+bench-%: $(STAMP)  ## print a benchmark's table, write build/bench/NAME.json (render, stats, coverage)
 	@$(BIN)/fairq bench $*
 
 clean:  ## remove built books and caches; the ledger and the environment stay

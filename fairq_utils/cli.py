@@ -128,7 +128,7 @@ def check(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="What to measure: render.")],
+    name: Annotated[str, typer.Argument(help="What to measure: render, stats or coverage.")],
 ) -> None:
     """Measure one thing on this machine; the figures are kept under build/bench."""
 

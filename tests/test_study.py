@@ -251,7 +251,7 @@ def test_figures_are_drawn_from_the_tables(params: Params) -> None:
 
 
 def test_render_benchmark_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "RENDER_FACES", 64)
+    monkeypatch.setattr("fairq_utils.bench.render.RENDER_FACES", 64)
     found, path = bench.run("render", tmp_path)
     assert json.loads(path.read_text()) == found
     assert found["faces_per_second"] > 0

@@ -1,13 +1,9 @@
-"""Benchmarks: each measures one thing and returns a table that is printed and kept as JSON."""
+"""How fast people are rendered."""
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,23 +48,3 @@ def bench_render() -> dict[str, Any]:
         "device": device,
         "faces": RENDER_FACES,
     }
-
-
-BENCHMARKS: dict[str, Callable[[], dict[str, Any]]] = {"render": bench_render}
-
-
-def run(name: str, folder: str | os.PathLike[str] = "build/bench") -> tuple[dict[str, Any], Path]:
-    """Run a benchmark and keep its figures in ``folder/NAME.json``.
-
-    Raises
-    ------
-    ValueError
-        There is no benchmark of that name.
-    """
-    if name not in BENCHMARKS:
-        raise ValueError(f"bench: {name!r} is not one of {', '.join(BENCHMARKS)}")
-    figures = BENCHMARKS[name]()
-    path = Path(folder) / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(figures, indent=1) + "\n")
-    return figures, path

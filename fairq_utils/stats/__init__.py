@@ -1,0 +1,105 @@
+"""Intervals, noise floors, tests and verdicts, all from counts.
+
+==================  ====================================================================
+module              answers
+==================  ====================================================================
+``resampling``      who is drawn in a bootstrap: images, seeds, calibration draws
+``intervals``       percentile and BCa intervals from replicates
+``paired``          by how much do two models' metrics differ?
+``coverage``        how often do these intervals hold the truth? (``coverage_of_seeds``)
+``floors``          what would chance alone have made?
+``training_noise``  what would another training seed alone have made?
+``flips``           which group lost answers, which won?
+``disagreement``    on whose images do populations of models part ways?
+``across_seeds``    tests whose unit is a training seed
+``trends``          does a quantity move with capacity?
+``effects``         effect sizes with intervals
+``multiplicity``    many tests as one family
+``power``           what can so many seeds and images find?
+``verdicts``        supported, contradicted or undecided, and why
+==================  ====================================================================
+"""
+
+from fairq_utils.stats.across_seeds import (
+    ArmTests,
+    Equivalence,
+    PairedTests,
+    arm_tests,
+    equivalence,
+    paired_tests,
+)
+from fairq_utils.stats.disagreement import Exemplars, churn, exemplars, modal, over_representation
+from fairq_utils.stats.effects import Effect, cliffs_delta, cohens_d, cohens_dz
+from fairq_utils.stats.flips import flips_by_group, mcnemar_mid_p
+from fairq_utils.stats.floors import (
+    change_noise_floor,
+    exchange_floors,
+    noise_floor,
+    null_gaps,
+)
+from fairq_utils.stats.multiplicity import adjusted
+from fairq_utils.stats.paired import Replicates, Statistic, paired_bootstrap, replicate
+from fairq_utils.stats.power import change_sd, detectable_change, power_to_detect, seeds_needed
+from fairq_utils.stats.resampling import SharedImages, resample, share_images
+from fairq_utils.stats.training_noise import seed_floors, seed_pairs
+from fairq_utils.stats.trends import Trend, trend
+from fairq_utils.stats.verdicts import (
+    Claim,
+    Verdict,
+    above,
+    below,
+    between,
+    differs,
+    near,
+    together,
+    verdict,
+)
+
+__all__ = [
+    "ArmTests",
+    "Claim",
+    "Effect",
+    "Equivalence",
+    "Exemplars",
+    "PairedTests",
+    "Replicates",
+    "SharedImages",
+    "Statistic",
+    "Trend",
+    "Verdict",
+    "above",
+    "adjusted",
+    "arm_tests",
+    "below",
+    "between",
+    "change_noise_floor",
+    "change_sd",
+    "churn",
+    "cliffs_delta",
+    "cohens_d",
+    "cohens_dz",
+    "detectable_change",
+    "differs",
+    "equivalence",
+    "exchange_floors",
+    "exemplars",
+    "flips_by_group",
+    "mcnemar_mid_p",
+    "modal",
+    "near",
+    "noise_floor",
+    "null_gaps",
+    "over_representation",
+    "paired_bootstrap",
+    "paired_tests",
+    "power_to_detect",
+    "replicate",
+    "resample",
+    "seed_floors",
+    "seed_pairs",
+    "seeds_needed",
+    "share_images",
+    "together",
+    "trend",
+    "verdict",
+]

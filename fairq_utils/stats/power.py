@@ -1,0 +1,136 @@
+"""What a number of seeds and images could find, before anything is run."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import norm
+from statsmodels.stats.power import TTestPower
+
+Alternative = Literal["two-sided", "larger", "smaller"]
+
+
+def change_sd(flips: ArrayLike, images: ArrayLike, *, between: float = 0.0) -> float:
+    r"""Standard deviation of one seed's change of accuracy, or of its difference between groups.
+
+    .. math:: \sigma = \sqrt{\tau^2 + \sum_g f_g / n_g}
+
+    A share :math:`f` of answers flips; without a true change the paired change of accuracy on n
+    images has variance :math:`f / n` (McNemar). A change of the gap between two groups is the
+    difference of two such changes, so their variances add.
+
+    Parameters
+    ----------
+    flips : float or (G,)
+        Share of right answers gained or lost, by group: one group for its accuracy, two for their
+        gap.
+    images : int or (G,)
+    between : float
+        Standard deviation :math:`\tau` of the true change over training seeds.
+
+    Examples
+    --------
+    >>> round(100 * change_sd(0.04, 400), 2)  # points
+    1.0
+    >>> round(100 * change_sd([0.04, 0.04], [400, 400], between=0.01), 2)
+    1.73
+    """
+    f, n = np.atleast_1d(np.asarray(flips, float)), np.atleast_1d(np.asarray(images))
+    if not ((f >= 0) & (f <= 1)).all():
+        raise ValueError(f"flips: {flips!r} is not between 0 and 1")
+    if (n < 1).any():
+        raise ValueError(f"images: {images!r} is not at least 1")
+    if between < 0:
+        raise ValueError(f"between: {between} is negative")
+    return float(np.sqrt(between**2 + (f / n).sum()))
+
+
+def _checked(sd: float, seeds: int, level: float) -> None:
+    if sd <= 0:
+        raise ValueError(f"sd: {sd} is not positive")
+    if seeds < 1:
+        raise ValueError(f"seeds: {seeds} is not at least 1")
+    if not 0 < level < 1:
+        raise ValueError(f"level: {level} is not between 0 and 1")
+
+
+def power_to_detect(change: float, sd: float, seeds: int, *, level: float = 0.05) -> float:
+    """Chance that a true change is found by a two-sided test.
+
+    With two seeds or more, the paired t test over seeds (statsmodels' ``TTestPower``); with one,
+    the normal test over its images, which says nothing about other seeds.
+
+    Parameters
+    ----------
+    change : float
+        The true change, a fraction.
+    sd : float
+        Standard deviation of one seed's change, from :func:`change_sd`.
+    seeds : int
+    level : float
+        Of the test.
+
+    Examples
+    --------
+    >>> round(power_to_detect(0.01, 0.01, seeds=5), 2)
+    0.4
+    """
+    _checked(sd, seeds, level)
+    if seeds == 1:
+        critical = norm.ppf(1 - level / 2)
+        return float(norm.sf(critical - change / sd) + norm.cdf(-critical - change / sd))
+    return float(TTestPower().power(abs(change) / sd, seeds, level))
+
+
+def detectable_change(sd: float, seeds: int, *, power: float = 0.8, level: float = 0.05) -> float:
+    """The smallest true change that is found with the given power: the minimum detectable effect.
+
+    Same units as ``sd``; see :func:`power_to_detect`.
+
+    Examples
+    --------
+    >>> sd = change_sd([0.04, 0.04], [400, 400])
+    >>> round(100 * detectable_change(sd, seeds=5), 1)  # points of a gap
+    2.4
+    >>> round(100 * detectable_change(sd, seeds=1), 1)  # of this one model
+    4.0
+    """
+    _checked(sd, seeds, level)
+    if not level < power < 1:
+        raise ValueError(f"power: {power} is not between the level, {level}, and 1")
+    if seeds == 1:
+        return float(sd * (norm.ppf(1 - level / 2) + norm.ppf(power)))
+    return float(sd * TTestPower().solve_power(None, seeds, level, power))
+
+
+def seeds_needed(
+    change: float, sd: float, *, power: float = 0.8, level: float = 0.05, most: int = 10_000
+) -> int:
+    """Training seeds after which a true change is found with the given power.
+
+    Raises
+    ------
+    ValueError
+        ``change`` is 0, or more than ``most`` seeds would be needed.
+
+    Examples
+    --------
+    >>> seeds_needed(0.01, 0.01)
+    10
+    """
+    _checked(sd, 2, level)
+    if change == 0:
+        raise ValueError("change: no number of seeds finds a change of 0")
+    test = TTestPower()
+    low, high = 1, 2
+    while test.power(abs(change) / sd, high, level) < power:
+        low, high = high, high * 2
+        if low >= most:
+            raise ValueError(f"change: finding {change} at sd {sd} needs more than {most} seeds")
+    while high - low > 1:
+        middle = (low + high) // 2
+        enough = test.power(abs(change) / sd, middle, level) >= power
+        low, high = (low, middle) if enough else (middle, high)
+    return high
