@@ -18,6 +18,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fairq_utils.faults import Fault
+
 # Statistics of ImageNet's training pictures (RGB, 0 to 1), which pretrained weights expect.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -59,7 +61,7 @@ DISPLAY_NAMES = {
 }
 
 
-class PretrainedUnavailable(RuntimeError):
+class PretrainedUnavailable(Fault):
     """ImageNet weights were asked for and could not be fetched."""
 
 
@@ -174,14 +176,23 @@ def float_megabytes(model: nn.Module) -> float:
 def save_checkpoint(
     model: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write weights as safetensors, under a temporary name first: a kill leaves no half file."""
+    """Write weights as safetensors, under a temporary name first: a kill leaves no half file.
+
+    A file that is there already stays: where two processes trained the same model, the first one's
+    weights are those that everybody evaluates.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     state = {k: v.detach().contiguous().cpu() for k, v in model.state_dict().items()}
     try:
         save_file(state, temporary, metadata=dict(metadata or {}))
-        temporary.replace(path)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return
+        except OSError:  # a file system without links
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -22,6 +22,7 @@ from fairq_utils.models import classifier, normalize
 Progress = Callable[[int, int, float], None]
 # objective(model, images, rows, flipped) -> scalar loss
 Objective = nn.Module
+SETTLING = 2048  # pictures over which batch norms are averaged after training
 REPORTED = 100  # steps between two calls of the progress callback
 FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
@@ -229,8 +230,43 @@ def fit(
                 f"training: the loss is not finite in epoch {epoch + 1}; "
                 "lower training.models.*.learning_rate"
             )
+    settle_batch_norms(model, data.images, seed=seed, device=device)
     model.eval()
     return History(tuple(history), time.perf_counter() - began)
+
+
+def settle_batch_norms(
+    model: nn.Module, images: Tensor, *, seed: int, device: torch.device | str = "cpu"
+) -> None:
+    """Replace, in place, the running statistics of batch norms by those of the final weights.
+
+    A running average still holds the weights of a hundred steps ago. After a short training that
+    is enough for a few pictures to grow by a factor of hundreds through a deep network: harmless
+    in float, ruinous to a min-max range. A plain average over :data:`SETTLING` pictures at the
+    final weights mends it (Wu and Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3).
+
+    Parameters
+    ----------
+    images : uint8 (N, 3, H, W)
+        Training pictures.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average over all batches
+    model.eval()
+    for norm in norms:
+        norm.train()
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        for rows in order[:SETTLING].split(64):
+            if len(rows) > 1:
+                model(normalize(images[rows], device))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 def _decayed(parameters: list[nn.Parameter], decay: float) -> list[dict[str, object]]:

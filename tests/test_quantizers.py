@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from fairq_utils import models
-from fairq_utils.quantizers import QuantSpec, quantize_dynamic, quantize_static
+from fairq_utils.quantizers import (
+    QuantSpec,
+    kernels,
+    observe,
+    quantize_dynamic,
+    quantize_observed,
+    quantize_static,
+    use_integers,
+)
 from fairq_utils.quantizers.folding import fold_batch_norms
 from fairq_utils.quantizers.layers import QuantConv2d, QuantLinear
 from fairq_utils.quantizers.ranges import MinMax, Percentile, affine, quantize_weight
@@ -362,3 +370,101 @@ def test_bad_specs_are_refused(options: dict[str, object], sentence: str) -> Non
         QuantSpec(**options)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="'INT8' is not of the form"):
         QuantSpec.parse("INT8")
+
+
+needs_kernels = pytest.mark.skipif(
+    not kernels.available(), reason="this processor has no exact integer kernels"
+)
+
+
+@needs_kernels
+@pytest.mark.parametrize("bits", ["W8A8", "W4A8", "W2A4"])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(6, 8, 3, stride=2, padding=1),
+        nn.Conv2d(6, 6, 3, padding=2, dilation=2, groups=6, bias=False),
+        nn.Linear(6, 5),
+    ],
+    ids=["conv", "depthwise", "linear"],
+)
+def test_integer_kernels_give_the_sum_of_products_of_the_integers(
+    layer: nn.Module, bits: str
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(5, 6, 9, 9) if isinstance(layer, nn.Conv2d) else torch.randn(5, 7, 6)
+    spec = QuantSpec.parse(bits, first_last_bits=None)
+    model, _ = quantize_static(nn.Sequential(layer), spec, [x])
+    [q] = model
+    s, z, top = q.input_grid()
+    integers = (torch.clamp(torch.round(x / s) + z, 0, top) - z).double()
+    weight = q.weight_integers.double()
+    scale = s * q.weight_scale.double()
+    bias = 0.0 if q.bias is None else q.bias.double()
+    if isinstance(layer, nn.Conv2d):
+        geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
+        sums = nn.functional.conv2d(integers, weight, None, *geometry)
+        scale = scale.view(-1, 1, 1)
+        bias = bias if q.bias is None else bias.view(-1, 1, 1)
+    else:
+        sums = integers @ weight.T
+    expected = sums * scale + bias
+    simulated = model(x)
+    assert use_integers(model) == 1
+    torch.testing.assert_close(model(x).double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model(x), simulated, rtol=1e-4, atol=1e-4)
+
+
+@needs_kernels
+def test_bytes_are_those_of_the_simulation_in_any_memory_order() -> None:
+    torch.manual_seed(0)
+    x = 3 * torch.randn(70, 64, 11, 9).contiguous(memory_format=torch.channels_last)
+    q = kernels.quantize(x, 0.03, 117, 255)
+    assert q.dtype == torch.uint8
+    assert q.is_contiguous(memory_format=torch.channels_last)
+    simulated = torch.fake_quantize_per_tensor_affine(x, 0.03, 117, 0, 255)
+    torch.testing.assert_close((q.float() - 117) * 0.03, simulated, rtol=0, atol=1e-6)
+
+
+@needs_kernels
+def test_integer_layers_follow_a_changed_batch_and_loaded_weights() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 3, 8, 8)
+    first, _ = quantize_static(nn.Sequential(nn.Conv2d(3, 4, 3)), QuantSpec(), [x])
+    second, _ = quantize_static(nn.Sequential(nn.Conv2d(3, 4, 3)), QuantSpec(), [x])
+    use_integers(first)
+    torch.testing.assert_close(first(x)[:3], first(x[:3]))
+    expected = second(x)
+    first.load_state_dict(second.state_dict())
+    torch.testing.assert_close(first(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_dynamic_layers_and_other_processors_stay_a_simulation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = torch.randn(4, 6)
+    dynamic, _ = quantize_dynamic(nn.Sequential(nn.Linear(6, 2)), QuantSpec(activation="dynamic"))
+    assert use_integers(dynamic) == 0
+    monkeypatch.setattr(kernels, "available", lambda: False)
+    static, _ = quantize_static(nn.Sequential(nn.Linear(6, 2)), QuantSpec(), [x])
+    before = static(x)
+    assert use_integers(static) == 0
+    assert torch.equal(static(x), before)
+
+
+def test_one_observation_serves_several_specs() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3))
+    batches = [torch.randn(4, 3, 9, 9) for _ in range(3)]
+    seen = observe(model.eval(), batches, ("minmax", "percentile"), 99.0)
+    for bits, rule in (("W8A8", "minmax"), ("W4A4", "percentile")):
+        spec = QuantSpec.parse(bits, activation_range=rule, percentile=99.0)
+        shared, report = quantize_observed(seen, spec)
+        alone, expected = quantize_static(model, spec, batches)
+        assert torch.equal(shared(batches[0]), alone(batches[0]))
+        assert report == expected
+    with pytest.raises(ValueError, match=r"percentile 95.0 is asked for, but 99.0 was observed"):
+        quantize_observed(seen, QuantSpec(activation_range="percentile", percentile=95.0))
+    only = observe(model, batches)
+    with pytest.raises(ValueError, match="ranges by 'percentile' were not observed, only minmax"):
+        quantize_observed(only, QuantSpec(activation_range="percentile"))

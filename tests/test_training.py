@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
 from fairq_utils import models, training
 from fairq_utils.data import FaceData, load
@@ -149,3 +152,24 @@ def test_demographics_can_be_seen(tmp_path) -> None:
     assert share["gender"] >= 0.90
     assert share["age"] >= 0.85
     assert share["race"] >= 0.90
+
+
+def test_settled_batch_norms_hold_the_average_of_the_final_weights(squares: FaceData) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=0.3), nn.Dropout(0.5))
+    training.settle_batch_norms(model, squares.images, seed=0)
+    norm = model[1]
+    with torch.no_grad():
+        out = model[0](models.normalize(squares.images))
+    torch.testing.assert_close(norm.running_mean, out.mean(dim=(0, 2, 3)), rtol=1e-4, atol=1e-4)
+    assert norm.momentum == 0.3
+    assert norm.num_batches_tracked == 4
+
+
+def test_the_first_checkpoint_stays(tmp_path: Path) -> None:
+    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+    path = tmp_path / "weights.safetensors"
+    models.save_checkpoint(first, path)
+    models.save_checkpoint(second, path)
+    assert torch.equal(models.load_checkpoint(nn.Linear(2, 2), path).weight, first.weight)
+    assert [p.name for p in tmp_path.iterdir()] == ["weights.safetensors"]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fairq_utils.quantizers import kernels
 from fairq_utils.quantizers.ranges import affine, quantize_weight
 from fairq_utils.quantizers.spec import QuantSpec
 
@@ -29,6 +32,7 @@ class _Quantized(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None, spec: QuantSpec) -> None:
         super().__init__()
         self.spec = spec
+        self.integer = False
         integers, scale = quantize_weight(
             weight, spec.weight_bits, spec.weight_granularity, spec.weight_range, spec.percentile
         )
@@ -40,17 +44,19 @@ class _Quantized(nn.Module):
             "input_zero_point", torch.zeros((), dtype=torch.int32, device=weight.device)
         )
         self._weight: Tensor | None = None
+        self._packed: tuple[Any, Tensor] | None = None
         self.register_load_state_dict_post_hook(lambda module, _: module.forget())
 
     def forget(self) -> None:
-        """Drop the dequantized weight; it is made again from the integers when it is needed."""
-        self._weight = None
+        """Drop what is derived from the integers; it is made again when it is needed."""
+        self._weight = self._packed = None
 
     def set_input_range(self, low: float, high: float) -> None:
         """Fix the static grid of the input."""
         scale, zero = affine(torch.tensor(low), torch.tensor(high), self.spec.activation_bits)
         self.input_scale.copy_(scale)
         self.input_zero_point.copy_(zero.to(torch.int32))
+        self.forget()
 
     def weight(self) -> Tensor:
         """Dequantized weight ``s * q``, cached."""
@@ -80,7 +86,12 @@ class _Quantized(nn.Module):
         scale, zero = affine(low, high, self.spec.activation_bits)
         shape = (-1, *[1] * (x.ndim - 1))
         s, z = scale.view(shape), zero.view(shape)
-        return (torch.clamp(torch.round(x / s) + z, 0, top) - z) * s
+        return torch.round(x / s).add_(z).clamp_(0, top).sub_(z).mul_(s)
+
+    def input_grid(self) -> tuple[float, int, int]:
+        """Scale, zero-point and largest integer of a static input."""
+        top = 2**self.spec.activation_bits - 1
+        return float(self.input_scale), int(self.input_zero_point), top
 
 
 class QuantConv2d(_Quantized):
@@ -88,19 +99,29 @@ class QuantConv2d(_Quantized):
 
     def __init__(self, layer: nn.Conv2d, spec: QuantSpec) -> None:
         super().__init__(layer.weight, layer.bias, spec)
-        self.stride, self.padding = layer.stride, layer.padding
+        self.stride = layer.stride
+        self.padding: Any = layer.padding  # numbers, or a word such as "same"
         self.dilation, self.groups = layer.dilation, layer.groups
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (N, C, H, W)."""
-        return F.conv2d(
-            self.quantized_input(x),
-            self.weight(),
+        geometry = (self.stride, self.padding, self.dilation, self.groups)
+        if not self.integer:
+            return F.conv2d(self.quantized_input(x), self.weight(), self.bias, *geometry)
+        scale, zero, top = self.input_grid()
+        if self._packed is None or self._packed[0] != x.shape:
+            packed = kernels.pack_conv(
+                self.weight_integers, self.weight_scale, *geometry, shape=x.shape
+            )
+            self._packed = (x.shape, packed)
+        return kernels.conv2d(
+            kernels.quantize(x, scale, zero, top),
+            scale,
+            zero,
+            self._packed[1],
+            self.weight_scale,
             self.bias,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
+            *geometry,
         )
 
 
@@ -112,7 +133,39 @@ class QuantLinear(_Quantized):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in features) to (..., out features)."""
-        return F.linear(self.quantized_input(x), self.weight(), self.bias)
+        if not self.integer:
+            return F.linear(self.quantized_input(x), self.weight(), self.bias)
+        scale, zero, top = self.input_grid()
+        if self._packed is None:
+            self._packed = (None, kernels.pack_linear(self.weight_integers))
+        return kernels.linear(
+            kernels.quantize(x, scale, zero, top),
+            scale,
+            zero,
+            self._packed[1],
+            self.weight_scale,
+            self.bias,
+        )
+
+
+def use_integers(model: nn.Module) -> int:
+    """Let the static quantized layers of ``model`` run on integer kernels, in place.
+
+    Returns
+    -------
+    int
+        How many layers do; 0 where the processor has no exact kernels (see
+        :func:`fairq_utils.quantizers.kernels.available`) and the model stays a float simulation.
+        Layers with dynamic inputs, and convolutions whose padding is given in words, stay one.
+    """
+    if not kernels.available():
+        return 0
+    changed = 0
+    for module in model.modules():
+        if isinstance(module, _Quantized) and module.spec.activation == "static":
+            module.integer = not isinstance(getattr(module, "padding", None), str)
+            changed += module.integer
+    return changed
 
 
 def quantizable(module: nn.Module) -> bool:

@@ -1,0 +1,133 @@
+"""Integer kernels of oneDNN on x86 processors: 8-bit products, 32-bit sums, float results.
+
+Inputs of any width up to 8 bits are unsigned bytes and weights signed ones, so that a layer of
+fewer bits runs on the same kernels and stays exact: nothing is requantized inside. What comes out
+is ``s_x s_w (sum_k (q_x - z_x) q_w) + b`` of the layer's own integers, which a float simulation of
+the same layer only approximates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+CHUNK = 1 << 18  # values quantized at a time: they stay in a core's cache between the passes
+
+
+@lru_cache(maxsize=1)
+def available() -> bool:
+    """Whether this processor and this PyTorch multiply bytes exactly.
+
+    Older processors add two byte products in 16 bits, which saturates; the trial below would then
+    come out too small.
+    """
+    if not (
+        torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qlinear_pointwise")
+    ):
+        return False
+    weight = torch.full((8, 64), 127, dtype=torch.int8)
+    one = torch.ones(8)
+    try:
+        out = linear(torch.full((2, 64), 255, dtype=torch.uint8), 1.0, 0, pack_linear(weight), one)
+    except RuntimeError:  # this build of PyTorch has the operator but no kernel for it
+        return False
+    return bool((out == 255 * 127 * 64).all())
+
+
+def quantize(x: Tensor, scale: float, zero_point: int, top: int) -> Tensor:
+    """Bytes ``clip(round(x / s) + z, 0, top)``, uint8 in the shape and memory order of ``x``."""
+    out = torch.empty_like(x, dtype=torch.uint8)
+    inverse = 1.0 / torch.tensor(scale, dtype=torch.float32)
+    rows = max(CHUNK // max(x[0].numel(), 1), 1)
+    for part, into in zip(x.split(rows), out.split(rows), strict=True):
+        into.copy_(part.mul(inverse).round_().add_(zero_point).clamp_(0, top))
+    return out
+
+
+def pack_conv(
+    weight: Tensor,
+    scales: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    shape: Sequence[int],
+) -> Tensor:
+    """Weights int8 (O, I / groups, h, w) in the order that the kernel wants for this input."""
+    packed: Tensor = torch.ops.onednn.qconv_prepack(
+        weight, scales, 1.0, 0, stride, padding, dilation, groups, list(shape)
+    )
+    return packed
+
+
+def pack_linear(weight: Tensor) -> Tensor:
+    """Weights int8 (O, I) in the order that the kernel wants."""
+    packed: Tensor = torch.ops.onednn.qlinear_prepack(weight.contiguous(), None)
+    return packed
+
+
+def conv2d(
+    q: Tensor,
+    scale: float,
+    zero_point: int,
+    packed: Tensor,
+    weight_scales: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """Convolve bytes (N, C, H, W); float32 (N, O, H', W')."""
+    zeros = torch.zeros(len(weight_scales), dtype=torch.int64)
+    out: Tensor = torch.ops.onednn.qconv2d_pointwise(
+        q,
+        scale,
+        zero_point,
+        packed,
+        weight_scales,
+        zeros,
+        bias,
+        stride,
+        padding,
+        dilation,
+        groups,
+        1.0,
+        0,
+        torch.float32,
+        "none",
+        [],
+        "",
+    )
+    return out
+
+
+def linear(
+    q: Tensor,
+    scale: float,
+    zero_point: int,
+    packed: Tensor,
+    weight_scales: Tensor,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Map bytes (..., I) to float32 (..., O)."""
+    zeros = torch.zeros(len(weight_scales), dtype=torch.int64)
+    out: Tensor = torch.ops.onednn.qlinear_pointwise(
+        q,
+        scale,
+        zero_point,
+        packed,
+        weight_scales,
+        zeros,
+        bias,
+        1.0,
+        0,
+        torch.float32,
+        "none",
+        [],
+        "",
+    )
+    return out
