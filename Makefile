@@ -33,11 +33,11 @@ setup: $(STAMP)  ## create .venv and install everything, with pinned versions
 
 book: $(STAMP)  ## run PROFILE (default: default) and build its book
 	@$(BIN)/fairq run --params "$(PARAMS)" --phase all
-	@$(BIN)/python -m fairq_utils.book --params "$(PARAMS)"
+	@$(BIN)/fairq book --params "$(PARAMS)"
 
 notebooks: $(STAMP)  ## rewrite the committed notebooks/*.ipynb from the .py at params/smoke.yaml
 	@$(BIN)/fairq run --params $(SMOKE) --phase all
-	@$(BIN)/python -m fairq_utils.execution --smoke
+	@$(BIN)/fairq notebooks
 
 lint: $(STAMP)  ## ruff
 	@$(BIN)/ruff check .
@@ -47,7 +47,8 @@ types: $(STAMP)  ## mypy
 	@$(BIN)/mypy
 
 unit: $(STAMP)  ## unit tests and the examples in docstrings
-	@$(BIN)/pytest -q -n 2 --doctest-modules fairq_utils tests
+	@# Two processes of one thread each: two of two would wait for each other.
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile --doctest-modules fairq_utils tests
 
 chapters: $(STAMP)  ## execute the committed notebooks and compare what their checked cells print
 	@$(BIN)/pytest -q --nbval-lax notebooks/

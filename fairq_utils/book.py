@@ -7,27 +7,21 @@ the new one is complete.
 
 from __future__ import annotations
 
-import argparse
 import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import nbformat
 
-from fairq_utils.execution import (
-    ROOT,
-    ExecutionError,
-    Progress,
-    UnknownParameterError,
-    execute_notebooks,
-)
-from fairq_utils.params import ParamsError, load_params
+from fairq_utils.execution import ROOT, Progress, execute_notebooks
+from fairq_utils.faults import Fault
+from fairq_utils.params import load_params
 
 BOOKS = ROOT / "build" / "book"
 # Attributes through which a page makes the browser load something, by tag. An <a> is not among
@@ -55,7 +49,7 @@ IN_STYLE = re.compile(r"""(?:url\(|@import)\s*["']?\s*((?:https?:)?//[^"')\s]+)"
 IN_SCRIPT = re.compile(r"""["'](https?://[^"'\s]+\.m?(?:js|css))["']""", re.IGNORECASE)
 
 
-class BookError(RuntimeError):
+class BookError(Fault):
     """The book could not be built: what Jupyter Book said, or what the book would load."""
 
 
@@ -193,37 +187,3 @@ def _urls(attribute: str, value: str) -> Iterator[str]:
         yield from (part.strip().split(" ")[0] for part in value.split(","))
     else:
         yield value
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m fairq_utils.book --params FILE``; exit code 2 is bad input, 1 a failure."""
-    parser = argparse.ArgumentParser(prog="python -m fairq_utils.book", description=__doc__)
-    parser.add_argument("--params", type=Path, required=True, help="a params file")
-    parser.add_argument(
-        "-p",
-        "--parameter",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("NAME", "VALUE"),
-        help="a further papermill parameter of the chapters",
-    )
-    asked = parser.parse_args(arguments)
-    try:
-        index = build_book(
-            asked.params,
-            progress=lambda line: print(line, flush=True),
-            parameters=dict(asked.parameter),
-        )
-    except (ParamsError, UnknownParameterError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    except (ExecutionError, BookError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(f"The book: {index}\nOpen it:  xdg-open {index}   (or {index.as_uri()} in a browser)")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from fairq_utils.params import Params, ParamsError, load_params
+from fairq_utils.faults import Fault
+from fairq_utils.params import Params, ParamsError, load_params, parse_overrides
 
 app = typer.Typer(
     add_completion=False,
@@ -20,6 +21,13 @@ app = typer.Typer(
 )
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="A file of params/.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="In place of what the file says; may repeat."),
+]
+
+
+DEFAULT = Path("params/default.yaml")
 
 
 class Phase(StrEnum):
@@ -32,40 +40,44 @@ class Phase(StrEnum):
     all = "all"
 
 
-def _read(path: Path) -> Params:
+def _read(path: Path, overrides: list[str] | None = None) -> Params:
     try:
-        return load_params(path)
+        return load_params(path, parse_overrides(overrides or []))
     except ParamsError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from error
 
 
 def _say_and_stop(action: Callable[[], None]) -> None:
-    """Run an action; what a user can mend is one sentence and exit code 1, not a traceback."""
-    from fairq_utils.ledger import LedgerError
-    from fairq_utils.models import PretrainedUnavailable
+    """Run an action; what a user can mend is one sentence, not a traceback.
 
+    Exit code 2 is input that cannot be used, 1 anything else.
+    """
     try:
         action()
-    except (LedgerError, PretrainedUnavailable, FloatingPointError, OSError, ValueError) as error:
+    except Fault as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(error.exit_code) from error
+    except (FloatingPointError, OSError, ValueError) as error:
         typer.echo(f"fairq: {error}", err=True)
         raise typer.Exit(1) from error
 
 
 @app.command()
 def run(
-    params: ParamsFile = Path("params/default.yaml"),
+    params: ParamsFile = DEFAULT,
     phase: Annotated[Phase, typer.Option(help="Which phase to run.")] = Phase.all,
+    overrides: Overrides = None,
 ) -> None:
     """Compute what is missing in the ledger; the analysis writes its tables."""
-    settings = _read(params)
+    settings = _read(params, overrides)
 
     def action() -> None:
         from fairq_utils import study
+        from fairq_utils.planning import PHASES
 
-        phases = study.PHASES if phase in (Phase.all, Phase.analysis) else (phase.value,)
         if phase is not Phase.analysis:
-            study.execute(settings, phases)
+            study.execute(settings, PHASES if phase is Phase.all else (phase.value,))
         if phase in (Phase.all, Phase.analysis):
             _analyse(settings)
 
@@ -73,30 +85,65 @@ def run(
 
 
 def _analyse(settings: Params) -> None:
-    from fairq_utils import study, tables
+    from fairq_utils import effects, resources, tables
 
-    runs = tables.records(study.ledger(settings), settings)
+    runs = effects.records(resources.ledger(settings), settings)
     if not runs:
         raise ValueError(
             f"{settings.execution.ledger}: the ledger holds no run of this study; "
             "run the other phases first"
         )
-    folder = Path("build") / "results" / settings.name
-    effects = tables.effects(runs, settings)
-    for path in tables.write_results(effects, tables.sizes(runs), folder):
+    frame = effects.by_configuration(runs, settings)
+    for path in tables.write_results(frame, effects.sizes(runs), resources.results(settings)):
         typer.echo(str(path))
 
 
 @app.command()
-def plan(params: ParamsFile = Path("params/default.yaml")) -> None:
-    """List the study's runs, and which of them are in the ledger."""
-    settings = _read(params)
+def book(params: ParamsFile = DEFAULT, overrides: Overrides = None) -> None:
+    """Execute the chapters at a params file and build the book."""
+    _read(params, overrides)
 
     def action() -> None:
-        from fairq_utils import study
+        from fairq_utils.book import build_book
 
-        store = study.ledger(settings)
-        runs = study.plan(settings)
+        given = parse_overrides(overrides or [])
+        index = build_book(
+            params,
+            progress=lambda line: typer.echo(line),
+            parameters={"overrides": given} if given else {},
+        )
+        typer.echo(f"The book: {index}")
+        typer.echo(f"Open it:  xdg-open {index}   (or {index.as_uri()} in a browser)")
+
+    _say_and_stop(action)
+
+
+@app.command()
+def notebooks(
+    chapters: Annotated[
+        list[Path] | None, typer.Argument(help="Chapters' scripts; all if none is named.")
+    ] = None,
+) -> None:
+    """Rewrite the .ipynb beside each chapter's script, executed at params/smoke.yaml."""
+
+    def action() -> None:
+        from fairq_utils.execution import write_pairs
+
+        write_pairs(lambda line: typer.echo(line), chapters or None)
+
+    _say_and_stop(action)
+
+
+@app.command()
+def plan(params: ParamsFile = DEFAULT, overrides: Overrides = None) -> None:
+    """List the study's runs, and which of them are in the ledger."""
+    settings = _read(params, overrides)
+
+    def action() -> None:
+        from fairq_utils import planning, resources
+
+        store = resources.ledger(settings)
+        runs = planning.plan(settings)
         for entry in runs:
             state = "done   " if store.contains(entry.key) else "missing"
             what = [entry.architecture, f"seed {entry.training['seed']}", entry.method]
@@ -137,7 +184,14 @@ def bench(
 
         figures, path = benchmarks.run(name)
         for key, value in figures.items():
-            typer.echo(f"{key:<18} {value}")
+            if isinstance(value, list):
+                value = f"{len(value)} rows, see the file"
+            if isinstance(value, dict):
+                typer.echo(key)
+                for inner, figure in value.items():
+                    typer.echo(f"  {inner:<26} {figure}")
+            else:
+                typer.echo(f"{key:<28} {value}")
         typer.echo(str(path))
 
     _say_and_stop(action)

@@ -9,8 +9,6 @@ result.
 
 from __future__ import annotations
 
-import argparse
-import ast
 import hashlib
 import json
 import os
@@ -28,6 +26,9 @@ from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
+from fairq_utils.faults import Fault
+from fairq_utils.injection import parameters_of, refuse_unknown
+
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 SMOKE = ROOT / "params" / "smoke.yaml"
@@ -40,12 +41,8 @@ METADATA: dict[str, Any] = {
 Progress = Callable[[str], None]
 
 
-class ExecutionError(RuntimeError):
+class ExecutionError(Fault):
     """A chapter could not be executed: which one, in which cell, and why."""
-
-
-class UnknownParameterError(ValueError):
-    """A parameter that a chapter does not have."""
 
 
 def chapters(folder: Path = NOTEBOOKS) -> list[Path]:
@@ -59,36 +56,11 @@ def read_chapter(script: Path) -> NotebookNode:
     return normalise(notebook)
 
 
-def parameters_of(notebook: NotebookNode) -> dict[str, str]:
-    """Names assigned in the cell tagged ``parameters``, each with its default's source."""
-    found: dict[str, str] = {}
-    for cell in notebook.cells:
-        if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", []):
-            for node in ast.parse(cell.source).body:
-                if isinstance(node, ast.Assign):
-                    names = [name.id for name in node.targets if isinstance(name, ast.Name)]
-                    found.update({name: ast.unparse(node.value) for name in names})
-                elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                    found[node.target.id] = ast.unparse(node.value) if node.value else ""
-    return found
-
-
 def check_parameters(scripts: Sequence[Path], parameters: Iterable[str]) -> None:
-    """Refuse what papermill would only mention: a parameter that a chapter does not have.
-
-    Raises
-    ------
-    UnknownParameterError
-        Names the parameter, the chapter and the parameters it does have.
-    """
+    """Refuse a parameter that a chapter does not have; raises ``UnknownParameterError``."""
+    given = list(parameters)
     for script in scripts:
-        known = parameters_of(read_chapter(script))
-        for name in parameters:
-            if name not in known:
-                has = ", ".join(sorted(known)) or "none"
-                raise UnknownParameterError(
-                    f"{_shown(script)}: parameters: {name!r} is not one of its parameters ({has})"
-                )
+        refuse_unknown(_shown(script), given, parameters_of(read_chapter(script)))
 
 
 def normalise(notebook: NotebookNode) -> NotebookNode:
@@ -246,6 +218,8 @@ def _execute(script: Path, notebook: NotebookNode, given: Mapping[str, Any]) -> 
             kernel_name="python3",
             progress_bar=False,
             start_timeout=120,
+            # A kernel that is asked to stop otherwise reports that as an error.
+            extra_arguments=["--IPKernelApp.log_level=50"],
             # Other users of this machine shall not read what the kernel says.
             config=Config({"KernelManager": {"transport_encryption": "auto"}}),
         )
@@ -300,21 +274,3 @@ class _Clock:
         """Keep the seconds for the next execution."""
         text = json.dumps({name: round(seconds, 1) for name, seconds in self.taken.items()})
         self.record.write_text(text + "\n", encoding="utf-8")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m fairq_utils.execution --smoke``: rewrite the committed notebooks."""
-    parser = argparse.ArgumentParser(prog="python -m fairq_utils.execution", description=__doc__)
-    parser.add_argument("--smoke", action="store_true", required=True, help="at params/smoke.yaml")
-    parser.add_argument("chapters", nargs="*", type=Path, help="scripts; all if none is named")
-    asked = parser.parse_args(arguments)
-    try:
-        write_pairs(lambda line: print(line, flush=True), asked.chapters or None)
-    except ExecutionError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

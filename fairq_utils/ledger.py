@@ -24,12 +24,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from fairq_utils.faults import Fault
 from fairq_utils.fingerprint import fingerprint
 
 FORMAT = 1  # of the files; a file of another format is not read
 
 
-class LedgerError(RuntimeError):
+class LedgerError(Fault):
     """The ledger cannot be read or written; names the file and the way out."""
 
 
@@ -64,6 +65,9 @@ class Run:
     def key(self) -> str:
         """Twenty hex digits: the hash of the run's content."""
         return fingerprint(asdict(self))
+
+    def __hash__(self) -> int:
+        return int(self.key, 16)
 
 
 @dataclass(frozen=True)

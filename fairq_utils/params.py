@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Iterable, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -18,6 +19,8 @@ from pydantic import (
     model_validator,
 )
 
+from fairq_utils.faults import BadInput
+
 ARCHITECTURES = ("resnet50", "mobilenet_v2", "efficientnet_b0", "vit_small", "squeezenet1_1")
 Sampler = Literal["label_balanced", "group_balanced"]
 Attribute = Literal["gender", "age", "race"]
@@ -25,7 +28,7 @@ WIDTHS = (2, 3, 4, 6, 8)
 CELLS = tuple(f"{g}|{a}|{y}" for g, a, y in product(("female", "male"), ("old", "young"), "01"))
 
 
-class ParamsError(ValueError):
+class ParamsError(BadInput):
     """A params file that cannot be used; one sentence with the file, the key and the way out."""
 
 
@@ -174,6 +177,7 @@ class Execution(_Section):
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     ledger: str = "build/ledger"
     cache: str = "build/cache"
+    results: str = "build/results"
 
 
 class Params(_Section):
@@ -209,8 +213,15 @@ class Params(_Section):
         return self
 
 
-def load_params(path: str | os.PathLike[str]) -> Params:
+def load_params(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> Params:
     """Read and check a params file.
+
+    Parameters
+    ----------
+    path : path of a YAML file
+    overrides : mapping, optional
+        Values by dotted key, such as ``{"quantization.bits": ["W8A8"]}``, that take the place of
+        the file's. A mapping given as a value replaces the file's mapping whole.
 
     Relative paths in ``execution`` are taken from the repository's root where the file is in its
     ``params/`` folder, else from the file's own folder.
@@ -237,6 +248,8 @@ def load_params(path: str | os.PathLike[str]) -> Params:
         raise ParamsError(f"{path}:{where} {problem}; correct the YAML there") from None
     if not isinstance(content, dict):
         raise ParamsError(f"{path}: holds no mapping of keys; begin with `name:` and `training:`")
+    for key, value in (overrides or {}).items():
+        _put(content, str(key), value)
     try:
         params = Params.model_validate(content)
     except ValidationError as error:
@@ -246,13 +259,41 @@ def load_params(path: str | os.PathLike[str]) -> Params:
     execution = params.execution.model_copy(
         update={
             name: value if "://" in value else str((root / value).resolve())
-            for name, value in (
-                ("ledger", params.execution.ledger),
-                ("cache", params.execution.cache),
-            )
+            for name in ("ledger", "cache", "results")
+            for value in [getattr(params.execution, name)]
         }
     )
     return params.model_copy(update={"execution": execution})
+
+
+def _put(content: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = content.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise ParamsError(f"override {key}: {parent!r} holds no keys; name the key itself")
+        content = inner
+    content[last] = value
+
+
+def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
+    """Overrides from ``KEY=VALUE`` texts; the value is read as YAML.
+
+    Examples
+    --------
+    >>> parse_overrides(["quantization.bits=[W8A8, W4A8]", "data.test=500"])
+    {'quantization.bits': ['W8A8', 'W4A8'], 'data.test': 500}
+    """
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise ParamsError(f"override {text!r}: write it as KEY=VALUE, such as data.test=500")
+        try:
+            found[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ParamsError(f"override {text!r}: the value is not YAML; quote it") from None
+    return found
 
 
 def _sentence(error: ValidationError) -> str:

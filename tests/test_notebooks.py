@@ -7,11 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
+import papermill
 import plotly.graph_objects as go
 import pytest
+from typer.testing import CliRunner
 
-from fairq_utils import execution
-from fairq_utils.book import BOOKS, main, outside_references
+from fairq_utils import execution, injection
+from fairq_utils.book import BOOKS, outside_references
+from fairq_utils.cli import app
 from fairq_utils.interactive import interactive
 
 CHAPTERS = execution.chapters()
@@ -52,7 +55,7 @@ def test_every_notebook_has_its_script() -> None:
 @pytest.mark.parametrize("script", CHAPTERS, ids=lambda path: path.stem)
 def test_chapter_runs_at_smoke_by_default_and_hides_its_parameters(script: Path) -> None:
     notebook = execution.read_chapter(script)
-    assert execution.parameters_of(notebook)["params_file"] == repr("../params/smoke.yaml")
+    assert injection.parameters_of(notebook)["params_file"] == repr("../params/smoke.yaml")
     tagged = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     assert len(tagged) == 1
     assert "remove-cell" in tagged[0].metadata.tags
@@ -89,7 +92,7 @@ def test_unknown_parameter_is_refused_before_anything_is_written(
     write: Write, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    with pytest.raises(execution.UnknownParameterError) as caught:
+    with pytest.raises(injection.UnknownParameterError) as caught:
         execution.execute_notebooks(
             execution.SMOKE, out, parameters={"drows": 4}, scripts=[write()]
         )
@@ -100,17 +103,34 @@ def test_unknown_parameter_is_refused_before_anything_is_written(
     assert not out.exists()
 
 
-@pytest.mark.skipif(not execution.SMOKE.exists(), reason="params/smoke.yaml is not written yet")
-def test_unknown_parameter_ends_the_command_with_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--params", str(execution.SMOKE), "-p", "no_such_parameter", "1"]) == 2
-    assert "no_such_parameter" in capsys.readouterr().err
+def test_unreadable_params_file_ends_the_command_with_2(tmp_path: Path) -> None:
+    answer = CliRunner().invoke(app, ["book", "--params", str(tmp_path / "missing.yaml")])
+    assert answer.exit_code == 2
+    assert "missing.yaml" in answer.stderr
 
 
-def test_unreadable_params_file_ends_the_command_with_2(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["--params", str(tmp_path / "missing.yaml")]) == 2
-    assert "missing.yaml" in capsys.readouterr().err
+def test_an_override_that_cannot_be_ends_the_command_with_2() -> None:
+    smoke = ["book", "--params", str(execution.SMOKE)]
+    answer = CliRunner().invoke(app, [*smoke, "--set", "quantization.bit=[W8A8]"])
+    assert answer.exit_code == 2
+    assert "quantization.bit: unknown key; did you mean 'bits'?" in answer.stderr
+
+
+def test_papermill_alone_cannot_give_an_unknown_parameter(tmp_path: Path) -> None:
+    """papermill itself only prints a notice; the chapter's first cell refuses."""
+    path = tmp_path / "chapter.ipynb"
+    nbformat.write(execution.read_chapter(CHAPTERS[0]), path)
+    with pytest.raises(papermill.PapermillExecutionError, match="'seeds' is not one of its"):
+        papermill.execute_notebook(
+            path, None, parameters={"seeds": [1]}, cwd=execution.NOTEBOOKS, progress_bar=False
+        )
+
+
+def test_what_papermill_injects_is_checked_against_the_cells_before() -> None:
+    before = ["", "params_file = 'a.yaml'\noverrides = {}"]
+    injection.refuse_unknown_in([*before, "# Parameters\noverrides = {'a': 1}\n", "x = 1"])
+    with pytest.raises(injection.UnknownParameterError, match="did you mean 'params_file'"):
+        injection.refuse_unknown_in([*before, "# Parameters\nparam_file = 'b.yaml'\n"])
 
 
 def test_executing_twice_writes_the_same_notebook(write: Write, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import yaml
 from typer.testing import CliRunner
 
 from fairq_utils.cli import app
-from fairq_utils.params import Params, ParamsError, load_params
+from fairq_utils.params import Params, ParamsError, load_params, parse_overrides
 
 PROFILES = sorted((Path(__file__).resolve().parents[1] / "params").glob("*.yaml"))
 SMALL = {
@@ -162,3 +163,51 @@ def test_params_are_hashable_values() -> None:
     a, b = Params.model_validate(SMALL), Params.model_validate(SMALL)
     assert a == b
     assert hash(a) == hash(b)
+
+
+def test_overrides_take_the_place_of_the_files_values(tmp_path: Path) -> None:
+    path = written(tmp_path, SMALL)
+    params = load_params(path, parse_overrides(["quantization.bits=[W4A8]", "data.test=70"]))
+    assert params.quantization.bits == ("W4A8",)
+    assert params.data.test == 70
+    assert params.data.train == 100
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("data.test", "override 'data.test': write it as KEY=VALUE"),
+        ("data.tset=5", "data.tset: unknown key; did you mean 'test'?"),
+        ("name.first=x", "override name.first: 'name' holds no keys"),
+        ("data.test=[", "the value is not YAML"),
+        ("data.test=many", "data.test: 'many' will not do"),
+    ],
+)
+def test_bad_overrides_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ParamsError, match=re.escape(said)):
+        load_params(written(tmp_path, SMALL), parse_overrides([text]))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            changed(data={"race": {"african": 0, "asian": 0.5, "caucasian": 0.5}})
+            | {"analysis": {"attributes": ["gender", "race"]}},
+            "data.test: none of 60 test images shows the group 'female african'",
+        ),
+        (
+            changed(quantization={"calibration_images": 40}),
+            "mitigation.samplers: group_balanced: calibration: the group",
+        ),
+    ],
+)
+def test_people_that_cannot_serve_the_study_are_refused_before_anything_is_written(
+    tmp_path: Path, content: object, said: str
+) -> None:
+    path = written(tmp_path, content)
+    answer = CliRunner().invoke(app, ["run", "--params", str(path)])
+    assert answer.exit_code == 2
+    assert said in answer.stderr
+    assert answer.stderr.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["study.yaml"]

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
 from fairq_utils.data import load
-from fairq_utils.data.population import CELEBA_JOINT, SPLITS, Population, draw, keys
+from fairq_utils.data.population import (
+    CELEBA_JOINT,
+    SPLITS,
+    Population,
+    demographics,
+    draw,
+    keys,
+)
 from fairq_utils.data.render import render
 
 LABELS = ["l-eye-scale-incr", "r-eye-scale-incr", "nose-hump-incr"]
@@ -156,3 +164,12 @@ def test_pictures_are_ordinary_rgb(tmp_path) -> None:
     data = load("population", sizes={"train": 2}, size=32, cache=tmp_path)
     picture = Image.fromarray(data.images[0].permute(1, 2, 0).numpy())
     assert picture.size == (32, 32)
+
+
+def test_demographics_alone_are_those_of_the_people() -> None:
+    population = Population(seed=3)
+    indices = np.array([5, 0, 77])
+    target, groups = demographics(population, "calibration", indices)
+    whole = people(population, "calibration", indices)
+    np.testing.assert_array_equal(target, whole.target)
+    pd.testing.assert_frame_equal(groups, whole.groups)

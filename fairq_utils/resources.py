@@ -1,0 +1,60 @@
+"""What a params file names: its people, pictures, ledger, device, and folder of results."""
+
+from __future__ import annotations
+
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from fairq_utils.data import FaceData, load
+from fairq_utils.data.population import CELEBA_JOINT, SPLITS, Population
+from fairq_utils.ledger import Ledger
+from fairq_utils.params import Params
+from fairq_utils.progress import rendering
+
+
+def population(params: Params) -> Population:
+    """The population that a params file describes."""
+    joint = CELEBA_JOINT if params.data.joint == "celeba" else params.data.joint
+    return Population(
+        seed=params.data.seed,
+        difficulty=params.data.difficulty,
+        joint=dict(joint),
+        race=dict(params.data.race),
+    )
+
+
+@lru_cache(maxsize=2)
+def faces(params: Params) -> FaceData:
+    """The study's pictures, all four splits; rendered on the first call, cached on disk."""
+    return load(
+        params.data.name,
+        sizes={split: getattr(params.data, split) for split in SPLITS},
+        size=params.data.size,
+        population=population(params),
+        cache=params.execution.cache,
+        progress=rendering(sys.stderr),
+    )
+
+
+def ledger(params: Params) -> Ledger:
+    """The ledger that a params file names."""
+    return Ledger(params.execution.ledger)
+
+
+def device(params: Params) -> str:
+    """``cuda`` or ``cpu``; asking for a GPU where there is none is an error."""
+    if params.execution.device == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError(
+            "execution.device: cuda was asked for but PyTorch finds no GPU; use auto or cpu"
+        )
+    if params.execution.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return params.execution.device
+
+
+def results(params: Params) -> Path:
+    """Folder of the study's tables as files."""
+    return Path(params.execution.results) / params.name

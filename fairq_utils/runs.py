@@ -1,0 +1,225 @@
+"""One run: train or quantize a model, let it answer about the test pictures, write what it said."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import time
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fairq_utils import calibration, models, training
+from fairq_utils.data import FaceData
+from fairq_utils.data.population import ATTRIBUTES
+from fairq_utils.ledger import Run, RunRecord
+from fairq_utils.params import Params
+from fairq_utils.progress import Progress
+from fairq_utils.quantizers import (
+    Observed,
+    QuantSpec,
+    observe,
+    quantize_dynamic,
+    quantize_observed,
+    use_integers,
+)
+from fairq_utils.resources import device, faces, ledger
+
+INITIAL_IMAGES = 2000  # training pictures that a data-dependent initialisation looks at
+
+
+def train_baseline(params: Params, run: Run, bars: Progress | None = None) -> str:
+    """Train one FP32 model unless its checkpoint is there, evaluate it, and return its key."""
+    store = ledger(params)
+    path = Path(store.checkpoint_path(run.key))
+    if path.exists() and store.contains(run.key):
+        return run.key
+    data = faces(params)
+    target = device(params)
+    began = time.perf_counter()
+    seed = int(run.training["seed"])
+    torch.manual_seed(seed)
+    model = models.build(
+        run.architecture, image_size=params.data.size, pretrained=params.training.pretrained
+    )
+    measures: dict[str, float] = {"parameters": float(sum(p.numel() for p in model.parameters()))}
+    if path.exists():
+        models.load_checkpoint(model, path)
+    else:
+        settings = params.training.models[run.architecture]
+        recipe = training.Recipe(**settings.model_dump())
+        train = data.subset("train")
+        if not params.training.pretrained:
+            models.initialise(model, train.images[:INITIAL_IMAGES])
+        weight = params.training.auxiliary
+        if weight and data.factors is not None:
+            objective: training.Classification = training.WithFactors(
+                train, model, weight, recipe.label_smoothing
+            )
+        else:
+            objective = training.Classification(train, recipe.label_smoothing)
+        history = training.fit(
+            model,
+            train,
+            recipe,
+            objective,
+            seed=seed,
+            device=target,
+            progress=None if bars is None else bars.training(run),
+        )
+        if isinstance(objective, training.WithFactors):
+            objective.close()
+        measures["train_seconds"] = history.seconds
+        measures |= {f"loss_{i + 1}": value for i, value in enumerate(history.loss)}
+        models.save_checkpoint(model, path, {"run": run.key})
+        models.load_checkpoint(model, path)
+    scores = _scores(model, data, target)
+    size = round(models.float_megabytes(model) * 2**20)
+    record = _record(run, data, scores, scores, size, began, measures, {})
+    store.write(record)
+    if bars is not None:
+        bars.finish(run)
+    return run.key
+
+
+def evaluate_quantized(
+    params: Params, runs: Sequence[Run], baseline: str, bars: Progress | None = None
+) -> None:
+    """Quantize one trained model in several ways that share a calibration, and evaluate each.
+
+    Static models run on integer kernels where the processor has exact ones, and as a float
+    simulation elsewhere; the run's provenance says which.
+    """
+    store = ledger(params)
+    runs = [run for run in runs if not store.contains(run.key)]
+    if not runs:
+        return
+    began = time.perf_counter()
+    data = faces(params)
+    target = device(params)
+    model = models.load_checkpoint(
+        models.build(runs[0].architecture, image_size=params.data.size),
+        store.checkpoint_path(baseline),
+    ).eval()
+    reference = store.read(baseline).scores
+    seen = _observed(params, runs, model, data) if runs[0].method == "ptq" else None
+    for run in runs:
+        if seen is None:
+            spec = QuantSpec.parse(str(run.bits), activation="dynamic")
+            example = models.normalize(data.subset("train").images[:8])
+            quantized, report = quantize_dynamic(model, spec, example)
+        else:
+            quantized, report = quantize_observed(seen, _spec(run))
+        layers = use_integers(quantized) if target == "cpu" else 0
+        scores = _scores(quantized, data, target)
+        record = _record(
+            run,
+            data,
+            reference,
+            scores,
+            report.size_bytes,
+            began,
+            {"integer_layers": float(layers)},
+            report.to_dict(),
+        )
+        store.write(record)
+        if bars is not None:
+            bars.finish(run)
+        began = time.perf_counter()
+
+
+def _spec(run: Run) -> QuantSpec:
+    options: dict[str, Any] = {"activation_range": run.ranges}
+    if run.percentile is not None:
+        options["percentile"] = run.percentile
+    return QuantSpec.parse(str(run.bits), **options)
+
+
+def _observed(
+    params: Params, runs: Sequence[Run], model: torch.nn.Module, data: FaceData
+) -> Observed:
+    pool = data.subset("calibration")
+    rows = calibration.draw(
+        str(runs[0].sampler),
+        pool.groups,
+        pool.target,
+        int(runs[0].calibration_images or 0),
+        seed=int(runs[0].calibration_seed or 0),
+    )
+    images = pool.images[torch.from_numpy(rows)]
+    batches = (models.normalize(images[i : i + 64]) for i in range(0, len(images), 64))
+    rules = list(dict.fromkeys(str(run.ranges) for run in runs))
+    return observe(model, batches, rules, params.quantization.percentile)
+
+
+def _scores(model: torch.nn.Module, data: FaceData, target: str) -> NDArray[np.float16]:
+    """Margins on the test split as they are kept; a prediction is the sign of the kept margin."""
+    margins = training.predict(model, data.subset("test").images, device=target)
+    limit = float(np.finfo(np.float16).max)
+    return np.clip(margins, -limit, limit).astype(np.float16)
+
+
+def cells(data: FaceData) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Names of the group cells, and the cell of each image: all attributes crossed."""
+    names, code = [""], np.zeros(len(data), np.int64)
+    for attribute, values in ATTRIBUTES.items():
+        names = [f"{n}|{v}".lstrip("|") for n in names for v in values]
+        code = code * len(values) + data.groups[attribute].cat.codes.to_numpy()
+    return tuple(names), code
+
+
+def _record(
+    run: Run,
+    data: FaceData,
+    reference: NDArray[np.float16],
+    scores: NDArray[np.float16],
+    size_bytes: int,
+    began: float,
+    measures: dict[str, float],
+    report: dict[str, Any],
+) -> RunRecord:
+    test = data.subset("test")
+    names, cell = cells(test)
+    label = cell * 2 + test.target
+    joint = (label * 2 + (reference > 0)) * 2 + (scores > 0)
+    counts = np.bincount(joint, minlength=len(names) * 8).reshape(len(names), 2, 2, 2)
+    return RunRecord(
+        run=run,
+        attributes=tuple(ATTRIBUTES),
+        groups=names,
+        counts=counts,
+        scores=scores,
+        cells=label.astype(np.int16),
+        size_bytes=size_bytes,
+        seconds=time.perf_counter() - began,
+        measures=measures,
+        provenance=provenance(),
+        report=report,
+    )
+
+
+@lru_cache(maxsize=1)
+def provenance() -> dict[str, str]:
+    """Where a run was computed: versions, commit, processor, accelerator."""
+    root = Path(__file__).resolve().parents[1]
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"
+    return {
+        "fairq_utils": version("fairq-utils"),
+        "commit": commit,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+    }
