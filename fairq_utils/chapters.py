@@ -1,4 +1,4 @@
-"""What the book's chapters share: one study opened from its params file, and its printed tables.
+"""What the book's chapters share: one study opened from its params file, and what they glue.
 
 Chapters hold narrative and calls. A chapter never trains: it reads the ledger, and runs what is
 missing there through the same function as the command line.
@@ -7,6 +7,7 @@ missing there through the same function as the command line.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,27 +15,30 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from IPython.display import HTML
-from matplotlib.figure import Figure
+from IPython import get_ipython
 
-from fairq_utils import calibration, figures, metrics, models, probe, stats, study, tables
+from fairq_utils import (
+    effects,
+    figures,
+    metrics,
+    models,
+    planning,
+    probe,
+    resources,
+    stats,
+    study,
+    tables,
+)
 from fairq_utils.data import FaceData
 from fairq_utils.data.population import Population
 from fairq_utils.fingerprint import code_version, fingerprint
+from fairq_utils.injection import refuse_unknown_in
 from fairq_utils.ledger import Ledger, RunRecord
 from fairq_utils.params import Params, load_params
 
 PROBE_IMAGES = 6000  # training pictures of the probe; fewer where the study has fewer
 PROBE_EPOCHS = 4
-
-# The published study's FP32 sizes (its README, Phase 1), in the megabytes it prints.
-PUBLISHED_SIZES = {
-    "resnet50": 89.89,
-    "mobilenet_v2": 8.91,
-    "efficientnet_b0": 15.43,
-    "vit_small": 85.76,
-    "squeezenet1_1": 2.83,
-}
+POINT = 0.01
 
 
 def glue(name: str, value: float | str) -> None:
@@ -56,42 +60,45 @@ class Chapter:
     @property
     def population(self) -> Population:
         """Who is in the pictures."""
-        return study.population(self.params)
+        return resources.population(self.params)
 
     @property
     def crossed(self) -> str:
         """Name of the scope in which all attributes are crossed."""
-        return list(tables.scopes(self.params))[-1]
+        return list(effects.scopes(self.params))[-1]
 
     def faces(self) -> FaceData:
         """The study's pictures."""
-        return study.faces(self.params)
+        return resources.faces(self.params)
 
     @cached_property
     def runs(self) -> list[RunRecord]:
         """All runs of the study; those missing in the ledger are computed."""
         study.execute(self.params)
-        return tables.records(self.store, self.params)
+        return effects.records(self.store, self.params)
 
+    @cached_property
     def effects(self) -> pd.DataFrame:
-        """:func:`fairq_utils.tables.effects` of this study."""
-        return tables.effects(self.runs, self.params)
+        """:func:`fairq_utils.effects.by_configuration` of this study."""
+        return effects.by_configuration(self.runs, self.params)
 
+    @cached_property
     def group_effects(self) -> pd.DataFrame:
-        """:func:`fairq_utils.tables.group_effects` of this study."""
-        return tables.group_effects(self.runs, self.params)
+        """:func:`fairq_utils.effects.by_group` of this study."""
+        return effects.by_group(self.runs, self.params)
 
+    @cached_property
     def mitigation_effects(self) -> pd.DataFrame:
-        """:func:`fairq_utils.tables.mitigation_effects` of this study."""
-        return tables.mitigation_effects(self.runs, self.params)
+        """:func:`fairq_utils.effects.of_mitigation` of this study."""
+        return effects.of_mitigation(self.runs, self.params)
 
     def sizes(self) -> pd.DataFrame:
-        """:func:`fairq_utils.tables.sizes` of this study."""
-        return tables.sizes(self.runs)
+        """:func:`fairq_utils.effects.sizes` of this study."""
+        return effects.sizes(self.runs)
 
     def frontier(self) -> pd.DataFrame:
         """Configurations in accuracy, gap (all attributes crossed) and size."""
-        return tables.frontier(self.effects(), self.sizes(), self.crossed)
+        return effects.frontier(self.effects, self.sizes(), self.crossed)
 
     def recovery(self) -> pd.DataFrame:
         """Confusion of the sensitive attributes by a small network, computed once."""
@@ -101,21 +108,21 @@ class Chapter:
             "data": {k: v for k, v in data.items() if k not in ("calibration", "validation")},
             "images": count,
             "epochs": PROBE_EPOCHS,
-            "code": code_version((*study.TRAINED_BY, "fairq_utils.probe")),
+            "code": code_version((*planning.TRAINED_BY, "fairq_utils.probe")),
         }
         key = f"probe-{fingerprint(recipe)}"
         found = self.store.read_table(key)
         if found is None:
             small = probe.reduced(self.faces(), count, self.params.data.test)
-            found = probe.recover(small, epochs=PROBE_EPOCHS, device=study.device(self.params))
+            device = resources.device(self.params)
+            found = probe.recover(small, epochs=PROBE_EPOCHS, device=device)
             self.store.write_table(key, found)
         return found
 
     def perfect_gap(self) -> float:
         """Demographic parity gap of a classifier without errors, all attributes crossed."""
-        table = tables.counts(self.runs[0], self.params.analysis.attributes).table
-        label = table.sum(axis=(2, 3))
-        perfect = np.zeros((len(label), 2, 2), np.int64)
+        label = self.group_counts().sum(axis=-1)
+        perfect = np.zeros((*label.shape, 2), np.int64)
         perfect[:, 0, 0], perfect[:, 1, 1] = label[:, 0], label[:, 1]
         return float(metrics.FAIRNESS["demographic_parity_difference"](perfect))
 
@@ -125,45 +132,50 @@ class Chapter:
         inside = np.logical_and.reduce([pool[k].to_numpy() == v for k, v in groups.items()])
         return float(inside.mean())
 
-    def group_sizes(self) -> list[int]:
-        """Test images of each crossed group."""
-        table = tables.counts(self.runs[0], self.params.analysis.attributes).table
-        return [int(n) for n in table.sum(axis=(1, 2, 3))]
+    def group_counts(self) -> np.ndarray[Any, Any]:
+        """The first FP32 model's counts (G, 2, 2): crossed group x label x prediction."""
+        return effects.counts(self.runs[0], self.params.analysis.attributes).reference
 
-    def change_floor(self) -> float:
-        """Half-width of the noise floor of a gap's change, a fraction.
-
-        The 95th percentile of the absolute change of the demographic parity gap between two models
-        that are equally accurate and treat all groups alike, but flip as many answers as the median
-        quantized configuration of this study does.
-        """
-        tables_ = [tables.counts(r, self.params.analysis.attributes).table for r in self.runs]
-        flips = [
-            (t[:, :, 0, 1].sum() + t[:, :, 1, 0].sum()) / t.sum()
-            for t, r in zip(tables_, self.runs, strict=True)
-            if r.run.method != "fp32"
-        ]
-        return stats.change_noise_floor(
-            tables_[0].sum(axis=3),
-            float(np.median(flips)),
-            metrics.FAIRNESS["demographic_parity_difference"],
+    def null_gaps(self) -> np.ndarray[Any, Any]:
+        """Max-min gaps (replicates,) of accuracy over this test set's groups if none differed."""
+        table = self.group_counts()
+        return stats.null_gaps(
+            table.sum(axis=(1, 2)),
+            float(metrics.overall(table, "accuracy")),
             replicates=self.params.analysis.replicates,
             seed=self.params.data.seed,
         )
 
     def write_results(self) -> list[Path]:
         """Write the study's tables as files; see :func:`fairq_utils.tables.write_results`."""
-        root = Path(os.environ.get("FAIRQ_ROOT", Path(__file__).resolve().parents[1]))
-        folder = root / "build" / "results" / self.params.name
-        return tables.write_results(self.effects(), self.sizes(), folder)
+        return tables.write_results(self.effects, self.sizes(), resources.results(self.params))
 
 
-def open_chapter(params_file: str | os.PathLike[str]) -> Chapter:
-    """Open the study that a params file describes, with the book's style."""
+def open_chapter(
+    params_file: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None
+) -> Chapter:
+    """Open the study that a params file describes, with the book's style.
+
+    Parameters
+    ----------
+    params_file : path
+    overrides : mapping, optional
+        Values by dotted key, such as ``{"quantization.bits": ["W8A8"]}``, in place of the file's.
+
+    Raises
+    ------
+    ParamsError
+        See :func:`fairq_utils.params.load_params`.
+    UnknownParameterError
+        papermill was given a parameter that the chapter does not have.
+    """
+    shell = get_ipython()
+    if shell is not None:
+        refuse_unknown_in(shell.user_ns.get("In", []))
     figures.use_style()
     pd.set_option("display.precision", 3)
-    params = load_params(params_file)
-    return Chapter(params, study.ledger(params))
+    params = load_params(params_file, overrides)
+    return Chapter(params, resources.ledger(params))
 
 
 def recovered(confusion: pd.DataFrame) -> dict[str, float]:
@@ -173,260 +185,123 @@ def recovered(confusion: pd.DataFrame) -> dict[str, float]:
     return {str(k): float(v) for k, v in share.items()}
 
 
-def _shown(frame: pd.DataFrame) -> HTML:
-    """A table as HTML without its index; long ones scroll."""
-    body = frame.to_html(index=False, border=0, justify="left", classes="dataframe")
-    return HTML(f'<div class="table-scroll">{body}</div>')
+def of(frame: pd.DataFrame, statistic: str, scope: str) -> pd.DataFrame:
+    """The rows of one statistic over one partition into groups."""
+    return frame[(frame.statistic == statistic) & (frame["scope"] == scope)]
 
 
-def group_table(groups: pd.DataFrame) -> HTML:
-    """Images and accuracy with interval, by architecture and group."""
-    rows = tables.named(groups)
-    error = [tables.interval(*v) for v in rows[["compared", "compared", "compared"]].to_numpy()]
-    cells = [e.split(" ")[0] for e in error]
-    wide = rows.assign(cell=cells).pivot_table(
-        index=["group", "images"],
-        columns="architecture",
-        values="cell",
-        aggfunc="first",
-        sort=False,
-    )
-    return _shown(wide.reset_index().rename_axis(columns=None))
+def static(frame: pd.DataFrame) -> pd.DataFrame:
+    """Quantized configurations before mitigation: static with random calibration, and dynamic."""
+    return frame[(frame.method != "fp32") & frame.sampler.isin(["", "random"])]
 
 
-def gap_table(effects: pd.DataFrame, scope: str) -> HTML:
-    """Gaps with their intervals, one row per architecture, in points."""
-    rows = effects[effects["scope"] == scope]
-    cells = []
-    for row in rows.itertuples():
-        ratio = row.statistic == "disparate_impact"
-        cells.append(
-            tables.interval(
-                row.compared,
-                row.compared_low,
-                row.compared_high,
-                1 if ratio else 100,
-                2 if ratio else 1,
-            )
-        )
-    wide = tables.named(rows.assign(cell=cells)).pivot_table(
-        index="architecture", columns="statistic", values="cell", aggfunc="first", sort=False
-    )
-    keep = [
-        c for c in wide if c not in ("Accuracy", "Worst-group accuracy", "Equal opportunity gap")
-    ]
-    return _shown(wide[keep].reset_index().rename_axis(columns=None))
+def _breadth(bits: str) -> tuple[int, ...]:
+    """Sorts ``W4A8`` and its like by activations, then weights."""
+    return tuple(int(part) for part in reversed(bits[1:].split("A")))
 
 
-def size_table() -> HTML:
-    """FP32 size of the five two-class models at 224 px, beside the published figures."""
-    rows = []
-    for name in models.ARCHITECTURES:
-        model = models.build(name, image_size=224)
-        parameters = sum(p.numel() for p in model.parameters())
-        rows.append(
-            {
-                "architecture": models.DISPLAY_NAMES[name],
-                "parameters (M)": f"{parameters / 1e6:.2f}",
-                "parameters and buffers (MiB)": f"{models.float_megabytes(model):.2f}",
-                "parameters (10^6 bytes)": f"{parameters * 4 / 1e6:.2f}",
-                "published": f"{PUBLISHED_SIZES[name]:.2f}",
-            }
-        )
-    return _shown(pd.DataFrame(rows))
-
-
-def glue_extremes(keep: Any, effects: pd.DataFrame, scope: str) -> None:
-    """Glue the largest accuracy change at W8A8, and the worst at the fewest bits."""
-    rows = effects[(effects.statistic == "accuracy") & (effects["scope"] == scope)]
-    eight = rows[rows.bits == "W8A8"]
-    if eight.empty:
-        keep("largest_w8a8", float("nan"))
-    else:
-        keep("largest_w8a8", 100 * eight.loc[eight.change.abs().idxmax(), "change"])
-    low = narrowest(rows)
-    worst = low.loc[low.change.idxmin()]
-    keep("lowest_bits", str(worst.bits))
-    keep("worst_low", 100 * worst.change)
-    keep("worst_low_model", models.DISPLAY_NAMES[worst.architecture])
-
-
-def narrowest(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the static configuration with the fewest bits and the first range rule, at random."""
+def at_bits(frame: pd.DataFrame, *, fewest: bool) -> pd.DataFrame:
+    """Rows of the static configurations with the fewest or most bits, calibrated at random."""
     rows = frame[(frame.method == "ptq") & (frame.sampler == "random")]
     if rows.empty:
         rows = frame[frame.method != "fp32"]
-    bits = min(set(rows.bits), key=lambda b: [int(x) for x in b[1:].split("A")][::-1])
-    rows = rows[rows.bits == bits]
-    return rows[rows.ranges == rows.ranges.iloc[0]]
+    bits = (min if fewest else max)(set(rows.bits), key=_breadth)
+    return rows[rows.bits == bits]
 
 
-def glue_verdicts(keep: Any, effects: pd.DataFrame, chapter: Chapter) -> None:
-    """Glue how many changes of the parity gap are different, equivalent and undecided."""
-    rows = effects[
-        (effects.statistic == "demographic_parity_difference")
-        & (effects["scope"] == chapter.crossed)
-    ]
-    margin = chapter.params.analysis.equivalence_margin
-    inside = (rows.low > -margin) & (rows.high < margin)
-    keep("comparisons", len(rows))
-    keep("outside", int(((rows.low > 0) | (rows.high < 0)).sum()))
-    keep("equivalent", int(inside.sum()))
-    keep("margin", 100 * margin)
+def first_rule(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the first range rule of the study."""
+    return frame[frame.ranges == frame.ranges.iloc[0]]
 
 
-def flip_table(groups: pd.DataFrame) -> HTML:
-    """Answers lost and won by group, with McNemar's mid-p."""
-    rows = tables.named(groups)
-    frame = pd.DataFrame(
-        {
-            "architecture": rows.architecture,
-            "bits": rows.bits,
-            "group": rows.group,
-            "images": rows.images,
-            "change (points)": [
-                tables.interval(*v) for v in rows[["change", "low", "high"]].to_numpy()
-            ],
-            "lost": rows.lost,
-            "won": rows.won,
-            "McNemar mid-p": [f"{p:.3f}" for p in rows.mcnemar_p],
-        }
-    )
-    return _shown(frame)
+def glue_extremes(frame: pd.DataFrame, scope: str) -> None:
+    """Glue what the most and the fewest bits do to accuracy, and who bears it worst."""
+    rows = of(frame, "accuracy", scope)
+    for name, fewest in (("most", False), ("fewest", True)):
+        part = at_bits(rows, fewest=fewest)
+        worst = part.loc[part.change.idxmin()]
+        glue(f"{name}_bits", str(worst.bits))
+        glue(f"{name}_worst", worst.change / POINT)
+        glue(f"{name}_worst_model", models.DISPLAY_NAMES[worst.architecture])
+        glue(f"{name}_worst_ranges", str(worst.ranges))
+        glue(f"{name}_configurations", len(part))
+        glue(f"{name}_hurt", int((part.high < -POINT).sum()))
+        glue(f"{name}_flips", float(part.flips.median()))
 
 
-def quantized_size_table(sizes: pd.DataFrame) -> HTML:
-    """Size in MiB and ratio to FP32, by architecture and bits."""
-    rows = tables.named(sizes[sizes.sampler.isin(["", "random"])]).drop_duplicates(
-        ["architecture", "method", "bits"]
-    )
-    rows = rows.assign(
-        cell=[f"{m:.2f} ({r:.2f}x)" for m, r in rows[["mebibytes", "ratio"]].to_numpy()],
-        configuration=rows.method.map({"fp32": "", "ptq": "static ", "dynamic": "dynamic "})
-        + rows.bits,
-    )
-    wide = rows.pivot_table(
-        index="architecture", columns="configuration", values="cell", aggfunc="first", sort=False
-    )
-    return _shown(wide.reset_index().rename_axis(columns=None))
+def verdicts(rows: pd.DataFrame, margin: float) -> pd.DataFrame:
+    """Two claims about every change, judged: that it is none, and that there is one.
 
-
-def sampler_table(chapter: Chapter) -> HTML:
-    """Images per crossed group in one draw of each sampler."""
-    params = chapter.params
-    pool = chapter.faces().subset("calibration")
-    columns = {}
-    for sampler in ("random", *params.mitigation.samplers):
-        rows = calibration.draw(
-            sampler, pool.groups, pool.target, params.quantization.calibration_images, seed=0
-        )
-        drawn = pool.groups.iloc[rows][list(params.analysis.attributes)]
-        columns[sampler.replace("_", " ")] = drawn.value_counts(sort=False)
-    frame = pd.DataFrame(columns).fillna(0).astype(int).sort_index()
-    return _shown(frame.reset_index())
-
-
-def glue_mitigation(keep: Any, effects: pd.DataFrame, chapter: Chapter) -> None:
-    """Glue how often balance helps, hurts, and had anything to mend."""
-    scope = effects[effects["scope"] == chapter.crossed]
-    rows = scope[scope.statistic == "demographic_parity_difference"]
-    accuracy = scope[scope.statistic == "accuracy"]
-    keep("pairs", len(rows))
-    keep("mean_change", 100 * rows.change.mean())
-    keep("better", int((rows.high < 0).sum()))
-    keep("worse", int((rows.low > 0).sum()))
-    keep("accuracy_change", 100 * accuracy.change.mean())
-    whole = chapter.effects()
-    harm = whole[
-        (whole.statistic == "demographic_parity_difference")
-        & (whole["scope"] == chapter.crossed)
-        & (whole.method == "ptq")
-        & (whole.sampler == "random")
-    ]
-    keep("harmed", int((harm.low > 0).sum()))
-
-
-def mitigation_table(effects: pd.DataFrame, scope: str) -> HTML:
-    """Harm under both draws and their paired difference, in points."""
-    rows = effects[
-        (effects["scope"] == scope)
-        & effects.statistic.isin(
-            ["accuracy", "demographic_parity_difference", "equalized_odds_difference"]
-        )
-    ]
-    shown = tables.named(rows)
-    frame = pd.DataFrame(
-        {
-            "architecture": shown.architecture,
-            "bits": shown.bits,
-            "ranges": shown.ranges,
-            "statistic": shown.statistic,
-            "change, random": [f"{v * 100:+.1f}" for v in shown.harm_random],
-            "change, balanced": [f"{v * 100:+.1f}" for v in shown.harm],
-            "balanced - random": [
-                tables.interval(*v) for v in shown[["change", "low", "high"]].to_numpy()
-            ],
-        }
-    )
-    return _shown(frame)
-
-
-def noise_figure(keep: Any, chapter: Chapter) -> Figure:
-    """The distribution of a max-min gap of accuracy where no group differs, glued and drawn."""
-    table = tables.counts(chapter.runs[0], chapter.params.analysis.attributes).table
-    rate = float(metrics.overall(table.sum(axis=3), "accuracy"))
-    sizes = chapter.group_sizes()
-    gaps = stats.null_gaps(
-        sizes, rate, replicates=chapter.params.analysis.replicates, seed=chapter.params.data.seed
-    )
-    keep("floor_mean", 100 * gaps.mean())
-    keep("floor_high", 100 * np.quantile(gaps, 0.95))
-    return figures.noise(gaps, sizes)
-
-
-def group_summary(groups: pd.DataFrame) -> HTML:
-    """Accuracy of every group by configuration, averaged over architectures, in percent."""
-    rows = groups[groups.sampler.isin(["", "random"]) & (groups.method != "dynamic")]
-    rows = rows.assign(configuration=rows.apply(figures.label, axis=1))
-    wide = rows.pivot_table(
-        index=["group", "images"], columns="configuration", values="compared", sort=False
-    )
-    shown = (wide * 100).map("{:.1f}".format).reset_index().rename_axis(columns=None)
-    return _shown(shown)
-
-
-def pareto_table(frontier: pd.DataFrame) -> HTML:
-    """The Pareto-optimal configurations, smallest first."""
-    rows = frontier[frontier.pareto].sort_values("mebibytes")
-    return _shown(
-        pd.DataFrame(
+    Returns
+    -------
+    DataFrame
+        The rows with ``none`` (within ``margin`` of 0) and ``some`` (different from 0, and larger
+        than what chance makes of as many flips): supported, contradicted or undecided.
+    """
+    judged = []
+    for row in rows.itertuples():
+        interval = (row.change, row.low, row.high)
+        judged.append(
             {
-                "architecture": rows.architecture.map(models.DISPLAY_NAMES),
-                "configuration": [figures.label(row) for _, row in rows.iterrows()],
-                "accuracy (%)": [f"{v * 100:.1f}" for v in rows.accuracy],
-                "parity gap (points)": [
-                    f"{v * 100:.1f}" for v in rows.demographic_parity_difference
-                ],
-                "size (MiB)": [f"{v:.2f}" for v in rows.mebibytes],
+                "none": stats.verdict(stats.near(0, margin), *interval).outcome,
+                "some": stats.verdict(
+                    stats.differs(), *interval, p_value=row.p_adjusted, floor=row.floor
+                ).outcome,
             }
         )
-    )
+    return rows.assign(**pd.DataFrame(judged, index=rows.index))
 
 
-def full_table(effects: pd.DataFrame, scope: str) -> HTML:
-    """Every configuration and metric with its interval."""
-    rows = effects[effects["scope"] == scope]
-    cells = []
-    for row in rows.itertuples():
-        ratio = row.statistic == "disparate_impact"
-        values = (row.compared, row.compared_low, row.compared_high)
-        cells.append(tables.interval(*values, scale=1 if ratio else 100, digits=2 if ratio else 1))
-    rows = rows.assign(cell=cells, configuration=rows.apply(figures.label, axis=1))
-    wide = tables.named(rows).pivot_table(
-        index=["architecture", "configuration"],
-        columns="statistic",
-        values="cell",
-        aggfunc="first",
-        sort=False,
-    )
-    return _shown(wide.reset_index().rename_axis(columns=None))
+def glue_verdicts(frame: pd.DataFrame, scope: str, params: Params) -> pd.DataFrame:
+    """Glue how many changes of the parity gap are shown, shown to be none, and undecided.
+
+    Returns
+    -------
+    DataFrame
+        The judged rows, with Holm-adjusted p-values over all of them.
+    """
+    rows = of(frame, "demographic_parity_difference", scope).reset_index(drop=True)
+    names = {str(i): p for i, p in enumerate(rows.p_value.fillna(1.0))}
+    rows = rows.assign(p_adjusted=stats.adjusted(names).holm.to_numpy())
+    rows = verdicts(rows, params.analysis.equivalence_margin)
+    glue("comparisons", len(rows))
+    glue("outside", int(((rows.low > 0) | (rows.high < 0)).sum()))
+    glue("beyond_floor", int((rows.change.abs() > rows.floor).sum()))
+    glue("shown", int((rows.some == "supported").sum()))
+    glue("equivalent", int((rows.none == "supported").sum()))
+    glue("margin", params.analysis.equivalence_margin / POINT)
+    return rows
+
+
+def glue_mitigation(chapter: Chapter) -> None:
+    """Glue how often balance helps, hurts, and had anything to mend."""
+    frame = chapter.mitigation_effects
+    rows = of(frame, "demographic_parity_difference", chapter.crossed)
+    glue("pairs", len(rows))
+    glue("mean_change", rows.change.mean() / POINT)
+    glue("better", int((rows.high < 0).sum()))
+    glue("worse", int((rows.low > 0).sum()))
+    glue("beyond_floor", int((rows.change.abs() > rows.floor).sum()))
+    accuracy = of(frame, "accuracy", chapter.crossed)
+    glue("accuracy_change", accuracy.change.mean() / POINT)
+    harm = of(static(chapter.effects), "demographic_parity_difference", chapter.crossed)
+    harm = harm[harm.method == "ptq"]
+    glue("static", len(harm))
+    glue("harmed", int(((harm.low > 0) & (harm.change > harm.floor)).sum()))
+
+
+def glue_baselines(frame: pd.DataFrame, scope: str) -> None:
+    """Glue the best and the weakest FP32 model, and whether their intervals overlap."""
+    rows = of(frame[frame.method == "fp32"], "accuracy", scope)
+    best, worst = rows.loc[rows.compared.idxmax()], rows.loc[rows.compared.idxmin()]
+    for name, row in (("best", best), ("worst", worst)):
+        glue(name, models.DISPLAY_NAMES[row.architecture])
+        glue(f"{name}_accuracy", row.compared)
+    glue("models", len(rows))
+    glue("overlapping", int((rows.compared_high >= best.compared_low).sum()))
+    glue("seeds", int(rows.seeds.max()))
+    odds = of(frame[frame.method == "fp32"], "equalized_odds_difference", scope)
+    parity = of(frame[frame.method == "fp32"], "demographic_parity_difference", scope)
+    for name, gaps in (("odds", odds), ("parity", parity)):
+        glue(f"{name}_low", gaps.compared.min() / POINT)
+        glue(f"{name}_high", gaps.compared.max() / POINT)

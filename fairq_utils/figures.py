@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fairq_utils.data.faces import FaceData
 from fairq_utils.interactive import Interactive, interactive
 from fairq_utils.models import DISPLAY_NAMES
+from fairq_utils.tables import label
 
 COLOURS = dict(zip(DISPLAY_NAMES, sns.color_palette("colorblind"), strict=False))
 STYLE: dict[str, Any] = {
@@ -46,18 +47,6 @@ def _finished(figure: Figure) -> Figure:
 
 def _title(name: str) -> str:
     return DISPLAY_NAMES.get(name, name)
-
-
-def label(row: pd.Series) -> str:
-    """Short name of a configuration: method, bits, ranges, and the sampler unless random."""
-    words = [{"ptq": "static", "dynamic": "dynamic", "fp32": "FP32"}[row["method"]]]
-    if row["method"] != "fp32":
-        words.append(row["bits"])
-    if row["ranges"]:
-        words.append(row["ranges"])
-    if row["sampler"] not in ("", "random"):
-        words.append(row["sampler"].replace("_", " "))
-    return " ".join(words)
 
 
 def face_sheet(data: FaceData, rows: int = 4, columns: int = 10, titles: bool = True) -> Figure:
@@ -186,7 +175,10 @@ def group_heatmap(groups: pd.DataFrame, column: str = "compared", scale: float =
 
 
 def configuration_heatmap(effects: pd.DataFrame, statistic: str, scope: str) -> Figure:
-    """Change of one statistic from FP32, in points: configurations by architectures."""
+    """Change of one statistic from FP32, in points: configurations by architectures.
+
+    Red is worse: a lower accuracy, a wider gap.
+    """
     rows = effects[
         (effects.statistic == statistic) & (effects["scope"] == scope) & (effects.method != "fp32")
     ]
@@ -201,7 +193,7 @@ def configuration_heatmap(effects: pd.DataFrame, statistic: str, scope: str) -> 
         table,
         annot=True,
         fmt="+.1f",
-        cmap="RdBu_r",
+        cmap="RdBu_r" if statistic.endswith("difference") else "RdBu",
         vmin=-limit,
         vmax=limit,
         cbar_kws={"label": "change (points)"},
@@ -213,24 +205,14 @@ def configuration_heatmap(effects: pd.DataFrame, statistic: str, scope: str) -> 
     return _finished(figure)
 
 
-def changes(
-    effects: pd.DataFrame, statistic: str, scope: str, floor: float | None = None
-) -> Figure:
-    """Change of a statistic from FP32 with its interval; what chance alone does is shaded.
-
-    Parameters
-    ----------
-    floor : float, optional
-        Half-width of the noise floor, a fraction.
-    """
+def changes(effects: pd.DataFrame, statistic: str, scope: str) -> Figure:
+    """Change of a statistic from FP32 with its interval, over what chance alone makes of it."""
     rows = effects[
         (effects.statistic == statistic) & (effects["scope"] == scope) & (effects.method != "fp32")
     ]
     names = list(dict.fromkeys(rows.apply(label, axis=1)))
     models = list(dict.fromkeys(rows.architecture))
     figure, axis = plt.subplots(figsize=(7.2, 0.9 + 0.16 * len(names) * (len(models) + 1)))
-    if floor is not None:
-        axis.axvspan(-floor * 100, floor * 100, color="0.88", zorder=0, label="noise floor")
     axis.axvline(0, color="0.3", linewidth=1)
     step = 0.75 / max(len(models), 1)
     for row in rows.itertuples():
@@ -239,10 +221,11 @@ def changes(
             + (models.index(row.architecture) + 0.5) * step
             - 0.375
         )
-        axis.plot(
-            [row.low * 100, row.high * 100], [y, y], color=COLOURS[row.architecture], linewidth=1.6
-        )
-        axis.plot(row.change * 100, y, "o", markersize=4, color=COLOURS[row.architecture])
+        colour = COLOURS[row.architecture]
+        axis.barh(y, 200 * row.floor, step * 0.95, -100 * row.floor, color="0.86", zorder=0)
+        axis.plot([row.low * 100, row.high * 100], [y, y], color=colour, linewidth=1.6)
+        axis.plot(row.change * 100, y, "o", markersize=4, color=colour)
+    axis.barh(0, 0, color="0.86", label="noise floor")
     for model in models:
         axis.plot([], [], "o-", color=COLOURS[model], label=_title(model))
     axis.set_yticks(range(len(names)), names)
@@ -292,11 +275,14 @@ def mitigation(effects: pd.DataFrame, statistic: str, scope: str) -> Figure:
         left.plot([row.harm_random * 100, row.harm * 100], [i, i], color=colour, linewidth=1)
         left.plot(row.harm_random * 100, i, "o", color="white", markeredgecolor=colour)
         left.plot(row.harm * 100, i, "o", color=colour)
+        right.barh(i, 200 * row.floor, 0.8, -100 * row.floor, color="0.88", zorder=0)
         right.plot([row.low * 100, row.high * 100], [i, i], color=colour)
         right.plot(row.change * 100, i, "o", color=colour, markersize=4)
     left.plot([], [], "o", color="white", markeredgecolor="0.3", label="random")
     left.plot([], [], "o", color="0.3", label="balanced")
-    left.legend(fontsize=8, loc="lower right")
+    right.barh(0, 0, color="0.88", label="noise floor")
+    for axis in (left, right):
+        axis.legend(fontsize=8, loc="lower right", frameon=True)
     for axis in (left, right):
         axis.axvline(0, color="0.3", linewidth=1)
     left.set_yticks(range(len(names)), names)
@@ -337,6 +323,39 @@ def noise(observed: NDArray[np.float64], sizes: Sequence[int]) -> Figure:
     axis.set(xlabel="max-min gap with no true difference (points)", ylabel="simulated studies")
     axis.set_title(f"groups of {', '.join(map(str, sizes))}", fontsize=9)
     axis.legend()
+    return _finished(figure)
+
+
+def null_bands(bands: pd.DataFrame) -> Figure:
+    """Gaps of FP32 models over what chance makes of a gap at these groups' sizes.
+
+    Parameters
+    ----------
+    bands : of :func:`fairq_utils.measuring.null_bands`
+    """
+    rates = list(dict.fromkeys(bands.rate))
+    figure, axis = plt.subplots(figsize=(7.2, 0.7 + 0.62 * len(rates)))
+    for i, rate in enumerate(rates):
+        rows = bands[bands.rate == rate]
+        axis.barh(i, 100 * rows.high.mean(), 0.7, color="0.86", zorder=0)
+        mean = 100 * rows["mean"].mean()
+        axis.plot([mean, mean], [i - 0.35, i + 0.35], color="0.5", linewidth=1.2)
+        spread = np.linspace(-0.22, 0.22, len(rows)) if len(rows) > 1 else [0.0]
+        for offset, row in zip(spread, rows.itertuples(), strict=True):
+            axis.plot(100 * row.gap, i + offset, "o", markersize=5, color=COLOURS[row.architecture])
+    for model in dict.fromkeys(bands.architecture):
+        axis.plot([], [], "o", color=COLOURS[model], label=_title(model))
+    axis.barh(0, 0, color="0.86", label="no group differs")
+    among = bands.drop_duplicates("rate").among
+    axis.set_yticks(
+        range(len(rates)),
+        [f"{r.replace('_', ' ')}\n({a})" for r, a in zip(rates, among, strict=True)],
+        fontsize=9,
+    )
+    axis.invert_yaxis()
+    axis.set_xlim(left=0)
+    axis.set_xlabel("gap between the groups (points)")
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return _finished(figure)
 
 

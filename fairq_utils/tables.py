@@ -1,35 +1,19 @@
-"""Tables of the study: every figure with its interval, computed from the ledger's counts."""
+"""Printed tables: frames of :mod:`fairq_utils.effects` as HTML for the book, and LaTeX and files.
+
+Rates and gaps are printed in points (hundredths), ratios as they are, with intervals in brackets.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping
+import itertools
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+import torch
+from IPython.display import HTML
 
-from fairq_utils import metrics, stats
-from fairq_utils.ledger import Ledger, Run, RunRecord
-from fairq_utils.models import DISPLAY_NAMES
-from fairq_utils.params import Params
-from fairq_utils.study import plan
-
-Statistic = Callable[[NDArray[Any]], NDArray[Any]]
-
-CONFIGURATION = ["architecture", "method", "bits", "ranges", "sampler"]
-
-STATISTICS: dict[str, Statistic] = {
-    "accuracy": lambda table: metrics.overall(table, "accuracy"),
-    "worst_group_accuracy": metrics.FAIRNESS["worst_group_accuracy"],
-    "demographic_parity_difference": metrics.FAIRNESS["demographic_parity_difference"],
-    "equalized_odds_difference": metrics.FAIRNESS["equalized_odds_difference"],
-    "equal_opportunity_difference": metrics.FAIRNESS["equal_opportunity_difference"],
-    "predictive_equality_difference": metrics.FAIRNESS["predictive_equality_difference"],
-    "disparate_impact": metrics.FAIRNESS["disparate_impact"],
-}
+from fairq_utils import models
+from fairq_utils.effects import CONFIGURATION
 
 LABELS = {
     "accuracy": "Accuracy",
@@ -40,226 +24,39 @@ LABELS = {
     "predictive_equality_difference": "Predictive equality gap",
     "disparate_impact": "Disparate impact",
 }
+RATIOS = ("disparate_impact",)
+METHODS = {"fp32": "FP32", "ptq": "static", "dynamic": "dynamic"}
+
+# The published study's FP32 sizes (its README, Phase 1), in the megabytes it prints.
+PUBLISHED_SIZES = {
+    "resnet50": 89.89,
+    "mobilenet_v2": 8.91,
+    "efficientnet_b0": 15.43,
+    "vit_small": 85.76,
+    "squeezenet1_1": 2.83,
+}
+# Heads that the published figures may have been counted with: two classes, one logit, all forty
+# attributes of CelebA, ImageNet's classes.
+OUTPUTS = (2, 1, 40, 1000)
 
 
-def records(store: Ledger, params: Params) -> list[RunRecord]:
-    """The study's runs that are in the ledger, in the study's order."""
-    return [store.read(run.key) for run in plan(params) if store.contains(run.key)]
-
-
-def counts(record: RunRecord, attributes: Iterable[str]) -> metrics.Counts:
-    """Counts of a run, summed over the attributes that are not named."""
-    return metrics.Counts(record.counts, tuple(record.attributes), tuple(record.groups)).by(
-        *attributes
-    )
-
-
-def configuration(run: Run) -> dict[str, Any]:
-    """What tells two configurations apart, ready to be shown; seeds are replicates."""
-    return {
-        "architecture": run.architecture,
-        "method": run.method,
-        "bits": run.bits or "FP32",
-        "ranges": run.ranges or "",
-        "sampler": run.sampler or "",
-    }
-
-
-def scopes(params: Params) -> dict[str, tuple[str, ...]]:
-    """The partitions that gaps are taken over: each attribute alone, and all of them crossed."""
-    single = {name: (name,) for name in params.analysis.attributes}
-    crossed = " x ".join(params.analysis.attributes)
-    return single | {crossed: tuple(params.analysis.attributes)}
-
-
-def effects(runs: list[RunRecord], params: Params) -> pd.DataFrame:
-    """Every statistic of every configuration beside its FP32 model, with paired intervals.
-
-    Returns
-    -------
-    DataFrame
-        Columns of :data:`CONFIGURATION`, ``scope`` (whose gaps), ``statistic``, ``seeds``, and
-        from :func:`fairq_utils.stats.paired_bootstrap` ``reference``, ``compared``, ``change``,
-        ``low``, ``high`` and the intervals of the first two. Fractions, not points.
-    """
-    grouped: dict[tuple[Any, ...], list[RunRecord]] = {}
-    for record in runs:
-        grouped.setdefault(tuple(configuration(record.run).values()), []).append(record)
-    parts = []
-    for key, members in grouped.items():
-        for scope, attributes in scopes(params).items():
-            tables = [counts(record, attributes).table for record in members]
-            table = stats.paired_bootstrap(
-                tables,
-                STATISTICS,
-                replicates=params.analysis.replicates,
-                confidence=params.analysis.confidence,
-                seed=params.data.seed,
-            )
-            parts.append(
-                table.assign(
-                    **dict(zip(CONFIGURATION, key, strict=True)), scope=scope, seeds=len(members)
-                )
-            )
-    frame = pd.concat(parts, ignore_index=True)
-    first = [*CONFIGURATION, "scope", "statistic", "seeds"]
-    return frame[[*first, *(c for c in frame if c not in first)]]
-
-
-def group_effects(runs: list[RunRecord], params: Params) -> pd.DataFrame:
-    """Accuracy of every intersectional group, its change under quantization, and who flips.
-
-    Returns
-    -------
-    DataFrame
-        One row per configuration and group: ``images``, ``reference``, ``compared``, ``change``,
-        ``low``, ``high`` (fractions), ``lost`` (right before, wrong now), ``won`` (the reverse)
-        and the mid-p value of McNemar's test of the two.
-    """
-    grouped: dict[tuple[Any, ...], list[RunRecord]] = {}
-    for record in runs:
-        grouped.setdefault(tuple(configuration(record.run).values()), []).append(record)
-    rows = []
-    for key, members in grouped.items():
-        collapsed = [counts(record, params.analysis.attributes) for record in members]
-        names = collapsed[0].groups
-        per_group = stats.paired_bootstrap(
-            [c.table for c in collapsed],
-            {name: _group_accuracy(i) for i, name in enumerate(names)},
-            replicates=params.analysis.replicates,
-            confidence=params.analysis.confidence,
-            seed=params.data.seed,
-        ).set_index("statistic")
-        total = np.sum([c.table for c in collapsed], axis=0)
-        for i, name in enumerate(names):
-            lost = int(total[i, 1, 1, 0] + total[i, 0, 0, 1])
-            won = int(total[i, 1, 0, 1] + total[i, 0, 1, 0])
-            columns = ["reference", "compared", "change", "low", "high"]
-            rows.append(
-                {
-                    **dict(zip(CONFIGURATION, key, strict=True)),
-                    "group": name.replace("|", " "),
-                    "images": int(total[i].sum()),
-                    **per_group.loc[name, columns].to_dict(),
-                    "lost": lost,
-                    "won": won,
-                    "mcnemar_p": stats.mcnemar_mid_p(lost, won),
-                }
-            )
-    return pd.DataFrame(rows)
-
-
-def _group_accuracy(index: int) -> Statistic:
-    return lambda table: metrics.rate(table, "accuracy")[..., index]
-
-
-def paired(first: RunRecord, second: RunRecord) -> NDArray[np.int64]:
-    """Counts (G, 2, 2, 2) of two runs on the same images: group x label x first x second."""
-    if not np.array_equal(first.cells, second.cells):
-        raise ValueError(
-            f"runs {first.run.key} and {second.run.key} were evaluated on different images"
-        )
-    joint = (first.cells.astype(np.int64) * 2 + (first.scores > 0)) * 2 + (second.scores > 0)
-    size = len(first.groups)
-    return np.bincount(joint, minlength=size * 8).reshape(size, 2, 2, 2)
-
-
-def mitigation_effects(runs: list[RunRecord], params: Params) -> pd.DataFrame:
-    """Each calibration sampler against a random draw of equal size, all else the same.
-
-    ``reference`` is the model calibrated at random, ``compared`` the one calibrated by
-    ``sampler``; both are quantized. ``harm_random`` and ``harm`` are their changes from FP32.
-    """
-    ptq = [r for r in runs if r.run.method == "ptq"]
-
-    def twin(record: RunRecord) -> tuple[Any, ...]:
-        run = record.run
-        return (
-            run.architecture,
-            json.dumps(run.training, sort_keys=True),
-            run.bits,
-            run.ranges,
-            run.calibration_seed,
-        )
-
-    at_random = {twin(r): r for r in ptq if r.run.sampler == "random"}
-    grouped: dict[tuple[Any, ...], list[tuple[RunRecord, RunRecord]]] = {}
-    for record in ptq:
-        if record.run.sampler != "random" and twin(record) in at_random:
-            key = tuple(configuration(record.run).values())
-            grouped.setdefault(key, []).append((at_random[twin(record)], record))
-    parts = []
-    options: dict[str, Any] = {
-        "replicates": params.analysis.replicates,
-        "confidence": params.analysis.confidence,
-        "seed": params.data.seed,
-    }
-    for key, pairs in grouped.items():
-        for scope, attributes in scopes(params).items():
-            tables = [
-                metrics.Counts(paired(a, b), tuple(a.attributes), tuple(a.groups))
-                .by(*attributes)
-                .table
-                for a, b in pairs
-            ]
-            table = stats.paired_bootstrap(tables, STATISTICS, **options)
-            harm = [
-                stats.paired_bootstrap(
-                    [counts(pair[side], attributes).table for pair in pairs], STATISTICS, **options
-                ).change.to_numpy()
-                for side in (0, 1)
-            ]
-            parts.append(
-                table.assign(
-                    **dict(zip(CONFIGURATION, key, strict=True)),
-                    scope=scope,
-                    seeds=len(pairs),
-                    harm_random=harm[0],
-                    harm=harm[1],
-                )
-            )
-    if not parts:
-        return pd.DataFrame(columns=[*CONFIGURATION, "scope", "statistic"])
-    return pd.concat(parts, ignore_index=True)
-
-
-def sizes(runs: list[RunRecord]) -> pd.DataFrame:
-    """Size of every configuration in MiB, and how many times smaller than FP32 it is."""
-    frame = pd.DataFrame(
-        [{**configuration(r.run), "mebibytes": r.size_bytes / 2**20} for r in runs]
-    ).drop_duplicates(CONFIGURATION)
-    full = frame[frame.method == "fp32"].set_index("architecture").mebibytes
-    return frame.assign(ratio=frame.architecture.map(full) / frame.mebibytes)
-
-
-def pareto(frame: pd.DataFrame, costs: Mapping[str, int]) -> pd.Series:
-    """Rows that no other row beats: better or equal in every column, better in one.
-
-    Parameters
-    ----------
-    costs : mapping of column to +1 (more is better) or -1 (less is better)
-    """
-    values = frame[list(costs)].to_numpy(float) * np.array(list(costs.values()))
-    at_least = (values[:, None] >= values[None]).all(axis=2)
-    better = (values[:, None] > values[None]).any(axis=2)
-    return pd.Series(~(at_least & better).any(axis=0), index=frame.index)
-
-
-def frontier(table: pd.DataFrame, size: pd.DataFrame, scope: str) -> pd.DataFrame:
-    """Accuracy, demographic parity gap and size of every configuration, and who is on the front."""
-    wide = table[table["scope"] == scope].pivot_table(
-        index=CONFIGURATION, columns="statistic", values="compared", sort=False
-    )
-    frame = wide.reset_index().merge(size, on=CONFIGURATION)
-    front = pareto(frame, {"accuracy": 1, "demographic_parity_difference": -1, "mebibytes": -1})
-    return frame.assign(pareto=front)
+def label(row: pd.Series) -> str:
+    """Short name of a configuration: method, bits, ranges, and the sampler unless random."""
+    words = [METHODS[row["method"]]]
+    if row["method"] != "fp32":
+        words.append(row["bits"])
+    if row["ranges"]:
+        words.append(row["ranges"])
+    if row["sampler"] not in ("", "random"):
+        words.append(row["sampler"].replace("_", " "))
+    return " ".join(words)
 
 
 def named(frame: pd.DataFrame) -> pd.DataFrame:
     """The same table with names as they are printed."""
     shown = frame.copy()
     if "architecture" in shown:
-        shown["architecture"] = shown.architecture.map(DISPLAY_NAMES)
+        shown["architecture"] = shown.architecture.map(models.DISPLAY_NAMES)
     if "statistic" in shown:
         shown["statistic"] = shown.statistic.map(LABELS)
     return shown
@@ -270,17 +67,222 @@ def interval(value: float, low: float, high: float, scale: float = 100, digits: 
     return f"{value * scale:.{digits}f} [{low * scale:.{digits}f}, {high * scale:.{digits}f}]"
 
 
-def write_results(table: pd.DataFrame, size: pd.DataFrame, folder: Path) -> list[Path]:
+def intervals(frame: pd.DataFrame, column: str = "compared") -> list[str]:
+    """A cell per row: the column with its interval; statistics that are ratios stay ratios."""
+    ends = ("low", "high") if column == "change" else (f"{column}_low", f"{column}_high")
+    names = frame["statistic"] if "statistic" in frame else [""] * len(frame)
+    values = frame[[column, *ends]].to_numpy(float)
+    return [
+        interval(value, low, high, *((1, 2) if name in RATIOS else (100, 1)))
+        for name, (value, low, high) in zip(names, values, strict=True)
+    ]
+
+
+def shown(frame: pd.DataFrame) -> HTML:
+    """A table as HTML without its index; a wide one scrolls in its own box."""
+    body = frame.to_html(index=False, border=0, justify="left", classes="dataframe")
+    return HTML(f'<div class="table-scroll">{body}</div>')
+
+
+def _wide(frame: pd.DataFrame, index: list[str], columns: str) -> HTML:
+    """Cells spread over columns, in the order in which they come."""
+    wide = frame.pivot_table(
+        index=index, columns=columns, values="cell", aggfunc="first", sort=False
+    )
+    return shown(wide.reset_index().rename_axis(columns=None))
+
+
+def groups(frame: pd.DataFrame) -> HTML:
+    """Images and accuracy with its interval, by group and architecture."""
+    rows = named(frame).assign(cell=intervals(frame))
+    return _wide(rows, ["group", "images"], "architecture")
+
+
+def gaps(frame: pd.DataFrame, scope: str) -> HTML:
+    """Gaps with their intervals, one row per architecture."""
+    left_out = ("accuracy", "worst_group_accuracy", "equal_opportunity_difference")
+    rows = frame[(frame["scope"] == scope) & ~frame.statistic.isin(left_out)]
+    return _wide(named(rows).assign(cell=intervals(rows)), ["architecture"], "statistic")
+
+
+def changes(frame: pd.DataFrame, scope: str, statistic: str) -> HTML:
+    """Change of one statistic by configuration: interval, noise floor, and share of flips."""
+    rows = frame[(frame["scope"] == scope) & (frame.statistic == statistic)]
+    return shown(
+        pd.DataFrame(
+            {
+                "architecture": rows.architecture.map(models.DISPLAY_NAMES),
+                "configuration": [label(row) for _, row in rows.iterrows()],
+                "FP32": [f"{v * 100:.1f}" for v in rows.reference],
+                "change": intervals(rows, "change"),
+                "noise floor": [f"±{v * 100:.1f}" for v in rows.floor],
+                "flipped answers (%)": [f"{v * 100:.1f}" for v in rows.flips],
+            }
+        )
+    )
+
+
+def flips(frame: pd.DataFrame) -> HTML:
+    """Answers lost and won by group, with McNemar's mid-p."""
+    rows = named(frame)
+    return shown(
+        pd.DataFrame(
+            {
+                "architecture": rows.architecture,
+                "bits": rows.bits,
+                "group": rows.group,
+                "images": rows.images,
+                "change (points)": intervals(frame, "change"),
+                "lost": rows.lost,
+                "won": rows.won,
+                "p (McNemar)": [f"{p:.3f}" if p >= 0.001 else "< 0.001" for p in rows.p_value],
+            }
+        )
+    )
+
+
+def sizes(frame: pd.DataFrame) -> HTML:
+    """Size in MiB and ratio to FP32, by architecture and bits."""
+    rows = frame[frame.sampler.isin(["", "random"])]
+    rows = rows.drop_duplicates(["architecture", "method", "bits"])
+    method = rows.method.map({"fp32": "", "ptq": "static ", "dynamic": "dynamic "})
+    rows = named(rows).assign(
+        cell=[f"{m:.2f} ({r:.2f}x)" for m, r in rows[["mebibytes", "ratio"]].to_numpy()],
+        configuration=method + rows.bits,
+    )
+    return _wide(rows, ["architecture"], "configuration")
+
+
+def float_sizes() -> HTML:
+    """FP32 size of the five two-class models at 224 px, beside the published figures.
+
+    The last column names every way of counting that gives the published figure to its last digit.
+    """
+    rows = []
+    for name in models.ARCHITECTURES:
+        counts = _float_sizes(name)
+        published = f"{PUBLISHED_SIZES[name]:.2f}"
+        fits = [way for way, size in counts.items() if f"{size:.2f}" == published]
+        rows.append(
+            {
+                "architecture": models.DISPLAY_NAMES[name],
+                "ours (MiB)": f"{counts['2 outputs, with buffers, MiB']:.2f}",
+                "published": published,
+                "the published figure is": "; or ".join(fits) or "none of the ways tried",
+            }
+        )
+    return shown(pd.DataFrame(rows))
+
+
+def _float_sizes(name: str) -> dict[str, float]:
+    """Size of an architecture by way of counting: outputs, buffers or not, MiB or 10^6 bytes."""
+    found = {}
+    for outputs in OUTPUTS:
+        with torch.device("meta"):
+            model = models.build(name, classes=outputs, image_size=224)
+        weights = sum(p.numel() * p.element_size() for p in model.parameters())
+        buffers = sum(b.numel() * b.element_size() for b in model.buffers())
+        head = f"{outputs} output{'s' if outputs > 1 else ''}"
+        for (content, size), (unit, scale) in itertools.product(
+            (("with buffers", weights + buffers), ("parameters alone", weights)),
+            (("MiB", 2**20), ("10^6 bytes", 1e6)),
+        ):
+            found[f"{head}, {content}, {unit}"] = size / scale
+    return found
+
+
+def mitigation(frame: pd.DataFrame, scope: str) -> HTML:
+    """Harm under both draws, their paired difference, and its noise floor."""
+    printed = ("accuracy", "demographic_parity_difference", "equalized_odds_difference")
+    rows = frame[(frame["scope"] == scope) & frame.statistic.isin(printed)]
+    names = named(rows)
+    return shown(
+        pd.DataFrame(
+            {
+                "architecture": names.architecture,
+                "bits": names.bits,
+                "ranges": names.ranges,
+                "statistic": names.statistic,
+                "change, random": [f"{v * 100:+.1f}" for v in rows.harm_random],
+                "change, balanced": [f"{v * 100:+.1f}" for v in rows.harm],
+                "balanced - random": intervals(rows, "change"),
+                "noise floor": [f"±{v * 100:.1f}" for v in rows.floor],
+            }
+        )
+    )
+
+
+def group_summary(frame: pd.DataFrame) -> HTML:
+    """Accuracy of every group by configuration, averaged over architectures, in percent."""
+    rows = frame[frame.sampler.isin(["", "random"]) & (frame.method != "dynamic")]
+    rows = rows.assign(configuration=rows.apply(label, axis=1))
+    wide = rows.pivot_table(
+        index=["group", "images"], columns="configuration", values="compared", sort=False
+    )
+    return shown((wide * 100).map("{:.1f}".format).reset_index().rename_axis(columns=None))
+
+
+def pareto(frontier: pd.DataFrame) -> HTML:
+    """The Pareto-optimal configurations, smallest first."""
+    rows = frontier[frontier.pareto].sort_values("mebibytes")
+    gap = rows.demographic_parity_difference
+    return shown(
+        pd.DataFrame(
+            {
+                "architecture": rows.architecture.map(models.DISPLAY_NAMES),
+                "configuration": [label(row) for _, row in rows.iterrows()],
+                "accuracy (%)": [f"{v * 100:.1f}" for v in rows.accuracy],
+                "parity gap (points)": [f"{v * 100:.1f}" for v in gap],
+                "size (MiB)": [f"{v:.2f}" for v in rows.mebibytes],
+            }
+        )
+    )
+
+
+def everything(frame: pd.DataFrame, scope: str) -> HTML:
+    """Every configuration and metric with its interval."""
+    rows = frame[frame["scope"] == scope]
+    cells = named(rows).assign(cell=intervals(rows), configuration=rows.apply(label, axis=1))
+    return _wide(cells, ["architecture", "configuration"], "statistic")
+
+
+def latex(frame: pd.DataFrame) -> str:
+    """A LaTeX table (booktabs): one row per configuration, one column per statistic, in points."""
+    scope = frame["scope"].iloc[-1]
+    rows = frame[frame["scope"] == scope]
+    wide = (
+        named(rows)
+        .assign(cell=intervals(rows))
+        .pivot_table(
+            index=CONFIGURATION, columns="statistic", values="cell", aggfunc="first", sort=False
+        )
+    )
+    wide = wide.reset_index().rename(columns=str.capitalize)
+    text = wide.to_latex(
+        index=False, escape=True, column_format="l" * 5 + "r" * (wide.shape[1] - 5)
+    )
+    return (
+        f"% Points, with {scope} gaps; disparate impact is a ratio; brackets are intervals.\n"
+        "% Needs \\usepackage{booktabs}.\n" + text
+    )
+
+
+def write_results(frame: pd.DataFrame, size: pd.DataFrame, folder: Path) -> list[Path]:
     """Write ``baseline_results.csv``, ``quantization_results.json`` and the LaTeX tables.
 
     The first two are named as the published study names them.
+
+    Parameters
+    ----------
+    frame, size : of :func:`fairq_utils.effects.by_configuration` and ``sizes``
+    folder : created where missing
     """
     folder.mkdir(parents=True, exist_ok=True)
-    frame = table.merge(size, on=CONFIGURATION, how="left")
-    base = frame[frame.method == "fp32"]
-    quantized = frame[frame.method != "fp32"]
+    whole = frame.merge(size, on=CONFIGURATION, how="left")
+    base = whole[whole.method == "fp32"]
+    quantized = whole[whole.method != "fp32"]
     csv = folder / "baseline_results.csv"
-    base.drop(columns=["change", "low", "high"]).to_csv(csv, index=False)
+    base.drop(columns=["change", "low", "high", "flips", "floor"]).to_csv(csv, index=False)
     path = folder / "quantization_results.json"
     path.write_text(quantized.to_json(orient="records", indent=1, double_precision=6))
     written = [csv, path]
@@ -288,21 +290,3 @@ def write_results(table: pd.DataFrame, size: pd.DataFrame, folder: Path) -> list
         written.append(folder / f"{name}_table.tex")
         written[-1].write_text(latex(part))
     return written
-
-
-def latex(table: pd.DataFrame) -> str:
-    """A LaTeX table (booktabs): one row per configuration, one column per statistic, in points."""
-    scope = table["scope"].iloc[-1]
-    rows = named(table[table["scope"] == scope])
-    cells = [interval(*r) for r in rows[["compared", "compared_low", "compared_high"]].to_numpy()]
-    wide = rows.assign(cell=cells).pivot_table(
-        index=CONFIGURATION, columns="statistic", values="cell", aggfunc="first", sort=False
-    )
-    wide = wide.reset_index().rename(columns=str.capitalize)
-    text = wide.to_latex(
-        index=False, escape=True, column_format="l" * 5 + "r" * (wide.shape[1] - 5)
-    )
-    return (
-        f"% Points, with {scope} gaps; brackets are confidence intervals.\n"
-        "% Needs \\usepackage{booktabs}.\n" + text
-    )

@@ -16,12 +16,13 @@
 
 # %% tags=["parameters", "remove-cell"]
 params_file = "../params/smoke.yaml"
+overrides = {}
 
 # %% tags=["remove-cell"]
 from fairq_utils import chapters
 from fairq_utils.data.population import CELEBA_JOINT
 
-chapter = chapters.open_chapter(params_file)
+chapter = chapters.open_chapter(params_file, overrides)
 glue = chapter.glue
 data = chapter.faces()
 test = data.subset("test")

@@ -6,14 +6,16 @@
 
 # %% tags=["parameters", "remove-cell"]
 params_file = "../params/smoke.yaml"
+overrides = {}
 
 # %% tags=["remove-cell"]
-from fairq_utils import chapters, figures
+import numpy as np
 
-chapter = chapters.open_chapter(params_file)
+from fairq_utils import chapters, figures, tables
+
+chapter = chapters.open_chapter(params_file, overrides)
 glue = chapter.glue
-effects = chapter.effects()
-groups = chapter.group_effects()
+effects = chapter.effects
 frontier = chapter.frontier()
 
 # %% [markdown]
@@ -38,7 +40,10 @@ figures.configuration_heatmap(effects, "predictive_equality_difference", chapter
 # that is not evidence of one.
 
 # %%
-chapters.noise_figure(glue, chapter)
+gaps = chapter.null_gaps()
+glue("floor_mean", 100 * gaps.mean())
+glue("floor_high", 100 * np.quantile(gaps, 0.95))
+figures.noise(gaps, chapter.group_counts().sum(axis=(1, 2)))
 # %% [markdown]
 # ## Every group, before and after
 #
@@ -46,7 +51,7 @@ chapters.noise_figure(glue, chapter)
 # calibration, averaged over architectures.
 
 # %%
-chapters.group_summary(groups)
+tables.group_summary(chapter.group_effects)
 
 # %% [markdown]
 # ## Accuracy, gap and size
@@ -60,18 +65,18 @@ figures.pareto(frontier)
 figures.interactive_pareto(frontier)
 
 # %%
-chapters.pareto_table(frontier)
+tables.pareto(frontier)
 
 # %% [markdown]
-# The front is drawn through point estimates. Where intervals overlap, as most do here, being on
-# it is partly luck; the table is a short list to choose from, not a ranking.
+# The front is drawn through point estimates. Where intervals overlap, being on it is partly luck;
+# the table is a short list to choose from, not a ranking.
 #
 # ## Every metric with its interval
 #
 # For gender and age crossed, in points; disparate impact as a ratio.
 
 # %%
-chapters.full_table(effects, chapter.crossed)
+tables.everything(effects, chapter.crossed)
 
 # %% [markdown]
 # ## Files

@@ -9,6 +9,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,9 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
-from fairq_utils import bench, figures, study, tables
+from fairq_utils import bench, effects, figures, measuring, planning, resources, runs, study
 from fairq_utils.cli import app
-from fairq_utils.ledger import Ledger
+from fairq_utils.ledger import Ledger, RunRecord
 from fairq_utils.params import Params, load_params
 
 STUDY = {
@@ -61,20 +62,20 @@ def params(small: Path) -> Params:
 
 
 def test_the_plan_is_the_grid(params: Params) -> None:
-    runs = study.plan(params)
+    planned = planning.plan(params)
     # For each model: FP32, two bits x two ranges x two samplers, and dynamic at W8A8.
-    assert len(runs) == 2 * (1 + 2 * 2 * 2 + 1)
-    assert len({run.key for run in runs}) == len(runs)
-    by_phase = {phase: study.plan(params, [phase]) for phase in study.PHASES}
-    assert [len(by_phase[p]) for p in study.PHASES] == [2, 10, 8]
+    assert len(planned) == 2 * (1 + 2 * 2 * 2 + 1)
+    assert len({run.key for run in planned}) == len(planned)
+    by_phase = {phase: planning.plan(params, [phase]) for phase in planning.PHASES}
+    assert [len(by_phase[p]) for p in planning.PHASES] == [2, 10, 8]
 
 
 def test_every_run_is_in_the_ledger_and_counts_every_image(params: Params) -> None:
-    store = study.ledger(params)
-    runs = study.plan(params)
-    assert set(store.keys()) == {run.key for run in runs}
-    test = study.faces(params).subset("test")
-    for run in runs:
+    store = resources.ledger(params)
+    planned = planning.plan(params)
+    assert set(store.keys()) == {run.key for run in planned}
+    test = resources.faces(params).subset("test")
+    for run in planned:
         record = store.read(run.key)
         assert record.counts.sum() == len(test) == len(record.scores)
         assert record.provenance["torch"]
@@ -83,7 +84,7 @@ def test_every_run_is_in_the_ledger_and_counts_every_image(params: Params) -> No
         np.testing.assert_array_equal(record.cells % 2, test.target)
         if run.method != "fp32":
             assert record.report["layers"]
-            base = store.read(study.baseline_of(run).key)
+            base = store.read(planning.baseline_of(run).key)
             assert record.counts.sum(axis=(0, 1, 3))[1] == (base.scores > 0).sum()
 
 
@@ -93,15 +94,15 @@ def test_a_second_run_computes_nothing(
     def never(*_: object) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(study, "train_baseline", never)
-    monkeypatch.setattr(study, "evaluate_quantized", never)
+    monkeypatch.setattr(runs, "train_baseline", never)
+    monkeypatch.setattr(runs, "evaluate_quantized", never)
     study.execute(params)
     assert "all 20 runs are in the ledger" in capsys.readouterr().err
 
 
 def test_one_missing_run_is_the_only_one_computed(params: Params) -> None:
-    store = study.ledger(params)
-    run = study.plan(params)[5]
+    store = resources.ledger(params)
+    run = planning.plan(params)[5]
     path = Path(store.path(run.key))
     before = store.read(run.key)
     times = {p: p.stat().st_mtime_ns for p in path.parent.iterdir() if p != path}
@@ -130,15 +131,21 @@ def test_killed_at_random_moments_it_goes_on_where_it_was(small: Path, tmp_path:
     }
     again = tmp_path / "again.yaml"
     again.write_text(yaml.safe_dump(content))
-    store = study.ledger(load_params(again))
+    store = resources.ledger(load_params(again))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fairq_utils.study"])
     rng = random.Random(1)
     finished: dict[str, int] = {}
-    for _ in range(10):
+    for attempt in range(10):
         worker = context.Process(target=_run, args=(str(again),))
         worker.start()
-        time.sleep(rng.uniform(0.5, 3.0))
+        if attempt % 3 == 1:  # some kills come soon after something was written
+            deadline = time.monotonic() + 120
+            while written(store).keys() == finished.keys() and time.monotonic() < deadline:
+                time.sleep(0.02)
+            time.sleep(rng.uniform(0, 0.3))
+        else:
+            time.sleep(rng.uniform(0.5, 3.0))
         assert worker.pid is not None
         os.kill(worker.pid, signal.SIGKILL)
         worker.join()
@@ -150,8 +157,8 @@ def test_killed_at_random_moments_it_goes_on_where_it_was(small: Path, tmp_path:
     assert finished  # the kills came after something had been written
     now = written(store)
     assert finished.items() <= now.items()
-    assert set(now) == {run.key for run in study.plan(params)}
-    whole = study.ledger(params)
+    assert set(now) == {run.key for run in planning.plan(params)}
+    whole = resources.ledger(params)
     for key in now:
         np.testing.assert_allclose(
             store.read(key).scores, whole.read(key).scores, rtol=1e-2, atol=1e-2
@@ -186,68 +193,102 @@ def test_results_are_written_as_the_published_study_names_them(small: Path) -> N
     assert text.count("\\toprule") == text.count("\\bottomrule") == 1
 
 
-def test_effects_hold_the_ledgers_counts(params: Params) -> None:
-    runs = tables.records(study.ledger(params), params)
-    effects = tables.effects(runs, params)
-    assert set(effects["scope"]) == {"gender", "age", "gender x age"}
-    base = effects[(effects.method == "fp32") & (effects.statistic == "accuracy")]
+@pytest.fixture(scope="module")
+def records(params: Params) -> list[RunRecord]:
+    return effects.records(resources.ledger(params), params)
+
+
+def test_effects_hold_the_ledgers_counts(params: Params, records: list[RunRecord]) -> None:
+    frame = effects.by_configuration(records, params)
+    assert set(frame["scope"]) == {"gender", "age", "gender x age"}
+    base = frame[(frame.method == "fp32") & (frame.statistic == "accuracy")]
     assert (base.change == 0).all()
-    record = next(r for r in runs if r.run.bits == "W4A4")
-    mine = tables.configuration(record.run)
-    row = effects[
-        (effects[list(mine)] == pd.Series(mine)).all(axis=1) & (effects.statistic == "accuracy")
+    record = next(r for r in records if r.run.bits == "W4A4")
+    mine = effects.configuration(record.run)
+    row = frame[
+        (frame[list(mine)] == pd.Series(mine)).all(axis=1) & (frame.statistic == "accuracy")
     ].iloc[0]
     right = (record.scores > 0) == (record.cells % 2 == 1)
     assert row.compared == pytest.approx(right.mean())
-    groups = tables.group_effects(runs, params)
+    assert row.floor > 0
+    assert 0 < row.p_value <= 1
+    groups = effects.by_group(records, params)
     part = groups[(groups[list(mine)] == pd.Series(mine)).all(axis=1)]
     assert part.images.sum() == 64
     assert part.won.sum() - part.lost.sum() == pytest.approx(64 * row.change)
 
 
-def test_mitigation_pairs_the_two_draws(params: Params) -> None:
-    runs = tables.records(study.ledger(params), params)
-    found = tables.mitigation_effects(runs, params)
+def test_gaps_are_those_of_the_counts(params: Params, records: list[RunRecord]) -> None:
+    frame = effects.by_configuration(records, params)
+    for record in records:
+        mine = pd.Series(effects.configuration(record.run))
+        rows = frame[(frame[list(mine.index)] == mine).all(axis=1)]
+        for scope, attributes in effects.scopes(params).items():
+            table = effects.counts(record, attributes).compared
+            part = rows[rows["scope"] == scope].set_index("statistic").compared
+            for name, statistic in effects.STATISTICS.items():
+                assert part[name] == pytest.approx(float(statistic(table)), abs=1e-12, nan_ok=True)
+
+
+def test_mitigation_pairs_the_two_draws(params: Params, records: list[RunRecord]) -> None:
+    found = effects.of_mitigation(records, params)
     assert set(found.sampler) == {"group_balanced"}
     # Both are changes from the same FP32 model, so their difference is the paired change.
     np.testing.assert_allclose(found.harm - found.harm_random, found.change, atol=1e-12)
 
 
-def test_runs_on_different_images_are_not_compared(params: Params) -> None:
-    from dataclasses import replace
-
-    first, second = tables.records(study.ledger(params), params)[:2]
+def test_runs_on_different_images_are_not_compared(records: list[RunRecord]) -> None:
+    first, second = records[:2]
+    turned = replace(second, cells=second.cells[::-1])
     with pytest.raises(ValueError, match="different images"):
-        tables.paired(first, replace(second, cells=second.cells[::-1]))
+        effects.shared([(first, turned)], ["gender"])
 
 
 def test_pareto_keeps_what_nothing_beats() -> None:
     frame = pd.DataFrame({"good": [3, 2, 1, 2, 3], "cost": [3, 1, 1, 2, 3]})
-    front = tables.pareto(frame, {"good": 1, "cost": -1})
+    front = effects.pareto(frame, {"good": 1, "cost": -1})
     assert front.tolist() == [True, True, False, False, True]
 
 
-def test_figures_are_drawn_from_the_tables(params: Params) -> None:
-    runs = tables.records(study.ledger(params), params)
-    effects, groups = tables.effects(runs, params), tables.group_effects(runs, params)
-    front = tables.frontier(effects, tables.sizes(runs), "gender x age")
+def test_figures_are_drawn_from_the_tables(params: Params, records: list[RunRecord]) -> None:
+    frame, groups = effects.by_configuration(records, params), effects.by_group(records, params)
     scope = "gender x age"
-    quantized = effects[(effects.method != "fp32") & effects.sampler.isin(["", "random"])]
+    front = effects.frontier(frame, effects.sizes(records), scope)
+    quantized = frame[(frame.method != "fp32") & frame.sampler.isin(["", "random"])]
     drawn = [
-        figures.accuracy_bars(effects[(effects.method == "fp32") & (effects["scope"] == scope)]),
+        figures.accuracy_bars(frame[(frame.method == "fp32") & (frame["scope"] == scope)]),
         figures.configuration_heatmap(quantized, "accuracy", scope),
-        figures.changes(quantized, "demographic_parity_difference", scope, 0.02),
+        figures.changes(quantized, "demographic_parity_difference", scope),
+        figures.null_bands(measuring.null_bands(records, params)),
         figures.per_group_chart(groups[groups.bits == "W4A4"]),
         figures.mitigation(
-            tables.mitigation_effects(runs, params), "demographic_parity_difference", scope
+            effects.of_mitigation(records, params), "demographic_parity_difference", scope
         ),
         figures.pareto(front),
         figures.noise(np.linspace(0, 0.1, 50), [30, 34]),
-        figures.face_sheet(study.faces(params), rows=1, columns=4),
+        figures.face_sheet(resources.faces(params), rows=1, columns=4),
     ]
     assert all(isinstance(f, Figure) and f.axes for f in drawn)
     assert plt.get_fignums() == []  # nothing is left for a notebook to show a second time
     assert figures.interactive_pareto(front).name == "pareto"
+
+
+def test_worked_examples_are_what_they_say(params: Params, records: list[RunRecord]) -> None:
+    frame, groups = effects.by_configuration(records, params), effects.by_group(records, params)
+    row = measuring.apparent_bias(frame, "gender x age")
+    assert row.method != "fp32"
+    parity = frame[
+        (frame.statistic == "demographic_parity_difference")
+        & (frame["scope"] == "gender x age")
+        & (frame.method != "fp32")
+    ]
+    inside = parity[parity.change.abs() <= parity.floor]
+    if len(inside):
+        assert abs(row.change) == inside.change.abs().max()
+    accuracy, mine = measuring.silent_flips(frame, groups)
+    assert abs(accuracy.change) <= accuracy.floor
+    assert len(mine) == 4
+    assert mine.images.sum() == 64
 
 
 def test_render_benchmark_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

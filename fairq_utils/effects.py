@@ -1,0 +1,272 @@
+"""From the ledger to frames: every statistic, its paired change, interval and noise floor.
+
+A configuration is what a reader would choose between (architecture, method, bits, ranges, sampler);
+training seeds and calibration draws are its replicates. All of them answer about the same test
+images, so several replicates are resampled together, image by image.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from fairq_utils import metrics, stats
+from fairq_utils.ledger import Ledger, Run, RunRecord
+from fairq_utils.params import Params
+from fairq_utils.planning import baseline_of, plan
+
+Statistic = Callable[[NDArray[Any]], NDArray[Any]]
+Pair = tuple[RunRecord, RunRecord]
+
+CONFIGURATION = ["architecture", "method", "bits", "ranges", "sampler"]
+
+STATISTICS: dict[str, Statistic] = {
+    "accuracy": lambda table: metrics.overall(table, "accuracy"),
+    **{
+        name: metrics.FAIRNESS[name]
+        for name in (
+            "worst_group_accuracy",
+            "demographic_parity_difference",
+            "equalized_odds_difference",
+            "equal_opportunity_difference",
+            "predictive_equality_difference",
+            "disparate_impact",
+        )
+    },
+}
+
+
+def records(store: Ledger, params: Params) -> list[RunRecord]:
+    """The study's runs that are in the ledger, in the study's order."""
+    return [store.read(run.key) for run in plan(params) if store.contains(run.key)]
+
+
+def counts(record: RunRecord, attributes: Iterable[str]) -> metrics.Counts:
+    """Counts of a run, summed over the attributes that are not named."""
+    return metrics.Counts(record.counts, tuple(record.attributes), tuple(record.groups)).by(
+        *attributes
+    )
+
+
+def configuration(run: Run) -> dict[str, Any]:
+    """What tells two configurations apart, ready to be shown; seeds are replicates."""
+    return {
+        "architecture": run.architecture,
+        "method": run.method,
+        "bits": run.bits or "FP32",
+        "ranges": run.ranges or "",
+        "sampler": run.sampler or "",
+    }
+
+
+def scopes(params: Params) -> dict[str, tuple[str, ...]]:
+    """The partitions that gaps are taken over: each attribute alone, and all of them crossed."""
+    single = {name: (name,) for name in params.analysis.attributes}
+    crossed = " x ".join(params.analysis.attributes)
+    return single | {crossed: tuple(params.analysis.attributes)}
+
+
+def shared(pairs: Sequence[Pair], attributes: Sequence[str]) -> stats.SharedImages:
+    """Answers of pairs of runs, reference first, on the test images that all of them share."""
+    first = pairs[0][0]
+    for record in (record for pair in pairs for record in pair):
+        if not np.array_equal(record.cells, first.cells):
+            raise ValueError(
+                f"runs {first.run.key} and {record.run.key} were evaluated on different images"
+            )
+    at = [first.attributes.index(name) for name in attributes]
+    names = ["|".join(group.split("|")[i] for i in at) for group in first.groups]
+    kept = list(dict.fromkeys(names))
+    place = np.array([kept.index(name) for name in names])[first.cells // 2]
+    return stats.share_images(
+        place,
+        first.cells % 2,
+        np.stack([reference.scores > 0 for reference, _ in pairs]).astype(int),
+        np.stack([compared.scores > 0 for _, compared in pairs]).astype(int),
+    )
+
+
+def by_configuration(runs: list[RunRecord], params: Params) -> pd.DataFrame:
+    """Every statistic of every configuration beside its FP32 model, with paired intervals.
+
+    Returns
+    -------
+    DataFrame
+        Columns of :data:`CONFIGURATION`, ``scope`` (whose gaps), ``statistic``, ``seeds``, and
+        from :func:`fairq_utils.stats.paired_bootstrap` ``reference``, ``compared``, ``change``,
+        ``low``, ``high`` and the intervals of the first two; ``flips``, the share of answers
+        that differ from FP32; ``floor`` and ``p_value`` of the change from
+        :func:`fairq_utils.stats.exchange_floors`: what it would be if the same answers had flipped
+        either way by chance. Fractions, not points.
+    """
+    return _compared(_against_baseline(runs), params)
+
+
+def of_mitigation(runs: list[RunRecord], params: Params) -> pd.DataFrame:
+    """Each calibration sampler against a random draw of equal size, all else the same.
+
+    Returns
+    -------
+    DataFrame
+        As :func:`by_configuration`, but ``reference`` is the model calibrated at random and
+        ``compared`` the one calibrated by ``sampler``; both are quantized. ``harm_random`` and
+        ``harm`` are their changes from FP32.
+    """
+    twins = _twins(runs)
+    frame = _compared(twins, params)
+    if frame.empty:
+        return frame
+    harm = by_configuration(runs, params).set_index([*CONFIGURATION, "scope", "statistic"]).change
+    mine = pd.MultiIndex.from_frame(frame[[*CONFIGURATION, "scope", "statistic"]])
+    random = pd.MultiIndex.from_frame(
+        frame.assign(sampler="random")[[*CONFIGURATION, "scope", "statistic"]]
+    )
+    return frame.assign(harm_random=harm.loc[random].to_numpy(), harm=harm.loc[mine].to_numpy())
+
+
+def _compared(pairs: Mapping[tuple[Any, ...], Sequence[Pair]], params: Params) -> pd.DataFrame:
+    parts = []
+    options: dict[str, Any] = {
+        "replicates": params.analysis.replicates,
+        "seed": params.data.seed,
+    }
+    for key, members in pairs.items():
+        for scope, attributes in scopes(params).items():
+            answers = shared(members, attributes)
+            table = stats.paired_bootstrap(
+                answers, STATISTICS, confidence=params.analysis.confidence, **options
+            )
+            chance = stats.exchange_floors(answers, STATISTICS, **options)
+            parts.append(
+                table.assign(
+                    **dict(zip(CONFIGURATION, key, strict=True)),
+                    scope=scope,
+                    seeds=len(members),
+                    flips=np.mean([((a.scores > 0) != (b.scores > 0)).mean() for a, b in members]),
+                    floor=chance.floor,
+                    p_value=chance.p_value,
+                )
+            )
+    first = [*CONFIGURATION, "scope", "statistic", "seeds"]
+    if not parts:
+        return pd.DataFrame(columns=first)
+    frame = pd.concat(parts, ignore_index=True)
+    return frame[[*first, *(c for c in frame if c not in first)]]
+
+
+def _against_baseline(runs: list[RunRecord]) -> dict[tuple[Any, ...], list[Pair]]:
+    """By configuration: each run behind its FP32 model (an FP32 run behind itself)."""
+    by_key = {record.run.key: record for record in runs}
+    found: dict[tuple[Any, ...], list[Pair]] = {}
+    for record in runs:
+        base = by_key.get(baseline_of(record.run).key)
+        if base is not None:
+            key = tuple(configuration(record.run).values())
+            found.setdefault(key, []).append((base, record))
+    return found
+
+
+def _twins(runs: list[RunRecord]) -> dict[tuple[Any, ...], list[Pair]]:
+    """By configuration: pairs that differ in the sampler alone, the random draw first."""
+
+    def twin(record: RunRecord) -> tuple[Any, ...]:
+        run = record.run
+        seeds = (run.calibration_seed, json.dumps(run.training, sort_keys=True))
+        return (run.architecture, run.bits, run.ranges, *seeds)
+
+    static = [record for record in runs if record.run.method == "ptq"]
+    at_random = {twin(r): r for r in static if r.run.sampler == "random"}
+    found: dict[tuple[Any, ...], list[Pair]] = {}
+    for record in static:
+        if record.run.sampler != "random" and twin(record) in at_random:
+            key = tuple(configuration(record.run).values())
+            found.setdefault(key, []).append((at_random[twin(record)], record))
+    return found
+
+
+def by_group(runs: list[RunRecord], params: Params) -> pd.DataFrame:
+    """Accuracy of every intersectional group, its change under quantization, and who flips.
+
+    Returns
+    -------
+    DataFrame
+        One row per configuration and group: ``images``, ``reference``, ``compared``, ``change``,
+        ``low``, ``high``, ``compared_low``, ``compared_high`` (fractions), ``lost`` (answers right
+        before, wrong now) and ``won`` (the reverse) summed over replicates, and ``p_value``: the
+        mid-p value of McNemar's test, or, over several replicates, its exchange test on the images
+        they share.
+    """
+    options: dict[str, Any] = {
+        "replicates": params.analysis.replicates,
+        "seed": params.data.seed,
+    }
+    rows = []
+    for key, members in _against_baseline(runs).items():
+        answers = shared(members, params.analysis.attributes)
+        collapsed = [counts(record, params.analysis.attributes) for _, record in members]
+        names = collapsed[0].groups
+        accuracy = {name: _group_accuracy(i) for i, name in enumerate(names)}
+        table = stats.paired_bootstrap(
+            answers, accuracy, confidence=params.analysis.confidence, **options
+        ).set_index("statistic")
+        pooled = stats.flips_by_group(np.sum([c.table for c in collapsed], axis=0), names)
+        pooled = pooled.set_index("group")
+        p_values = (
+            pooled.mcnemar_mid_p
+            if len(members) == 1
+            else stats.exchange_floors(answers, accuracy, **options).set_index("statistic").p_value
+        )
+        rows += [
+            {
+                **dict(zip(CONFIGURATION, key, strict=True)),
+                "group": name.replace("|", " "),
+                "images": int(pooled.images[name]) // len(members),
+                **table.loc[name].to_dict(),
+                "lost": int(pooled.lost[name]),
+                "won": int(pooled.won[name]),
+                "p_value": float(p_values[name]),
+            }
+            for name in names
+        ]
+    return pd.DataFrame(rows)
+
+
+def _group_accuracy(index: int) -> Statistic:
+    return lambda table: metrics.rate(table, "accuracy")[..., index]
+
+
+def sizes(runs: list[RunRecord]) -> pd.DataFrame:
+    """Size of every configuration in MiB, and how many times smaller than FP32 it is."""
+    frame = pd.DataFrame(
+        [{**configuration(r.run), "mebibytes": r.size_bytes / 2**20} for r in runs]
+    ).drop_duplicates(CONFIGURATION)
+    full = frame[frame.method == "fp32"].set_index("architecture").mebibytes
+    return frame.assign(ratio=frame.architecture.map(full) / frame.mebibytes)
+
+
+def pareto(frame: pd.DataFrame, costs: Mapping[str, int]) -> pd.Series:
+    """Rows that no other row beats: better or equal in every column, better in one.
+
+    Parameters
+    ----------
+    costs : mapping of column to +1 (more is better) or -1 (less is better)
+    """
+    values = frame[list(costs)].to_numpy(float) * np.array(list(costs.values()))
+    at_least = (values[:, None] >= values[None]).all(axis=2)
+    better = (values[:, None] > values[None]).any(axis=2)
+    return pd.Series(~(at_least & better).any(axis=0), index=frame.index)
+
+
+def frontier(frame: pd.DataFrame, size: pd.DataFrame, scope: str) -> pd.DataFrame:
+    """Accuracy, demographic parity gap and size of every configuration, and who is on the front."""
+    wide = frame[frame["scope"] == scope].pivot_table(
+        index=CONFIGURATION, columns="statistic", values="compared", sort=False
+    )
+    found = wide.reset_index().merge(size, on=CONFIGURATION)
+    front = pareto(found, {"accuracy": 1, "demographic_parity_difference": -1, "mebibytes": -1})
+    return found.assign(pareto=front)
