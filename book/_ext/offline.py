@@ -1,6 +1,6 @@
 """Sphinx extension: the finished book loads nothing from outside.
 
-MathJax (kept in ``book/vendor``) and Plotly (from the installed package) are copied into
+The book's own style sheet, MathJax (kept in ``book/vendor``) and Plotly (from the installed package) are copied into
 ``_static/vendor``: a folder below ``_static``, as the theme would load a script that lies in
 ``_static`` itself on every page. Plotly goes only to pages that show one of its figures. Thebe,
 which Jupyter Book brings and this book does not use, is unplugged, since it names a CDN on every
@@ -19,6 +19,7 @@ from sphinx.application import Sphinx
 from sphinx.config import Config
 
 MATHJAX = Path(__file__).parents[1] / "vendor" / "mathjax"
+STYLE = Path(__file__).parents[1] / "style"
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 
 
@@ -37,6 +38,7 @@ def gather_scripts(app: Sphinx) -> None:
     shutil.rmtree(static, ignore_errors=True)
     shutil.copytree(MATHJAX, vendor)
     shutil.copy(PLOTLY, vendor)
+    shutil.copytree(STYLE, static / "style")
     app.config.html_static_path.append(str(static))
 
 
@@ -50,6 +52,7 @@ def add_plotly(
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect the three."""
+    app.add_css_file("style/book.css")
     app.connect("config-inited", drop_thebe)
     app.connect("builder-inited", gather_scripts)
     app.connect("html-page-context", add_plotly)
