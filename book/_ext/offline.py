@@ -1,7 +1,7 @@
 """Sphinx extension: the finished book loads nothing from outside.
 
-The book's own style sheet, MathJax (kept in ``book/vendor``) and Plotly (from the installed package) are copied into
-``_static/vendor``: a folder below ``_static``, as the theme would load a script that lies in
+The book's own style sheet, MathJax (kept in ``book/vendor``) and Plotly (from the installed
+package) are copied into folders below ``_static``, as the theme would load a script that lies in
 ``_static`` itself on every page. Plotly goes only to pages that show one of its figures. Thebe,
 which Jupyter Book brings and this book does not use, is unplugged, since it names a CDN on every
 page.
