@@ -136,6 +136,10 @@ class Chapter:
         """The first FP32 model's counts (G, 2, 2): crossed group x label x prediction."""
         return effects.counts(self.runs[0], self.params.analysis.attributes).reference
 
+    def equal_errors(self) -> pd.DataFrame:
+        """:func:`fairq_utils.effects.equal_errors` of this study."""
+        return effects.equal_errors(self.runs, self.params)
+
     def null_gaps(self) -> np.ndarray[Any, Any]:
         """Max-min gaps (replicates,) of accuracy over this test set's groups if none differed."""
         table = self.group_counts()

@@ -240,6 +240,29 @@ def _group_accuracy(index: int) -> Statistic:
     return lambda table: metrics.rate(table, "accuracy")[..., index]
 
 
+def equal_errors(runs: list[RunRecord], params: Params) -> pd.DataFrame:
+    """:func:`fairq_utils.stats.equal_errors` of every FP32 run and partition, averaged over runs.
+
+    Returns
+    -------
+    DataFrame
+        ``scope``, ``statistic``, ``median``, ``low``, ``high``; fractions.
+    """
+    parts = [
+        stats.equal_errors(
+            counts(record, attributes).reference,
+            STATISTICS,
+            replicates=params.analysis.replicates,
+            seed=params.data.seed,
+        ).assign(scope=scope)
+        for record in runs
+        if record.run.method == "fp32"
+        for scope, attributes in scopes(params).items()
+    ]
+    whole = pd.concat(parts, ignore_index=True)
+    return whole.groupby(["scope", "statistic"], sort=False).mean().reset_index()
+
+
 def sizes(runs: list[RunRecord]) -> pd.DataFrame:
     """Size of every configuration in MiB, and how many times smaller than FP32 it is."""
     frame = pd.DataFrame(
@@ -264,9 +287,12 @@ def pareto(frame: pd.DataFrame, costs: Mapping[str, int]) -> pd.Series:
 
 def frontier(frame: pd.DataFrame, size: pd.DataFrame, scope: str) -> pd.DataFrame:
     """Accuracy, demographic parity gap and size of every configuration, and who is on the front."""
-    wide = frame[frame["scope"] == scope].pivot_table(
-        index=CONFIGURATION, columns="statistic", values="compared", sort=False
-    )
+    rows = frame[frame["scope"] == scope]
+    wide = rows.pivot_table(index=CONFIGURATION, columns="statistic", values="compared", sort=False)
     found = wide.reset_index().merge(size, on=CONFIGURATION)
+    for name in ("accuracy", "demographic_parity_difference"):
+        ends = rows[rows.statistic == name][[*CONFIGURATION, "compared_low", "compared_high"]]
+        ends = ends.rename(columns={"compared_low": f"{name}_low", "compared_high": f"{name}_high"})
+        found = found.merge(ends, on=CONFIGURATION)
     front = pareto(found, {"accuracy": 1, "demographic_parity_difference": -1, "mebibytes": -1})
     return found.assign(pareto=front)

@@ -98,11 +98,32 @@ def groups(frame: pd.DataFrame) -> HTML:
     return _wide(rows, ["group", "images"], "architecture")
 
 
-def gaps(frame: pd.DataFrame, scope: str) -> HTML:
-    """Gaps with their intervals, one row per architecture."""
+def gaps(frame: pd.DataFrame, scope: str, alike: pd.DataFrame) -> HTML:
+    """Gaps with their intervals, one row per architecture, over what equal errors would give.
+
+    Parameters
+    ----------
+    alike : of :func:`fairq_utils.effects.equal_errors`
+    """
     left_out = ("accuracy", "worst_group_accuracy", "equal_opportunity_difference")
     rows = frame[(frame["scope"] == scope) & ~frame.statistic.isin(left_out)]
-    return _wide(named(rows).assign(cell=intervals(rows)), ["architecture"], "statistic")
+    cells = named(rows).assign(cell=intervals(rows))
+    cells = pd.concat([cells, _alike(alike, scope, rows.statistic)])
+    return _wide(cells, ["architecture"], "statistic")
+
+
+def _alike(alike: pd.DataFrame, scope: str, statistics: pd.Series) -> pd.DataFrame:
+    """The row "if errors were alike": median, and the range of nine draws in ten."""
+    rows = alike[(alike["scope"] == scope) & alike.statistic.isin(statistics)]
+    as_change = rows.assign(change=rows["median"])
+    return pd.DataFrame(
+        {
+            "architecture": "if errors were alike",
+            "configuration": "median [5 %, 95 %]",
+            "statistic": rows.statistic.map(LABELS),
+            "cell": intervals(as_change, "change"),
+        }
+    )
 
 
 def changes(frame: pd.DataFrame, scope: str, statistic: str) -> HTML:
@@ -225,24 +246,29 @@ def group_summary(frame: pd.DataFrame) -> HTML:
 def pareto(frontier: pd.DataFrame) -> HTML:
     """The Pareto-optimal configurations, smallest first."""
     rows = frontier[frontier.pareto].sort_values("mebibytes")
-    gap = rows.demographic_parity_difference
     return shown(
         pd.DataFrame(
             {
                 "architecture": rows.architecture.map(models.DISPLAY_NAMES),
                 "configuration": [label(row) for _, row in rows.iterrows()],
-                "accuracy (%)": [f"{v * 100:.1f}" for v in rows.accuracy],
-                "parity gap (points)": [f"{v * 100:.1f}" for v in gap],
+                "accuracy (%)": _with_ends(rows, "accuracy"),
+                "parity gap (points)": _with_ends(rows, "demographic_parity_difference"),
                 "size (MiB)": [f"{v:.2f}" for v in rows.mebibytes],
             }
         )
     )
 
 
-def everything(frame: pd.DataFrame, scope: str) -> HTML:
-    """Every configuration and metric with its interval."""
+def _with_ends(frame: pd.DataFrame, name: str) -> list[str]:
+    values = frame[[name, f"{name}_low", f"{name}_high"]].to_numpy(float)
+    return [interval(value, low, high) for value, low, high in values]
+
+
+def everything(frame: pd.DataFrame, scope: str, alike: pd.DataFrame) -> HTML:
+    """Every configuration and metric with its interval, over what equal errors would give."""
     rows = frame[frame["scope"] == scope]
     cells = named(rows).assign(cell=intervals(rows), configuration=rows.apply(label, axis=1))
+    cells = pd.concat([cells, _alike(alike, scope, rows.statistic)])
     return _wide(cells, ["architecture", "configuration"], "statistic")
 
 

@@ -73,10 +73,11 @@ tables.pareto(frontier)
 #
 # ## Every metric with its interval
 #
-# For gender and age crossed, in points; disparate impact as a ratio.
+# For all attributes crossed, in points; disparate impact as a ratio. The last row is what a model
+# would show whose errors do not depend on the group.
 
 # %%
-tables.everything(effects, chapter.crossed)
+tables.everything(effects, chapter.crossed, chapter.equal_errors())
 
 # %% [markdown]
 # ## Files

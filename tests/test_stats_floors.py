@@ -151,3 +151,31 @@ def test_flips_by_group() -> None:
 def test_bad_arguments_are_named(call: Callable[[], object], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         call()
+
+
+def test_a_perfect_model_with_equal_errors_has_the_gap_of_the_base_rates() -> None:
+    table = np.zeros((3, 2, 2), int)
+    table[:, 0, 0], table[:, 1, 1] = [40, 70, 90], [60, 30, 10]
+    gaps = {"odds": metrics.FAIRNESS["equalized_odds_difference"], "parity": PARITY}
+    found = stats.equal_errors(table, gaps).set_index("statistic")
+    assert (found.loc["odds"] == 0).all()
+    np.testing.assert_allclose(found.loc["parity"].to_numpy(float), 0.5)
+
+
+def test_equal_errors_cover_models_without_bias_and_not_a_biased_one() -> None:
+    rng = np.random.default_rng(0)
+    within = np.array([[150, 90], [300, 250], [80, 120]])
+    odds = {"odds": metrics.FAIRNESS["equalized_odds_difference"]}
+
+    def model(rates: np.ndarray) -> np.ndarray:
+        positive = rng.binomial(within, rates)
+        return np.stack([within - positive, positive], axis=-1)
+
+    fair = [model(np.array([0.1, 0.9])) for _ in range(200)]
+    above = 0
+    for table in fair:
+        found = stats.equal_errors(table, odds, replicates=400).iloc[0]
+        above += float(odds["odds"](table)) > found.high
+    assert 0.01 <= above / 200 <= 0.10
+    biased = model(np.array([[0.1, 0.9], [0.1, 0.9], [0.1, 0.6]]))
+    assert float(odds["odds"](biased)) > stats.equal_errors(biased, odds).high.item()

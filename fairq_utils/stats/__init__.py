@@ -33,6 +33,7 @@ from fairq_utils.stats.effects import Effect, cliffs_delta, cohens_d, cohens_dz
 from fairq_utils.stats.flips import flips_by_group, mcnemar_mid_p
 from fairq_utils.stats.floors import (
     change_noise_floor,
+    equal_errors,
     exchange_floors,
     noise_floor,
     null_gaps,
@@ -80,6 +81,7 @@ __all__ = [
     "cohens_dz",
     "detectable_change",
     "differs",
+    "equal_errors",
     "equivalence",
     "exchange_floors",
     "exemplars",

@@ -218,3 +218,57 @@ def _exchange(
     drawn[..., 0, 1] = rng.binomial(disagree, 0.5, size=(replicates, *disagree.shape))
     drawn[..., 1, 0] = disagree - drawn[..., 0, 1]
     return observed, drawn
+
+
+def equal_errors(
+    table: Counts,
+    statistics: Mapping[str, Statistic],
+    *,
+    replicates: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    r"""What every statistic of one model would be if its errors did not depend on the group.
+
+    .. math:: n_{gy1}^* \sim \mathrm{Binomial}(n_{gy}, p_y),
+              \quad p_y = \sum_g n_{gy1} / \sum_g n_{gy}
+
+    Groups keep their sizes and base rates; within a label all share one rate of positive answers.
+    Gaps of error rates are then chance alone. A demographic parity gap is what base rates make of
+    it, with chance on top: the gap of a model that is equally good for everybody.
+
+    Parameters
+    ----------
+    table : (G, 2, 2)
+        Group x label x prediction.
+    statistics : mapping of name to function
+        From tables (..., G, 2, 2) to values (...).
+
+    Returns
+    -------
+    DataFrame
+        ``statistic``, ``median``, ``low``, ``high`` (5th and 95th percentile).
+
+    Examples
+    --------
+    >>> from fairq_utils.metrics import FAIRNESS
+    >>> table = np.array([[[400, 50], [40, 300]], [[30, 4], [5, 40]]])
+    >>> gaps = {"odds": FAIRNESS["equalized_odds_difference"]}
+    >>> found = equal_errors(table, gaps).iloc[0]
+    >>> 0 < found.low < found["median"] < found.high < 0.2
+    True
+    """
+    within = np.asarray(table).sum(axis=-1)
+    if within.sum() == 0:
+        raise ValueError("table counts no image")
+    positive = np.asarray(table)[..., 1].sum(axis=0) / np.maximum(within.sum(axis=0), 1)
+    drawn = np.random.default_rng(seed).binomial(within, positive, (replicates, *within.shape))
+    tables = np.stack([within - drawn, drawn], axis=-1)
+    rows = []
+    for name, statistic in statistics.items():
+        values = np.asarray(statistic(tables), float)
+        values = values[~np.isnan(values)]
+        low, median, high = (
+            np.quantile(values, [1 - LEVEL, 0.5, LEVEL]) if len(values) else [np.nan] * 3
+        )
+        rows.append({"statistic": name, "median": median, "low": low, "high": high})
+    return pd.DataFrame(rows)
