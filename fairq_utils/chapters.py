@@ -7,7 +7,7 @@ missing there through the same function as the command line.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -80,17 +80,36 @@ class Chapter:
     @cached_property
     def effects(self) -> pd.DataFrame:
         """:func:`fairq_utils.effects.by_configuration` of this study."""
-        return effects.by_configuration(self.runs, self.params)
+        return self._measured("effects", effects.by_configuration)
 
     @cached_property
     def group_effects(self) -> pd.DataFrame:
         """:func:`fairq_utils.effects.by_group` of this study."""
-        return effects.by_group(self.runs, self.params)
+        return self._measured("groups", effects.by_group)
 
     @cached_property
     def mitigation_effects(self) -> pd.DataFrame:
         """:func:`fairq_utils.effects.of_mitigation` of this study."""
-        return effects.of_mitigation(self.runs, self.params)
+        return self._measured("mitigation", effects.of_mitigation)
+
+    def _measured(
+        self, name: str, measure: Callable[[list[RunRecord], Params], pd.DataFrame]
+    ) -> pd.DataFrame:
+        """A frame of all runs, kept beside them: several chapters read the same one."""
+        recipe = {
+            "runs": [record.run.key for record in self.runs],
+            "analysis": self.params.analysis.model_dump(mode="json"),
+            "seed": self.params.data.seed,
+            "code": code_version(effects.MEASURED_BY),
+        }
+        return self._kept(f"{name}-{fingerprint(recipe)}", lambda: measure(self.runs, self.params))
+
+    def _kept(self, key: str, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        found = self.store.read_table(key)
+        if found is None:
+            found = compute()
+            self.store.write_table(key, found)
+        return found
 
     def sizes(self) -> pd.DataFrame:
         """:func:`fairq_utils.effects.sizes` of this study."""
@@ -110,14 +129,13 @@ class Chapter:
             "epochs": PROBE_EPOCHS,
             "code": code_version((*planning.TRAINED_BY, "fairq_utils.probe")),
         }
-        key = f"probe-{fingerprint(recipe)}"
-        found = self.store.read_table(key)
-        if found is None:
+
+        def recover() -> pd.DataFrame:
             small = probe.reduced(self.faces(), count, self.params.data.test)
             device = resources.device(self.params)
-            found = probe.recover(small, epochs=PROBE_EPOCHS, device=device)
-            self.store.write_table(key, found)
-        return found
+            return probe.recover(small, epochs=PROBE_EPOCHS, device=device)
+
+        return self._kept(f"probe-{fingerprint(recipe)}", recover)
 
     def perfect_gap(self) -> float:
         """Demographic parity gap of a classifier without errors, all attributes crossed."""
@@ -139,16 +157,6 @@ class Chapter:
     def equal_errors(self) -> pd.DataFrame:
         """:func:`fairq_utils.effects.equal_errors` of this study."""
         return effects.equal_errors(self.runs, self.params)
-
-    def null_gaps(self) -> np.ndarray[Any, Any]:
-        """Max-min gaps (replicates,) of accuracy over this test set's groups if none differed."""
-        table = self.group_counts()
-        return stats.null_gaps(
-            table.sum(axis=(1, 2)),
-            float(metrics.overall(table, "accuracy")),
-            replicates=self.params.analysis.replicates,
-            seed=self.params.data.seed,
-        )
 
     def write_results(self) -> list[Path]:
         """Write the study's tables as files; see :func:`fairq_utils.tables.write_results`."""
@@ -256,13 +264,11 @@ def verdicts(rows: pd.DataFrame, margin: float) -> pd.DataFrame:
     return rows.assign(**pd.DataFrame(judged, index=rows.index))
 
 
-def glue_verdicts(frame: pd.DataFrame, scope: str, params: Params) -> pd.DataFrame:
+def glue_verdicts(frame: pd.DataFrame, scope: str, params: Params) -> None:
     """Glue how many changes of the parity gap are shown, shown to be none, and undecided.
 
-    Returns
-    -------
-    DataFrame
-        The judged rows, with Holm-adjusted p-values over all of them.
+    P-values are corrected over all of them. Of the changes shown, those are counted apart whose
+    model has lost more than ten points of accuracy.
     """
     rows = of(frame, "demographic_parity_difference", scope).reset_index(drop=True)
     names = {str(i): p for i, p in enumerate(rows.p_value.fillna(1.0))}
@@ -274,7 +280,9 @@ def glue_verdicts(frame: pd.DataFrame, scope: str, params: Params) -> pd.DataFra
     glue("shown", int((rows.some == "supported").sum()))
     glue("equivalent", int((rows.none == "supported").sum()))
     glue("margin", params.analysis.equivalence_margin / POINT)
-    return rows
+    accuracy = of(frame, "accuracy", scope).set_index(effects.CONFIGURATION).change
+    shown = rows[rows.some == "supported"].set_index(effects.CONFIGURATION)
+    glue("shown_broken", int((accuracy.loc[shown.index] < -10 * POINT).sum()))
 
 
 def glue_mitigation(chapter: Chapter) -> None:
@@ -291,6 +299,7 @@ def glue_mitigation(chapter: Chapter) -> None:
     harm = of(static(chapter.effects), "demographic_parity_difference", chapter.crossed)
     harm = harm[harm.method == "ptq"]
     glue("static", len(harm))
+    glue("draws", len(chapter.params.quantization.calibration_seeds))
     glue("harmed", int(((harm.low > 0) & (harm.change > harm.floor)).sum()))
 
 

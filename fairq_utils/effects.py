@@ -23,6 +23,15 @@ from fairq_utils.planning import baseline_of, plan
 Statistic = Callable[[NDArray[Any]], NDArray[Any]]
 Pair = tuple[RunRecord, RunRecord]
 
+# What these frames are computed with.
+MEASURED_BY = (
+    "fairq_utils.effects",
+    *(f"fairq_utils.metrics.{name}" for name in ("counts", "criteria", "gaps", "rates")),
+    *(
+        f"fairq_utils.stats.{name}"
+        for name in ("flips", "floors", "intervals", "paired", "resampling")
+    ),
+)
 CONFIGURATION = ["architecture", "method", "bits", "ranges", "sampler"]
 
 STATISTICS: dict[str, Statistic] = {

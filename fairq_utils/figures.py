@@ -5,7 +5,6 @@ Colours tell architectures apart (seaborn's colour-blind palette), and mean the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -13,7 +12,6 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from fairq_utils.data.faces import FaceData
 from fairq_utils.interactive import Interactive, interactive
@@ -136,16 +134,18 @@ def accuracy_bars(effects: pd.DataFrame, bayes: float | None = None) -> Figure:
             row.compared * 100, i, xerr=error, fmt="o", color=COLOURS[row.architecture], capsize=3
         )
     axis.set_yticks(range(len(rows)), [_title(a) for a in rows.architecture])
-    axis.invert_yaxis()
+    axis.set_ylim(len(rows) - 0.5, -0.5)
     if bayes is not None:
         axis.axvline(bayes * 100, color="0.4", linestyle="--", linewidth=1)
         axis.annotate(
             "best attainable",
-            (bayes * 100, -0.45),
+            (bayes * 100, 1),
+            xycoords=("data", "axes fraction"),
             fontsize=8,
             ha="right",
+            va="top",
             color="0.4",
-            xytext=(-4, 0),
+            xytext=(-4, -2),
             textcoords="offset points",
         )
     axis.set_xlabel("test accuracy (%)")
@@ -309,20 +309,6 @@ def pareto(frontier: pd.DataFrame) -> Figure:
         axis.scatter([], [], color=COLOURS[model], label=_title(model))
     axis.set(xlabel="demographic parity gap (points)", ylabel="test accuracy (%)")
     axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return _finished(figure)
-
-
-def noise(observed: NDArray[np.float64], sizes: Sequence[int]) -> Figure:
-    """What a max-min gap looks like where no group differs: its distribution at these sizes."""
-    figure, axis = plt.subplots(figsize=(6, 2.8))
-    axis.hist(observed * 100, bins=40, color="0.7")
-    axis.axvline(float(np.mean(observed)) * 100, color="0.2", label="mean")
-    axis.axvline(
-        float(np.quantile(observed, 0.95)) * 100, color="0.2", linestyle="--", label="95 %"
-    )
-    axis.set(xlabel="max-min gap with no true difference (points)", ylabel="simulated studies")
-    axis.set_title(f"groups of {', '.join(map(str, sizes))}", fontsize=9)
-    axis.legend()
     return _finished(figure)
 
 

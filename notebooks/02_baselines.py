@@ -92,11 +92,11 @@ glue("perfect_gap", 100 * chapter.perfect_gap())
 tables.float_sizes()
 
 # %% [markdown]
-# The last column lists every way of counting that reproduces the published figure to its last
+# The last column names the first way of counting that reproduces the published figure to its last
 # digit: the number of outputs (two classes, one logit, the forty attributes of CelebA, ImageNet's
 # thousand), with or without buffers, in MiB ($2^{20}$ bytes) or units of $10^6$ bytes. Where
-# architectures differ in that column, the published one mixes ways of counting; where it says none,
-# the study does not tell how it counted.
+# architectures differ in that column, the published one mixes ways of counting; where it says
+# none, the study does not tell how it counted.
 #
 # ## Summary
 #

@@ -59,6 +59,12 @@ chapters.glue_mitigation(chapter)
 # floor and with an interval above zero, in {glue:text}`04_mitigation.ipynb::harmed:.0f` of
 # {glue:text}`04_mitigation.ipynb::static:.0f` static configurations.
 #
+# The noise floor is about test images, not about the draw. Each sampler was drawn
+# {glue:text}`04_mitigation.ipynb::draws:.0f` time(s) per model here. Under min-max ranges a single
+# odd picture in the draw sets a layer's range for everybody, so that two random draws can differ as
+# much as a random and a balanced one: where all of a model's min-max rows move and its percentile
+# rows do not, suspect the draw before the balance.
+#
 # ## All numbers
 
 # %%

@@ -9,8 +9,6 @@ params_file = "../params/smoke.yaml"
 overrides = {}
 
 # %% tags=["remove-cell"]
-import numpy as np
-
 from fairq_utils import chapters, figures, tables
 
 chapter = chapters.open_chapter(params_file, overrides)
@@ -30,20 +28,6 @@ figures.configuration_heatmap(effects, "demographic_parity_difference", chapter.
 figures.configuration_heatmap(effects, "equalized_odds_difference", chapter.crossed)
 # %%
 figures.configuration_heatmap(effects, "predictive_equality_difference", chapter.crossed)
-# %% [markdown]
-# ## How large a gap is when there is none
-#
-# The largest difference among several groups is positive even if no group differs. With the
-# groups of this test set and the accuracy of the models here, it is
-# {glue:text}`05_analysis.ipynb::floor_mean:.1f` points on average, and exceeds
-# {glue:text}`05_analysis.ipynb::floor_high:.1f` in one of twenty studies. A reported gap below
-# that is not evidence of one.
-
-# %%
-gaps = chapter.null_gaps()
-glue("floor_mean", 100 * gaps.mean())
-glue("floor_high", 100 * np.quantile(gaps, 0.95))
-figures.noise(gaps, chapter.group_counts().sum(axis=(1, 2)))
 # %% [markdown]
 # ## Every group, before and after
 #
@@ -95,8 +79,8 @@ for path in chapter.write_results():
 # - {glue:text}`05_analysis.ipynb::front:.0f` of
 #   {glue:text}`05_analysis.ipynb::configurations:.0f` configurations are Pareto-optimal in
 #   accuracy, demographic parity gap and size.
-# - Chance alone makes a gap of {glue:text}`05_analysis.ipynb::floor_mean:.1f` points between
-#   groups of this size; a gap, or a change of one, has to be read against that.
+# - A gap, or a change of one, has to be read against what chance alone makes of it:
+#   {doc}`06_measuring`.
 # - *What would change our mind*: the recorded study, with several training seeds and a larger
 #   test set.
 

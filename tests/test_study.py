@@ -265,7 +265,6 @@ def test_figures_are_drawn_from_the_tables(params: Params, records: list[RunReco
             effects.of_mitigation(records, params), "demographic_parity_difference", scope
         ),
         figures.pareto(front),
-        figures.noise(np.linspace(0, 0.1, 50), [30, 34]),
         figures.face_sheet(resources.faces(params), rows=1, columns=4),
     ]
     assert all(isinstance(f, Figure) and f.axes for f in drawn)
