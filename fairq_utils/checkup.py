@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from fairq_utils.faults import BadInput
 from fairq_utils.params import Params
 
 PACKAGES = {
@@ -59,6 +60,7 @@ def inspect(params: Params | None = None) -> Iterator[Item]:
         cached = Path(params.execution.cache, "population").exists()
         source = "rendered before" if cached else "will be rendered"
         yield Item("data", True, f"{params.data.name}, {source}")
+        yield _people(params)
 
 
 def _package(name: str, module: str) -> Item:
@@ -88,6 +90,16 @@ def _processors(params: Params | None) -> Iterator[Item]:
     if wanted and not gpu:
         detail = "none found, but execution.device is cuda; set it to auto"
     yield Item("GPU", gpu or not wanted, detail)
+
+
+def _people(params: Params) -> Item:
+    from fairq_utils.planning import check
+
+    try:
+        check(params)
+    except BadInput as error:
+        return Item("people", False, str(error))
+    return Item("people", True, "every group has test images, every sampler enough to draw from")
 
 
 def _existing(path: Path) -> Path:

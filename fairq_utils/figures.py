@@ -371,8 +371,8 @@ def interactive_pareto(frontier: pd.DataFrame) -> Interactive:
         template="plotly_white",
         xaxis_title="demographic parity gap (points)",
         yaxis_title="test accuracy (%)",
-        margin={"l": 50, "r": 10, "t": 10, "b": 45},
-        height=420,
-        legend={"orientation": "h", "y": 1.12},
+        margin={"l": 50, "r": 10, "t": 40, "b": 10},
+        height=460,
+        legend={"orientation": "h", "y": -0.2},
     )
     return interactive(figure, "pareto")

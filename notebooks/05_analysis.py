@@ -52,8 +52,10 @@ figures.interactive_pareto(frontier)
 tables.pareto(frontier)
 
 # %% [markdown]
-# The front is drawn through point estimates. Where intervals overlap, being on it is partly luck;
-# the table is a short list to choose from, not a ranking.
+# A network that gives everybody the same answer has no gap, and so a place on this front: the
+# metric rewards it, a reader should not. The front is drawn through point estimates. Where
+# intervals overlap, being on it is partly luck; the table is a short list to choose from, not a
+# ranking.
 #
 # ## Every metric with its interval
 #
