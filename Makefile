@@ -31,7 +31,11 @@ $(STAMP): pyproject.toml constraints.txt
 
 setup: $(STAMP)  ## create .venv and install everything, with pinned versions
 
-book: $(STAMP)  ## run PROFILE (default: default) and build its book
+.PHONY: profile
+profile:
+	@test -f "$(PARAMS)" || { echo "$(PARAMS): there is no such params file; the profiles in params/ are $(basename $(notdir $(wildcard params/*.yaml)))" >&2; exit 2; }
+
+book: profile $(STAMP)  ## run PROFILE (default: default) and build its book
 	@$(BIN)/fairq run --params "$(PARAMS)" --phase all
 	@$(BIN)/fairq book --params "$(PARAMS)"
 

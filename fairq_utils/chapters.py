@@ -280,6 +280,7 @@ def glue_verdicts(frame: pd.DataFrame, scope: str, params: Params) -> None:
     glue("shown", int((rows.some == "supported").sum()))
     glue("equivalent", int((rows.none == "supported").sum()))
     glue("margin", params.analysis.equivalence_margin / POINT)
+    glue("unflipped", int((rows.flips == 0).sum()))
     accuracy = of(frame, "accuracy", scope).set_index(effects.CONFIGURATION).change
     shown = rows[rows.some == "supported"].set_index(effects.CONFIGURATION)
     glue("shown_broken", int((accuracy.loc[shown.index] < -10 * POINT).sum()))

@@ -58,6 +58,9 @@ def _say_and_stop(action: Callable[[], None]) -> None:
     except Fault as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(error.exit_code) from error
+    except KeyboardInterrupt:
+        typer.echo("fairq: stopped; every finished run is kept, the same command goes on", err=True)
+        raise typer.Exit(130) from None
     except (FloatingPointError, OSError, ValueError) as error:
         typer.echo(f"fairq: {error}", err=True)
         raise typer.Exit(1) from error

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from fairq_utils.data.faces import FaceData
 from fairq_utils.interactive import Interactive, interactive
 from fairq_utils.models import DISPLAY_NAMES
-from fairq_utils.tables import label
+from fairq_utils.tables import LABELS, label
 
 COLOURS = dict(zip(DISPLAY_NAMES, sns.color_palette("colorblind"), strict=False))
 STYLE: dict[str, Any] = {
@@ -200,6 +200,7 @@ def configuration_heatmap(effects: pd.DataFrame, statistic: str, scope: str) -> 
         ax=axis,
     )
     axis.set(xlabel="", ylabel="")
+    axis.set_title(LABELS[statistic], fontsize=10)
     axis.tick_params(axis="x", rotation=20)
     axis.grid(False)
     return _finished(figure)
@@ -230,7 +231,7 @@ def changes(effects: pd.DataFrame, statistic: str, scope: str) -> Figure:
         axis.plot([], [], "o-", color=COLOURS[model], label=_title(model))
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(len(names) - 0.5, -0.5)
-    axis.set_xlabel("change from FP32 (points)")
+    axis.set_xlabel(f"{LABELS[statistic].lower()}: change from FP32 (points)")
     axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return _finished(figure)
 
@@ -287,7 +288,7 @@ def mitigation(effects: pd.DataFrame, statistic: str, scope: str) -> Figure:
         axis.axvline(0, color="0.3", linewidth=1)
     left.set_yticks(range(len(names)), names)
     left.set_ylim(len(names) - 0.5, -0.5)
-    left.set_xlabel("change of the gap from FP32 (points)")
+    left.set_xlabel(f"{LABELS[statistic].lower()}:\nchange from FP32 (points)")
     right.set_xlabel("balanced minus random (points)")
     figure.tight_layout()
     return _finished(figure)

@@ -114,10 +114,26 @@ class Ledger:
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
         self.url = os.fspath(url)
-        self.fs, self.root = fsspec.core.url_to_fs(self.url)
+        try:
+            self.fs, self.root = fsspec.core.url_to_fs(self.url)
+        except (ImportError, ValueError) as error:
+            raise LedgerError(f"execution.ledger: {self.url} cannot be opened: {error}") from error
 
     def __repr__(self) -> str:
         return f"Ledger({self.url!r})"
+
+    def prepare(self) -> None:
+        """Make the folder of runs; raises :class:`LedgerError` where it cannot be."""
+        folder = posixpath.join(self.root, "runs")
+        try:
+            self.fs.makedirs(folder, exist_ok=True)
+        except OSError as error:
+            raise LedgerError(
+                f"execution.ledger: {folder} cannot be made ({error.strerror or error}); name "
+                "another folder"
+            ) from error
+        if self._local and not os.access(folder, os.W_OK):
+            raise LedgerError(f"execution.ledger: {folder} cannot be written; name another folder")
 
     def path(self, key: str) -> str:
         """Where a run's file is."""

@@ -142,11 +142,12 @@ def detectable(flips: float, sizes: np.ndarray[Any, Any]) -> pd.DataFrame:
     Parameters
     ----------
     flips : float
-        Share of right answers gained or lost.
+        Share of right answers gained or lost; taken as one answer where none is.
     sizes : int (G,)
         Test images by group.
     """
     ends = np.array([np.min(sizes), np.max(sizes)])
+    flips = max(flips, 1 / float(np.sum(sizes)))
     table = {}
     for times in (1, 5, 25):
         sd = stats.change_sd([flips, flips], ends * times)

@@ -208,9 +208,11 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module
     try:
         state = load_file(path)
         model.load_state_dict(state)
-    except (SafetensorError, RuntimeError) as error:
+    except SafetensorError as error:
+        raise ValueError(f"{path}: this checkpoint is damaged ({error}); delete it") from error
+    except RuntimeError as error:
         raise ValueError(
             f"{path}: not a checkpoint of this architecture ({str(error).splitlines()[0]}); "
-            "delete it and it is trained again"
+            "delete it"
         ) from error
     return model

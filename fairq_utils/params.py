@@ -143,7 +143,12 @@ class Quantization(_Section):
     )
 
     @model_validator(mode="after")
-    def _dynamic(self) -> Quantization:
+    def _possible(self) -> Quantization:
+        if "ptq" not in self.methods:
+            raise ValueError(
+                "methods: ptq is missing; calibration, which the mitigation phase is about, exists "
+                "only there. Add it"
+            )
         if "dynamic" in self.methods and not any(b.endswith("A8") for b in self.bits):
             raise ValueError(
                 "methods: dynamic quantizes activations to 8 bits, but no entry of "
@@ -155,7 +160,9 @@ class Quantization(_Section):
 class Mitigation(_Section):
     """Which calibration samplers are compared with a random draw."""
 
-    samplers: Annotated[tuple[Sampler, ...], AfterValidator(_unique)] = ("group_balanced",)
+    samplers: Annotated[tuple[Sampler, ...], Field(min_length=1), AfterValidator(_unique)] = (
+        "group_balanced",
+    )
 
 
 class Analysis(_Section):
@@ -248,6 +255,10 @@ def load_params(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
         raise ParamsError(f"{path}:{where} {problem}; correct the YAML there") from None
     if not isinstance(content, dict):
         raise ParamsError(f"{path}: holds no mapping of keys; begin with `name:` and `training:`")
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise ParamsError(
+            f"overrides: {overrides!r} is no mapping of keys to values, such as {{data.test: 500}}"
+        )
     for key, value in (overrides or {}).items():
         _put(content, str(key), value)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from functools import lru_cache
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 from fairq_utils.data import FaceData, load
 from fairq_utils.data.population import CELEBA_JOINT, SPLITS, Population
+from fairq_utils.faults import Fault
 from fairq_utils.ledger import Ledger
 from fairq_utils.params import Params
 from fairq_utils.progress import rendering
@@ -44,10 +46,32 @@ def ledger(params: Params) -> Ledger:
     return Ledger(params.execution.ledger)
 
 
+def prepare(params: Params) -> None:
+    """Make the folders that the study will write to, before hours go into what to write there.
+
+    Raises
+    ------
+    Fault
+        One of them cannot be made or written; or a GPU was asked for and there is none.
+    """
+    device(params)
+    ledger(params).prepare()
+    for name in ("cache", "results"):
+        folder = Path(getattr(params.execution, name))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Fault(
+                f"execution.{name}: {folder} cannot be made ({error.strerror}); name another folder"
+            ) from error
+        if not os.access(folder, os.W_OK):
+            raise Fault(f"execution.{name}: {folder} cannot be written; name another folder")
+
+
 def device(params: Params) -> str:
     """``cuda`` or ``cpu``; asking for a GPU where there is none is an error."""
     if params.execution.device == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError(
+        raise Fault(
             "execution.device: cuda was asked for but PyTorch finds no GPU; use auto or cpu"
         )
     if params.execution.device == "auto":

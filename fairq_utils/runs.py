@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import time
+import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.metadata import version
@@ -14,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from fairq_utils import calibration, models, training
 from fairq_utils.data import FaceData
@@ -38,7 +41,8 @@ def train_baseline(params: Params, run: Run, bars: Progress | None = None) -> st
     """Train one FP32 model unless its checkpoint is there, evaluate it, and return its key."""
     store = ledger(params)
     path = Path(store.checkpoint_path(run.key))
-    if path.exists() and store.contains(run.key):
+    there = path.exists() and _sound(path)
+    if there and store.contains(run.key):
         return run.key
     data = faces(params)
     target = device(params)
@@ -49,7 +53,7 @@ def train_baseline(params: Params, run: Run, bars: Progress | None = None) -> st
         run.architecture, image_size=params.data.size, pretrained=params.training.pretrained
     )
     measures: dict[str, float] = {"parameters": float(sum(p.numel() for p in model.parameters()))}
-    if path.exists():
+    if there:
         models.load_checkpoint(model, path)
     else:
         settings = params.training.models[run.architecture]
@@ -86,6 +90,22 @@ def train_baseline(params: Params, run: Run, bars: Progress | None = None) -> st
     if bars is not None:
         bars.finish(run)
     return run.key
+
+
+def _sound(path: Path) -> bool:
+    """Whether a checkpoint can be read; a damaged one is set aside with a warning."""
+    try:
+        load_file(path)
+    except (SafetensorError, OSError) as error:
+        aside = path.with_name(f"{path.name}.damaged")
+        warnings.warn(
+            f"{path}: this checkpoint is damaged ({error}); it is set aside as {aside.name} and "
+            "the model is trained again",
+            stacklevel=3,
+        )
+        path.replace(aside)
+        return False
+    return True
 
 
 def evaluate_quantized(

@@ -21,7 +21,7 @@ from fairq_utils.ledger import Ledger, Run
 from fairq_utils.params import Params
 from fairq_utils.planning import PHASES, baseline_of, check, plan
 from fairq_utils.progress import Progress
-from fairq_utils.resources import ledger
+from fairq_utils.resources import ledger, prepare
 
 
 def execute(
@@ -37,6 +37,7 @@ def execute(
         Where progress goes; standard error if not given.
     """
     check(params)
+    prepare(params)
     store = ledger(params)
     wanted = plan(params, phases)
     missing = [run for run in wanted if not store.contains(run.key)]

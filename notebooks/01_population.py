@@ -49,6 +49,10 @@ figures.face_sheet(test, rows=4, columns=10)
 # ambiguous, as in life.
 
 # %%
+glue("study", chapter.params.name)
+glue("faces", chapter.params.data.train)
+glue("tested", chapter.params.data.test)
+glue("seeds", len(chapter.params.training.seeds))
 glue("difficulty", data.meta["population"]["difficulty"])
 glue("bayes", chapter.population.bayes_accuracy)
 figures.smile_scale(test)

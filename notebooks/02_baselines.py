@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Baselines
 #
-# **Question.** How accurate, and how even-handed, are the five networks before anything is
+# **Question.** How accurate, and how even-handed, are the networks before anything is
 # quantized?
 #
 # Every change that later chapters report is a change from these models, on the same test

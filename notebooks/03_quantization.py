@@ -74,9 +74,10 @@ figures.changes(quantized, "demographic_parity_difference", chapter.crossed)
 # {glue:text}`03_quantization.ipynb::equivalent:.0f`. The others are undecided at this size of
 # test set.
 #
-# A gap can also narrow because a network is broken: one that gives everybody the same answer has
-# none. Of the changes shown, {glue:text}`03_quantization.ipynb::shown_broken:.0f` belong to models
-# that lost more than ten points of accuracy.
+# In {glue:text}`03_quantization.ipynb::unflipped:.0f` comparisons not one answer flipped. A gap
+# can also narrow because a network is broken: one that gives everybody the same answer has none.
+# Of the changes shown, {glue:text}`03_quantization.ipynb::shown_broken:.0f` belong to models that
+# lost more than ten points of accuracy.
 
 # %% tags=["remove-cell"]
 chapters.glue_verdicts(quantized, chapter.crossed, chapter.params)

@@ -122,3 +122,21 @@ def test_no_batch_and_no_module() -> None:
         metrics.compute_fairness_metrics(nn.Identity(), [])
     with pytest.raises(TypeError, match="model is function, not a torch module"):
         metrics.compute_fairness_metrics(lambda x: x, [])  # type: ignore[arg-type]
+
+
+def test_names_of_groups_come_as_a_loader_collates_them() -> None:
+    images, labels = torch.tensor([[1.0], [-1.0], [2.0], [3.0]]), torch.tensor([1, 0, 1, 0])
+    found = [
+        metrics.compute_fairness_metrics(nn.Identity(), [(images, labels, groups)])
+        for groups in (("f", "f", "m", "m"), ["f", "f", "m", "m"], {"gender": ["f", "f", "m", "m"]})
+    ]
+    assert str(found[0]) == str(found[1]) == str(found[2])
+
+
+def test_labels_are_counted_batch_by_batch() -> None:
+    loader = [
+        (torch.zeros(3, 1), torch.zeros(2), torch.zeros(3)),
+        (torch.zeros(2, 1), torch.zeros(3), torch.ones(2)),
+    ]
+    with pytest.raises(ValueError, match="batch 0 has 2 labels for 3 images"):
+        metrics.compute_fairness_metrics(nn.Identity(), loader)

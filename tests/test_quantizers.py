@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -468,3 +469,32 @@ def test_one_observation_serves_several_specs() -> None:
     only = observe(model, batches)
     with pytest.raises(ValueError, match="ranges by 'percentile' were not observed, only minmax"):
         quantize_observed(only, QuantSpec(activation_range="percentile"))
+
+
+def test_nan_pictures_are_refused_by_a_static_model_not_answered() -> None:
+    model, _ = quantize_static(nn.Sequential(nn.Linear(4, 2)), QuantSpec(), [torch.rand(8, 4)])
+    for _ in range(2):
+        with pytest.raises(ValueError, match="the input of the quantized model: a value is NaN"):
+            model(torch.full((1, 4), float("nan")))
+        use_integers(model)
+
+
+def test_models_and_batches_of_another_kind_are_refused_before_anything_is_done() -> None:
+    x = torch.rand(8, 4)
+    net = nn.Sequential(nn.Linear(4, 2))
+    with pytest.raises(ValueError, match=r"0\.weight is torch\.float64; quantize the float32"):
+        quantize_static(copy.deepcopy(net).double(), QuantSpec(), [x.double()])
+    with pytest.raises(TypeError, match="calibration batch 0 is tuple, not a tensor of images"):
+        quantize_static(net, QuantSpec(), [(x, torch.zeros(8))])
+    with pytest.raises(TypeError, match="batches is one tensor"):
+        quantize_static(net, QuantSpec(), x)
+    with pytest.raises(TypeError, match="model is builtin_function_or_method, not a torch"):
+        quantize_dynamic(len, QuantSpec(activation="dynamic"))
+
+
+def test_a_quantized_model_can_be_saved_whole(tmp_path: Path) -> None:
+    x = torch.rand(8, 4)
+    model, _ = quantize_static(nn.Sequential(nn.Linear(4, 2)), QuantSpec(), [x])
+    torch.save(model, tmp_path / "model.pt")
+    again = torch.load(tmp_path / "model.pt", weights_only=False)
+    assert torch.equal(again(x), model(x))

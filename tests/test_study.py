@@ -298,3 +298,31 @@ def test_render_benchmark_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (found["size"], found["faces"]) == (64, 64)
     with pytest.raises(ValueError, match="'rander' is not one of render"):
         bench.run("rander", tmp_path)
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_trained_again(params: Params) -> None:
+    store = resources.ledger(params)
+    base, quantized = planning.plan(params)[:2]
+    path = store.checkpoint_path(base.key)
+    before = store.read(base.key).scores
+    path.write_bytes(path.read_bytes()[:1000])
+    Path(store.path(quantized.key)).unlink()
+    with pytest.warns(UserWarning, match="this checkpoint is damaged .* trained again"):
+        study.execute(params)
+    np.testing.assert_allclose(store.read(base.key).scores, before, rtol=1e-2, atol=1e-2)
+    assert path.with_name(f"{path.name}.damaged").exists()
+    assert store.contains(quantized.key)
+
+
+@pytest.mark.parametrize("place", ["ledger", "cache", "results"])
+def test_a_place_that_cannot_be_written_is_named_before_anything_is_computed(
+    tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    path = tmp_path / "blocked.yaml"
+    path.write_text(yaml.safe_dump({**STUDY, "execution": {place: str(tmp_path / "file" / "x")}}))
+    answer = CliRunner().invoke(app, ["run", "--params", str(path)])
+    assert answer.exit_code == 1
+    assert f"execution.{place}: " in answer.stderr
+    assert "cannot be made" in answer.stderr
+    assert not list(tmp_path.glob("build/cache/*"))

@@ -57,7 +57,9 @@ def _attributes(groups: Any, sensitive_attr: str, rows: int) -> dict[str, list[A
         groups = {str(name): groups[name].to_numpy() for name in groups}
     elif isinstance(groups, pd.Series):
         groups = {sensitive_attr: groups.to_numpy()}
-    elif isinstance(groups, Tensor | np.ndarray) and groups.ndim == 1:
+    elif (isinstance(groups, Tensor | np.ndarray) and groups.ndim == 1) or (
+        isinstance(groups, list | tuple) and all(isinstance(v, str | int) for v in groups)
+    ):
         groups = {sensitive_attr: groups}
     if not isinstance(groups, Mapping):
         raise ValueError(
@@ -99,7 +101,12 @@ def predict(model: nn.Module, loader: Iterable[Any], sensitive_attr: str) -> Cou
             if groups and set(values) != set(groups):
                 raise ValueError(f"loader: batch {at} has attributes {', '.join(values)}")
             guess += _predictions(model(images.to(device)), len(images)).tolist()
-            truth += np.asarray(torch.as_tensor(labels).cpu()).reshape(-1).tolist()
+            given = np.asarray(torch.as_tensor(labels).cpu()).reshape(-1).tolist()
+            if len(given) != len(images):
+                raise ValueError(
+                    f"loader: batch {at} has {len(given)} labels for {len(images)} images"
+                )
+            truth += given
             for name, column in values.items():
                 groups.setdefault(name, []).extend(column)
     if not groups:

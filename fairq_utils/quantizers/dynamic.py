@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fairq_utils.quantizers.folding import fold_batch_norms
 from fairq_utils.quantizers.layers import quantizable, quantized
 from fairq_utils.quantizers.ptq import edge_spec, replace
+from fairq_utils.quantizers.ranges import check_model
 from fairq_utils.quantizers.report import QuantReport, float_bytes, report
 from fairq_utils.quantizers.spec import QuantSpec
 
@@ -38,6 +39,7 @@ def quantize_dynamic(
     """
     if spec.activation != "dynamic":
         raise ValueError("quantize_dynamic: spec.activation is static; use quantize_static")
+    check_model(model, "quantize_dynamic")
     before = float_bytes(model)
     work = copy.deepcopy(model).eval()
     folded: list[str] = []

@@ -45,7 +45,7 @@ class _Quantized(nn.Module):
         )
         self._weight: Tensor | None = None
         self._packed: tuple[Any, Tensor] | None = None
-        self.register_load_state_dict_post_hook(lambda module, _: module.forget())
+        self.register_load_state_dict_post_hook(_forget)
 
     def forget(self) -> None:
         """Drop what is derived from the integers; it is made again when it is needed."""
@@ -92,6 +92,11 @@ class _Quantized(nn.Module):
         """Scale, zero-point and largest integer of a static input."""
         top = 2**self.spec.activation_bits - 1
         return float(self.input_scale), int(self.input_zero_point), top
+
+
+def _forget(module: nn.Module, _: object) -> None:
+    if isinstance(module, _Quantized):
+        module.forget()
 
 
 class QuantConv2d(_Quantized):

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from fairq_utils.quantizers.folding import fold_batch_norms
 from fairq_utils.quantizers.layers import quantizable, quantized
-from fairq_utils.quantizers.ranges import RANGES, Observer, check_finite
+from fairq_utils.quantizers.ranges import (
+    RANGES,
+    Observer,
+    check_batch,
+    check_finite,
+    check_model,
+    refuse_not_finite,
+)
 from fairq_utils.quantizers.report import QuantReport, float_bytes, report
 from fairq_utils.quantizers.spec import QuantSpec
 
@@ -64,6 +71,12 @@ def observe(
     ValueError
         No calibration batch, or a value that is not finite.
     """
+    check_model(model, "quantize_static")
+    if isinstance(batches, Tensor):
+        raise TypeError(
+            "quantize_static: batches is one tensor, which would be taken image by image; give a "
+            "list of batches, [images]"
+        )
     stream = iter(batches)
     try:
         first = next(stream)
@@ -71,7 +84,7 @@ def observe(
         raise ValueError(
             "quantize_static: the calibration set is empty; give at least one batch"
         ) from None
-    check_finite(first, "quantize_static: calibration batch 0")
+    check_batch(first, "quantize_static: calibration batch 0")
     before = float_bytes(model)
     work = copy.deepcopy(model).eval()
     folded, left = fold_batch_norms(work, first)
@@ -90,7 +103,7 @@ def observe(
     try:
         with torch.no_grad():
             for number, batch in enumerate(_chain(first, stream)):
-                check_finite(batch, f"quantize_static: calibration batch {number}")
+                check_batch(batch, f"quantize_static: calibration batch {number}")
                 work(batch)
                 images += len(batch)
     finally:
@@ -128,6 +141,7 @@ def quantize_observed(seen: Observed, spec: QuantSpec) -> tuple[nn.Module, Quant
         replacement = quantized(work.get_submodule(name), edge_spec(spec, name, seen.order))
         replacement.set_input_range(*seen.ranges[spec.activation_range][name])
         replace(work, name, replacement)
+    work.register_forward_pre_hook(refuse_not_finite)
     return work, report(work, spec, seen.folded, dict(seen.left), seen.float_bytes, seen.images)
 
 

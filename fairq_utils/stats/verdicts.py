@@ -151,8 +151,8 @@ def verdict(
         raise ValueError(f"p_value: {p_value} is not between 0 and 1")
     if not 0 < confidence < 1 or not 0 < level < 1:
         raise ValueError(f"confidence, level: {confidence}, {level} must lie between 0 and 1")
-    if floor is not None and floor < 0:
-        raise ValueError(f"floor: {floor} is negative")
+    if floor is not None and not floor >= 0:
+        raise ValueError(f"floor: {floor} is not a number from 0 up")
     if not all(map(isfinite, (estimate, low, high))):
         return Verdict("undecided", f"{what} is not defined on these images.")
 
