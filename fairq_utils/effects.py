@@ -300,8 +300,9 @@ def frontier(frame: pd.DataFrame, size: pd.DataFrame, scope: str) -> pd.DataFram
     wide = rows.pivot_table(index=CONFIGURATION, columns="statistic", values="compared", sort=False)
     found = wide.reset_index().merge(size, on=CONFIGURATION)
     for name in ("accuracy", "demographic_parity_difference"):
-        ends = rows[rows.statistic == name][[*CONFIGURATION, "compared_low", "compared_high"]]
-        ends = ends.rename(columns={"compared_low": f"{name}_low", "compared_high": f"{name}_high"})
+        kept = {"compared_low": f"{name}_low", "compared_high": f"{name}_high"}
+        kept |= {"floor": f"{name}_floor"}
+        ends = rows[rows.statistic == name][[*CONFIGURATION, *kept]].rename(columns=kept)
         found = found.merge(ends, on=CONFIGURATION)
     front = pareto(found, {"accuracy": 1, "demographic_parity_difference": -1, "mebibytes": -1})
     return found.assign(pareto=front)

@@ -254,6 +254,9 @@ def pareto(frontier: pd.DataFrame) -> HTML:
                 "configuration": [label(row) for _, row in rows.iterrows()],
                 "accuracy (%)": _with_ends(rows, "accuracy"),
                 "parity gap (points)": _with_ends(rows, "demographic_parity_difference"),
+                "floor of its change": [
+                    f"±{v * 100:.1f}" for v in rows.demographic_parity_difference_floor
+                ],
                 "size (MiB)": [f"{v:.2f}" for v in rows.mebibytes],
             }
         )
