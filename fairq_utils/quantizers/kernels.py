@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
+# Scale, zero-point and type of the result, and what is fused behind it: float32, nothing.
+FLOAT_OUT: tuple[Any, ...] = (1.0, 0, torch.float32, "none", [], "")
 CHUNK = 1 << 18  # values quantized at a time: they stay in a core's cache between the passes
 
 
@@ -95,12 +98,7 @@ def conv2d(
         padding,
         dilation,
         groups,
-        1.0,
-        0,
-        torch.float32,
-        "none",
-        [],
-        "",
+        *FLOAT_OUT,
     )
     return out
 
@@ -123,11 +121,6 @@ def linear(
         weight_scales,
         zeros,
         bias,
-        1.0,
-        0,
-        torch.float32,
-        "none",
-        [],
-        "",
+        *FLOAT_OUT,
     )
     return out
