@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ from fairq_utils.data.faces import FaceData
 from fairq_utils.models import classifier, normalize
 
 Progress = Callable[[int, int, float], None]
-# objective(model, images, rows, flipped) -> scalar loss
+# objective(model, *batch) -> scalar loss; of a FaceData, a batch is images, rows, flipped
 Objective = nn.Module
 SETTLING = 2048  # pictures over which batch norms are averaged after training
 REPORTED = 100  # steps between two calls of the progress callback
@@ -177,60 +178,92 @@ def fit(
     FloatingPointError
         The loss is no longer finite; names the epoch and step.
     """
-    began = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
-    model.to(device).to(memory_format=torch.channels_last).train()
-    objective.to(device).train()
-    parameters = [*model.parameters(), *objective.parameters()]
-    optimizer = torch.optim.AdamW(
-        _decayed(parameters, recipe.weight_decay), lr=recipe.learning_rate, fused=True
-    )
     batch = min(recipe.batch_size, len(data))
     steps = len(data) // batch
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.learning_rate, total_steps=recipe.epochs * steps, pct_start=0.2
-    )
-    kind = torch.device(device).type
-    # On a CPU, fused attention over the few tokens of a small picture costs a third more.
-    backends = [SDPBackend.MATH] if kind == "cpu" else FUSED
-    history = []
-    for epoch in range(recipe.epochs):
+
+    def epoch() -> Iterator[tuple[Tensor, ...]]:
         order = torch.randperm(len(data), generator=generator)
-        total = torch.zeros((), device=device)
         for step in range(steps):
             rows = order[step * batch : (step + 1) * batch]
             flipped = torch.rand(batch, generator=generator) < 0.5
             images = data.images[rows]
             images[flipped] = images[flipped].flip(-1)
-            x = normalize(images, device)
+            yield normalize(images, device), rows.to(device), flipped.to(device)
+
+    history = optimise(model, objective, epoch, steps, recipe, device=device, progress=progress)
+    settle_batch_norms(model, data.images, seed=seed, device=device)
+    model.eval()
+    return history
+
+
+def optimise(
+    model: nn.Module,
+    objective: Objective,
+    epoch: Callable[[], Iterable[tuple[Tensor, ...]]],
+    steps: int,
+    recipe: Recipe,
+    *,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> History:
+    """The loop that all trainings share; :func:`fit` feeds it a :class:`FaceData`.
+
+    Parameters
+    ----------
+    model, objective : modules
+        ``objective(model, *batch)`` returns a scalar loss; its own parameters are trained too.
+    epoch : callable
+        Gives the batches of one pass, tensors on ``device``.
+    steps : int
+        Batches of one pass.
+    """
+    began = time.perf_counter()
+    model.to(device).to(memory_format=torch.channels_last).train()
+    objective.to(device).train()
+    parameters = [p for p in (*model.parameters(), *objective.parameters()) if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        _decayed(parameters, recipe.weight_decay), lr=recipe.learning_rate, fused=True
+    )
+    total_steps = recipe.epochs * steps
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, recipe.learning_rate, total_steps=total_steps, pct_start=0.2
+    )
+    kind = torch.device(device).type
+    # On a CPU, fused attention over the few tokens of a small picture costs a third more.
+    backends = [SDPBackend.MATH] if kind == "cpu" else FUSED
+    history = []
+    for number in range(recipe.epochs):
+        total, step = torch.zeros((), device=device), 0
+        for batch in itertools.islice(epoch(), steps):
             cast = (
                 torch.autocast(kind, torch.bfloat16)
                 if recipe.precision == "bf16"
                 else nullcontext()
             )
             with cast, sdpa_kernel(backends):
-                loss = objective(model, x, rows.to(device), flipped.to(device))
+                loss = objective(model, *batch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(parameters, 1.0)
             if step % 50 == 0 and not math.isfinite(float(norm)):
                 raise FloatingPointError(
-                    f"training: the gradient is not finite at epoch {epoch + 1}, step {step + 1}; "
+                    f"training: the gradient is not finite at epoch {number + 1}, step {step + 1}; "
                     "lower training.models.*.learning_rate"
                 )
             optimizer.step()
             schedule.step()
             total += loss.detach()
-            done = epoch * steps + step + 1
-            if progress is not None and (done % REPORTED == 0 or done == recipe.epochs * steps):
-                progress(done, recipe.epochs * steps, float(total) / (step + 1))
-        history.append(float(total) / steps)
+            step += 1
+            done = number * steps + step
+            if progress is not None and (done % REPORTED == 0 or done == total_steps):
+                progress(done, total_steps, float(total) / step)
+        history.append(float(total) / step)
         if not math.isfinite(history[-1]):
             raise FloatingPointError(
-                f"training: the loss is not finite in epoch {epoch + 1}; "
+                f"training: the loss is not finite in epoch {number + 1}; "
                 "lower training.models.*.learning_rate"
             )
-    settle_batch_norms(model, data.images, seed=seed, device=device)
     model.eval()
     return History(tuple(history), time.perf_counter() - began)
 

@@ -3,6 +3,7 @@
 from fairq_utils.quantizers.dynamic import quantize_dynamic
 from fairq_utils.quantizers.layers import use_integers
 from fairq_utils.quantizers.ptq import Observed, observe, quantize_observed, quantize_static
+from fairq_utils.quantizers.qat import finish_qat, folded_float, prepare_qat
 from fairq_utils.quantizers.report import QuantReport
 from fairq_utils.quantizers.spec import QuantSpec
 
@@ -10,7 +11,10 @@ __all__ = [
     "Observed",
     "QuantReport",
     "QuantSpec",
+    "finish_qat",
+    "folded_float",
     "observe",
+    "prepare_qat",
     "quantize_dynamic",
     "quantize_observed",
     "quantize_static",

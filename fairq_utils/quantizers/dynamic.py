@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 
-import torch
 from torch import Tensor, nn
 
+from fairq_utils.quantizers.checks import check_model
 from fairq_utils.quantizers.folding import fold_batch_norms
 from fairq_utils.quantizers.layers import quantizable, quantized
-from fairq_utils.quantizers.ptq import edge_spec, replace
-from fairq_utils.quantizers.ranges import check_model
+from fairq_utils.quantizers.places import order_of_execution, replace
+from fairq_utils.quantizers.ptq import edge_spec
 from fairq_utils.quantizers.report import QuantReport, float_bytes, report
 from fairq_utils.quantizers.spec import QuantSpec
 
@@ -38,7 +38,9 @@ def quantize_dynamic(
     module, report
     """
     if spec.activation != "dynamic":
-        raise ValueError("quantize_dynamic: spec.activation is static; use quantize_static")
+        raise ValueError(
+            f"quantize_dynamic: spec.activation is {spec.activation}; use quantize_static"
+        )
     check_model(model, "quantize_dynamic")
     before = float_bytes(model)
     work = copy.deepcopy(model).eval()
@@ -47,25 +49,10 @@ def quantize_dynamic(
     if example is not None:
         folded, left = fold_batch_norms(work, example)
     layers = {n: m for n, m in work.named_modules() if quantizable(m)}
-    order = list(layers) if example is None else _order(work, layers, example)
+    order = list(layers) if example is None else order_of_execution(work, layers, example)
     for name in layers:
         if name not in order:
             left[name] = "was not called on the example; it stays in float"
     for name in order:
-        replace(work, name, quantized(layers[name], edge_spec(spec, name, order)))
-    return work, report(work, spec, folded, left, before, 0)
-
-
-def _order(model: nn.Module, layers: dict[str, nn.Module], example: Tensor) -> list[str]:
-    order: list[str] = []
-    hooks = [
-        layer.register_forward_pre_hook(lambda *_, name=name: order.append(name))
-        for name, layer in layers.items()
-    ]
-    try:
-        with torch.no_grad():
-            model(example)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return list(dict.fromkeys(order))
+        work = replace(work, name, quantized(layers[name], edge_spec(spec, name, order)))
+    return work, report(work, spec, folded, left, before, 0, {})

@@ -76,7 +76,7 @@ def fold_batch_norms(model: nn.Module, example: Tensor) -> tuple[list[str], dict
         before = model(example)
         for pair in pairs:
             pair.fold()
-        if _close(model(example), before):
+        if same_answers(model(example), before):
             return [pair.conv_name for pair in pairs], left
         # One of them is not what it seemed: undo all, then fold one at a time.
         for pair in pairs:
@@ -84,7 +84,7 @@ def fold_batch_norms(model: nn.Module, example: Tensor) -> tuple[list[str], dict
         folded = []
         for pair in pairs:
             pair.fold()
-            if _close(model(example), before):
+            if same_answers(model(example), before):
                 folded.append(pair.conv_name)
             else:
                 pair.undo()
@@ -133,5 +133,6 @@ def _pairs(model: nn.Module, example: Tensor) -> tuple[list[_Pair], dict[str, st
     return pairs, left
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
+def same_answers(a: Tensor, b: Tensor) -> bool:
+    """Whether two outputs are the same up to rounding."""
     return bool((a - b).abs().max() <= TOLERANCE * b.abs().max().clamp(min=1e-6))

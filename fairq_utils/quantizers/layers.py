@@ -9,40 +9,45 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fairq_utils.quantizers import kernels
-from fairq_utils.quantizers.ranges import affine, quantize_weight
+from fairq_utils.quantizers.grids import input_grid, on_grid
 from fairq_utils.quantizers.spec import QuantSpec
+from fairq_utils.quantizers.weights import WeightIntegers, dequantize_weight, quantize_weight
 
 
-class _Quantized(nn.Module):
+class Quantized(nn.Module):
     """Integers of the weight, scales, and the grid of the input.
 
     Buffers
     -------
     weight_integers : int8, shape of the weight
-    weight_scale : float32 (out channels,)
+    weight_scale, weight_zero_point : float32 and int32, (out channels,) or (out channels, groups)
     input_scale, input_zero_point : float32 and int32 scalars (static only)
     """
 
     weight_integers: Tensor
     weight_scale: Tensor
+    weight_zero_point: Tensor
     bias: Tensor | None
     input_scale: Tensor
     input_zero_point: Tensor
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, spec: QuantSpec) -> None:
+    def __init__(
+        self,
+        layer: nn.Conv2d | nn.Linear,
+        spec: QuantSpec,
+        integers: WeightIntegers | None = None,
+    ) -> None:
         super().__init__()
         self.spec = spec
         self.integer = False
-        integers, scale = quantize_weight(
-            weight, spec.weight_bits, spec.weight_granularity, spec.weight_range, spec.percentile
-        )
-        self.register_buffer("weight_integers", integers)
-        self.register_buffer("weight_scale", scale)
+        found = quantize_weight(layer.weight, spec) if integers is None else integers
+        bias, device = layer.bias, layer.weight.device
+        self.register_buffer("weight_integers", found.integers)
+        self.register_buffer("weight_scale", found.scale)
+        self.register_buffer("weight_zero_point", found.zero_point)
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
-        self.register_buffer("input_scale", torch.ones((), device=weight.device))
-        self.register_buffer(
-            "input_zero_point", torch.zeros((), dtype=torch.int32, device=weight.device)
-        )
+        self.register_buffer("input_scale", torch.ones((), device=device))
+        self.register_buffer("input_zero_point", torch.zeros((), dtype=torch.int32, device=device))
         self._weight: Tensor | None = None
         self._packed: tuple[Any, Tensor] | None = None
         self.register_load_state_dict_post_hook(_forget)
@@ -53,17 +58,29 @@ class _Quantized(nn.Module):
 
     def set_input_range(self, low: float, high: float) -> None:
         """Fix the static grid of the input."""
-        scale, zero = affine(torch.tensor(low), torch.tensor(high), self.spec.activation_bits)
+        self.set_input_grid(
+            *input_grid(
+                torch.tensor(low),
+                torch.tensor(high),
+                self.spec.activation_bits,
+                self.spec.activation_scheme,
+            )
+        )
+
+    def set_input_grid(self, scale: Tensor, zero: Tensor) -> None:
+        """Fix the static grid of the input by its scale and zero-point."""
         self.input_scale.copy_(scale)
-        self.input_zero_point.copy_(zero.to(torch.int32))
+        self.input_zero_point.copy_(zero.round().to(torch.int32))
         self.forget()
 
     def weight(self) -> Tensor:
-        """Dequantized weight ``s * q``, cached."""
+        """Dequantized weight ``s (q - z)``, cached."""
         cached = self._weight
         if cached is None or cached.device != self.weight_integers.device:
-            shape = (-1, *[1] * (self.weight_integers.ndim - 1))
-            cached = self.weight_integers.float() * self.weight_scale.view(shape)
+            integers = WeightIntegers(
+                self.weight_integers, self.weight_scale, self.weight_zero_point
+            )
+            cached = dequantize_weight(integers, self.spec)
             if cached.ndim == 4:
                 cached = cached.contiguous(memory_format=torch.channels_last)
             self._weight = cached
@@ -71,6 +88,8 @@ class _Quantized(nn.Module):
 
     def quantized_input(self, x: Tensor) -> Tensor:
         """The input after a round trip through its grid."""
+        if self.spec.activation == "float":
+            return x
         top = 2**self.spec.activation_bits - 1
         if self.spec.activation == "static":
             return torch.fake_quantize_per_tensor_affine(
@@ -80,47 +99,59 @@ class _Quantized(nn.Module):
                 0,
                 top,
             )
+        if x.numel() == 0:
+            return x
         # One range per sample, so that an answer does not depend on who shares the batch.
         flat = x.reshape(x.shape[0], -1)
         low, high = torch.aminmax(flat, dim=1)
-        scale, zero = affine(low, high, self.spec.activation_bits)
+        scale, zero = input_grid(low, high, self.spec.activation_bits, self.spec.activation_scheme)
         shape = (-1, *[1] * (x.ndim - 1))
-        s, z = scale.view(shape), zero.view(shape)
-        return torch.round(x / s).add_(z).clamp_(0, top).sub_(z).mul_(s)
+        return on_grid(x, scale.view(shape), zero.view(shape), 0, top)
 
     def input_grid(self) -> tuple[float, int, int]:
         """Scale, zero-point and largest integer of a static input."""
         top = 2**self.spec.activation_bits - 1
         return float(self.input_scale), int(self.input_zero_point), top
 
+    def runs_on_integers(self) -> bool:
+        """Whether the integer kernels compute exactly this layer."""
+        return (
+            self.spec.activation == "static"
+            and self.spec.weight_scheme == "symmetric"
+            and self.spec.weight_granularity != "group"
+            and not isinstance(getattr(self, "padding", None), str)
+        )
+
 
 def _forget(module: nn.Module, _: object) -> None:
-    if isinstance(module, _Quantized):
+    if isinstance(module, Quantized):
         module.forget()
 
 
-class QuantConv2d(_Quantized):
+class QuantConv2d(Quantized):
     """``nn.Conv2d`` on quantized inputs and weights."""
 
-    def __init__(self, layer: nn.Conv2d, spec: QuantSpec) -> None:
-        super().__init__(layer.weight, layer.bias, spec)
+    def __init__(
+        self, layer: nn.Conv2d, spec: QuantSpec, integers: WeightIntegers | None = None
+    ) -> None:
+        super().__init__(layer, spec, integers)
         self.stride = layer.stride
         self.padding: Any = layer.padding  # numbers, or a word such as "same"
         self.dilation, self.groups = layer.dilation, layer.groups
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Convolve (N, C, H, W)."""
         geometry = (self.stride, self.padding, self.dilation, self.groups)
-        if not self.integer:
-            return F.conv2d(self.quantized_input(x), self.weight(), self.bias, *geometry)
+        if not self.integer or input.ndim != 4 or input.numel() == 0:
+            return F.conv2d(self.quantized_input(input), self.weight(), self.bias, *geometry)
         scale, zero, top = self.input_grid()
-        if self._packed is None or self._packed[0] != x.shape:
+        if self._packed is None or self._packed[0] != input.shape:
             packed = kernels.pack_conv(
-                self.weight_integers, self.weight_scale, *geometry, shape=x.shape
+                self.weight_integers, self.weight_scale, *geometry, shape=input.shape
             )
-            self._packed = (x.shape, packed)
+            self._packed = (input.shape, packed)
         return kernels.conv2d(
-            kernels.quantize(x, scale, zero, top),
+            kernels.quantize(input, scale, zero, top),
             scale,
             zero,
             self._packed[1],
@@ -130,21 +161,18 @@ class QuantConv2d(_Quantized):
         )
 
 
-class QuantLinear(_Quantized):
+class QuantLinear(Quantized):
     """``nn.Linear`` on quantized inputs and weights."""
 
-    def __init__(self, layer: nn.Linear, spec: QuantSpec) -> None:
-        super().__init__(layer.weight, layer.bias, spec)
-
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map (..., in features) to (..., out features)."""
-        if not self.integer:
-            return F.linear(self.quantized_input(x), self.weight(), self.bias)
+        if not self.integer or input.numel() == 0:
+            return F.linear(self.quantized_input(input), self.weight(), self.bias)
         scale, zero, top = self.input_grid()
         if self._packed is None:
             self._packed = (None, kernels.pack_linear(self.weight_integers))
         return kernels.linear(
-            kernels.quantize(x, scale, zero, top),
+            kernels.quantize(input, scale, zero, top),
             scale,
             zero,
             self._packed[1],
@@ -161,30 +189,43 @@ def use_integers(model: nn.Module) -> int:
     int
         How many layers do; 0 where the processor has no exact kernels (see
         :func:`fairq_utils.quantizers.kernels.available`) and the model stays a float simulation.
-        Layers with dynamic inputs, and convolutions whose padding is given in words, stay one.
+        Layers with dynamic or float inputs, affine or group-wise weights, and convolutions whose
+        padding is given in words, stay one.
     """
     if not kernels.available():
         return 0
     changed = 0
     for module in model.modules():
-        if isinstance(module, _Quantized) and module.spec.activation == "static":
-            module.integer = not isinstance(getattr(module, "padding", None), str)
+        if isinstance(module, Quantized):
+            module.integer = module.runs_on_integers()
             changed += module.integer
     return changed
 
 
 def quantizable(module: nn.Module) -> bool:
     """Whether a layer has a quantized counterpart here."""
+    return why_not(module) is None
+
+
+def why_not(module: nn.Module) -> str | None:
+    """Why a layer has no quantized counterpart here; None where it has one."""
+    if getattr(module, "parametrizations", None):
+        return "its weight is parametrized; remove the parametrization first"
     if type(module) is nn.Linear:
-        return True
-    plain = isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward
-    return plain and getattr(module, "padding_mode", "zeros") == "zeros"
+        return None
+    if not isinstance(module, nn.Conv2d) or type(module).forward is not nn.Conv2d.forward:
+        return f"{type(module).__name__} is computed in float"
+    if module.padding_mode != "zeros":
+        return f"its padding mode is {module.padding_mode!r}; only zeros are on every grid"
+    return None
 
 
-def quantized(module: nn.Module, spec: QuantSpec) -> QuantConv2d | QuantLinear:
+def quantized(
+    module: nn.Module, spec: QuantSpec, integers: WeightIntegers | None = None
+) -> QuantConv2d | QuantLinear:
     """The quantized counterpart of a layer."""
     if isinstance(module, nn.Conv2d):
-        return QuantConv2d(module, spec)
+        return QuantConv2d(module, spec, integers)
     if isinstance(module, nn.Linear):
-        return QuantLinear(module, spec)
+        return QuantLinear(module, spec, integers)
     raise TypeError(f"{type(module).__name__} has no quantized counterpart")

@@ -1,27 +1,32 @@
-"""Static post-training quantization: fold, observe, fix the grids."""
+"""Static post-training quantization: fold, equalize, observe, fix the grids, correct."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fairq_utils.quantizers.folding import fold_batch_norms
-from fairq_utils.quantizers.layers import quantizable, quantized
-from fairq_utils.quantizers.ranges import (
-    RANGES,
-    Observer,
+from fairq_utils.quantizers.bias_correction import correct_biases
+from fairq_utils.quantizers.checks import (
     check_batch,
     check_finite,
     check_model,
     refuse_not_finite,
 )
+from fairq_utils.quantizers.equalization import equalize
+from fairq_utils.quantizers.folding import fold_batch_norms
+from fairq_utils.quantizers.layers import quantizable, quantized
+from fairq_utils.quantizers.places import first_input, replace
+from fairq_utils.quantizers.ranges import HISTOGRAM_RULES, InputStatistics
+from fairq_utils.quantizers.reconstruction import reconstruct
 from fairq_utils.quantizers.report import QuantReport, float_bytes, report
 from fairq_utils.quantizers.spec import QuantSpec
+
+LayerSpecs = Mapping[str, QuantSpec | None]
 
 
 @dataclass(frozen=True)
@@ -30,30 +35,40 @@ class Observed:
 
     Attributes
     ----------
-    model : a copy of the model, its batch norms folded
+    model : a copy of the model, its batch norms folded (and its layers equalized)
     order : names of the quantizable layers in the order of execution
-    ranges : rule -> layer -> smallest and largest input to represent
-    percentile : share of values that the rule ``percentile`` kept inside
+    statistics : layer -> what was seen of its input
+    equalized : first -> second layer of every equalized pair; None where that was not asked for
     folded, left : names of convolutions with a folded batch norm; layers left alone, and why
-    images : calibration images seen
+    batches : calibration images, where they were kept
+    images : how many calibration images were seen
     float_bytes : size of the model that came in
     """
 
     model: nn.Module
     order: list[str]
-    ranges: dict[str, dict[str, tuple[float, float]]]
-    percentile: float
+    statistics: dict[str, InputStatistics]
+    equalized: dict[str, str] | None
     folded: list[str]
     left: dict[str, str]
+    batches: list[Tensor] = field(repr=False)
     images: int
     float_bytes: int
+
+    def range(self, name: str, spec: QuantSpec) -> tuple[float, float]:
+        """Smallest and largest input of a layer to represent, by the spec's rule."""
+        return self.statistics[name].range(
+            spec.activation_range, spec.activation_bits, spec.activation_scheme, spec.percentile
+        )
 
 
 def observe(
     model: nn.Module,
     batches: Iterable[Tensor],
     rules: Sequence[str] = ("minmax",),
-    percentile: float = 99.9,
+    *,
+    equalization: bool = False,
+    keep: bool = False,
 ) -> Observed:
     """Fold batch norms and watch the input of every quantizable layer under calibration.
 
@@ -63,8 +78,12 @@ def observe(
         It is copied; the one passed in stays as it is.
     batches : iterable of tensors (B, ...)
         Calibration inputs, as the model takes them. One pass for all rules; memory does not grow
-        with them.
-    rules : names of :data:`fairq_utils.quantizers.ranges.RANGES`
+        with them unless they are kept.
+    rules : range rules that will be asked for; histograms are made only where one needs them
+    equalization : bool
+        Equalize layers in a row before anything is observed.
+    keep : bool
+        Keep the images, which bias correction and learnt roundings look at again.
 
     Raises
     ------
@@ -88,65 +107,129 @@ def observe(
     before = float_bytes(model)
     work = copy.deepcopy(model).eval()
     folded, left = fold_batch_norms(work, first)
+    pairs = equalize(work, first) if equalization else None
     layers = {n: m for n, m in work.named_modules() if quantizable(m)}
-    observers: dict[str, dict[str, Observer]] = {
-        rule: {name: RANGES[rule](percentile) for name in layers} for rule in rules
-    }
+    histogram = any(rule in HISTOGRAM_RULES for rule in rules)
+    statistics = {name: InputStatistics(histogram) for name in layers}
     order: list[str] = []
     hooks = [
-        layer.register_forward_pre_hook(
-            _observing(name, [observers[rule][name] for rule in rules], order)
-        )
+        layer.register_forward_pre_hook(_observing(name, statistics[name], order), with_kwargs=True)
         for name, layer in layers.items()
     ]
-    images = 0
+    images, kept = 0, []
     try:
         with torch.no_grad():
             for number, batch in enumerate(_chain(first, stream)):
                 check_batch(batch, f"quantize_static: calibration batch {number}")
                 work(batch)
                 images += len(batch)
+                if keep:
+                    kept.append(batch)
     finally:
         for hook in hooks:
             hook.remove()
     for name in layers:
         if name not in order:
             left[name] = "was never called during calibration; it stays in float"
-    ranges = {rule: {name: observers[rule][name].range() for name in order} for rule in rules}
-    return Observed(work, order, ranges, percentile, folded, left, images, before)
+    seen = {name: statistics[name] for name in order}
+    return Observed(work, order, seen, pairs, folded, left, kept, images, before)
 
 
-def quantize_observed(seen: Observed, spec: QuantSpec) -> tuple[nn.Module, QuantReport]:
-    """Quantize what was observed; ``seen`` stays as it is. Returns module and report.
+def quantize_observed(
+    seen: Observed, spec: QuantSpec, layers: LayerSpecs | None = None
+) -> tuple[nn.Module, QuantReport]:
+    """Quantize what was observed; ``seen`` stays as it is.
+
+    Parameters
+    ----------
+    layers : mapping, optional
+        Layer -> its own spec, or None to leave it in float; all others follow ``spec``.
+
+    Returns
+    -------
+    module, report
 
     Raises
     ------
     ValueError
-        The spec asks for dynamic inputs, or for a range rule that was not observed.
+        The spec asks for dynamic inputs, or for what was not observed; a layer is unknown.
     """
-    if spec.activation != "static":
+    specs, left = layer_specs(seen, spec, layers)
+    notes: dict[str, Any] = {}
+    if spec.rounding != "nearest" and specs:
+        work, errors = reconstruct(seen.model, specs, seen.range, seen.batches)
+        notes["reconstruction"] = {name: list(pair) for name, pair in errors.items()}
+    else:
+        work = copy.deepcopy(seen.model)
+        for name, own in specs.items():
+            replacement = quantized(work.get_submodule(name), own)
+            if own.activation == "static":
+                replacement.set_input_range(*seen.range(name, own))
+            work = replace(work, name, replacement)
+    if spec.bias_correction:
+        images = torch.cat(seen.batches)
+        notes["bias_correction"] = correct_biases(work, seen.model, list(specs), images)
+    if spec.equalization:
+        notes["equalization"] = dict(seen.equalized or {})
+    if spec.activation != "float":
+        work.register_forward_pre_hook(refuse_not_finite)
+    result = report(
+        work, spec, seen.folded, {**seen.left, **left}, seen.float_bytes, seen.images, notes
+    )
+    return work, result
+
+
+def layer_specs(
+    seen: Observed, spec: QuantSpec, layers: LayerSpecs | None = None
+) -> tuple[dict[str, QuantSpec], dict[str, str]]:
+    """The spec of every layer in order of execution, and why others stay in float.
+
+    Raises
+    ------
+    ValueError
+        See :func:`quantize_observed`.
+    """
+    if spec.activation == "dynamic":
         raise ValueError("quantize_static: spec.activation is dynamic; use quantize_dynamic")
-    if spec.activation_range not in seen.ranges:
+    if spec.equalization != (seen.equalized is not None):
+        wanted, found = ("with", "without") if spec.equalization else ("without", "with")
         raise ValueError(
-            f"quantize_observed: ranges by {spec.activation_range!r} were not observed, only "
-            f"{', '.join(seen.ranges)}; name it in the rules of observe"
+            f"quantize_observed: {wanted} equalization is asked for, but it was observed {found}; "
+            f"give observe equalization={spec.equalization}"
         )
-    if spec.activation_range == "percentile" and spec.percentile != seen.percentile:
+    if (spec.rounding != "nearest" or spec.bias_correction) and not seen.batches:
         raise ValueError(
-            f"quantize_observed: percentile {spec.percentile} is asked for, but "
-            f"{seen.percentile} was observed"
+            "quantize_observed: learnt rounding and bias correction look at the calibration images "
+            "again, and they were not kept; give observe keep=True"
         )
-    work = copy.deepcopy(seen.model)
+    layers = layers or {}
+    unknown = [name for name in layers if name not in seen.order]
+    if unknown:
+        raise ValueError(
+            f"quantize_observed: {unknown[0]!r} is no quantizable layer that calibration reached; "
+            f"these are {', '.join(seen.order[:5])}{' ...' if len(seen.order) > 5 else ''}"
+        )
+    specs, left = {}, {}
     for name in seen.order:
-        replacement = quantized(work.get_submodule(name), edge_spec(spec, name, seen.order))
-        replacement.set_input_range(*seen.ranges[spec.activation_range][name])
-        replace(work, name, replacement)
-    work.register_forward_pre_hook(refuse_not_finite)
-    return work, report(work, spec, seen.folded, dict(seen.left), seen.float_bytes, seen.images)
+        own = layers[name] if name in layers else edge_spec(spec, name, seen.order)
+        if own is None:
+            left[name] = "was asked to stay in float"
+            continue
+        needs = own.activation == "static" and own.activation_range in HISTOGRAM_RULES
+        if needs and seen.statistics[name].histogram is None:
+            raise ValueError(
+                f"quantize_observed: ranges by {own.activation_range!r} were not observed; name "
+                "the rule in the rules of observe"
+            )
+        specs[name] = own
+    return specs, left
 
 
 def quantize_static(
-    model: nn.Module, spec: QuantSpec, batches: Iterable[Tensor]
+    model: nn.Module,
+    spec: QuantSpec,
+    batches: Iterable[Tensor],
+    layers: LayerSpecs | None = None,
 ) -> tuple[nn.Module, QuantReport]:
     """Quantize convolutions and linear layers; input ranges come from calibration batches.
 
@@ -156,7 +239,8 @@ def quantize_static(
     ----------
     model, batches : see :func:`observe`
     spec : QuantSpec
-        With ``activation="static"``.
+        With ``activation="static"``, or ``"float"`` to quantize weights only.
+    layers : see :func:`quantize_observed`
 
     Returns
     -------
@@ -169,24 +253,22 @@ def quantize_static(
     ValueError
         No calibration batch, or a value that is not finite.
     """
-    if spec.activation != "static":
+    if spec.activation == "dynamic":
         raise ValueError("quantize_static: spec.activation is dynamic; use quantize_dynamic")
-    seen = observe(model, batches, (spec.activation_range,), spec.percentile)
-    return quantize_observed(seen, spec)
+    rules = [spec.activation_range, *(s.activation_range for s in (layers or {}).values() if s)]
+    seen = observe(
+        model,
+        batches,
+        rules,
+        equalization=spec.equalization,
+        keep=spec.bias_correction or spec.rounding != "nearest",
+    )
+    return quantize_observed(seen, spec, layers)
 
 
-def edge_spec(spec: QuantSpec, name: str, order: list[str]) -> QuantSpec:
+def edge_spec(spec: QuantSpec, name: str, order: Sequence[str]) -> QuantSpec:
     """The spec of a layer, by its place in the order of execution."""
     return spec.at_edge() if name in (order[0], order[-1]) else spec
-
-
-def replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module in another's place, wherever the other is shared."""
-    old = model.get_submodule(name)
-    for parent in list(model.modules()):
-        for child, value in list(parent._modules.items()):
-            if value is old:
-                setattr(parent, child, module)
 
 
 def _chain(first: Tensor, rest: Iterable[Tensor]) -> Iterable[Tensor]:
@@ -194,12 +276,12 @@ def _chain(first: Tensor, rest: Iterable[Tensor]) -> Iterable[Tensor]:
     yield from rest
 
 
-def _observing(name: str, observers: Sequence[Observer], order: list[str]) -> Any:
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        check_finite(inputs[0], f"quantize_static: the input of layer {name}")
+def _observing(name: str, statistics: InputStatistics, order: list[str]) -> Any:
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Any]) -> None:
+        x = first_input(inputs, named)
+        check_finite(x, f"quantize_static: the input of layer {name}")
         if name not in order:
             order.append(name)
-        for observer in observers:
-            observer.see(inputs[0])
+        statistics.see(x)
 
     return hook

@@ -1,177 +1,214 @@
-"""From values to ranges, and from ranges to scales and zero-points.
+"""Range rules: which part of the values a grid should hold.
 
-An observer sees one batch after another and keeps a fixed amount of memory.
+``minmax`` holds all. ``percentile`` leaves out a fixed share. ``mse`` and ``entropy`` weigh what
+is clipped against a coarser step, by squared error (Banner et al. 2019; Nagel et al. 2021,
+equation 7) or by the Kullback-Leibler divergence of the distributions (Migacz 2017, "8-bit
+inference with TensorRT"); both depend on the bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-BINS = 4096
+from fairq_utils.quantizers.grids import input_grid, on_grid, to_integers, weight_codes, weight_grid
+from fairq_utils.quantizers.observers import Extremes, Histogram
 
-
-class Observer(Protocol):
-    """Sees batches, then answers with a range."""
-
-    def see(self, x: Tensor) -> None:
-        """Take one batch of values into account."""
-        ...
-
-    def range(self) -> tuple[float, float]:
-        """Smallest and largest value to represent."""
-        ...
+CANDIDATES = 80  # fractions of the full range that are tried
+SMALLEST = 0.05  # the narrowest of them
+WEIGHT_BINS = 1024
+HISTOGRAM_RULES = ("percentile", "mse", "entropy")
+Grid = tuple[Tensor, Tensor, int, int]  # scale, zero-point, lowest and highest integer
+MakeGrid = Callable[[Tensor, Tensor], Grid]
 
 
-def check_finite(x: Tensor, what: str) -> None:
-    """Refuse values that no range can hold."""
-    if not bool(torch.isfinite(x).all()):
-        raise ValueError(f"{what}: a value is NaN or infinite; check the images and the model")
+class InputStatistics:
+    """What calibration saw of one tensor; answers with a range for any rule.
 
-
-def check_model(model: nn.Module, what: str) -> None:
-    """Refuse what is no module, or whose floating-point weights are not float32."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{what}: model is {type(model).__name__}, not a torch module")
-    for name, value in (*model.named_parameters(), *model.named_buffers()):
-        if value.is_floating_point() and value.dtype != torch.float32:
-            raise ValueError(
-                f"{what}: {name} is {value.dtype}; quantize the float32 model, model.float()"
-            )
-
-
-def check_batch(batch: object, what: str) -> None:
-    """Refuse a batch that is no tensor of finite values."""
-    if not isinstance(batch, Tensor):
-        raise TypeError(
-            f"{what} is {type(batch).__name__}, not a tensor of images; of a loader of images and "
-            "labels give (images for images, *_ in loader)"
-        )
-    check_finite(batch, what)
-
-
-def refuse_not_finite(model: nn.Module, inputs: tuple[object, ...]) -> None:
-    """Forward pre-hook: a clipped grid would turn NaN into an ordinary answer."""
-    for x in inputs:
-        if isinstance(x, Tensor) and x.is_floating_point():
-            check_finite(x, "the input of the quantized model")
-
-
-class MinMax:
-    """The smallest and the largest value seen."""
-
-    def __init__(self, percentile: float = 100.0) -> None:
-        self.low, self.high = float("inf"), float("-inf")
-
-    def see(self, x: Tensor) -> None:
-        """Take one batch into account."""
-        low, high = torch.aminmax(x.detach())
-        self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
-
-    def range(self) -> tuple[float, float]:
-        """Smallest and largest value seen."""
-        return self.low, self.high
-
-
-class Percentile:
-    """The central share of all values, from a histogram whose bins merge in pairs as it grows.
-
-    Half of what is left out lies below and half above. The answer is exact to one bin; there are at
-    least ``BINS / 2`` bins between the extremes seen.
+    Parameters
+    ----------
+    histogram : bool
+        Whether to keep one; the rules in :data:`HISTOGRAM_RULES` need it.
     """
 
-    def __init__(self, percentile: float) -> None:
-        self.percentile = percentile
-        self.counts = torch.zeros(BINS, dtype=torch.float64)
-        self.origin, self.width = 0.0, 0.0
-        self.extremes = MinMax()
+    def __init__(self, histogram: bool = True) -> None:
+        self.extremes = Extremes()
+        self.histogram = Histogram() if histogram else None
 
     def see(self, x: Tensor) -> None:
         """Take one batch into account."""
-        x = x.detach().float().reshape(-1)
         self.extremes.see(x)
-        low, high = self.extremes.range()
-        if self.width == 0.0:
-            spread = high - low
-            self.width = spread / BINS if spread > 0 else max(abs(low), 1e-12) / BINS
-            self.origin = low
-        self._cover(low, high)
-        index = ((x - self.origin) / self.width).long().clamp_(0, BINS - 1)
-        self.counts += torch.bincount(index, minlength=BINS).double().cpu()
+        if self.histogram is not None:
+            self.histogram.see(x)
 
-    def _cover(self, low: float, high: float) -> None:
-        """Double the width until the histogram spans low to high; old bins merge, none is split."""
-        while high > self.origin + self.width * BINS or low < self.origin:
-            pairs = self.counts.reshape(-1, 2).sum(dim=1)
-            grown = torch.zeros_like(self.counts)
-            if low < self.origin:  # room below: the old bins become the upper half
-                grown[BINS // 2 :] = pairs
-                self.origin -= self.width * BINS
-            else:
-                grown[: BINS // 2] = pairs
-            self.counts, self.width = grown, self.width * 2
+    def range(
+        self, rule: str, bits: int, scheme: str = "affine", percentile: float = 99.9
+    ) -> tuple[float, float]:
+        """Smallest and largest value to represent, within the extremes seen.
 
-    def range(self) -> tuple[float, float]:
-        """Bounds of the central share, never wider than the extremes."""
-        total = float(self.counts.sum())
-        if total == 0:
-            return self.extremes.range()
-        out = (1 - self.percentile / 100) / 2 * total
-        cumulative = self.counts.cumsum(0)
-        first = int(
-            torch.searchsorted(cumulative, torch.tensor(out, dtype=torch.float64), right=True)
-        )
-        last = int(torch.searchsorted(cumulative, torch.tensor(total - out, dtype=torch.float64)))
-        low, high = self.extremes.range()
-        return (
-            max(low, self.origin + min(first, BINS - 1) * self.width),
-            min(high, self.origin + (min(last, BINS - 1) + 1) * self.width),
-        )
+        Raises
+        ------
+        ValueError
+            The rule needs a histogram and none was kept.
+        """
+        low, high = self.extremes.low, self.extremes.high
+        if rule == "minmax":
+            return low, high
+        if rule == "moving_average":
+            return self.extremes.average or (low, high)
+        if self.histogram is None:
+            raise ValueError(f"the rule {rule!r} needs a histogram, and none was kept")
+        if rule == "percentile":
+            left, right = self.histogram.central(percentile)
+            return max(low, left), min(high, right)
+
+        def grid(lower: Tensor, upper: Tensor) -> Grid:
+            scale, zero = input_grid(lower, upper, bits, scheme)
+            return scale, zero, 0, 2**bits - 1
+
+        values, counts = self.histogram.centres()[None], self.histogram.counts[None]
+        start = (torch.tensor([low], dtype=torch.float64), torch.tensor([high]).double())
+        search = _least_squared_error if rule == "mse" else _least_divergence
+        found = search(values, counts, *start, grid)
+        return float(found[0]), float(found[1])
 
 
-RANGES: dict[str, Callable[[float], Observer]] = {"minmax": MinMax, "percentile": Percentile}
-
-
-def affine(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Scale and zero-point of an unsigned grid 0 ... 2**bits - 1 that holds [low, high] and 0.
-
-    ``s = (high - low) / (2**bits - 1)``, ``z = round(-low / s)`` (Jacob et al. 2018, section 2.1).
-    Zero is represented exactly, as padding needs.
-    """
-    levels = 2**bits - 1
-    low, high = torch.clamp(low, max=0.0), torch.clamp(high, min=0.0)
-    scale = torch.clamp((high - low) / levels, min=1e-10)
-    return scale, torch.clamp(torch.round(-low / scale), 0, levels)
-
-
-def weight_limit(
-    weight: Tensor, bits: int, granularity: str, rule: str, percentile: float
-) -> Tensor:
-    """Largest magnitude to represent, (out channels,) or (1,)."""
-    flat = weight.detach().reshape(weight.shape[0], -1)
-    if granularity == "tensor":
-        flat = flat.reshape(1, -1)
-    magnitude = flat.abs()
-    if rule == "percentile":
-        return torch.quantile(magnitude.float(), percentile / 100, dim=1)
-    return magnitude.amax(dim=1)
-
-
-def quantize_weight(
-    weight: Tensor, bits: int, granularity: str, rule: str, percentile: float
+def weight_limits(
+    rows: Tensor, rule: str, bits: int, scheme: str, percentile: float
 ) -> tuple[Tensor, Tensor]:
-    """Integers int8 (same shape) and scales (out channels,): symmetric, without the lowest code.
+    """Smallest and largest value to represent of every row (R, K); two tensors (R,)."""
+    rows = rows.float()
+    low, high = rows.amin(dim=1), rows.amax(dim=1)
+    if scheme == "symmetric":
+        high = torch.maximum(-low, high)
+        low = -high
+    if rule == "minmax":
+        return low, high
+    if rule == "percentile":
+        if scheme == "symmetric":
+            limit = _quantile(rows.abs(), percentile / 100)
+            return -limit, limit
+        outside = (1 - percentile / 100) / 2
+        return _quantile(rows, outside), _quantile(rows, 1 - outside)
 
-    ``q = clip(round(w / s), -(2**(b-1) - 1), 2**(b-1) - 1)``, ``s = max|w| / (2**(b-1) - 1)``
-    (Nagel et al. 2021, "A White Paper on Neural Network Quantization", section 2.1).
+    def grid(lower: Tensor, upper: Tensor) -> Grid:
+        return *weight_grid(lower, upper, bits, scheme), *weight_codes(bits, scheme)
+
+    if rule == "mse":
+        return _least_squared_error(rows, None, low, high, grid, both=True)
+    values, counts = _row_histograms(rows, low, high)
+    return _least_divergence(values, counts, low, high, grid)
+
+
+def _quantile(rows: Tensor, share: float) -> Tensor:
+    """Nearest-rank quantile of every row; ``torch.quantile`` refuses large layers."""
+    rank = min(max(round(share * (rows.shape[1] - 1)) + 1, 1), rows.shape[1])
+    return rows.kthvalue(rank, dim=1).values
+
+
+def _fractions() -> list[float]:
+    return torch.linspace(1.0, SMALLEST, CANDIDATES).tolist()
+
+
+def _least_squared_error(
+    values: Tensor,
+    counts: Tensor | None,
+    low: Tensor,
+    high: Tensor,
+    grid: MakeGrid,
+    *,
+    both: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Shrink each end of every row's range (or both ends together) to the least squared error."""
+
+    def error(lower: Tensor, upper: Tensor) -> Tensor:
+        scale, zero, lowest, highest = grid(lower, upper)
+        off = (on_grid(values, scale[:, None], zero[:, None], lowest, highest) - values).square()
+        return (off if counts is None else off * counts).sum(dim=1)
+
+    def shrink(lower: Tensor, upper: Tensor, ends: tuple[bool, bool]) -> tuple[Tensor, Tensor]:
+        best = (error(lower, upper), lower, upper)
+        for fraction in _fractions()[1:]:
+            left = lower * fraction if ends[0] else lower
+            right = upper * fraction if ends[1] else upper
+            now = error(left, right)
+            better = now < best[0]
+            best = (
+                torch.where(better, now, best[0]),
+                torch.where(better, left, best[1]),
+                torch.where(better, right, best[2]),
+            )
+        return best[1], best[2]
+
+    if both:
+        return shrink(low, high, (True, True))
+    low, high = shrink(low, high, (False, True))
+    return shrink(low, high, (True, False))
+
+
+def _row_histograms(rows: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    width = torch.clamp((high - low) / WEIGHT_BINS, min=1e-12)[:, None]
+    index = ((rows - low[:, None]) / width).long().clamp_(0, WEIGHT_BINS - 1)
+    counts = torch.zeros(len(rows), WEIGHT_BINS, device=rows.device)
+    counts.scatter_add_(1, index, torch.ones_like(rows))
+    steps = torch.arange(WEIGHT_BINS, device=rows.device) + 0.5
+    return low[:, None] + width * steps, counts
+
+
+def _least_divergence(
+    values: Tensor, counts: Tensor, low: Tensor, high: Tensor, grid: MakeGrid
+) -> tuple[Tensor, Tensor]:
+    """The fraction of the range whose quantized distribution diverges least from the real one.
+
+    The reference keeps the bins inside and adds what is clipped to the outermost of them; the
+    candidate spreads each code's mass evenly over the occupied bins of that code.
     """
-    check_finite(weight, "weights")
-    top = 2 ** (bits - 1) - 1
-    limit = weight_limit(weight, bits, granularity, rule, percentile)
-    scale = torch.clamp(limit / top, min=1e-10).expand(weight.shape[0]).contiguous().float()
-    shape = (-1, *[1] * (weight.ndim - 1))
-    integers = torch.clamp(torch.round(weight.detach() / scale.view(shape)), -top, top)
-    return integers.to(torch.int8), scale
+    best = (torch.full_like(low, float("inf")), low, high)
+    occupied = counts > 0
+    for fraction in _fractions():
+        left, right = low * fraction, high * fraction
+        scale, zero, lowest, highest = grid(left, right)
+        inside = (values >= left[:, None]) & (values <= right[:, None])
+        code = to_integers(values, scale[:, None], zero[:, None], lowest, highest) - lowest
+        code = code.long()
+        levels = highest - lowest + 1
+
+        def per_code(x: Tensor, code: Tensor = code, levels: int = levels) -> Tensor:
+            out = torch.zeros(len(x), levels, dtype=x.dtype, device=x.device)
+            return out.scatter_add_(1, code, x).gather(1, code)
+
+        mass = per_code(counts * inside)
+        bins = per_code((occupied & inside).to(counts.dtype))
+        candidate = torch.where(occupied & inside, mass / bins.clamp(min=1), 0.0)
+        reference = _clipped(counts, inside, values, left, right)
+        now = _divergence(reference, candidate)
+        better = now < best[0]
+        best = (
+            torch.where(better, now, best[0]),
+            torch.where(better, left, best[1]),
+            torch.where(better, right, best[2]),
+        )
+    return best[1], best[2]
+
+
+def _clipped(counts: Tensor, inside: Tensor, values: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Counts inside, with what lies outside added to the outermost bin on its side."""
+    out = counts * inside
+    below = (counts * (values < left[:, None])).sum(dim=1)
+    above = (counts * (values > right[:, None])).sum(dim=1)
+    number = torch.arange(values.shape[1], device=values.device).expand_as(values)
+    first = torch.where(inside, number, values.shape[1] - 1).amin(dim=1, keepdim=True)
+    last = torch.where(inside, number, 0).amax(dim=1, keepdim=True)
+    out = out.scatter_add(1, first, below[:, None])
+    return out.scatter_add(1, last, above[:, None])
+
+
+def _divergence(reference: Tensor, candidate: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of two rows of counts; infinite where the candidate has none."""
+    p = reference / reference.sum(dim=1, keepdim=True).clamp(min=1e-12)
+    q = candidate / candidate.sum(dim=1, keepdim=True).clamp(min=1e-12)
+    terms = torch.where(p > 0, p * (torch.log(p.clamp(min=1e-30)) - torch.log(q)), 0.0)
+    total = terms.sum(dim=1)
+    return torch.where(torch.isnan(total), torch.inf, total)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import nn
 
-from fairq_utils.quantizers.layers import QuantConv2d, QuantLinear
+from fairq_utils.quantizers.layers import Quantized, why_not
 
 # Operations without a quantized counterpart here; they are named in the report, not hidden.
 WEIGHTLESS = (
@@ -35,11 +35,15 @@ class QuantReport:
     left_float : name -> reason, for every layer that was not quantized
     folded : convolutions into which a batch norm was folded
     size_bytes : int
-        Integers packed at their bits, float32 scales, one float32 scale and one int32 zero-point
-        per statically quantized input, and everything else in float32.
+        Integers packed at their bits, float32 scales (and int32 zero-points of affine weights), one
+        float32 scale and one int32 zero-point per statically quantized input, and everything else
+        in float32.
     float_bytes : int
         The same for the model that came in, all in float32.
     calibration_images : int
+    corrections : what was done beyond rounding to nearest
+        ``equalization``: first -> second layer of each pair; ``bias_correction``: layer -> size of
+        its correction; ``reconstruction``: unit -> its error before and after.
     """
 
     spec: dict[str, Any]
@@ -49,6 +53,7 @@ class QuantReport:
     size_bytes: int
     float_bytes: int
     calibration_images: int
+    corrections: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-ready values."""
@@ -66,11 +71,12 @@ def packed_bytes(model: nn.Module) -> int:
     total = 0
     inside: set[int] = set()
     for module in model.modules():
-        if isinstance(module, (QuantConv2d, QuantLinear)):
+        if isinstance(module, Quantized):
             spec = module.spec
             total += -(-module.weight_integers.numel() * spec.weight_bits // 8)
             scales = 1 if spec.weight_granularity == "tensor" else module.weight_scale.numel()
-            total += 4 * scales + (8 if spec.activation == "static" else 0)
+            total += (8 if spec.weight_scheme == "affine" else 4) * scales
+            total += 8 if spec.activation == "static" else 0
             total += 0 if module.bias is None else 4 * module.bias.numel()
             inside.update(id(b) for b in module.buffers())
     rest = [v for v in (*model.parameters(), *model.buffers()) if id(v) not in inside]
@@ -84,14 +90,15 @@ def report(
     left: dict[str, str],
     before: int,
     calibration_images: int,
+    corrections: dict[str, Any],
 ) -> QuantReport:
     """Collect the report of a quantized model."""
     layers, reasons = {}, dict(left)
     for name, module in model.named_modules():
-        if isinstance(module, (QuantConv2d, QuantLinear)):
-            layers[name] = f"W{module.spec.weight_bits}A{module.spec.activation_bits}"
+        if isinstance(module, Quantized):
+            layers[name] = module.spec.label
         elif not list(module.children()) and not isinstance(module, WEIGHTLESS):
-            reasons.setdefault(name, f"{type(module).__name__} is computed in float")
+            reasons.setdefault(name, why_not(module) or f"{type(module).__name__} stays in float")
     if any("attn" in name.split(".")[-1] for name, _ in model.named_modules()):
         reasons["attention products"] = "queries x keys and scores x values are computed in float"
     return QuantReport(
@@ -102,4 +109,5 @@ def report(
         size_bytes=packed_bytes(model),
         float_bytes=before,
         calibration_images=calibration_images,
+        corrections=corrections,
     )

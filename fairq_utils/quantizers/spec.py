@@ -1,4 +1,4 @@
-"""What a quantizer should do: bits, granularity, range rules."""
+"""What a quantizer should do: bits, grids, range rules, corrections."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 WIDTHS = (2, 3, 4, 6, 8)
-RANGE_RULES = ("minmax", "percentile")
+RANGE_RULES = ("minmax", "moving_average", "percentile", "mse", "entropy")
+CHOICES = {
+    "weight_granularity": ("channel", "tensor", "group"),
+    "weight_scheme": ("symmetric", "affine"),
+    "activation_scheme": ("affine", "symmetric"),
+    "weight_range": tuple(rule for rule in RANGE_RULES if rule != "moving_average"),
+    "activation_range": RANGE_RULES,
+    "activation": ("static", "dynamic", "float"),
+    "rounding": ("nearest", "adaround", "block"),
+}
 
 
 @dataclass(frozen=True)
@@ -19,26 +28,56 @@ class QuantSpec:
     weight_bits, activation_bits : int
         2, 3, 4, 6 or 8.
     weight_granularity : str
-        ``channel`` (one scale per output channel) or ``tensor``.
+        ``channel`` (one scale per output channel), ``tensor``, or ``group`` (one scale per output
+        channel and group of ``group_size`` input channels).
+    group_size : int
+        Input channels per group; a last group may be smaller.
+    weight_scheme, activation_scheme : str
+        ``symmetric`` or ``affine`` (with a zero-point).
     weight_range, activation_range : str
-        ``minmax`` or ``percentile``.
+        ``minmax``, ``percentile``, ``mse`` (least squared error), ``entropy`` (least
+        Kullback-Leibler divergence); for inputs also ``moving_average`` (of the extremes of
+        batches).
     percentile : float
         Share of values kept inside by ``percentile``, 50 to 100.
     activation : str
-        ``static``: ranges from a calibration set; ``dynamic``: from each sample at run time.
+        ``static``: ranges from a calibration set; ``dynamic``: from each sample at run time;
+        ``float``: inputs stay in float, only weights are quantized.
     first_last_bits : int or None
         Bits of the first and the last quantized layer, for weights and inputs; None treats them as
         all others.
+    residuals, attention_products : bool
+        Quantize the operands of additions of two feature maps, and the four operands of attention
+        (queries, keys, scores, values), as integer engines do, to ``activation_bits``.
+    equalization : bool
+        Cross-layer equalization before anything is observed (Nagel et al. 2019).
+    bias_correction : bool
+        Correct each layer's bias by its mean error on the calibration set (Nagel et al. 2019).
+    rounding : str
+        ``nearest``; ``adaround``: learnt up or down, layer by layer (Nagel et al. 2020); ``block``:
+        learnt block by block together with the inputs' step sizes, quantized inputs dropped at
+        random (Li et al. 2021, BRECQ; Wei et al. 2022, QDrop).
+    iterations : int
+        Steps per layer or block of a learnt rounding.
     """
 
     weight_bits: int = 8
     activation_bits: int = 8
     weight_granularity: str = "channel"
+    group_size: int = 32
+    weight_scheme: str = "symmetric"
+    activation_scheme: str = "affine"
     weight_range: str = "minmax"
     activation_range: str = "minmax"
     percentile: float = 99.9
     activation: str = "static"
     first_last_bits: int | None = 8
+    residuals: bool = False
+    attention_products: bool = False
+    equalization: bool = False
+    bias_correction: bool = False
+    rounding: str = "nearest"
+    iterations: int = 500
 
     def __post_init__(self) -> None:
         for name in ("weight_bits", "activation_bits", "first_last_bits"):
@@ -47,37 +86,58 @@ class QuantSpec:
                 raise ValueError(
                     f"QuantSpec.{name}: {value!r} is not one of {', '.join(map(str, WIDTHS))}"
                 )
-        choices = {
-            "weight_granularity": ("channel", "tensor"),
-            "weight_range": RANGE_RULES,
-            "activation_range": RANGE_RULES,
-            "activation": ("static", "dynamic"),
-        }
-        for name, allowed in choices.items():
+        for name, allowed in CHOICES.items():
             value = getattr(self, name)
             if value not in allowed:
                 raise ValueError(f"QuantSpec.{name}: {value!r} is not one of {', '.join(allowed)}")
         if not 50 < self.percentile <= 100:
             raise ValueError(f"QuantSpec.percentile: {self.percentile} is not in (50, 100]")
+        for name in ("group_size", "iterations"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"QuantSpec.{name}: {value!r} is not a whole number above 0")
         if self.activation == "dynamic" and self.activation_bits != 8:
             raise ValueError(
                 f"QuantSpec.activation_bits: dynamic quantization is defined at 8 bits, not "
                 f"{self.activation_bits}; use static ranges, or 8"
             )
+        calibrated = ("residuals", "attention_products", "bias_correction", "equalization")
+        asked = [name for name in calibrated if getattr(self, name)]
+        asked += ["rounding"] if self.rounding != "nearest" else []
+        if self.activation == "dynamic" and asked:
+            raise ValueError(
+                f"QuantSpec.{asked[0]}: needs a calibration set, which activation='dynamic' does "
+                "without; use activation='static' or 'float'"
+            )
+        if self.activation == "float" and (self.residuals or self.attention_products):
+            raise ValueError(
+                "QuantSpec.activation: 'float' leaves all inputs in float, so that residuals and "
+                "attention_products cannot be quantized; take them out, or use 'static'"
+            )
 
     @classmethod
     def parse(cls, text: str, **options: Any) -> QuantSpec:
-        """A spec from ``W<bits>A<bits>`` and further attributes.
+        """A spec from ``W<bits>A<bits>``, or ``W<bits>`` for weights only, and further attributes.
 
         Examples
         --------
         >>> QuantSpec.parse("W4A8").weight_bits
         4
+        >>> QuantSpec.parse("W4").activation
+        'float'
         """
-        found = re.fullmatch(r"W(\d+)A(\d+)", text)
+        found = re.fullmatch(r"W(\d+)(?:A(\d+))?", text)
         if found is None:
-            raise ValueError(f"bits: {text!r} is not of the form W8A8")
+            raise ValueError(f"bits: {text!r} is not of the form W8A8, or W8 for weights only")
+        if found[2] is None:
+            return cls(weight_bits=int(found[1]), **{"activation": "float", **options})
         return cls(weight_bits=int(found[1]), activation_bits=int(found[2]), **options)
+
+    @property
+    def label(self) -> str:
+        """The bits in short: ``W4A8``, or ``W4`` where only weights are quantized."""
+        inputs = "" if self.activation == "float" else f"A{self.activation_bits}"
+        return f"W{self.weight_bits}{inputs}"
 
     def at_edge(self) -> QuantSpec:
         """The spec of the first and the last layer."""

@@ -1,0 +1,45 @@
+"""What is refused before anything is computed, or instead of a wrong answer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def check_finite(x: Tensor, what: str) -> None:
+    """Refuse values that no range can hold."""
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError(f"{what}: a value is NaN or infinite; check the images and the model")
+
+
+def check_model(model: nn.Module, what: str) -> None:
+    """Refuse what is no module, and floating-point weights that are not finite float32."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{what}: model is {type(model).__name__}, not a torch module")
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if value.is_floating_point() and value.dtype != torch.float32:
+            raise ValueError(
+                f"{what}: {name} is {value.dtype}; quantize the float32 model, model.float()"
+            )
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise ValueError(
+                f"{what}: a value of {name} is NaN or infinite; the checkpoint is damaged or its "
+                "training diverged"
+            )
+
+
+def check_batch(batch: object, what: str) -> None:
+    """Refuse a batch that is no tensor of finite values."""
+    if not isinstance(batch, Tensor):
+        raise TypeError(
+            f"{what} is {type(batch).__name__}, not a tensor of images; of a loader of images and "
+            "labels give (images for images, *_ in loader)"
+        )
+    check_finite(batch, what)
+
+
+def refuse_not_finite(model: nn.Module, inputs: tuple[object, ...]) -> None:
+    """Forward pre-hook: a clipped grid would turn NaN into an ordinary answer."""
+    for x in inputs:
+        if isinstance(x, Tensor) and x.is_floating_point():
+            check_finite(x, "the input of the quantized model")

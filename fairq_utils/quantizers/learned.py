@@ -1,0 +1,225 @@
+"""Quantized layers while they are learnt: step sizes (LSQ) and roundings (AdaRound)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fairq_utils.quantizers.grids import SMALLEST_SCALE, on_grid, to_integers, weight_codes
+from fairq_utils.quantizers.layers import QuantConv2d, QuantLinear, quantized
+from fairq_utils.quantizers.spec import QuantSpec
+from fairq_utils.quantizers.weights import WeightIntegers, find_grid, spread
+
+STRETCH = (-0.1, 1.1)  # gamma and zeta of the rectified sigmoid (Louizos et al. 2018)
+
+
+class LearnedStep(torch.autograd.Function):
+    """Fake quantization whose gradient reaches the values and the step size.
+
+    With ``v = x / s`` and the clipping points ``-Q_N = lowest - z`` and ``Q_P = highest - z``
+    (Esser et al. 2020, equations 1 to 3 and 5)::
+
+        d x^ / d x = 1                 where -Q_N < v < Q_P, else 0
+        d x^ / d s = round(v) - v      where -Q_N < v < Q_P
+                     -Q_N              where v <= -Q_N
+                     Q_P               where v >= Q_P
+
+    and the second is multiplied by ``factor``, the paper's gradient scale.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        zero: Tensor,
+        lowest: int,
+        highest: int,
+        factor: float,
+    ) -> Tensor:
+        """Values on the grid; scale and zero broadcast against x."""
+        if scale.numel() == 1:
+            out = torch.fake_quantize_per_tensor_affine(
+                x, scale.reshape(()), zero.reshape(()).to(torch.int32), lowest, highest
+            )
+        else:
+            out = on_grid(x, scale, zero, lowest, highest)
+        inside = (x > (lowest - zero) * scale) & (x < (highest - zero) * scale)
+        ctx.save_for_backward(x, scale, out, inside)
+        ctx.factor = factor
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        """Straight through inside; see the class for the step's."""
+        [gradient] = gradients
+        x, scale, out, inside = ctx.saved_tensors
+        passed = gradient * inside
+        # Inside, round(v) - v = (x^ - x) / s; outside, the clipping point is x^ / s.
+        step = (gradient * out - passed * x).sum_to_size(scale.shape) / scale
+        return passed, step * ctx.factor, None, None, None, None
+
+
+class StepInput(nn.Module):
+    """The static grid of an input, its step learnt as a multiple of the calibrated one.
+
+    Adam moves every parameter by about the learning rate, whatever its gradient; as a multiple
+    a step of 0.001 and one of 10 are learnt at the same pace.
+    """
+
+    start: Tensor
+    zero: Tensor
+
+    def __init__(self, scale: Tensor, zero: Tensor, bits: int) -> None:
+        super().__init__()
+        self.register_buffer("start", scale.detach().clone().float().reshape(()))
+        self.register_buffer("zero", zero.detach().clone().float().reshape(()))
+        self.multiple = nn.Parameter(torch.ones_like(self.start))
+        self.highest = 2**bits - 1
+
+    def scale(self) -> Tensor:
+        """The step size, a scalar above 0."""
+        return (self.start * self.multiple).clamp(min=SMALLEST_SCALE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The input on its grid."""
+        reach = max(self.highest - float(self.zero), 1.0)
+        factor = 1 / math.sqrt(max(x[0].numel(), 1) * reach)
+        out: Tensor = LearnedStep.apply(x, self.scale(), self.zero, 0, self.highest, factor)
+        return out
+
+
+class StepWeight(nn.Module):
+    """The grid of a weight, its steps learnt as multiples of the calibrated ones (LSQ)."""
+
+    start: Tensor
+    zero: Tensor
+
+    def __init__(self, weight: Tensor, spec: QuantSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        scale, zero = find_grid(weight, spec)
+        self.register_buffer("start", scale)
+        self.register_buffer("zero", zero)
+        shape = (1,) if spec.weight_granularity == "tensor" else scale.shape
+        self.multiple = nn.Parameter(torch.ones(shape, device=weight.device))
+        self.codes = weight_codes(spec.weight_bits, spec.weight_scheme)
+
+    def scale(self) -> Tensor:
+        """Step sizes (O,) or (O, groups), above 0."""
+        return (self.start * self.multiple).clamp(min=SMALLEST_SCALE)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight on its grid."""
+        shared = weight.numel() / self.multiple.numel()
+        out: Tensor = LearnedStep.apply(
+            weight,
+            spread(self.scale(), weight, self.spec),
+            spread(self.zero, weight, self.spec),
+            *self.codes,
+            1 / math.sqrt(shared * self.codes[1]),
+        )
+        return out
+
+    def integers(self, weight: Tensor) -> WeightIntegers:
+        """The integers that the weight has now."""
+        scale = self.scale().detach()
+        found = to_integers(
+            weight.detach(),
+            spread(scale, weight, self.spec),
+            spread(self.zero, weight, self.spec),
+            *self.codes,
+        )
+        return WeightIntegers(found.to(torch.int8), scale, self.zero.to(torch.int32))
+
+
+class SoftRounding(nn.Module):
+    """Round every weight up or down, whichever the loss prefers (AdaRound).
+
+    ``w^ = s clip(floor(w / s) + z + h(V), lowest, highest)`` with the rectified sigmoid ``h(V) =
+    clip(sigmoid(V) (zeta - gamma) + gamma, 0, 1)`` (Nagel et al. 2020, equations 22 and 23). It
+    starts at the real weight: ``h(V) = w / s - floor(w / s)``.
+    """
+
+    floor: Tensor
+    step: Tensor
+    zero: Tensor
+
+    def __init__(self, weight: Tensor, spec: QuantSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        scale, zero = find_grid(weight, spec)
+        self.grid = (scale, zero)
+        self.codes = weight_codes(spec.weight_bits, spec.weight_scheme)
+        self.register_buffer("step", spread(scale, weight, spec))
+        self.register_buffer("zero", spread(zero, weight, spec))
+        ratio = weight.detach() / self.step
+        self.register_buffer("floor", torch.floor(ratio) + self.zero)
+        low, high = STRETCH
+        rest = ratio - torch.floor(ratio)
+        self.choice = nn.Parameter(-torch.log((high - low) / (rest - low) - 1))
+        self.decided = False  # whether to answer with what `integers` would be
+
+    def up(self) -> Tensor:
+        """``h(V)``: 0 rounds down, 1 rounds up."""
+        low, high = STRETCH
+        return (torch.sigmoid(self.choice) * (high - low) + low).clamp(0, 1)
+
+    def undecided(self, beta: float) -> Tensor:
+        """``sum 1 - |2 h(V) - 1| ** beta``, a scalar (Nagel et al. 2020, equation 24)."""
+        return (1 - (2 * self.up() - 1).abs().pow(beta)).sum()
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The softly rounded weight."""
+        up = (self.choice >= 0).to(weight.dtype) if self.decided else self.up()
+        return (torch.clamp(self.floor + up, *self.codes) - self.zero) * self.step
+
+    def integers(self, weight: Tensor) -> WeightIntegers:
+        """Every weight rounded where it tends to."""
+        found = torch.clamp(self.floor + (self.choice.detach() >= 0), *self.codes)
+        scale, zero = self.grid
+        return WeightIntegers(found.to(torch.int8), scale, zero.to(torch.int32))
+
+
+class LearnedLayer(nn.Module):
+    """A convolution or linear layer on learnt grids.
+
+    Parameters
+    ----------
+    layer : nn.Conv2d or nn.Linear
+        Its weight and bias are trained too where they ask for gradients.
+    spec : QuantSpec
+    weights : StepWeight or SoftRounding
+    inputs : StepInput, or None where inputs stay in float
+    """
+
+    def __init__(
+        self,
+        layer: nn.Conv2d | nn.Linear,
+        spec: QuantSpec,
+        weights: StepWeight | SoftRounding,
+        inputs: StepInput | None,
+    ) -> None:
+        super().__init__()
+        self.layer, self.spec = layer, spec
+        self.weights, self.inputs = weights, inputs
+
+    def forward(self, input: Tensor) -> Tensor:
+        """What the layer answers, on its grids."""
+        x = input if self.inputs is None else self.inputs(input)
+        layer, weight = self.layer, self.weights(self.layer.weight)
+        if isinstance(layer, nn.Conv2d):
+            return layer._conv_forward(x, weight, layer.bias)
+        return F.linear(x, weight, layer.bias)
+
+    def settled(self) -> QuantConv2d | QuantLinear:
+        """The layer in integers, as it has been learnt."""
+        integers = self.weights.integers(self.layer.weight)
+        out = quantized(self.layer, self.spec, integers)
+        if self.inputs is not None:
+            out.set_input_grid(self.inputs.scale().detach(), self.inputs.zero)
+        return out

@@ -1,0 +1,85 @@
+"""What is remembered of the values seen in calibration, in a fixed amount of memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BINS = 4096
+MOMENTUM = 0.1  # weight of a batch in the moving average
+
+
+class Extremes:
+    """Smallest and largest value: of all batches, and as a moving average over batches.
+
+    The moving average is that of Jacob et al. 2018, section 3.1. Its value depends on the size and
+    the order of batches.
+    """
+
+    def __init__(self) -> None:
+        self.low, self.high = float("inf"), float("-inf")
+        self.average: tuple[float, float] | None = None
+
+    def see(self, x: Tensor) -> None:
+        """Take one batch into account."""
+        found = torch.aminmax(x.detach())
+        low, high = float(found[0]), float(found[1])
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        old = self.average or (low, high)
+        self.average = (
+            old[0] + MOMENTUM * (low - old[0]),
+            old[1] + MOMENTUM * (high - old[1]),
+        )
+
+
+class Histogram:
+    """Counts of all values, in bins that merge in pairs as the range grows.
+
+    There are at least ``BINS / 2`` bins between the extremes seen.
+    """
+
+    def __init__(self) -> None:
+        self.counts = torch.zeros(BINS, dtype=torch.float64)
+        self.origin, self.width = 0.0, 0.0
+
+    def see(self, x: Tensor) -> None:
+        """Take one batch into account."""
+        x = x.detach().float().reshape(-1)
+        found = torch.aminmax(x)
+        low, high = float(found[0]), float(found[1])
+        if self.width == 0.0:
+            spread = high - low
+            self.width = spread / BINS if spread > 0 else max(abs(low), 1e-12) / BINS
+            self.origin = low
+        self._cover(low, high)
+        index = ((x - self.origin) / self.width).long().clamp_(0, BINS - 1)
+        self.counts += torch.bincount(index, minlength=BINS).double().cpu()
+
+    def _cover(self, low: float, high: float) -> None:
+        """Double the width until the histogram spans low to high; old bins merge, none is split."""
+        while high > self.origin + self.width * BINS or low < self.origin:
+            pairs = self.counts.reshape(-1, 2).sum(dim=1)
+            grown = torch.zeros_like(self.counts)
+            if low < self.origin:  # room below: the old bins become the upper half
+                grown[BINS // 2 :] = pairs
+                self.origin -= self.width * BINS
+            else:
+                grown[: BINS // 2] = pairs
+            self.counts, self.width = grown, self.width * 2
+
+    def centres(self) -> Tensor:
+        """Middle of every bin, float64 (BINS,)."""
+        return self.origin + self.width * (torch.arange(BINS, dtype=torch.float64) + 0.5)
+
+    def central(self, percentile: float) -> tuple[float, float]:
+        """Bounds of the central share of all values; half of the rest lies below, half above."""
+        total = float(self.counts.sum())
+        out = (1 - percentile / 100) / 2 * total
+        cumulative = self.counts.cumsum(0)
+        wanted = torch.tensor([out, total - out], dtype=torch.float64)
+        first = int(torch.searchsorted(cumulative, wanted[0], right=True))
+        last = int(torch.searchsorted(cumulative, wanted[1]))
+        return (
+            self.origin + min(first, BINS - 1) * self.width,
+            self.origin + (min(last, BINS - 1) + 1) * self.width,
+        )

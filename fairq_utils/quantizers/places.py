@@ -1,0 +1,50 @@
+"""Where layers stand in a model: their order of execution, and putting others in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def first_input(inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    """The input of a layer that was called by position or by keyword."""
+    return inputs[0] if inputs else next(iter(named.values()))
+
+
+def order_of_execution(model: nn.Module, layers: Iterable[str], example: Tensor) -> list[str]:
+    """Names of those layers that the model calls on the example, in order of their first call."""
+    order: list[str] = []
+    hooks = [
+        model.get_submodule(name).register_forward_pre_hook(
+            lambda *_, name=name: order.append(name)
+        )
+        for name in layers
+    ]
+    try:
+        with torch.no_grad():
+            model(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(dict.fromkeys(order))
+
+
+def replace(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
+    """Put a module in another's place, wherever the other is shared; returns the model.
+
+    What is returned is another object only where the model itself is replaced (``name`` is empty).
+    """
+    if not name:
+        return module
+    old = model.get_submodule(name)
+    for parent in list(model.modules()):
+        for child, value in list(parent._modules.items()):
+            if value is old:
+                setattr(parent, child, module)
+        if isinstance(parent, nn.TransformerEncoderLayer):
+            # Its fast path reads the weights of its layers and computes without calling them.
+            parent.activation_relu_or_gelu = 0
+    return model

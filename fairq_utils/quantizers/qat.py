@@ -1,0 +1,78 @@
+"""Quantization-aware training: from the calibrated solution on, steps and weights together.
+
+The forward pass quantizes as the finished model will; gradients pass straight through the rounding
+and reach weights, biases and step sizes (LSQ, Esser et al. 2020). Batch norms have been folded
+before: what is trained is what is deployed, with no running average in between (static folding,
+Nagel et al. 2021, section 4.2.1, which per-channel weights make as good as any other treatment).
+The control that belongs to it, :func:`folded_float`, is the same folded network without the grids.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import cast
+
+import torch
+from torch import nn
+
+from fairq_utils.quantizers.checks import refuse_not_finite
+from fairq_utils.quantizers.grids import input_grid
+from fairq_utils.quantizers.learned import LearnedLayer, StepInput, StepWeight
+from fairq_utils.quantizers.places import replace
+from fairq_utils.quantizers.ptq import LayerSpecs, Observed, layer_specs
+from fairq_utils.quantizers.report import QuantReport, report
+from fairq_utils.quantizers.spec import QuantSpec
+
+
+def prepare_qat(seen: Observed, spec: QuantSpec, layers: LayerSpecs | None = None) -> nn.Module:
+    """A trainable model on the grids of calibration; ``seen`` stays as it is.
+
+    Train it with any loop (:func:`fairq_utils.training.fit`), then give it to :func:`finish_qat`.
+
+    Parameters
+    ----------
+    seen : from :func:`fairq_utils.quantizers.observe`
+    spec : QuantSpec
+        Its ``rounding`` and ``bias_correction`` must be left at their defaults: training does both.
+    layers : see :func:`fairq_utils.quantizers.quantize_observed`
+    """
+    if spec.rounding != "nearest" or spec.bias_correction:
+        raise ValueError(
+            "prepare_qat: rounding and bias_correction are what training replaces; leave them out"
+        )
+    specs, _ = layer_specs(seen, spec, layers)
+    work = folded_float(seen)
+    for name, own in specs.items():
+        layer = cast(nn.Conv2d | nn.Linear, work.get_submodule(name))
+        inputs = None
+        if own.activation == "static":
+            device = layer.weight.device
+            low, high = (torch.tensor(x, device=device) for x in seen.range(name, own))
+            bits = own.activation_bits
+            inputs = StepInput(*input_grid(low, high, bits, own.activation_scheme), bits)
+        learned = LearnedLayer(layer, own, StepWeight(layer.weight, own), inputs)
+        work = replace(work, name, learned)
+    return work
+
+
+def folded_float(seen: Observed) -> nn.Module:
+    """The observed float model with its batch norms folded, all weights trainable: the control."""
+    return copy.deepcopy(seen.model).requires_grad_(True)
+
+
+def finish_qat(model: nn.Module, seen: Observed, spec: QuantSpec) -> tuple[nn.Module, QuantReport]:
+    """The trained model in integers, and its report; ``model`` stays as it is.
+
+    Parameters
+    ----------
+    model : from :func:`prepare_qat`, trained
+    seen, spec : what it was prepared from
+    """
+    work = copy.deepcopy(model).eval().requires_grad_(False)
+    for name, module in list(work.named_modules()):
+        if isinstance(module, LearnedLayer):
+            work = replace(work, name, module.settled())
+    if spec.activation != "float":
+        work.register_forward_pre_hook(refuse_not_finite)
+    result = report(work, spec, seen.folded, dict(seen.left), seen.float_bytes, seen.images, {})
+    return work, result

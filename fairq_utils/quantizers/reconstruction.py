@@ -1,0 +1,316 @@
+"""Learnt rounding: AdaRound layer by layer, or block by block with the inputs' step sizes.
+
+Every unit (a layer, or a block of a few layers) is made to answer as its float counterpart does on
+the calibration images. Nothing but roundings, and in blocks the step sizes of inputs, is learnt;
+no label is used.
+
+- ``adaround`` (Nagel et al. 2020): a unit is a layer, with the activation behind it; its inputs
+  are those that the quantized layers before it produce.
+- ``block`` (Li et al. 2021, BRECQ; Wei et al. 2022, QDrop): a unit is a block; input step sizes
+  are learnt along, and each value of the block's input is, with probability 1/2, the float one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from fairq_utils.quantizers.grids import input_grid
+from fairq_utils.quantizers.layers import Quantized, use_integers
+from fairq_utils.quantizers.learned import LearnedLayer, SoftRounding, StepInput
+from fairq_utils.quantizers.places import first_input, replace
+from fairq_utils.quantizers.spec import QuantSpec
+
+LARGEST_BLOCK = 5  # layers: a residual block of the usual networks has three to five
+BATCH = 32
+DROP = 0.5  # probability that an input of a block is the float one (QDrop)
+ROUNDING_RATE = 1e-2  # Adam's learning rate of roundings
+STEP_RATE = 1e-3  # and of the inputs' step sizes, as multiples of the calibrated ones
+PRESSURE = 0.01  # weight of the term that makes roundings decide
+WARM_UP = 0.2  # share of iterations without that term
+BETA = (20.0, 2.0)  # its exponent, from the first to the last iteration
+ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.LeakyReLU, nn.ELU)
+Ranges = Callable[[str, QuantSpec], tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is reconstructed at once: a layer, or a block that contains several."""
+
+    name: str
+    layers: tuple[str, ...]
+
+
+class _Reached(Exception):
+    """The forward pass has come as far as it was wanted."""
+
+
+def units(model: nn.Module, layers: Sequence[str], example: Tensor, largest: int) -> list[Unit]:
+    """Cut a model into units, in order of execution.
+
+    A unit is the outermost module with at most ``largest`` of the layers inside that is called
+    once, with one tensor, and answers with one. Layers in no such module (called several times)
+    are in no unit.
+    """
+    calls: dict[str, list[bool]] = {}
+    names = {m: n for n, m in model.named_modules()}
+
+    def hook(module: nn.Module, inputs: Any, named: Any, output: Any) -> None:
+        given = [*inputs, *(v for v in named.values() if v is not None)]
+        plain = len(given) == 1 and isinstance(given[0], Tensor) and isinstance(output, Tensor)
+        calls.setdefault(names[module], []).append(plain)
+
+    hooks = [m.register_forward_hook(hook, with_kwargs=True) for m in names]
+    try:
+        with torch.no_grad():
+            model(example)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    found: list[Unit] = []
+
+    def descend(name: str) -> None:
+        module = model.get_submodule(name)
+        prefix = f"{name}." if name else ""
+        inside = tuple(n for n in layers if n == name or n.startswith(prefix))
+        if not inside:
+            return
+        if name and calls.get(name) == [True] and len(inside) <= largest:
+            found.append(Unit(name, inside))
+            return
+        for child, _ in module.named_children():
+            descend(prefix + child)
+
+    descend("")
+    place = {name: i for i, name in enumerate(layers)}
+    return sorted(dict.fromkeys(found), key=lambda unit: place[unit.layers[0]])
+
+
+def reconstruct(
+    model: nn.Module,
+    specs: Mapping[str, QuantSpec],
+    ranges: Ranges,
+    batches: Sequence[Tensor],
+    *,
+    seed: int = 0,
+) -> tuple[nn.Module, dict[str, tuple[float, float]]]:
+    """Quantize a float model with learnt roundings.
+
+    Parameters
+    ----------
+    model : float, batch norms folded, in evaluation mode; it stays as it is
+    specs : layer -> spec, in order of execution; all with the same ``rounding``
+    ranges : ranges(layer, spec) gives the calibrated range of the layer's input
+    batches : calibration images (B, ...)
+    seed : of the minibatches and of the drop
+
+    Returns
+    -------
+    model, errors
+        Unit -> mean squared error of its output with nearest and with learnt rounding, per value.
+        Layers that are called several times are rounded to nearest and are in no unit.
+    """
+    work = copy.deepcopy(model).requires_grad_(False)
+    order, block = list(specs), next(iter(specs.values())).rounding == "block"
+    blocks = units(model, order, batches[0], LARGEST_BLOCK)
+    single = {u.name for u in units(model, order, batches[0], 1)}
+    learnt = {n for u in blocks for n in u.layers if block or n in single}
+    behind = {} if block else activations_behind(model, order, batches[0])
+    errors: dict[str, tuple[float, float]] = {}
+    for name in order:
+        if name not in learnt:
+            nearest = _learned_layer(work.get_submodule(name), specs[name], ranges, name)
+            work = replace(work, name, nearest.settled())
+    generator = torch.Generator().manual_seed(seed)
+    for unit in blocks:
+        use_integers(work)  # the layers that are settled: only their answers are wanted
+        float_root, root = model.get_submodule(unit.name), work.get_submodule(unit.name)
+        float_inputs, targets = _capture(model, float_root, batches)
+        inputs, _ = _capture(work, root, batches)
+        local = {n: n[len(unit.name) :].lstrip(".") for n in unit.layers if n in learnt}
+        if block:
+            given = {local[n]: (specs[n], n) for n in unit.layers}
+            task = _Task(inputs, float_inputs, targets, nn.Identity())
+            root, errors[unit.name] = _learn(root, given, ranges, task, generator)
+        else:
+            for name, inner in local.items():
+                _, wanted = _capture(float_root, float_root.get_submodule(inner), [float_inputs])
+                seen, _ = _capture(root, root.get_submodule(inner), [inputs])
+                behind_it = behind.get(name, nn.Identity())
+                task = _Task(seen, None, wanted, behind_it)
+                layer, errors[name] = _learn(
+                    root.get_submodule(inner), {"": (specs[name], name)}, ranges, task, generator
+                )
+                root = replace(root, inner, layer)
+        work = replace(work, unit.name, root)
+    for module in work.modules():
+        if isinstance(module, Quantized):
+            module.integer = False
+    return work, errors
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a unit is given, what it should answer, and what stands behind it."""
+
+    inputs: Tensor
+    float_inputs: Tensor | None  # mixed in at random where there are some
+    targets: Tensor
+    behind: nn.Module
+
+
+def _learned_layer(module: nn.Module, spec: QuantSpec, ranges: Ranges, name: str) -> LearnedLayer:
+    layer = cast(nn.Conv2d | nn.Linear, module)
+    grid = None
+    if spec.activation == "static":
+        low, high = (torch.tensor(x, device=layer.weight.device) for x in ranges(name, spec))
+        bits = spec.activation_bits
+        grid = StepInput(*input_grid(low, high, bits, spec.activation_scheme), bits)
+    return LearnedLayer(layer, spec, SoftRounding(layer.weight, spec), grid)
+
+
+def _learn(
+    module: nn.Module,
+    given: Mapping[str, tuple[QuantSpec, str]],
+    ranges: Ranges,
+    task: _Task,
+    generator: torch.Generator,
+) -> tuple[nn.Module, tuple[float, float]]:
+    """Learn one unit's roundings; the unit in integers, and its error before and after."""
+    layers: dict[str, LearnedLayer] = {}
+    for inner, (spec, name) in given.items():
+        layers[inner] = _learned_layer(module.get_submodule(inner), spec, ranges, name)
+        module = replace(module, inner, layers[inner])
+    roundings = [w for w in (x.weights for x in layers.values()) if isinstance(w, SoftRounding)]
+    choices = [rounding.choice for rounding in roundings]
+    steps = [layer.inputs.multiple for layer in layers.values() if layer.inputs is not None]
+    learnt = [{"params": choices, "lr": ROUNDING_RATE}]
+    if task.float_inputs is not None:
+        learnt.append({"params": steps, "lr": STEP_RATE})
+    start = [p.detach().clone() for p in (*choices, *steps)]
+    with torch.no_grad():
+        wanted = task.behind(task.targets.clone())
+    before = _error(module, roundings, task, wanted)
+    _descend(module, roundings, torch.optim.Adam(learnt), task, wanted, given, generator)
+    after = _error(module, roundings, task, wanted)
+    if not after < before:  # nothing was learnt that helps: nearest rounding stays
+        after = before
+        with torch.no_grad():
+            for parameter, value in zip((*choices, *steps), start, strict=True):
+                parameter.copy_(value)
+    for inner, layer in layers.items():
+        module = replace(module, inner, layer.settled())
+    return module, (before, after)
+
+
+def _descend(
+    module: nn.Module,
+    roundings: Sequence[SoftRounding],
+    optimizer: torch.optim.Optimizer,
+    task: _Task,
+    wanted: Tensor,
+    given: Mapping[str, tuple[QuantSpec, str]],
+    generator: torch.Generator,
+) -> None:
+    iterations = next(iter(given.values()))[0].iterations
+    warm = int(WARM_UP * iterations)
+    axis = 1 if wanted.ndim in (2, 4) else -1  # channels of (N, C), (N, C, H, W) or (N, T, C)
+    for step in range(iterations):
+        rows = torch.randint(len(wanted), (min(BATCH, len(wanted)),), generator=generator)
+        rows = rows.to(wanted.device)
+        x = task.inputs[rows]
+        if task.float_inputs is not None:
+            dropped = torch.rand(x.shape, generator=generator).to(x.device) < DROP
+            x = torch.where(dropped, task.float_inputs[rows], x)
+        answer = task.behind(module(x))
+        loss = (answer - wanted[rows]).square().sum(dim=axis).mean()
+        if step >= warm:
+            done = (step - warm) / max(iterations - warm, 1)
+            beta = BETA[1] + (BETA[0] - BETA[1]) * (1 - done)
+            loss = loss + PRESSURE * torch.stack([r.undecided(beta) for r in roundings]).sum()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+
+def _error(
+    module: nn.Module, roundings: Sequence[SoftRounding], task: _Task, wanted: Tensor
+) -> float:
+    """Mean squared error over all values, every rounding decided."""
+    for rounding in roundings:
+        rounding.decided = True
+    total = 0.0
+    with torch.no_grad():
+        for x, y in zip(task.inputs.split(64), wanted.split(64), strict=True):
+            total += float((task.behind(module(x)) - y).square().sum())
+    for rounding in roundings:
+        rounding.decided = False
+    return total / wanted.numel()
+
+
+def activations_behind(
+    model: nn.Module, layers: Sequence[str], example: Tensor
+) -> dict[str, nn.Module]:
+    """Layer -> activation function that is applied to its output, where a module does that."""
+    wanted = {model.get_submodule(name): name for name in layers}
+    outputs: dict[int, tuple[str, Tensor]] = {}
+    found: dict[str, nn.Module] = {}
+
+    def after(module: nn.Module, _: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            outputs[id(output)] = (wanted[module], output)
+
+    def before(module: nn.Module, inputs: Any, named: Any) -> None:
+        x = first_input(inputs, named)
+        name, output = outputs.get(id(x), ("", None))
+        if output is x:
+            found.setdefault(name, module)
+
+    hooks: list[Any] = [m.register_forward_hook(after) for m in wanted]
+    hooks += [
+        m.register_forward_pre_hook(before, with_kwargs=True)
+        for m in model.modules()
+        if isinstance(m, ACTIVATIONS)
+    ]
+    try:
+        with torch.no_grad():
+            model(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _capture(root: nn.Module, inner: nn.Module, batches: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Input and output of a module inside ``root`` over all batches; stops when it is reached."""
+    inputs: list[Tensor] = []
+    outputs: list[Tensor] = []
+
+    def before(module: nn.Module, given: Any, named: Any) -> None:
+        inputs.append(first_input(given, named).detach().clone())  # it may be changed in place
+
+    def after(module: nn.Module, given: Any, output: Tensor) -> None:
+        outputs.append(output.detach().clone())
+        raise _Reached
+
+    hooks = [
+        inner.register_forward_pre_hook(before, with_kwargs=True),
+        inner.register_forward_hook(after),
+    ]
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                for part in batch.split(64):
+                    try:
+                        root(part)
+                    except _Reached:
+                        continue
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.cat(inputs), torch.cat(outputs)
