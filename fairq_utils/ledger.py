@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from fairq_utils.faults import Fault
 from fairq_utils.fingerprint import fingerprint
 
-FORMAT = 1  # of the files; a file of another format is not read
+FORMAT = 2  # of the files; a file of another format is not read
 
 
 class LedgerError(Fault):
@@ -43,9 +43,11 @@ class Run:
     data : population parameters and split sizes that matter to the run
     architecture : name in :data:`fairq_utils.models.ARCHITECTURES`
     training : seed and hyperparameters
-    method : ``fp32``, ``ptq`` (static) or ``dynamic``
+    method : ``fp32``, ``control`` (FP32 trained on as long as QAT is), or a name in
+        :data:`fairq_utils.quantizers.methods.METHODS`
     bits : such as ``W4A8``; None for FP32
     ranges, percentile, sampler, calibration_images, calibration_seed : of static quantization
+    settings : of learnt rounding and of training on; empty for other methods
     code : version of the code that the run depends on
     """
 
@@ -59,6 +61,7 @@ class Run:
     sampler: str | None
     calibration_images: int | None
     calibration_seed: int | None
+    settings: dict[str, Any]
     code: str
 
     @cached_property

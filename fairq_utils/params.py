@@ -24,6 +24,8 @@ from fairq_utils.faults import BadInput
 ARCHITECTURES = ("resnet50", "mobilenet_v2", "efficientnet_b0", "vit_small", "squeezenet1_1")
 Sampler = Literal["label_balanced", "group_balanced"]
 Attribute = Literal["gender", "age", "race"]
+Rule = Literal["minmax", "moving_average", "percentile", "mse", "entropy"]
+Further = Literal["naive", "mse", "equalized", "adaround", "block", "qat"]
 WIDTHS = (2, 3, 4, 6, 8)
 CELLS = tuple(f"{g}|{a}|{y}" for g, a, y in product(("female", "male"), ("old", "young"), "01"))
 
@@ -126,17 +128,33 @@ class Training(_Section):
     models: Annotated[dict[str, ModelRecipe], Field(min_length=1), AfterValidator(_known)]
 
 
+class Tuning(_Section):
+    """How quantization-aware training goes on from the calibrated model."""
+
+    epochs: Annotated[int, Field(ge=1, le=3)] = 1
+    rate: Annotated[float, Field(gt=0, le=1)] = 0.1
+
+
 class Quantization(_Section):
-    """Which quantizers are tried."""
+    """Which quantizers are tried.
+
+    ``bits`` are those of the methods ptq and dynamic; ``further`` names other methods of
+    :data:`fairq_utils.quantizers.methods.METHODS`, each with its own bits. ``iterations`` is per
+    layer or block of a learnt rounding; ``tuning.rate`` multiplies the learning rate that the FP32
+    model was trained with.
+    """
 
     bits: Annotated[tuple[Bits, ...], Field(min_length=1), AfterValidator(_unique)]
     methods: Annotated[
         tuple[Literal["ptq", "dynamic"], ...], Field(min_length=1), AfterValidator(_unique)
     ] = ("ptq", "dynamic")
-    ranges: Annotated[
-        tuple[Literal["minmax", "percentile"], ...], Field(min_length=1), AfterValidator(_unique)
-    ] = ("minmax",)
+    ranges: Annotated[tuple[Rule, ...], Field(min_length=1), AfterValidator(_unique)] = ("minmax",)
     percentile: Annotated[float, Field(gt=50, lt=100)] = 99.9
+    further: dict[
+        Further, Annotated[tuple[Bits, ...], Field(min_length=1), AfterValidator(_unique)]
+    ] = {}
+    iterations: Annotated[int, Field(ge=1, le=100_000)] = 300
+    tuning: Tuning = Tuning()
     calibration_images: Annotated[int, Field(ge=1)] = 256
     calibration_seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_unique)] = (
         0,
@@ -149,10 +167,10 @@ class Quantization(_Section):
                 "methods: ptq is missing; calibration, which the mitigation phase is about, exists "
                 "only there. Add it"
             )
-        if "dynamic" in self.methods and not any(b.endswith("A8") for b in self.bits):
+        if "dynamic" in self.methods and "W8A8" not in self.bits:
             raise ValueError(
-                "methods: dynamic quantizes activations to 8 bits, but no entry of "
-                "quantization.bits has A8; add W8A8, or take dynamic out"
+                "methods: dynamic quantizes weights and activations to 8 bits, but "
+                "quantization.bits has no W8A8; add it, or take dynamic out"
             )
         return self
 

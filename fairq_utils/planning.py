@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from fairq_utils.data.population import demographics
 from fairq_utils.fingerprint import code_version
 from fairq_utils.ledger import Run
 from fairq_utils.params import Params, ParamsError
+from fairq_utils.quantizers.methods import CONTROL, METHODS
 from fairq_utils.resources import population
 
 PHASES = ("baseline", "quantization", "mitigation")
@@ -27,13 +29,28 @@ TRAINED_BY = (
 QUANTIZED_BY = (
     *TRAINED_BY,
     "fairq_utils.calibration",
-    "fairq_utils.quantizers.spec",
-    "fairq_utils.quantizers.ranges",
-    "fairq_utils.quantizers.folding",
-    "fairq_utils.quantizers.kernels",
-    "fairq_utils.quantizers.layers",
-    "fairq_utils.quantizers.ptq",
-    "fairq_utils.quantizers.dynamic",
+    *(
+        f"fairq_utils.quantizers.{name}"
+        for name in (
+            "spec",
+            "grids",
+            "observers",
+            "ranges",
+            "weights",
+            "kernels",
+            "layers",
+            "places",
+            "folding",
+            "equalization",
+            "bias_correction",
+            "learned",
+            "reconstruction",
+            "ptq",
+            "dynamic",
+            "qat",
+            "methods",
+        )
+    ),
 )
 
 
@@ -42,15 +59,14 @@ def plan(params: Params, phases: Sequence[str] = PHASES) -> list[Run]:
     runs: list[Run] = []
     q, cells = params.quantization, params.mitigation.samplers
     for architecture, seed in _models(params):
-        baseline = _run(params, architecture, seed)
         if "baseline" in phases:
-            runs.append(baseline)
+            runs.append(_run(params, architecture, seed))
         for bits in q.bits:
             for ranges in q.ranges:
                 for draw in q.calibration_seeds:
                     for sampler in ("random", *cells):
                         phase = "quantization" if sampler == "random" else "mitigation"
-                        if phase in phases and "ptq" in q.methods:
+                        if phase in phases:
                             runs.append(
                                 _run(
                                     params,
@@ -63,9 +79,44 @@ def plan(params: Params, phases: Sequence[str] = PHASES) -> list[Run]:
                                     calibration_seed=draw,
                                 )
                             )
-            if "dynamic" in q.methods and "quantization" in phases and bits.endswith("A8"):
-                runs.append(_run(params, architecture, seed, method="dynamic", bits=bits))
+        if "quantization" in phases:
+            if "dynamic" in q.methods:
+                runs.append(_run(params, architecture, seed, method="dynamic", bits="W8A8"))
+            runs += _further(params, architecture, seed)
     return runs
+
+
+def _further(params: Params, architecture: str, seed: int) -> list[Run]:
+    """Runs of the further methods, one for each calibration draw; and QAT's control."""
+    q, runs = params.quantization, []
+    for method, widths in q.further.items():
+        for bits in widths:
+            for draw in q.calibration_seeds:
+                runs.append(
+                    _run(
+                        params,
+                        architecture,
+                        seed,
+                        method=method,
+                        bits=bits,
+                        ranges=METHODS[method].spec(bits).activation_range,
+                        sampler="random",
+                        calibration_seed=draw,
+                    )
+                )
+    if "qat" in q.further:
+        runs.append(_run(params, architecture, seed, method=CONTROL))
+    return runs
+
+
+def _settings(params: Params, method: str) -> dict[str, Any]:
+    """What decides a learnt rounding or a further training, beyond the spec."""
+    q = params.quantization
+    if method in (CONTROL, "qat"):
+        return q.tuning.model_dump(mode="json")
+    if method in METHODS and METHODS[method].spec("W8A8").rounding != "nearest":
+        return {"iterations": q.iterations}
+    return {}
 
 
 def _models(params: Params) -> list[tuple[str, int]]:
@@ -105,6 +156,7 @@ def _run(
         sampler=sampler,
         calibration_images=params.quantization.calibration_images if sampler else None,
         calibration_seed=calibration_seed,
+        settings=_settings(params, method),
         code=code_version(TRAINED_BY if method == "fp32" else QUANTIZED_BY),
     )
 
@@ -123,6 +175,7 @@ def baseline_of(run: Run) -> Run:
         sampler=None,
         calibration_images=None,
         calibration_seed=None,
+        settings={},
         code=code_version(TRAINED_BY),
     )
 
@@ -150,8 +203,6 @@ def check(params: Params) -> None:
             f"analysis.attributes ({', '.join(attributes)}); enlarge data.test, give the group "
             "more weight in data.joint or data.race, or take an attribute out"
         )
-    if "ptq" not in params.quantization.methods:
-        return
     target, groups = _calibration_pool(params)
     for sampler in ("random", *params.mitigation.samplers):
         try:

@@ -10,6 +10,7 @@ from typing import Any, TextIO
 from fairq_utils import models
 from fairq_utils.ledger import Run
 from fairq_utils.params import Params
+from fairq_utils.quantizers.reconstruction import BATCH
 
 QUIET = 15.0  # seconds of silence during a training
 # Milliseconds per image seen on two cores (training pass, evaluation pass). They only weigh the
@@ -63,6 +64,11 @@ class Progress:
         seconds = self.params.data.test * evaluate / 1e3
         if run.method == "fp32":
             seconds += self.params.data.train * int(run.training["epochs"]) * train / 1e3
+        if "epochs" in run.settings:  # fake-quantized training costs about twice as much
+            epochs = int(run.settings["epochs"]) * (2 if run.method == "qat" else 1)
+            seconds += self.params.data.train * epochs * train / 1e3
+        if "iterations" in run.settings:
+            seconds += int(run.settings["iterations"]) * BATCH * 2 * train / 1e3
         return seconds
 
     def say(self, text: str) -> None:
@@ -91,18 +97,23 @@ class Progress:
                 return
             said = time.perf_counter()
             self.say(
-                f"baseline · {models.DISPLAY_NAMES[run.architecture]}: step {step} of {steps}, "
+                f"{self.phase(run)} · {models.DISPLAY_NAMES[run.architecture]}: step {step} of "
+                f"{steps}, "
                 f"loss {loss:.3f}, {self.left(self.cost(run) * step / steps)}"
             )
 
         return tick
 
+    def phase(self, run: Run) -> str:
+        """The phase that a run belongs to."""
+        if run.method == "fp32":
+            return "baseline"
+        return "quantization" if run.sampler in (None, "random") else "mitigation"
+
     def finish(self, run: Run) -> None:
         """Count a run as done and say so."""
         self.done.add(run.key)
-        phase = {"fp32": "baseline"}.get(run.method, "quantization")
-        if run.sampler not in (None, "random"):
-            phase = "mitigation"
+        phase = self.phase(run)
         what = " ".join(str(v) for v in (run.method, run.bits, run.ranges, run.sampler) if v)
         self.say(
             f"[{self.total - len(self.missing) + len(self.done)}/{self.total}] {phase} · "

@@ -27,11 +27,15 @@ from fairq_utils.progress import Progress
 from fairq_utils.quantizers import (
     Observed,
     QuantSpec,
+    finish_qat,
+    folded_float,
     observe,
+    prepare_qat,
     quantize_dynamic,
     quantize_observed,
     use_integers,
 )
+from fairq_utils.quantizers.methods import CONTROL, METHODS
 from fairq_utils.resources import device, faces, ledger
 
 INITIAL_IMAGES = 2000  # training pictures that a data-dependent initialisation looks at
@@ -108,6 +112,13 @@ def _sound(path: Path) -> bool:
     return True
 
 
+def calibration_kind(run: Run) -> str:
+    """Runs of one kind can share what one calibration saw."""
+    if run.method in ("dynamic", CONTROL):
+        return run.method
+    return "equalized" if _spec(run).equalization else "static"
+
+
 def evaluate_quantized(
     params: Params, runs: Sequence[Run], baseline: str, bars: Progress | None = None
 ) -> None:
@@ -128,54 +139,105 @@ def evaluate_quantized(
         store.checkpoint_path(baseline),
     ).eval()
     reference = store.read(baseline).scores
-    seen = _observed(params, runs, model, data) if runs[0].method == "ptq" else None
+    seen = None if runs[0].method == "dynamic" else _observed(runs, model, data)
     for run in runs:
-        if seen is None:
-            spec = QuantSpec.parse(str(run.bits), activation="dynamic")
-            example = models.normalize(data.subset("train").images[:8])
-            quantized, report = quantize_dynamic(model, spec, example)
-        else:
-            quantized, report = quantize_observed(seen, _spec(run))
+        quantized, size, report, measures = _quantized(params, run, model, seen, data, bars)
         layers = use_integers(quantized) if target == "cpu" else 0
+        quantized_seconds = time.perf_counter() - began
         scores = _scores(quantized, data, target)
-        record = _record(
-            run,
-            data,
-            reference,
-            scores,
-            report.size_bytes,
-            began,
-            {"integer_layers": float(layers)},
-            report.to_dict(),
-        )
-        store.write(record)
+        measures |= {"integer_layers": float(layers), "quantize_seconds": quantized_seconds}
+        store.write(_record(run, data, reference, scores, size, began, measures, report))
         if bars is not None:
             bars.finish(run)
         began = time.perf_counter()
 
 
+def _quantized(
+    params: Params,
+    run: Run,
+    model: torch.nn.Module,
+    seen: Observed | None,
+    data: FaceData,
+    bars: Progress | None,
+) -> tuple[torch.nn.Module, int, dict[str, Any], dict[str, float]]:
+    """One run's model, its bytes, its report, and further measures."""
+    if seen is None:
+        example = models.normalize(data.subset("train").images[:8])
+        quantized, report = quantize_dynamic(model, METHODS["dynamic"].spec(str(run.bits)), example)
+        return quantized, report.size_bytes, report.to_dict(), {}
+    if run.method == CONTROL:
+        tuned = folded_float(seen)
+        history = _tune(params, run, tuned, data, bars)
+        return tuned, round(models.float_megabytes(tuned) * 2**20), {}, history
+    spec = _spec(run)
+    if run.method == "qat":
+        tuned = prepare_qat(seen, spec)
+        history = _tune(params, run, tuned, data, bars)
+        quantized, report = finish_qat(tuned, seen, spec)
+        return quantized, report.size_bytes, report.to_dict(), history
+    quantized, report = quantize_observed(seen, spec)
+    return quantized, report.size_bytes, report.to_dict(), {}
+
+
+def _tune(
+    params: Params, run: Run, model: torch.nn.Module, data: FaceData, bars: Progress | None
+) -> dict[str, float]:
+    """Train on from where the FP32 model stands, on the same batches for QAT and its control."""
+    train = data.subset("train")
+    settings = params.training.models[run.architecture]
+    recipe = training.Recipe(
+        epochs=int(run.settings["epochs"]),
+        learning_rate=settings.learning_rate * float(run.settings["rate"]),
+        batch_size=settings.batch_size,
+        weight_decay=settings.weight_decay,
+    )
+    history = training.fit(
+        model,
+        train,
+        recipe,
+        training.Classification(train, recipe.label_smoothing),
+        seed=int(run.training["seed"]) + 1,
+        device=device(params),
+        progress=None if bars is None else bars.training(run),
+    )
+    losses = {f"loss_{i + 1}": value for i, value in enumerate(history.loss)}
+    return {"train_seconds": history.seconds, **losses}
+
+
 def _spec(run: Run) -> QuantSpec:
-    options: dict[str, Any] = {"activation_range": run.ranges}
+    options: dict[str, Any] = {}
+    if run.ranges is not None:
+        options["activation_range"] = run.ranges
     if run.percentile is not None:
         options["percentile"] = run.percentile
-    return QuantSpec.parse(str(run.bits), **options)
+    if "iterations" in run.settings:
+        options["iterations"] = run.settings["iterations"]
+    return METHODS[run.method].spec(str(run.bits), **options)
 
 
-def _observed(
-    params: Params, runs: Sequence[Run], model: torch.nn.Module, data: FaceData
-) -> Observed:
+def _observed(runs: Sequence[Run], model: torch.nn.Module, data: FaceData) -> Observed:
     pool = data.subset("calibration")
+    first = runs[0]
+    if first.sampler is None:  # the control: nothing is calibrated, batch norms are folded
+        example = models.normalize(data.subset("train").images[:8])
+        return observe(model, [example])
     rows = calibration.draw(
-        str(runs[0].sampler),
+        first.sampler,
         pool.groups,
         pool.target,
-        int(runs[0].calibration_images or 0),
-        seed=int(runs[0].calibration_seed or 0),
+        int(first.calibration_images or 0),
+        seed=int(first.calibration_seed or 0),
     )
     images = pool.images[torch.from_numpy(rows)]
     batches = (models.normalize(images[i : i + 64]) for i in range(0, len(images), 64))
-    rules = list(dict.fromkeys(str(run.ranges) for run in runs))
-    return observe(model, batches, rules, params.quantization.percentile)
+    specs = [_spec(run) for run in runs]
+    return observe(
+        model,
+        batches,
+        [spec.activation_range for spec in specs],
+        equalization=specs[0].equalization,
+        keep=any(spec.bias_correction or spec.rounding != "nearest" for spec in specs),
+    )
 
 
 def _scores(model: torch.nn.Module, data: FaceData, target: str) -> NDArray[np.float16]:

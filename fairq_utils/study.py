@@ -65,6 +65,7 @@ def _by_calibration(wanted: Sequence[Run]) -> list[tuple[Run, list[Run]]]:
     grouped: dict[tuple[Any, ...], list[Run]] = {}
     for run in wanted:
         if run.method != "fp32":
-            what = (run.method, run.sampler, run.calibration_images, run.calibration_seed)
+            kind = runs.calibration_kind(run)
+            what = (kind, run.sampler, run.calibration_images, run.calibration_seed)
             grouped.setdefault((baseline_of(run).key, *what), []).append(run)
     return [(baseline_of(members[0]), members) for members in grouped.values()]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+CHUNK = 1 << 18  # values at a time: they stay in a core's cache between the passes
 SMALLEST_SCALE = 1e-10  # of a range without extent: all zeros stay zero
 
 
@@ -60,3 +61,20 @@ def to_integers(x: Tensor, scale: Tensor, zero: Tensor, lowest: int, highest: in
 def on_grid(x: Tensor, scale: Tensor, zero: Tensor, lowest: int, highest: int) -> Tensor:
     """What is left of ``x`` after a round trip through the grid."""
     return (to_integers(x, scale, zero, lowest, highest) - zero) * scale
+
+
+def fake_quantize(x: Tensor, scale: float, zero: int, lowest: int, highest: int) -> Tensor:
+    """:func:`on_grid` for one scale, without a gradient; float32 in the memory order of ``x``.
+
+    The same values as ``torch.fake_quantize_per_tensor_affine``, which multiplies by ``1 / s`` as
+    well, and several times as fast on a CPU.
+    """
+    if x.device.type != "cpu" or x.numel() == 0 or x.ndim == 0:
+        return torch.fake_quantize_per_tensor_affine(x, scale, zero, lowest, highest)
+    out = torch.empty_like(x)
+    inverse = 1.0 / torch.tensor(scale, dtype=torch.float32)
+    rows = max(CHUNK // max(x[0].numel(), 1), 1)
+    for part, into in zip(x.split(rows), out.split(rows), strict=True):
+        torch.mul(part, inverse, out=into)
+        into.round_().clamp_(lowest - zero, highest - zero).mul_(scale)
+    return out

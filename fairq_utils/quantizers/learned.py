@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fairq_utils.quantizers.grids import SMALLEST_SCALE, on_grid, to_integers, weight_codes
+from fairq_utils.quantizers.grids import (
+    SMALLEST_SCALE,
+    fake_quantize,
+    on_grid,
+    to_integers,
+    weight_codes,
+)
 from fairq_utils.quantizers.layers import QuantConv2d, QuantLinear, quantized
 from fairq_utils.quantizers.spec import QuantSpec
 from fairq_utils.quantizers.weights import WeightIntegers, find_grid, spread
@@ -43,25 +49,37 @@ class LearnedStep(torch.autograd.Function):
     ) -> Tensor:
         """Values on the grid; scale and zero broadcast against x."""
         if scale.numel() == 1:
-            out = torch.fake_quantize_per_tensor_affine(
-                x, scale.reshape(()), zero.reshape(()).to(torch.int32), lowest, highest
-            )
+            out = fake_quantize(x, float(scale), int(zero), lowest, highest)
         else:
             out = on_grid(x, scale, zero, lowest, highest)
-        inside = (x > (lowest - zero) * scale) & (x < (highest - zero) * scale)
-        ctx.save_for_backward(x, scale, out, inside)
-        ctx.factor = factor
+        ctx.save_for_backward(x, scale, zero, out)
+        ctx.codes, ctx.factor = (lowest, highest), factor
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
         """Straight through inside; see the class for the step's."""
         [gradient] = gradients
-        x, scale, out, inside = ctx.saved_tensors
-        passed = gradient * inside
+        x, scale, zero, out = ctx.saved_tensors
+        low, high = ((code - zero) * scale for code in ctx.codes)
         # Inside, round(v) - v = (x^ - x) / s; outside, the clipping point is x^ / s.
-        step = (gradient * out - passed * x).sum_to_size(scale.shape) / scale
+        if scale.numel() == 1:
+            passed = torch.ops.aten.hardtanh_backward(gradient, x, float(low), float(high))
+            step = (_inner(gradient, out) - _inner(passed, x)).reshape(scale.shape) / scale
+        else:
+            passed = gradient * ((x > low) & (x < high))
+            step = (gradient * out - passed * x).sum_to_size(scale.shape) / scale
         return passed, step * ctx.factor, None, None, None, None
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    """Sum of products, without a copy where both lie in memory alike."""
+    order = torch.channels_last if a.ndim == 4 else torch.contiguous_format
+    for layout in (torch.contiguous_format, order):
+        if a.is_contiguous(memory_format=layout) and b.is_contiguous(memory_format=layout):
+            count = (a.numel(),)
+            return torch.dot(a.as_strided(count, (1,)), b.as_strided(count, (1,)))
+    return (a * b).sum()
 
 
 class StepInput(nn.Module):

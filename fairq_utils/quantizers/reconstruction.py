@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import replace as replace_fields
 from typing import Any, cast
 
 import torch
@@ -27,7 +28,7 @@ from fairq_utils.quantizers.places import first_input, replace
 from fairq_utils.quantizers.spec import QuantSpec
 
 LARGEST_BLOCK = 5  # layers: a residual block of the usual networks has three to five
-BATCH = 32
+BATCH = 16
 DROP = 0.5  # probability that an input of a block is the float one (QDrop)
 ROUNDING_RATE = 1e-2  # Adam's learning rate of roundings
 STEP_RATE = 1e-3  # and of the inputs' step sizes, as multiples of the calibrated ones
@@ -163,6 +164,12 @@ class _Task:
     targets: Tensor
     behind: nn.Module
 
+    def on(self, grid: nn.Module) -> _Task:
+        """The same task, its inputs on a grid that does not change."""
+        with torch.no_grad():
+            inputs = torch.cat([grid(x) for x in self.inputs.split(64)])
+        return replace_fields(self, inputs=inputs)
+
 
 def _learned_layer(module: nn.Module, spec: QuantSpec, ranges: Ranges, name: str) -> LearnedLayer:
     layer = cast(nn.Conv2d | nn.Linear, module)
@@ -190,13 +197,19 @@ def _learn(
     choices = [rounding.choice for rounding in roundings]
     steps = [layer.inputs.multiple for layer in layers.values() if layer.inputs is not None]
     learnt = [{"params": choices, "lr": ROUNDING_RATE}]
+    grids = {inner: layer.inputs for inner, layer in layers.items()}
     if task.float_inputs is not None:
         learnt.append({"params": steps, "lr": STEP_RATE})
+    elif (fixed := grids.get("")) is not None:  # a single layer: its inputs are what they are
+        task = task.on(fixed)
+        layers[""].inputs = None
     start = [p.detach().clone() for p in (*choices, *steps)]
     with torch.no_grad():
         wanted = task.behind(task.targets.clone())
     before = _error(module, roundings, task, wanted)
-    _descend(module, roundings, torch.optim.Adam(learnt), task, wanted, given, generator)
+    _descend(
+        module, roundings, torch.optim.Adam(learnt, fused=True), task, wanted, given, generator
+    )
     after = _error(module, roundings, task, wanted)
     if not after < before:  # nothing was learnt that helps: nearest rounding stays
         after = before
@@ -204,6 +217,7 @@ def _learn(
             for parameter, value in zip((*choices, *steps), start, strict=True):
                 parameter.copy_(value)
     for inner, layer in layers.items():
+        layer.inputs = grids[inner]
         module = replace(module, inner, layer.settled())
     return module, (before, after)
 
