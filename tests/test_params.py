@@ -74,9 +74,9 @@ BAD = {
         changed(training={"models": {"vgg": {"epochs": 1, "learning_rate": 0.1}}}),
         "training.models: 'vgg' is not one of resnet50",
     ),
-    "dynamic without 8-bit activations": (
+    "dynamic without eight bits": (
         changed(quantization={"bits": ["W4A4"]}),
-        "quantization: methods: dynamic quantizes activations to 8 bits",
+        "quantization: methods: dynamic quantizes weights and activations to 8 bits",
     ),
     "more calibration images than exist": (
         changed(quantization={"calibration_images": 41}),

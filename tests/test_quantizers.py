@@ -23,8 +23,8 @@ from fairq_utils.quantizers import (
     use_integers,
 )
 from fairq_utils.quantizers.folding import fold_batch_norms
-from fairq_utils.quantizers.layers import QuantConv2d, QuantLinear
 from fairq_utils.quantizers.grids import input_grid
+from fairq_utils.quantizers.layers import QuantConv2d, QuantLinear
 from fairq_utils.quantizers.observers import Extremes, Histogram
 from fairq_utils.quantizers.weights import quantize_weight
 

@@ -38,6 +38,14 @@ STUDY = {
         "bits": ["W8A8", "W4A4"],
         "ranges": ["minmax", "percentile"],
         "calibration_images": 16,
+        "further": {
+            "naive": ["W4A8"],
+            "equalized": ["W4A8"],
+            "adaround": ["W4A8"],
+            "block": ["W4A4"],
+            "qat": ["W4A4"],
+        },
+        "iterations": 3,
     },
     "analysis": {"replicates": 100},
 }
@@ -63,11 +71,12 @@ def params(small: Path) -> Params:
 
 def test_the_plan_is_the_grid(params: Params) -> None:
     planned = planning.plan(params)
-    # For each model: FP32, two bits x two ranges x two samplers, and dynamic at W8A8.
-    assert len(planned) == 2 * (1 + 2 * 2 * 2 + 1)
+    # For each model: FP32, two bits x two ranges x two samplers, dynamic at W8A8, five further
+    # methods and the control of the one that trains.
+    assert len(planned) == 2 * (1 + 2 * 2 * 2 + 1 + 5 + 1)
     assert len({run.key for run in planned}) == len(planned)
     by_phase = {phase: planning.plan(params, [phase]) for phase in planning.PHASES}
-    assert [len(by_phase[p]) for p in planning.PHASES] == [2, 10, 8]
+    assert [len(by_phase[p]) for p in planning.PHASES] == [2, 22, 8]
 
 
 def test_every_run_is_in_the_ledger_and_counts_every_image(params: Params) -> None:
