@@ -35,6 +35,7 @@ from fairq_utils.fingerprint import code_version, fingerprint
 from fairq_utils.injection import refuse_unknown_in
 from fairq_utils.ledger import Ledger, RunRecord
 from fairq_utils.params import Params, load_params
+from fairq_utils.quantizers.methods import CONTROL
 
 PROBE_IMAGES = 6000  # training pictures of the probe; fewer where the study has fewer
 PROBE_EPOCHS = 4
@@ -203,8 +204,8 @@ def of(frame: pd.DataFrame, statistic: str, scope: str) -> pd.DataFrame:
 
 
 def static(frame: pd.DataFrame) -> pd.DataFrame:
-    """Quantized configurations before mitigation: static with random calibration, and dynamic."""
-    return frame[(frame.method != "fp32") & frame.sampler.isin(["", "random"])]
+    """Quantized configurations before mitigation: calibrated at random, or not at all."""
+    return frame[~frame.method.isin(["fp32", CONTROL]) & frame.sampler.isin(["", "random"])]
 
 
 def _breadth(bits: str) -> tuple[int, ...]:

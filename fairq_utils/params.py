@@ -25,7 +25,7 @@ ARCHITECTURES = ("resnet50", "mobilenet_v2", "efficientnet_b0", "vit_small", "sq
 Sampler = Literal["label_balanced", "group_balanced"]
 Attribute = Literal["gender", "age", "race"]
 Rule = Literal["minmax", "moving_average", "percentile", "mse", "entropy"]
-Further = Literal["naive", "mse", "equalized", "adaround", "block", "qat"]
+Further = Literal["naive", "equalized", "adaround", "block", "qat"]
 WIDTHS = (2, 3, 4, 6, 8)
 CELLS = tuple(f"{g}|{a}|{y}" for g, a, y in product(("female", "male"), ("old", "young"), "01"))
 

@@ -206,8 +206,10 @@ def _tune(
 
 def _spec(run: Run) -> QuantSpec:
     options: dict[str, Any] = {}
-    if run.ranges is not None:
+    if run.method == "ptq":
         options["activation_range"] = run.ranges
+        # Weights do not move: their average range is their range.
+        options["weight_range"] = "minmax" if run.ranges == "moving_average" else run.ranges
     if run.percentile is not None:
         options["percentile"] = run.percentile
     if "iterations" in run.settings:

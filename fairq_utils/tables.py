@@ -14,6 +14,7 @@ from IPython.display import HTML
 
 from fairq_utils import models
 from fairq_utils.effects import CONFIGURATION
+from fairq_utils.quantizers.methods import CONTROL, METHODS
 
 LABELS = {
     "accuracy": "Accuracy",
@@ -25,7 +26,12 @@ LABELS = {
     "disparate_impact": "Disparate impact",
 }
 RATIOS = ("disparate_impact",)
-METHODS = {"fp32": "FP32", "ptq": "static", "dynamic": "dynamic"}
+METHOD_LABELS = {
+    "fp32": "FP32",
+    CONTROL: "FP32 trained on",
+    **{name: method.label for name, method in METHODS.items()},
+}
+RULES = {"minmax": "min-max", "moving_average": "moving average", "mse": "least error"}
 
 # The published study's FP32 sizes (its README, Phase 1), in the megabytes it prints.
 PUBLISHED_SIZES = {
@@ -41,15 +47,20 @@ OUTPUTS = (2, 1, 40, 1000)
 
 
 def label(row: pd.Series) -> str:
-    """Short name of a configuration: method, bits, ranges, and the sampler unless random."""
-    words = [METHODS[row["method"]]]
-    if row["method"] != "fp32":
-        words.append(row["bits"])
-    if row["ranges"]:
-        words.append(row["ranges"])
+    """Short name of a configuration: bits, method, ranges, and the sampler unless random."""
+    words = [] if row["bits"] == "FP32" else [row["bits"]]
+    words.append(method_label(row))
     if row["sampler"] not in ("", "random"):
         words.append(row["sampler"].replace("_", " "))
     return " ".join(words)
+
+
+def method_label(row: pd.Series) -> str:
+    """Short name of a method; of plain static quantization with its range rule."""
+    name = METHOD_LABELS[row["method"]]
+    if row["method"] == "ptq" and row["ranges"]:
+        name += f" {RULES.get(row['ranges'], row['ranges'])}"
+    return name
 
 
 def named(frame: pd.DataFrame) -> pd.DataFrame:
@@ -164,7 +175,7 @@ def flips(frame: pd.DataFrame) -> HTML:
 
 def sizes(frame: pd.DataFrame) -> HTML:
     """Size in MiB and ratio to FP32, by architecture and bits."""
-    rows = frame[frame.sampler.isin(["", "random"])]
+    rows = frame[frame.sampler.isin(["", "random"]) & frame.method.isin(["fp32", "ptq", "dynamic"])]
     rows = rows.drop_duplicates(["architecture", "method", "bits"])
     method = rows.method.map({"fp32": "", "ptq": "static ", "dynamic": "dynamic "})
     rows = named(rows).assign(

@@ -36,7 +36,6 @@ METHODS: dict[str, Method] = {
     "naive": Method(
         "min-max, per tensor", {"weight_granularity": "tensor", "first_last_bits": None}
     ),
-    "mse": Method("least squared error", BEST_RANGES),
     "equalized": Method(
         "equalized, bias-corrected", {**BEST_RANGES, "equalization": True, "bias_correction": True}
     ),

@@ -30,7 +30,7 @@ from fairq_utils.quantizers.spec import QuantSpec
 LARGEST_BLOCK = 5  # layers: a residual block of the usual networks has three to five
 BATCH = 16
 DROP = 0.5  # probability that an input of a block is the float one (QDrop)
-ROUNDING_RATE = 1e-2  # Adam's learning rate of roundings
+ROUNDING_RATE = 5e-2  # Adam's learning rate of roundings
 STEP_RATE = 1e-3  # and of the inputs' step sizes, as multiples of the calibrated ones
 PRESSURE = 0.01  # weight of the term that makes roundings decide
 WARM_UP = 0.2  # share of iterations without that term
