@@ -92,7 +92,7 @@ def test_every_run_is_in_the_ledger_and_counts_every_image(params: Params) -> No
         assert record.counts.sum(axis=(0, 1, 2))[1] == predicted.sum()
         np.testing.assert_array_equal(record.cells % 2, test.target)
         if run.method != "fp32":
-            assert record.report["layers"]
+            assert record.report.get("layers") or run.method == "control"
             base = store.read(planning.baseline_of(run).key)
             assert record.counts.sum(axis=(0, 1, 3))[1] == (base.scores > 0).sum()
 

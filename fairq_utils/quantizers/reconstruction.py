@@ -119,7 +119,7 @@ def reconstruct(
     work = copy.deepcopy(model).requires_grad_(False)
     order, block = list(specs), next(iter(specs.values())).rounding == "block"
     blocks = units(model, order, batches[0], LARGEST_BLOCK)
-    single = {u.name for u in units(model, order, batches[0], 1)}
+    single = {n for u in units(model, order, batches[0], 1) for n in u.layers}
     learnt = {n for u in blocks for n in u.layers if block or n in single}
     behind = {} if block else activations_behind(model, order, batches[0])
     errors: dict[str, tuple[float, float]] = {}
