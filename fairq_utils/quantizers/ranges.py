@@ -13,12 +13,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fairq_utils.quantizers.grids import input_grid, on_grid, to_integers, weight_codes, weight_grid
+from fairq_utils.quantizers.grids import (
+    input_grid,
+    on_grid,
+    to_integers,
+    weight_codes,
+    weight_grid,
+)
 from fairq_utils.quantizers.observers import Extremes, Histogram
 
 CANDIDATES = 80  # fractions of the full range that are tried
 SMALLEST = 0.05  # the narrowest of them
 WEIGHT_BINS = 1024
+SEARCHED = 1 << 16  # weights at a time: they stay in a core's cache between the passes
 HISTOGRAM_RULES = ("percentile", "mse", "entropy")
 Grid = tuple[Tensor, Tensor, int, int]  # scale, zero-point, lowest and highest integer
 MakeGrid = Callable[[Tensor, Tensor], Grid]
@@ -79,6 +86,10 @@ def weight_limits(
     rows: Tensor, rule: str, bits: int, scheme: str, percentile: float
 ) -> tuple[Tensor, Tensor]:
     """Smallest and largest value to represent of every row (R, K); two tensors (R,)."""
+    some = max(SEARCHED // rows.shape[1], 1)  # rows at a time: a search passes over them often
+    if len(rows) > some:
+        parts = [weight_limits(part, rule, bits, scheme, percentile) for part in rows.split(some)]
+        return torch.cat([low for low, _ in parts]), torch.cat([high for _, high in parts])
     rows = rows.float()
     low, high = rows.amin(dim=1), rows.amax(dim=1)
     if scheme == "symmetric":
