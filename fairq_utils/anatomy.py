@@ -33,7 +33,7 @@ RULES = {
     "entropy": "entropy",
 }
 SHADES = ("0.25", "tab:blue", "tab:orange", "tab:green")
-STEPS = 300  # of the learnt rounding that is drawn
+STEPS = 200  # of the learnt rounding that is drawn
 Layer = nn.Conv2d | nn.Linear
 
 
@@ -50,6 +50,11 @@ class Specimen:
     architecture: str
     plain: Observed
     equalized: Observed
+
+    @property
+    def title(self) -> str:
+        """The architecture's name as it is printed."""
+        return models.DISPLAY_NAMES[self.architecture]
 
     def layer(self, name: str, *, equalized: bool = False) -> Layer:
         """A float layer, its batch norm folded."""
@@ -184,22 +189,27 @@ def bias_correction(found: Specimen, bits: str = "W4A8") -> Figure:
 
 
 def _mean_output(model: nn.Module, name: str, batch: Tensor) -> Tensor:
+    """Mean of every output channel, taken before an activation can change it in place."""
     found: list[Tensor] = []
-    hook = model.get_submodule(name).register_forward_hook(lambda *args: found.append(args[2]))
+
+    def keep(module: nn.Module, inputs: object, output: Tensor) -> None:
+        channel = 1 if output.ndim == 4 else output.ndim - 1
+        found.append(output.mean(dim=[d for d in range(output.ndim) if d != channel]))
+
+    hook = model.get_submodule(name).register_forward_hook(keep)
     try:
         with torch.no_grad():
             model(batch)
     finally:
         hook.remove()
-    output = found[0]
-    channel = 1 if output.ndim == 4 else output.ndim - 1
-    return output.mean(dim=[d for d in range(output.ndim) if d != channel])
+    return found[0]
 
 
 def rounding(found: Specimen, bits: str = "W3A8") -> Figure:
     """Where AdaRound rounds a weight, by the place between two codes that it stands at."""
     seen = found.plain
-    name = max(seen.order[1:-1] or seen.order, key=lambda n: found.layer(n).weight.numel())
+    by_size = sorted(seen.order[1:-1] or seen.order, key=lambda n: found.layer(n).weight.numel())
+    name = by_size[3 * len(by_size) // 4]
     spec = QuantSpec.parse(bits, rounding="adaround", iterations=STEPS, first_last_bits=None)
     others: dict[str, QuantSpec | None] = {n: None for n in seen.order if n != name}
     learnt, _ = quantize_observed(seen, spec, others)

@@ -18,12 +18,14 @@ import pandas as pd
 from IPython import get_ipython
 
 from fairq_utils import (
+    anatomy,
     effects,
     figures,
     metrics,
     models,
     planning,
     probe,
+    recovery,
     resources,
     stats,
     study,
@@ -138,6 +140,27 @@ class Chapter:
 
         return self._kept(f"probe-{fingerprint(recipe)}", recover)
 
+    def specimen(self) -> anatomy.Specimen:
+        """One FP32 model of the study under calibration, for the pictures of the methods."""
+        baselines = [record.run for record in self.runs if record.run.method == "fp32"]
+        return anatomy.specimen(self.params, baselines)
+
+    def _block_records(self) -> list[RunRecord]:
+        found = [record for record in self.runs if record.run.method == "block"]
+        fewest = min((tables.width(str(r.run.bits)) for r in found), default=None)
+        return [r for r in found if tables.width(str(r.run.bits)) == fewest]
+
+    def block_bits(self) -> str:
+        """The fewest bits of block reconstruction in this study."""
+        return next((str(r.run.bits) for r in self._block_records()), "no bits of this study")
+
+    def block_errors(self) -> dict[str, dict[str, list[float]]]:
+        """Architecture -> block -> error with nearest and with learnt rounding, fewest bits."""
+        return {
+            r.run.architecture: r.report["corrections"]["reconstruction"]
+            for r in reversed(self._block_records())
+        }
+
     def perfect_gap(self) -> float:
         """Demographic parity gap of a classifier without errors, all attributes crossed."""
         label = self.group_counts().sum(axis=-1)
@@ -203,14 +226,14 @@ def of(frame: pd.DataFrame, statistic: str, scope: str) -> pd.DataFrame:
     return frame[(frame.statistic == statistic) & (frame["scope"] == scope)]
 
 
+def accuracy(frame: pd.DataFrame, scope: str) -> pd.DataFrame:
+    """The rows of accuracy, once."""
+    return of(frame, "accuracy", scope)
+
+
 def static(frame: pd.DataFrame) -> pd.DataFrame:
     """Quantized configurations before mitigation: calibrated at random, or not at all."""
     return frame[~frame.method.isin(["fp32", CONTROL]) & frame.sampler.isin(["", "random"])]
-
-
-def _breadth(bits: str) -> tuple[int, ...]:
-    """Sorts ``W4A8`` and its like by activations, then weights."""
-    return tuple(int(part) for part in reversed(bits[1:].split("A")))
 
 
 def at_bits(frame: pd.DataFrame, *, fewest: bool) -> pd.DataFrame:
@@ -218,7 +241,7 @@ def at_bits(frame: pd.DataFrame, *, fewest: bool) -> pd.DataFrame:
     rows = frame[(frame.method == "ptq") & (frame.sampler == "random")]
     if rows.empty:
         rows = frame[frame.method != "fp32"]
-    bits = (min if fewest else max)(set(rows.bits), key=_breadth)
+    bits = (min if fewest else max)(set(rows.bits), key=tables.width)
     return rows[rows.bits == bits]
 
 
@@ -263,6 +286,18 @@ def verdicts(rows: pd.DataFrame, margin: float) -> pd.DataFrame:
             }
         )
     return rows.assign(**pd.DataFrame(judged, index=rows.index))
+
+
+def glue_recovery(found: pd.DataFrame) -> None:
+    """Glue how much of a clear naive loss the best other method brings back."""
+    best = recovery.best_of(found).dropna(subset=["recovered"])
+    glue("recovered_cases", len(best))
+    if best.empty:
+        return
+    least = best.loc[best.recovered.idxmin()]
+    glue("recovered_median", 100 * best.recovered.median())
+    glue("recovered_least", 100 * least.recovered)
+    glue("recovered_least_case", f"{models.DISPLAY_NAMES[least.architecture]} at {least.bits}")
 
 
 def glue_verdicts(frame: pd.DataFrame, scope: str, params: Params) -> None:

@@ -102,6 +102,20 @@ def _analyse(settings: Params) -> None:
 
 
 @app.command()
+def record(params: ParamsFile = DEFAULT, overrides: Overrides = None) -> None:
+    """Keep a study's tables in book/results/, where chapters read what takes hours."""
+    settings = _read(params, overrides)
+
+    def action() -> None:
+        from fairq_utils import recorded
+
+        for path in recorded.record(settings):
+            typer.echo(str(path))
+
+    _say_and_stop(action)
+
+
+@app.command()
 def book(params: ParamsFile = DEFAULT, overrides: Overrides = None) -> None:
     """Execute the chapters at a params file and build the book."""
     _read(params, overrides)

@@ -16,9 +16,10 @@ from matplotlib.figure import Figure
 from fairq_utils.data.faces import FaceData
 from fairq_utils.interactive import Interactive, interactive
 from fairq_utils.models import DISPLAY_NAMES
-from fairq_utils.tables import LABELS, label
+from fairq_utils.tables import LABELS, label, method_label, width
 
 COLOURS = dict(zip(DISPLAY_NAMES, sns.color_palette("colorblind"), strict=False))
+LEVELS = {"fp32": "-", "control": ":"}  # methods without bits, and how their lines are drawn
 STYLE: dict[str, Any] = {
     "figure.dpi": 110,
     "savefig.bbox": "tight",
@@ -203,6 +204,56 @@ def configuration_heatmap(effects: pd.DataFrame, statistic: str, scope: str) -> 
     axis.set_title(LABELS[statistic], fontsize=10)
     axis.tick_params(axis="x", rotation=20)
     axis.grid(False)
+    return _finished(figure)
+
+
+def accuracy_over_bits(frame: pd.DataFrame) -> Figure:
+    """Accuracy over bits, one line per method and one panel per architecture.
+
+    Parameters
+    ----------
+    frame : rows of one statistic, ``accuracy``; FP32 and its control become levels
+    """
+    architectures = list(dict.fromkeys(frame.architecture))
+    lines = frame[~frame.method.isin(LEVELS)]
+    lines = lines.assign(line=lines.apply(method_label, axis=1))
+    names = list(dict.fromkeys(lines.line))
+    bits = sorted(set(lines.bits), key=width, reverse=True)
+    colours = dict(zip(names, sns.color_palette("tab10", len(names)), strict=True))
+    columns = min(len(architectures), 3)
+    rows = -(-len(architectures) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(0.8 + 3 * columns, 2.9 * rows + 0.6), sharey=True, squeeze=False
+    )
+    for axis in axes.flat[len(architectures) :]:
+        axis.axis("off")
+    for axis, architecture in zip(axes.flat, architectures, strict=False):
+        part = frame[frame.architecture == architecture]
+        for method, style in LEVELS.items():
+            for level in part[part.method == method].compared.head(1):
+                axis.axhline(100 * level, color="0.35", linewidth=1, linestyle=style)
+        for name, line in lines[lines.architecture == architecture].groupby("line", sort=False):
+            line = line.sort_values("bits", key=lambda s: s.map(bits.index))
+            places = [bits.index(b) for b in line.bits]
+            axis.plot(
+                places,
+                line.compared * 100,
+                "o-",
+                markersize=3.5,
+                linewidth=1.3,
+                color=colours[name],
+            )
+        axis.set_title(_title(architecture), fontsize=10)
+        axis.set_xticks(range(len(bits)), bits, rotation=45, fontsize=8)
+        axis.set_xlim(-0.3, len(bits) - 0.7)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("accuracy (%)")
+    handles = [plt.Line2D([], [], color=colours[n], marker="o", markersize=4) for n in names]
+    handles.insert(0, plt.Line2D([], [], color="0.35"))
+    figure.tight_layout()
+    figure.legend(
+        handles, ["FP32", *names], loc="upper center", bbox_to_anchor=(0.5, 0), ncol=4, fontsize=8
+    )
     return _finished(figure)
 
 

@@ -63,6 +63,11 @@ def method_label(row: pd.Series) -> str:
     return name
 
 
+def width(bits: str) -> tuple[int, ...]:
+    """Sorts ``W4A8`` and its like by activations, then weights."""
+    return tuple(int(part) for part in reversed(bits[1:].split("A")))
+
+
 def named(frame: pd.DataFrame) -> pd.DataFrame:
     """The same table with names as they are printed."""
     shown = frame.copy()
@@ -171,6 +176,41 @@ def flips(frame: pd.DataFrame) -> HTML:
             }
         )
     )
+
+
+def recovery(frame: pd.DataFrame) -> HTML:
+    """Naive loss, best method and the share that it recovers, by architecture and bits.
+
+    Parameters
+    ----------
+    frame : of :func:`fairq_utils.recovery.best_of`
+    """
+    return shown(
+        pd.DataFrame(
+            {
+                "architecture": frame.architecture.map(models.DISPLAY_NAMES),
+                "bits": frame.bits,
+                "naive (points)": [f"{v * 100:+.1f}" for v in frame.naive],
+                "best method": [method_label(row) for _, row in frame.iterrows()],
+                "change (points)": intervals(frame, "change"),
+                "recovered (%)": ["" if v != v else f"{v * 100:.0f}" for v in frame.recovered],
+            }
+        )
+    )
+
+
+def costs(frame: pd.DataFrame) -> HTML:
+    """Median seconds that a method takes to quantize a model, by architecture."""
+    rows = named(frame[~frame.method.isin(["fp32", CONTROL])])
+    rows = rows.assign(method=[method_label(row) for _, row in rows.iterrows()])
+    wide = rows.pivot_table(
+        index="method",
+        columns="architecture",
+        values="quantize_seconds",
+        aggfunc="median",
+        sort=False,
+    )
+    return shown(wide.map("{:.0f}".format).reset_index().rename_axis(columns=None))
 
 
 def sizes(frame: pd.DataFrame) -> HTML:

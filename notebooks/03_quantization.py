@@ -1,7 +1,8 @@
 # %% [markdown]
 # # Quantization
 #
-# **Question.** What do eight and four bits do to accuracy, to the gaps, and to single answers?
+# **Question.** What do eight, four and fewer bits do to accuracy, to the gaps, and to single
+# answers, and how much of it is the quantizer's fault?
 #
 # A quantized layer replaces real weights and inputs by integers on a grid,
 #
@@ -10,51 +11,172 @@
 # q_{\min},\; q_{\max}\right), \qquad \hat x = s\,(q - z),
 # $$
 #
-# with scale $s$ and zero-point $z$ {cite}`jacob2018quantization`. Weights get one scale per
-# output channel; inputs one per layer, taken from a calibration set (static) or from the
-# picture at hand (dynamic). `W4A8` means weights of four and inputs of eight bits. The first and
-# the last layer stay at eight. Batch normalisation is folded into the convolutions first. Layers
-# with static inputs multiply real integers (bytes, summed in 32 bits) where the processor can, in
-# {glue:text}`03_quantization.ipynb::integer:.0f` of
-# {glue:text}`03_quantization.ipynb::static:.0f` static runs here; in all others, and with dynamic
-# inputs, the same integers are multiplied in floating point, a **simulation**. What lies between
-# these layers stays in float.
+# with scale $s$ and zero-point $z$ {cite}`jacob2018quantization`. `W4A8` means weights of four and
+# inputs of eight bits. Every method below differs in how it chooses $s$, $z$ and $q$; the network
+# between the quantized layers is the same.
 
 # %% tags=["parameters", "remove-cell"]
 params_file = "../params/smoke.yaml"
 overrides = {}
 
 # %% tags=["remove-cell"]
-from fairq_utils import chapters, figures, tables
+from fairq_utils import anatomy, chapters, figures, recorded, recovery, tables
 
 chapter = chapters.open_chapter(params_file, overrides)
 glue = chapter.glue
 effects = chapter.effects
 quantized = chapters.static(effects)
+specimen = chapter.specimen()
+study = recorded.read("methods")
 
 # %% [markdown]
+# ## The methods
+#
+# ### Grids
+#
+# Weights get one scale per output channel and a symmetric grid ($z = 0$); inputs one scale per
+# layer and a zero-point, since most of them are not centred at zero. A symmetric grid spends half
+# of its codes on values that a nearly positive input hardly has:
+
+# %%
+anatomy.grids()
+# %% [markdown]
+# *Static* ranges come from {glue:text}`03_quantization.ipynb::images:.0f` calibration images drawn
+# at random, *dynamic* ones from the picture at hand. Batch normalisation is folded into the
+# convolutions first. The first and the last layer stay at eight bits, but for the method that is
+# called *min-max, per tensor* here: one scale for a whole weight, all layers alike. It is what a
+# first attempt looks like, and stands for naive quantization in what follows.
+#
+# ### Ranges
+#
+# A range that holds everything is set by its most extreme value; a narrower one clips that value
+# and gives all others a finer step. *Min-max* clips nothing, *percentile* a fixed share, *least
+# error* minimises $\sum (x - \hat x)^2$ {cite}`banner2019post,nagel2021white`, *entropy* the
+# Kullback-Leibler divergence of the distributions {cite}`migacz2017int8`. The input with the
+# longest tail in {glue:text}`03_quantization.ipynb::specimen:s`, at four bits:
+
+# %%
+anatomy.ranges(specimen)
+# %% [markdown]
+# ### Cross-layer equalization
+#
+# Where one layer's output reaches the next through a ReLU, dividing output channel $i$ of the first
+# by $s_i$ and multiplying the next layer's input channel by it changes no answer;
+# $s_i = \sqrt{r_i^{(1)} / r_i^{(2)}}$ gives both the same range {cite}`nagel2019data`. Per
+# tensor that decides over life and death of small channels; per channel it still evens out the
+# inputs.
+
+# %%
+anatomy.equalization(specimen)
+# %% [markdown]
+# ### Bias correction
+#
+# Rounding errors of a channel's weights do not cancel: $\mathbb{E}[\hat W \hat x] -
+# \mathbb{E}[W x] \ne 0$. The shift is measured on the calibration images, layer after layer, and
+# taken off the bias {cite}`nagel2019data`.
+
+# %%
+anatomy.bias_correction(specimen)
+# %% [markdown]
+# ### Learnt rounding: AdaRound
+#
+# The nearest code is the best for a weight, not for the layer's answer. AdaRound chooses up or down
+# for all weights at once, $\hat w = s\,(\lfloor w/s \rfloor + h(v))$ with $h(v) \in [0, 1]$
+# driven to 0 or 1 while $\lVert f(Wx) - f(\hat W \hat x) \rVert^2$ falls
+# {cite}`nagel2020up`. Most weights near a code go there; those in the middle go where they
+# help.
+
+# %%
+anatomy.rounding(specimen)
+# %% [markdown]
+# ### Block reconstruction
+#
+# The same, for a residual block at a time {cite}`li2021brecq`, with the step sizes of its inputs
+# learnt along and half of its quantized inputs replaced by real ones at random, so that it does not
+# adapt to the errors of these images {cite}`wei2022qdrop`. What is left of each block's squared
+# error over the calibration images, at {glue:text}`03_quantization.ipynb::block_bits:s`:
+
+# %%
+anatomy.block_errors(chapter.block_errors())
+# %% [markdown]
+# ### Quantization-aware training
+#
+# Training goes on with quantized weights and inputs; the gradient passes the rounding as if it were
+# not there and stops where a value is clipped. LSQ {cite}`esser2020learned` also gives the step
+# size the gradient of what it does to the result,
+#
+# $$
+# \frac{\partial \hat x}{\partial s} = \begin{cases}
+# \operatorname{round}(x/s) - x/s & \text{inside the grid} \\
+# q_{\min} - z \text{ or } q_{\max} - z & \text{outside}
+# \end{cases}
+# $$
+
+# %%
+anatomy.step_gradients()
+# %% [markdown]
+# It starts at the calibrated model, with its batch norms folded, and is trained for
+# {glue:text}`03_quantization.ipynb::qat_epochs:.0f` epoch at a fraction of the first learning rate.
+# What belongs to it is a *control*: the FP32 network trained on for as long, on the same batches.
+#
 # ## Accuracy
 #
-# Change of accuracy from the FP32 model, in points, for every configuration. Static ranges come
-# from {glue:text}`03_quantization.ipynb::images:.0f` calibration images drawn at random.
+# Change of accuracy from the FP32 model, in points, for every configuration of this study.
 
 # %%
 glue("images", chapter.params.quantization.calibration_images)
-glue("static", sum(r.run.method == "ptq" for r in chapter.runs))
-glue("integer", sum(r.measures.get("integer_layers", 0) > 0 for r in chapter.runs))
+glue("qat_epochs", study.about["params"]["quantization"]["tuning"]["epochs"])
+glue("specimen", specimen.title)
+glue("block_bits", chapter.block_bits())
 figures.configuration_heatmap(quantized, "accuracy", chapter.crossed)
 # %% tags=["remove-cell"]
 chapters.glue_extremes(quantized, chapter.crossed)
+best = recovery.best_of(recovery.recovery(chapters.accuracy(quantized, chapter.crossed)))
 
 # %% [markdown]
-# At {glue:text}`03_quantization.ipynb::most_bits:s` the worst change of any architecture is
-# {glue:text}`03_quantization.ipynb::most_worst:+.1f` points
+# At {glue:text}`03_quantization.ipynb::most_bits:s` the worst change of any architecture by plain
+# static quantization is {glue:text}`03_quantization.ipynb::most_worst:+.1f` points
 # ({glue:text}`03_quantization.ipynb::most_worst_model:s`). At
 # {glue:text}`03_quantization.ipynb::fewest_bits:s` it is
 # {glue:text}`03_quantization.ipynb::fewest_worst:+.1f` points
-# ({glue:text}`03_quantization.ipynb::fewest_worst_model:s`). These are naive quantizers: they say
-# what goes wrong without care, not what four bits can do.
+# ({glue:text}`03_quantization.ipynb::fewest_worst_model:s`). How much of what the naive quantizer
+# loses does the best of the others bring back?
+
+# %%
+tables.recovery(best)
+
+# %% [markdown]
+# ### Over the bits
 #
+# The same question over more bits and all methods takes longer than a book should take to build.
+# What follows was computed once with `params/methods.yaml`
+# ({glue:text}`03_quantization.ipynb::recorded:.0f` runs, 64-pixel pictures, one training seed) and
+# is kept with the book.
+
+# %%
+glue("clear", 100 * recovery.CLEAR_LOSS)
+glue("recorded", study.about["recorded"])
+accuracy = study.configurations[study.configurations.statistic == "accuracy"]
+figures.accuracy_over_bits(accuracy)
+
+# %%
+shares = recovery.recovery(accuracy)
+chapters.glue_recovery(shares)
+tables.recovery(recovery.best_of(shares))
+
+# %% [markdown]
+# Where the naive quantizer loses more than {glue:text}`03_quantization.ipynb::clear:.0f` points, the best other method brings back
+# {glue:text}`03_quantization.ipynb::recovered_median:.0f}` % of the loss in the median case and
+# {glue:text}`03_quantization.ipynb::recovered_least:.0f}` % in the worst
+# ({glue:text}`03_quantization.ipynb::recovered_least_case:s`).
+#
+# What a method costs, in seconds of quantizing one model (calibration and, for QAT, training
+# included):
+
+# %%
+tables.costs(accuracy)
+
+# %% [markdown]
 # ## The gap, and what chance does to it
 #
 # The primary statistic is the *paired change* of a gap: that of the quantized model minus that

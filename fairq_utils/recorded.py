@@ -1,0 +1,124 @@
+"""Results that take hours: a study's tables kept in ``book/results/``, with what they came from.
+
+A recorded study is two CSV files (one row per configuration and statistic, one per configuration
+and group) and a JSON file with its params and provenance. Chapters read them; computing them again
+is ``fairq run`` and ``fairq record`` with the same params file.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fairq_utils import effects
+from fairq_utils.faults import Fault
+from fairq_utils.ledger import RunRecord
+from fairq_utils.params import Params
+from fairq_utils.planning import plan
+from fairq_utils.resources import ledger
+
+FOLDER = Path(__file__).resolve().parents[1] / "book" / "results"
+KEPT = (
+    "accuracy",
+    "worst_group_accuracy",
+    "demographic_parity_difference",
+    "equalized_odds_difference",
+)
+
+
+class RecordError(Fault):
+    """A recorded study cannot be read or written."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A study as it was recorded.
+
+    Attributes
+    ----------
+    configurations : rows of :func:`fairq_utils.effects.by_configuration` (all attributes crossed),
+        with ``mebibytes``, ``ratio``, ``quantize_seconds``
+    groups : rows of :func:`fairq_utils.effects.by_group`
+    about : params, provenance, and how many runs of the plan there were
+    """
+
+    configurations: pd.DataFrame
+    groups: pd.DataFrame
+    about: dict[str, Any]
+
+
+def record(params: Params, folder: Path = FOLDER) -> list[Path]:
+    """Write a study's tables from its ledger; the study need not be complete.
+
+    Returns
+    -------
+    list of paths
+    """
+    wanted = plan(params)
+    runs = effects.records(ledger(params), params)
+    if not any(run.run.method != "fp32" for run in runs):
+        raise RecordError(
+            f"{params.execution.ledger}: holds no quantized run of {params.name}; run the study "
+            "first"
+        )
+    frame = effects.by_configuration(runs, params)
+    crossed = list(effects.scopes(params))[-1]
+    frame = frame[(frame["scope"] == crossed) & frame.statistic.isin(KEPT)]
+    frame = frame.merge(effects.sizes(runs), on=effects.CONFIGURATION, how="left")
+    frame = frame.merge(_costs(runs), on=effects.CONFIGURATION, how="left")
+    groups = effects.by_group(runs, params)
+    about = {
+        "name": params.name,
+        "planned": len(wanted),
+        "recorded": len(runs),
+        "params": params.model_dump(mode="json", exclude={"execution"}),
+        "provenance": runs[-1].provenance,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = _paths(params.name, folder)
+    frame.round(6).to_csv(paths[0], index=False)
+    groups.round(6).to_csv(paths[1], index=False)
+    paths[2].write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    return paths
+
+
+def _costs(runs: list[RunRecord]) -> pd.DataFrame:
+    rows = [
+        {
+            **effects.configuration(r.run),
+            "quantize_seconds": r.measures.get("quantize_seconds", float("nan")),
+        }
+        for r in runs
+    ]
+    return pd.DataFrame(rows).groupby(effects.CONFIGURATION, sort=False).mean().reset_index()
+
+
+def read(name: str, folder: Path = FOLDER) -> Recorded:
+    """A recorded study.
+
+    Raises
+    ------
+    RecordError
+        It is not there; names the command that records it.
+    """
+    paths = _paths(name, folder)
+    missing = [path for path in paths if not path.exists()]
+    if missing:
+        raise RecordError(
+            f"{missing[0]}: this study is not recorded; run `fairq run --params "
+            f"params/{name}.yaml`, then `fairq record --params params/{name}.yaml`"
+        )
+    frame, groups = (pd.read_csv(path, keep_default_na=False) for path in paths[:2])
+    for table in (frame, groups):
+        words = [*effects.CONFIGURATION, "scope", "statistic", "group"]
+        for column in table.columns.difference(words):
+            table[column] = pd.to_numeric(table[column])
+    return Recorded(frame, groups, json.loads(paths[2].read_text(encoding="utf-8")))
+
+
+def _paths(name: str, folder: Path) -> list[Path]:
+    return [folder / f"{name}.csv", folder / f"{name}_groups.csv", folder / f"{name}.json"]
