@@ -293,7 +293,7 @@ def glue_recovery(found: pd.DataFrame) -> None:
     best = recovery.best_of(found).dropna(subset=["recovered"])
     glue("recovered_cases", len(best))
     if best.empty:
-        return
+        raise ValueError("recorded study: no naive configuration loses clearly; nothing to recover")
     least = best.loc[best.recovered.idxmin()]
     glue("recovered_median", 100 * best.recovered.median())
     glue("recovered_least", 100 * least.recovered)

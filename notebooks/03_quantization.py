@@ -165,9 +165,10 @@ chapters.glue_recovery(shares)
 tables.recovery(recovery.best_of(shares))
 
 # %% [markdown]
-# Where the naive quantizer loses more than {glue:text}`03_quantization.ipynb::clear:.0f` points, the best other method brings back
-# {glue:text}`03_quantization.ipynb::recovered_median:.0f}` % of the loss in the median case and
-# {glue:text}`03_quantization.ipynb::recovered_least:.0f}` % in the worst
+# Where the naive quantizer loses more than {glue:text}`03_quantization.ipynb::clear:.0f` points
+# ({glue:text}`03_quantization.ipynb::recovered_cases:.0f` cases), the best other method brings back
+# {glue:text}`03_quantization.ipynb::recovered_median:.0f` % of the loss in the median case and
+# {glue:text}`03_quantization.ipynb::recovered_least:.0f` % in the worst
 # ({glue:text}`03_quantization.ipynb::recovered_least_case:s`).
 #
 # What a method costs, in seconds of quantizing one model (calibration and, for QAT, training

@@ -23,7 +23,7 @@ from fairq_utils.quantizers.grids import (
 from fairq_utils.quantizers.observers import Extremes, Histogram
 
 CANDIDATES = 80  # fractions of the full range that are tried
-SMALLEST = 0.05  # the narrowest of them
+SMALLEST = 0.01  # the narrowest of them; each is the same factor narrower than the one before
 WEIGHT_BINS = 1024
 SEARCHED = 1 << 16  # weights at a time: they stay in a core's cache between the passes
 HISTOGRAM_RULES = ("percentile", "mse", "entropy")
@@ -120,7 +120,8 @@ def _quantile(rows: Tensor, share: float) -> Tensor:
 
 
 def _fractions() -> list[float]:
-    return torch.linspace(1.0, SMALLEST, CANDIDATES).tolist()
+    steps = torch.arange(CANDIDATES, dtype=torch.float64) / (CANDIDATES - 1)
+    return (SMALLEST**steps).tolist()
 
 
 def _least_squared_error(

@@ -1,0 +1,230 @@
+"""Range rules and grids by hand: ties, saturation, zero-points, axes, groups, empty channels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fairq_utils.quantizers import QuantSpec, quantize_static
+from fairq_utils.quantizers.grids import (
+    fake_quantize,
+    input_grid,
+    on_grid,
+    to_integers,
+    weight_codes,
+    weight_grid,
+)
+from fairq_utils.quantizers.layers import QuantConv2d
+from fairq_utils.quantizers.observers import MOMENTUM, Extremes
+from fairq_utils.quantizers.ranges import InputStatistics, weight_limits
+from fairq_utils.quantizers.spec import WIDTHS
+from fairq_utils.quantizers.weights import dequantize_weight, quantize_weight, spread, to_rows
+
+ONE, ZERO = torch.tensor(1.0), torch.tensor(0.0)
+
+
+def test_ties_go_to_the_even_integer_and_ends_saturate() -> None:
+    x = torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5, 7.49, 7.5, 100.0, -100.0])
+    assert to_integers(x, ONE, ZERO, -7, 7).tolist() == [0, 2, 2, 0, -2, 7, 7, 7, -7]
+    # With a zero-point the tie is decided before it is added, as in torch's own operator.
+    assert to_integers(x[:3], ONE, torch.tensor(3.0), 0, 15).tolist() == [3, 5, 5]
+    assert fake_quantize(x, 1.0, 3, 0, 15).tolist() == [0, 2, 2, 0, -2, 7, 8, 12, -3]
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_codes_of_every_width(bits: int) -> None:
+    half = 2 ** (bits - 1)
+    assert weight_codes(bits, "symmetric") == (-(half - 1), half - 1)
+    assert weight_codes(bits, "affine") == (-half, half - 1)
+
+
+def test_affine_weights_by_hand() -> None:
+    # -1 ... 14 over sixteen codes -8 ... 7: step 1, and -8 stands for -1, so 0 is -7.
+    scale, zero = weight_grid(torch.tensor([-1.0]), torch.tensor([14.0]), 4, "affine")
+    assert (scale.item(), zero.item()) == (1.0, -7.0)
+    weight = torch.tensor([[-1.0, 0.0, 6.5, 14.0]])
+    spec = QuantSpec.parse("W4", weight_scheme="affine")
+    found = quantize_weight(weight, spec)
+    assert found.integers.tolist() == [[-8, -7, -1, 7]]  # 6.5 is a tie: 6 - 7
+    assert dequantize_weight(found, spec).tolist() == [[-1.0, 0.0, 6.0, 14.0]]
+
+
+def test_symmetric_inputs_by_hand() -> None:
+    scale, zero = input_grid(torch.tensor(-2.0), torch.tensor(7.0), 4, "symmetric")
+    assert (float(scale), float(zero)) == (1.0, 8.0)
+    scale, zero = input_grid(torch.tensor(0.5), torch.tensor(15.0), 4, "symmetric")
+    assert (float(scale), float(zero)) == (1.0, 0.0)  # nothing is negative: all codes are used
+
+
+def test_groups_of_input_channels_have_scales_of_their_own() -> None:
+    weight = torch.tensor([[7.0, 3.5, 0.7, -0.35, 70.0]])  # groups of two, the last of one
+    spec = QuantSpec.parse("W4", weight_granularity="group", group_size=2)
+    rows = torch.tensor([[7.0, 3.5], [0.7, -0.35], [70.0, 0.0]])
+    assert torch.equal(to_rows(weight, spec), rows)
+    found = quantize_weight(weight, spec)
+    torch.testing.assert_close(found.scale, torch.tensor([[1.0, 0.1, 10.0]]))
+    assert found.integers.tolist() == [[7, 4, 7, -4, 7]]  # 3.5 and -3.5 are ties
+    conv = torch.arange(24.0).reshape(2, 3, 2, 2)
+    scales = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    expected = torch.tensor([[1.0, 1.0, 2.0], [3.0, 3.0, 4.0]])
+    assert torch.equal(spread(scales, conv, spec)[:, :, 0, 0], expected)
+
+
+def test_channels_are_output_channels_of_convolutions_too() -> None:
+    weight = torch.zeros(3, 2, 1, 1)
+    weight[0, 0], weight[1, 1], weight[2, 0] = 1.27, -12.7, 0.0
+    found = quantize_weight(weight, QuantSpec())
+    torch.testing.assert_close(found.scale[:2], torch.tensor([0.01, 0.1]))
+    assert found.integers[:, :, 0, 0].tolist() == [[127, 0], [0, -127], [0, 0]]
+
+
+@pytest.mark.parametrize("rule", ["minmax", "percentile", "mse", "entropy"])
+@pytest.mark.parametrize("scheme", ["symmetric", "affine"])
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_empty_and_constant_channels_survive_every_rule(rule: str, scheme: str, bits: int) -> None:
+    weight = torch.stack([torch.zeros(50), torch.full((50,), 0.3), torch.linspace(-1, 1, 50)])
+    spec = QuantSpec(weight_bits=bits, weight_range=rule, weight_scheme=scheme, activation="float")
+    found = quantize_weight(weight, spec)
+    back = dequantize_weight(found, spec)
+    assert torch.isfinite(back).all()
+    assert (back[0] == 0).all()
+    torch.testing.assert_close(back[1], weight[1], rtol=0.06, atol=0)
+
+
+def tailed(count: int = 20_000) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(count, generator=generator)
+    x[0], x[1] = 40.0, -40.0
+    return x
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_least_error_is_the_least_of_all_symmetric_ranges(bits: int) -> None:
+    x = tailed()[None]
+    low, high = weight_limits(x, "mse", bits, "symmetric", 99.9)
+
+    def error(limit: float) -> float:
+        grid = weight_grid(torch.tensor([-limit]), torch.tensor([limit]), bits, "symmetric")
+        return float((on_grid(x, *grid, *weight_codes(bits, "symmetric")) - x).square().sum())
+
+    assert float(-low) == float(high) < 40.0
+    best = min(error(limit) for limit in torch.linspace(1.0, 41.0, 161).tolist())
+    assert error(float(high)) <= 1.05 * best
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_inputs_by_error_and_entropy_clip_the_tail_and_beat_minmax(bits: int) -> None:
+    x = tailed().relu()
+    statistics = InputStatistics()
+    for part in x.split(1000):
+        statistics.see(part)
+
+    def error(rule: str) -> float:
+        low, high = statistics.range(rule, bits)
+        grid = input_grid(torch.tensor(low), torch.tensor(high), bits)
+        return float((on_grid(x, *grid, 0, 2**bits - 1) - x).square().mean())
+
+    assert statistics.range("minmax", bits) == (0.0, 40.0)
+    assert statistics.range("mse", bits)[1] <= 40.0
+    assert error("mse") <= error("minmax")
+    if bits < 8:
+        assert statistics.range("mse", bits)[1] < 20
+        assert statistics.range("entropy", bits)[1] < 20
+        assert error("entropy") < error("minmax")
+
+
+def test_more_bits_make_the_least_error_range_wider() -> None:
+    statistics = InputStatistics()
+    statistics.see(tailed().relu())
+    highs = [statistics.range("mse", bits)[1] for bits in WIDTHS]
+    assert highs == sorted(highs)
+    assert highs[0] < highs[-1]
+
+
+def test_moving_average_by_hand() -> None:
+    extremes = Extremes()
+    for batch in ([0.0, 1.0], [-1.0, 3.0], [0.0, 2.0]):
+        extremes.see(torch.tensor(batch))
+    low = (0 + MOMENTUM * (-1 - 0)) * (1 - MOMENTUM)
+    high = 1 + MOMENTUM * (3 - 1)
+    high += MOMENTUM * (2 - high)
+    assert extremes.average == (pytest.approx(low), pytest.approx(high))
+
+
+def test_statistics_do_not_grow_with_the_stream() -> None:
+    statistics = InputStatistics()
+    sizes = set()
+    for seed in range(5):
+        statistics.see(torch.randn(10_000, generator=torch.Generator().manual_seed(seed)))
+        assert statistics.histogram is not None
+        sizes.add(statistics.histogram.counts.numel())
+    assert len(sizes) == 1
+    assert not [v for v in vars(statistics.extremes).values() if isinstance(v, Tensor)]
+
+
+def test_a_rule_that_was_not_watched_is_refused() -> None:
+    statistics = InputStatistics(histogram=False)
+    statistics.see(torch.rand(5))
+    with pytest.raises(ValueError, match="'mse' needs a histogram, and none was kept"):
+        statistics.range("mse", 8)
+
+
+def test_weights_only() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(9, 6)
+    quantized, report = quantize_static(model, QuantSpec.parse("W8"), [x])
+    assert set(report.layers.values()) == {"W8"}
+    assert torch.equal(quantized[0].quantized_input(x), x)
+    # Integers, channel scales and biases; no grid of an input.
+    assert report.size_bytes == 24 + 8 + 4 * (4 + 2) + 4 * (4 + 2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weight_scheme": "affine"},
+        {"weight_granularity": "group", "group_size": 2},
+        {"activation_scheme": "symmetric"},
+        {"weight_range": "entropy", "activation_range": "entropy"},
+        {"activation_range": "moving_average"},
+    ],
+)
+def test_every_grid_computes_what_its_integers_say(options: dict[str, object]) -> None:
+    """The layer's answer from its own integers, in float64."""
+    torch.manual_seed(0)
+    layer, x = nn.Conv2d(6, 4, 3, padding=1), torch.randn(8, 6, 7, 7)
+    spec = QuantSpec.parse("W4A8", first_last_bits=None, **options)
+    model, _ = quantize_static(nn.Sequential(layer), spec, [x[:4], x[4:]])
+    [q] = model
+    assert isinstance(q, QuantConv2d)
+    s, z, top = q.input_grid()
+    given = (torch.clamp(torch.round(x.double() / s) + z, 0, top) - z) * s
+    zero = spread(q.weight_zero_point, q.weight_integers, spec)
+    scale = spread(q.weight_scale, q.weight_integers, spec).double()
+    weight = (q.weight_integers.double() - zero) * scale
+    expected = nn.functional.conv2d(given, weight, q.bias.double(), padding=1)
+    torch.testing.assert_close(model(x).double(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_single_layer_can_be_the_whole_model() -> None:
+    x = torch.randn(8, 6)
+    for rounding in ("nearest", "adaround"):
+        spec = QuantSpec(rounding=rounding, iterations=5)
+        model, report = quantize_static(nn.Linear(6, 2), spec, [x])
+        assert report.layers == {"": "W8A8"}
+        assert model(x).shape == (8, 2)
+
+
+def test_nan_weights_are_refused_by_the_name_of_the_layer() -> None:
+    model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2))
+    model[2].weight.data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"quantize_static: a value of 2\.weight is NaN"):
+        quantize_static(model, QuantSpec(), [torch.rand(4, 6)])
+
+
+def test_an_input_that_grows_infinite_is_refused_by_the_name_of_the_layer() -> None:
+    model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 2))
+    model[0].weight.data.fill_(3e38)
+    with pytest.raises(ValueError, match="the input of layer 1: a value is NaN or infinite"):
+        quantize_static(model, QuantSpec(), [10 * torch.ones(4, 6)])
