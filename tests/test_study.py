@@ -20,11 +20,24 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
-from fairq_utils import bench, effects, figures, measuring, planning, resources, runs, study
+from fairq_utils import (
+    anatomy,
+    bench,
+    effects,
+    figures,
+    measuring,
+    planning,
+    recorded,
+    recovery,
+    resources,
+    runs,
+    study,
+)
 from fairq_utils.cli import app
 from fairq_utils.ledger import Ledger, RunRecord
 from fairq_utils.params import Params, load_params
 
+AGES = ("old", "young")
 STUDY = {
     "name": "small",
     "data": {"size": 32, "train": 64, "calibration": 48, "validation": 10, "test": 64},
@@ -335,3 +348,74 @@ def test_a_place_that_cannot_be_written_is_named_before_anything_is_computed(
     assert f"execution.{place}: " in answer.stderr
     assert "cannot be made" in answer.stderr
     assert not list(tmp_path.glob("build/cache/*"))
+
+
+def test_a_recorded_study_is_read_as_it_was_written(params: Params, tmp_path: Path) -> None:
+    with pytest.raises(recorded.RecordError, match=r"not recorded; run `fairq run --params"):
+        recorded.read(params.name, tmp_path)
+    paths = recorded.record(params, tmp_path)
+    assert [path.name for path in paths] == ["small.csv", "small_groups.csv", "small.json"]
+    found = recorded.read(params.name, tmp_path)
+    runs = effects.records(resources.ledger(params), params)
+    frame = effects.by_configuration(runs, params)
+    crossed = frame[frame["scope"] == "gender x age"]
+    for statistic in recorded.KEPT:
+        wanted = crossed[crossed.statistic == statistic].reset_index(drop=True)
+        kept = found.configurations
+        kept = kept[kept.statistic == statistic].reset_index(drop=True)
+        assert kept[effects.CONFIGURATION].equals(wanted[effects.CONFIGURATION])
+        np.testing.assert_allclose(kept.change, wanted.change, atol=1e-6)
+    assert found.about["recorded"] == found.about["planned"] == len(runs)
+    assert (found.configurations.quantize_seconds.dropna() >= 0).all()
+    assert set(found.groups.group) == {f"{g} {a}" for g in ("female", "male") for a in AGES}
+
+
+def test_what_training_on_does_is_in_the_ledger(params: Params) -> None:
+    runs = effects.records(resources.ledger(params), params)
+    tuned = [r for r in runs if r.run.method in ("qat", "control")]
+    assert len(tuned) == 4
+    for record in tuned:
+        assert record.run.settings == {"epochs": 1, "rate": 0.1}
+        assert np.isfinite(record.measures["loss_1"])
+    qat, control = tuned[0], tuned[1]
+    assert qat.size_bytes < control.size_bytes / 3
+    blocks = [r for r in runs if r.run.method == "block"]
+    assert all(r.report["corrections"]["reconstruction"] for r in blocks)
+
+
+def test_recovery_by_hand() -> None:
+    frame = pd.DataFrame(
+        [
+            ("a", "W4A4", "naive", -0.20),
+            ("a", "W4A4", "ptq", -0.10),
+            ("a", "W4A4", "block", -0.05),
+            ("b", "W4A4", "naive", -0.01),
+            ("b", "W4A4", "block", 0.00),
+            ("b", "W8A8", "ptq", 0.00),
+            ("b", "FP32", "control", 0.01),
+        ],
+        columns=["architecture", "bits", "method", "change"],
+    )
+    found = recovery.recovery(frame)
+    assert len(found) == 3  # nothing naive was tried at W8A8
+    assert found.recovered.tolist()[:2] == [pytest.approx(0.5), pytest.approx(0.75)]
+    assert np.isnan(found.recovered.tolist()[2])  # a point lost is too little to take a share of
+    assert recovery.best_of(found).method.tolist() == ["block", "block"]
+
+
+def test_pictures_of_the_methods_are_drawn(params: Params) -> None:
+    baselines = planning.plan(params, ("baseline",))
+    found = anatomy.specimen(params, baselines)
+    assert found.title == "MobileNetV2"
+    pictures = [
+        anatomy.grids(),
+        anatomy.ranges(found),
+        anatomy.equalization(found),
+        anatomy.bias_correction(found),
+        anatomy.rounding(found),
+        anatomy.step_gradients(),
+    ]
+    assert all(isinstance(picture, Figure) and picture.axes for picture in pictures)
+    rounded = pictures[4].axes[0].patches
+    assert rounded[0].get_height() < 5  # next to the lower code
+    assert rounded[19].get_height() > 95  # next to the upper one
