@@ -387,9 +387,11 @@ def test_a_pass_holds_on_to_no_tensor() -> None:
 
 def test_a_model_with_operations_can_be_exported() -> None:
     _, x, quantized, _ = attentive()
-    quantized._forward_pre_hooks.clear()  # the look for NaN depends on values
-    exported = torch.export.export(quantized, (x,)).module()
-    assert torch.equal(exported(x), quantized(x))
+    with torch.no_grad():
+        answer = quantized(x)
+        exported = torch.export.export(quantized, (x,)).module()
+        assert sqnr(answer, exported(x)) > 60
+        assert torch.equal(quantized(x), answer)
 
 
 def test_quantized_models_can_stand_inside_others() -> None:
@@ -455,7 +457,7 @@ def test_training_goes_through_operations_and_leaves_their_grids() -> None:
         loss.backward()
         assert all(p.grad is not None for p in prepared.parameters())
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < losses[0]
     assert torch.equal(prepared.operation_scales, grids)
     finished, report = finish_qat(prepared, seen, spec)

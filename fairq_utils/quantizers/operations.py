@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from fairq_utils.quantizers.checks import check_finite
-from fairq_utils.quantizers.grids import input_grid
+from fairq_utils.quantizers.grids import input_grid, on_static_grid
 from fairq_utils.quantizers.ranges import InputStatistics
 from fairq_utils.quantizers.sites import (
     ADDITION,
@@ -264,7 +264,7 @@ class Forward:
         row, top = self.rows[site] + number, 2**self.bits - 1
         scales = cast(Tensor, self.model.operation_scales)
         zeros = cast(Tensor, self.model.operation_zero_points)
-        return torch.fake_quantize_per_tensor_affine(x, scales[row], zeros[row], 0, top)
+        return on_static_grid(x, scales[row], zeros[row], top)
 
 
 def quantize_operations(model: nn.Module, seen: Operations, spec: QuantSpec) -> None:
