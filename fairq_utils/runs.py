@@ -238,6 +238,8 @@ def _observed(runs: Sequence[Run], model: torch.nn.Module, data: FaceData) -> Ob
         batches,
         [spec.activation_range for spec in specs],
         equalization=specs[0].equalization,
+        residuals=any(spec.residuals for spec in specs),
+        attention_products=any(spec.attention_products for spec in specs),
         keep=any(spec.bias_correction or spec.rounding != "nearest" for spec in specs),
     )
 

@@ -38,8 +38,12 @@ def check_batch(batch: object, what: str) -> None:
     check_finite(batch, what)
 
 
-def refuse_not_finite(model: nn.Module, inputs: tuple[object, ...]) -> None:
-    """Forward pre-hook: a clipped grid would turn NaN into an ordinary answer."""
-    for x in inputs:
+def refuse_not_finite(
+    model: nn.Module, inputs: tuple[object, ...], named: dict[str, object]
+) -> None:
+    """Forward pre-hook with keywords: a clipped grid would turn NaN into an ordinary answer."""
+    if torch.compiler.is_compiling():  # no value is known while a graph is recorded
+        return
+    for x in (*inputs, *named.values()):
         if isinstance(x, Tensor) and x.is_floating_point():
             check_finite(x, "the input of the quantized model")

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from fairq_utils.quantizers.checks import check_model
 from fairq_utils.quantizers.folding import fold_batch_norms
 from fairq_utils.quantizers.layers import quantizable, quantized
-from fairq_utils.quantizers.places import order_of_execution, replace
+from fairq_utils.quantizers.operations import float_operations
+from fairq_utils.quantizers.places import leave_fast_paths, order_of_execution, replace
 from fairq_utils.quantizers.ptq import edge_spec
 from fairq_utils.quantizers.report import QuantReport, float_bytes, report
 from fairq_utils.quantizers.spec import QuantSpec
+from fairq_utils.quantizers.survey import survey
 
 
 def quantize_dynamic(
@@ -30,8 +32,9 @@ def quantize_dynamic(
     spec : QuantSpec
         With ``activation="dynamic"``.
     example : Tensor (B, ...), optional
-        A batch to find the batch norms that can be folded and the order of the layers. Its values
-        set no range. Without it nothing is folded, and layers are taken in order of definition.
+        A batch to find the batch norms that can be folded, the order of the layers, and what is
+        computed outside them. Its values set no range. Without it nothing is folded, and layers are
+        taken in order of definition.
 
     Returns
     -------
@@ -44,11 +47,15 @@ def quantize_dynamic(
     check_model(model, "quantize_dynamic")
     before = float_bytes(model)
     work = copy.deepcopy(model).eval()
+    leave_fast_paths(work)
     folded: list[str] = []
-    left: dict[str, str] = {}
+    left = {"operations between layers": "are in float; give an example to have them named"}
+    layers = {n: m for n, m in work.named_modules() if quantizable(m)}
     if example is not None:
         folded, left = fold_batch_norms(work, example)
-    layers = {n: m for n, m in work.named_modules() if quantizable(m)}
+        looked = survey(work, example)
+        left |= looked.direct | looked.read | float_operations(work, looked.operations)
+        layers = {n: m for n, m in layers.items() if n not in looked.read}
     order = list(layers) if example is None else order_of_execution(work, layers, example)
     for name in layers:
         if name not in order:

@@ -42,9 +42,9 @@ class ChannelClip(nn.Module):
         super().__init__()
         self.register_buffer("bound", bound)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Clip (N, C, ...) channel by channel."""
-        return torch.minimum(x.relu(), self.bound.view(1, -1, *[1] * (x.ndim - 2)))
+        return torch.minimum(input.relu(), self.bound.view(1, -1, *[1] * (input.ndim - 2)))
 
 
 @dataclass

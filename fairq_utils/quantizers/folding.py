@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from fairq_utils.quantizers.places import first_input
+
 TOLERANCE = 1e-3  # relative to the largest output
 
 
@@ -104,11 +106,14 @@ def _pairs(model: nn.Module, example: Tensor) -> tuple[list[_Pair], dict[str, st
         if isinstance(module, nn.Conv2d):
             produced[id(output)] = (module, output)
 
-    def before_norm(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def before_norm(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         calls[module] += 1
-        conv, output = produced.get(id(inputs[0]), (None, None))
-        if conv is None or output is not inputs[0]:
+        x = first_input(inputs, named)
+        conv, output = produced.get(id(x), (None, None))
+        if conv is None or output is not x:
             left[names[module]] = "batch norm does not follow a convolution; it stays in float"
+        elif named and "input" not in named:  # what takes its place has that keyword only
+            left[names[module]] = f"batch norm is called with {', '.join(named)}=; give its input"
         elif isinstance(module, nn.BatchNorm2d):
             found.append((conv, module))
 
@@ -117,7 +122,7 @@ def _pairs(model: nn.Module, example: Tensor) -> tuple[list[_Pair], dict[str, st
         if isinstance(module, nn.Conv2d):
             hooks.append(module.register_forward_hook(after_conv))
         elif isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
-            hooks.append(module.register_forward_pre_hook(before_norm))
+            hooks.append(module.register_forward_pre_hook(before_norm, with_kwargs=True))
     try:
         with torch.no_grad():
             model(example)

@@ -78,3 +78,18 @@ def fake_quantize(x: Tensor, scale: float, zero: int, lowest: int, highest: int)
         torch.mul(part, inverse, out=into)
         into.round_().clamp_(lowest - zero, highest - zero).mul_(scale)
     return out
+
+
+def on_static_grid(x: Tensor, scale: Tensor, zero: Tensor, highest: int) -> Tensor:
+    """``x`` after a round trip through one grid 0 ... highest; straight gradients inside it.
+
+    Parameters
+    ----------
+    x : float32, any shape
+    scale, zero : float32 and int32 scalars
+    highest : int
+    """
+    trained = torch.is_grad_enabled() and x.requires_grad
+    if trained or x.device.type != "cpu" or torch.compiler.is_compiling():
+        return torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, highest)
+    return fake_quantize(x, float(scale), int(zero), 0, highest)

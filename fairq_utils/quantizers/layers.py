@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fairq_utils.quantizers import kernels
-from fairq_utils.quantizers.grids import fake_quantize, input_grid, on_grid
+from fairq_utils.quantizers.grids import input_grid, on_grid, on_static_grid
 from fairq_utils.quantizers.spec import QuantSpec
 from fairq_utils.quantizers.weights import WeightIntegers, dequantize_weight, quantize_weight
 
@@ -92,11 +92,7 @@ class Quantized(nn.Module):
             return x
         top = 2**self.spec.activation_bits - 1
         if self.spec.activation == "static":
-            if torch.is_grad_enabled() and x.requires_grad:
-                return torch.fake_quantize_per_tensor_affine(
-                    x, self.input_scale, self.input_zero_point, 0, top
-                )
-            return fake_quantize(x, float(self.input_scale), int(self.input_zero_point), 0, top)
+            return on_static_grid(x, self.input_scale, self.input_zero_point, top)
         if x.numel() == 0:
             return x
         # One range per sample, so that an answer does not depend on who shares the batch.

@@ -44,7 +44,18 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
         for child, value in list(parent._modules.items()):
             if value is old:
                 setattr(parent, child, module)
-        if isinstance(parent, nn.TransformerEncoderLayer):
-            # Its fast path reads the weights of its layers and computes without calling them.
-            parent.activation_relu_or_gelu = 0
     return model
+
+
+def leave_fast_paths(model: nn.Module) -> None:
+    """Let transformer encoders call their layers, in place, as they do in training.
+
+    In evaluation ``nn.TransformerEncoderLayer`` may read the weights of its layers and compute
+    without calling them, and ``nn.TransformerEncoder`` may cut padded positions off first. Answers
+    at padded positions are then zeros; without these paths they are what the layers compute.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0
+        elif isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False

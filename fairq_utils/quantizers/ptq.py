@@ -20,11 +20,19 @@ from fairq_utils.quantizers.checks import (
 from fairq_utils.quantizers.equalization import equalize
 from fairq_utils.quantizers.folding import fold_batch_norms
 from fairq_utils.quantizers.layers import quantizable, quantized
-from fairq_utils.quantizers.places import first_input, replace
+from fairq_utils.quantizers.operations import (
+    OPTIONS,
+    Operations,
+    Watch,
+    float_operations,
+    quantize_operations,
+)
+from fairq_utils.quantizers.places import first_input, leave_fast_paths, replace
 from fairq_utils.quantizers.ranges import HISTOGRAM_RULES, InputStatistics
 from fairq_utils.quantizers.reconstruction import reconstruct
 from fairq_utils.quantizers.report import QuantReport, float_bytes, report
 from fairq_utils.quantizers.spec import QuantSpec
+from fairq_utils.quantizers.survey import survey
 
 LayerSpecs = Mapping[str, QuantSpec | None]
 
@@ -43,6 +51,7 @@ class Observed:
     batches : calibration images, where they were kept
     images : how many calibration images were seen
     float_bytes : size of the model that came in
+    operations : additions of feature maps and products of attention, and what was seen of them
     """
 
     model: nn.Module
@@ -54,6 +63,7 @@ class Observed:
     batches: list[Tensor] = field(repr=False)
     images: int
     float_bytes: int
+    operations: Operations
 
     def range(self, name: str, spec: QuantSpec) -> tuple[float, float]:
         """Smallest and largest input of a layer to represent, by the spec's rule."""
@@ -68,6 +78,8 @@ def observe(
     rules: Sequence[str] = ("minmax",),
     *,
     equalization: bool = False,
+    residuals: bool = False,
+    attention_products: bool = False,
     keep: bool = False,
 ) -> Observed:
     """Fold batch norms and watch the input of every quantizable layer under calibration.
@@ -82,6 +94,8 @@ def observe(
     rules : range rules that will be asked for; histograms are made only where one needs them
     equalization : bool
         Equalize layers in a row before anything is observed.
+    residuals, attention_products : bool
+        Watch the operands of these operations too; see :class:`QuantSpec`.
     keep : bool
         Keep the images, which bias correction and learnt roundings look at again.
 
@@ -106,10 +120,15 @@ def observe(
     check_batch(first, "quantize_static: calibration batch 0")
     before = float_bytes(model)
     work = copy.deepcopy(model).eval()
+    leave_fast_paths(work)
     folded, left = fold_batch_norms(work, first)
     pairs = equalize(work, first) if equalization else None
-    layers = {n: m for n, m in work.named_modules() if quantizable(m)}
+    looked = survey(work, first)
+    left |= looked.direct | looked.read
+    layers = {n: m for n, m in work.named_modules() if quantizable(m) and n not in looked.read}
     histogram = any(rule in HISTOGRAM_RULES for rule in rules)
+    asked = {"residuals": residuals, "attention_products": attention_products}
+    watch = Watch(work, looked.operations, [name for name in asked if asked[name]], histogram)
     statistics = {name: InputStatistics(histogram) for name in layers}
     order: list[str] = []
     hooks = [
@@ -121,7 +140,7 @@ def observe(
         with torch.no_grad():
             for number, batch in enumerate(_chain(first, stream)):
                 check_batch(batch, f"quantize_static: calibration batch {number}")
-                work(batch)
+                watch.run(batch)
                 images += len(batch)
                 if keep:
                     kept.append(batch)
@@ -132,7 +151,9 @@ def observe(
         if name not in order:
             left[name] = "was never called during calibration; it stays in float"
     seen = {name: statistics[name] for name in order}
-    return Observed(work, order, seen, pairs, folded, left, kept, images, before)
+    return Observed(
+        work, order, seen, pairs, folded, left, kept, images, before, watch.operations()
+    )
 
 
 def quantize_observed(
@@ -166,16 +187,16 @@ def quantize_observed(
             if own.activation == "static":
                 replacement.set_input_range(*seen.range(name, own))
             work = replace(work, name, replacement)
+    quantize_operations(work, seen.operations, spec)
     if spec.bias_correction:
         images = torch.cat(seen.batches)
         notes["bias_correction"] = correct_biases(work, seen.model, list(specs), images)
     if spec.equalization:
         notes["equalization"] = dict(seen.equalized or {})
     if spec.activation != "float":
-        work.register_forward_pre_hook(refuse_not_finite)
-    result = report(
-        work, spec, seen.folded, {**seen.left, **left}, seen.float_bytes, seen.images, notes
-    )
+        work.register_forward_pre_hook(refuse_not_finite, with_kwargs=True)
+    left = {**seen.left, **left, **float_operations(work, seen.operations.found)}
+    result = report(work, spec, seen.folded, left, seen.float_bytes, seen.images, notes)
     return work, result
 
 
@@ -202,6 +223,7 @@ def layer_specs(
             "quantize_observed: learnt rounding and bias correction look at the calibration images "
             "again, and they were not kept; give observe keep=True"
         )
+    _check_operations(seen.operations, spec)
     layers = layers or {}
     unknown = [name for name in layers if name not in seen.order]
     if unknown:
@@ -261,9 +283,25 @@ def quantize_static(
         batches,
         rules,
         equalization=spec.equalization,
+        residuals=spec.residuals,
+        attention_products=spec.attention_products,
         keep=spec.bias_correction or spec.rounding != "nearest",
     )
     return quantize_observed(seen, spec, layers)
+
+
+def _check_operations(seen: Operations, spec: QuantSpec) -> None:
+    for option in dict.fromkeys(OPTIONS.values()):
+        if getattr(spec, option) and option not in seen.observed:
+            raise ValueError(
+                f"quantize_observed: {option} were not observed; give observe {option}=True"
+            )
+    watched = [s for op in seen.chosen(spec) for s in seen.statistics[op.site]]
+    if spec.activation_range in HISTOGRAM_RULES and any(s.histogram is None for s in watched):
+        raise ValueError(
+            f"quantize_observed: ranges by {spec.activation_range!r} were not observed; name the "
+            "rule in the rules of observe"
+        )
 
 
 def edge_spec(spec: QuantSpec, name: str, order: Sequence[str]) -> QuantSpec:

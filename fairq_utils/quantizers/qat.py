@@ -1,7 +1,8 @@
 """Quantization-aware training: from the calibrated solution on, steps and weights together.
 
 The forward pass quantizes as the finished model will; gradients pass straight through the rounding
-and reach weights, biases and step sizes (LSQ, Esser et al. 2020). Batch norms have been folded
+and reach weights, biases and step sizes (LSQ, Esser et al. 2020); the grids of operations between
+layers keep their calibrated steps. Batch norms have been folded
 before: what is trained is what is deployed, with no running average in between (static folding,
 Nagel et al. 2021, section 4.2.1, which per-channel weights make as good as any other treatment).
 The control that belongs to it, :func:`folded_float`, is the same folded network without the grids.
@@ -18,6 +19,7 @@ from torch import nn
 from fairq_utils.quantizers.checks import refuse_not_finite
 from fairq_utils.quantizers.grids import input_grid
 from fairq_utils.quantizers.learned import LearnedLayer, StepInput, StepWeight
+from fairq_utils.quantizers.operations import float_operations, quantize_operations
 from fairq_utils.quantizers.places import replace
 from fairq_utils.quantizers.ptq import LayerSpecs, Observed, layer_specs
 from fairq_utils.quantizers.report import QuantReport, report
@@ -52,6 +54,7 @@ def prepare_qat(seen: Observed, spec: QuantSpec, layers: LayerSpecs | None = Non
             inputs = StepInput(*input_grid(low, high, bits, own.activation_scheme), bits)
         learned = LearnedLayer(layer, own, StepWeight(layer.weight, own), inputs)
         work = replace(work, name, learned)
+    quantize_operations(work, seen.operations, spec)
     return work
 
 
@@ -73,6 +76,7 @@ def finish_qat(model: nn.Module, seen: Observed, spec: QuantSpec) -> tuple[nn.Mo
         if isinstance(module, LearnedLayer):
             work = replace(work, name, module.settled())
     if spec.activation != "float":
-        work.register_forward_pre_hook(refuse_not_finite)
-    result = report(work, spec, seen.folded, dict(seen.left), seen.float_bytes, seen.images, {})
+        work.register_forward_pre_hook(refuse_not_finite, with_kwargs=True)
+    left = {**seen.left, **float_operations(work, seen.operations.found)}
+    result = report(work, spec, seen.folded, left, seen.float_bytes, seen.images, {})
     return work, result

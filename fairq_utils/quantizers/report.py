@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from fairq_utils.quantizers.layers import Quantized, why_not
+from fairq_utils.quantizers.operations import quantized_operations
 
 # Operations without a quantized counterpart here; they are named in the report, not hidden.
 WEIGHTLESS = (
@@ -33,17 +34,21 @@ class QuantReport:
     spec : the :class:`QuantSpec` as a mapping
     layers : name -> ``W<bits>A<bits>`` of every quantized layer
     left_float : name -> reason, for every layer that was not quantized
+        Also for what is computed outside layers: ``head.forward: F.linear`` with a weight that no
+        layer holds, and operations on feature maps by kind.
     folded : convolutions into which a batch norm was folded
     size_bytes : int
         Integers packed at their bits, float32 scales (and int32 zero-points of affine weights), one
-        float32 scale and one int32 zero-point per statically quantized input, and everything else
-        in float32.
+        float32 scale and one int32 zero-point per statically quantized input of a layer or operand
+        of an operation, and everything else in float32.
     float_bytes : int
         The same for the model that came in, all in float32.
     calibration_images : int
     corrections : what was done beyond rounding to nearest
         ``equalization``: first -> second layer of each pair; ``bias_correction``: layer -> size of
         its correction; ``reconstruction``: unit -> its error before and after.
+    operations : name -> ``A<bits>`` of every operation between layers that is quantized
+        ``blocks.0.attn: scores x values``, ``layer1.0: addition``.
     """
 
     spec: dict[str, Any]
@@ -54,6 +59,7 @@ class QuantReport:
     float_bytes: int
     calibration_images: int
     corrections: dict[str, Any] = field(default_factory=dict)
+    operations: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-ready values."""
@@ -97,10 +103,10 @@ def report(
     for name, module in model.named_modules():
         if isinstance(module, Quantized):
             layers[name] = module.spec.label
-        elif not list(module.children()) and not isinstance(module, WEIGHTLESS):
+        elif not isinstance(module, WEIGHTLESS) and (
+            not list(module.children()) or hasattr(module, "parametrizations")
+        ):
             reasons.setdefault(name, why_not(module) or f"{type(module).__name__} stays in float")
-    if any("attn" in name.split(".")[-1] for name, _ in model.named_modules()):
-        reasons["attention products"] = "queries x keys and scores x values are computed in float"
     return QuantReport(
         spec=asdict(spec),
         layers=layers,
@@ -110,4 +116,5 @@ def report(
         float_bytes=before,
         calibration_images=calibration_images,
         corrections=corrections,
+        operations=quantized_operations(model),
     )

@@ -1,0 +1,345 @@
+"""What a model computes between its layers: additions of feature maps and attention's products.
+
+Integer engines read both operands of an addition, and queries, keys, scores and values of
+attention, from integers. Here each of them gets a static per-tensor grid of its own, found in
+calibration like a layer's input grid.
+
+Any module can be treated, traceable or not: a mode sees every function that is called on tensors
+while the model runs, and knows an operation by its :class:`fairq_utils.quantizers.sites.Site`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from types import CodeType
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from fairq_utils.quantizers.checks import check_finite
+from fairq_utils.quantizers.grids import input_grid, on_static_grid
+from fairq_utils.quantizers.ranges import InputStatistics
+from fairq_utils.quantizers.sites import (
+    ADDITION,
+    ATTENTION,
+    PRODUCT,
+    Calls,
+    Site,
+    entered,
+    multi_head_attention,
+    recognise,
+)
+from fairq_utils.quantizers.spec import QuantSpec
+
+# The option of QuantSpec that quantizes operations of a kind.
+OPTIONS = {
+    ADDITION: "residuals",
+    PRODUCT: "attention_products",
+    ATTENTION: "attention_products",
+}
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An operation on activations, and what its operands are.
+
+    Attributes
+    ----------
+    site : Site
+    operands : names of the operands, each with a grid
+        ``queries, keys, scores, values`` of fused attention; ``queries, keys`` and ``scores,
+        values`` of a product before and after a softmax; ``left, right`` otherwise.
+    """
+
+    site: Site
+    operands: tuple[str, ...]
+
+    def names(self) -> list[str]:
+        """What it is called in a report: ``blocks.0.attn: scores x values``."""
+        pairs = [self.operands[i : i + 2] for i in range(0, len(self.operands), 2)]
+        plain = [
+            self.site.kind if pair == ("left", "right") else " x ".join(pair) for pair in pairs
+        ]
+        return [f"{self.site.module}: {name}" if self.site.module else name for name in plain]
+
+
+@dataclass(frozen=True)
+class Operations:
+    """The operations of a model, and what calibration saw of their operands.
+
+    Attributes
+    ----------
+    found : in order of execution
+    statistics : site -> what was seen of each operand; only of the kinds that were asked for
+    observed : options of :class:`QuantSpec` that were asked for
+    """
+
+    found: tuple[Operation, ...]
+    statistics: dict[Site, tuple[InputStatistics, ...]] = field(default_factory=dict)
+    observed: frozenset[str] = frozenset()
+
+    def chosen(self, spec: QuantSpec) -> tuple[Operation, ...]:
+        """Those that the spec quantizes."""
+        return tuple(op for op in self.found if getattr(spec, OPTIONS[op.site.kind]))
+
+
+Treat = Callable[[Site, int, Tensor], Tensor]  # (site, number of the operand, operand)
+
+
+class AtOperands(TorchFunctionMode):
+    """Gives the operands of operations to ``treat`` and computes with what comes back."""
+
+    def __init__(
+        self, names: Mapping[nn.Module, str], wanted: Mapping[Site, Any], treat: Treat
+    ) -> None:
+        super().__init__()
+        self.calls = Calls(names, sys._getframe(1))
+        self._wanted, self._treat = wanted, treat
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        named = kwargs or {}
+        if func is F.multi_head_attention_forward:
+            with self:
+                return multi_head_attention(*args, **named)
+        call = recognise(func, args, named)
+        site = None if call is None else self.calls.site(call.kind)
+        if call is None or site is None or site not in self._wanted:
+            return func(*args, **named)
+        treat = partial(self._treat, site)
+        if call.kind == ATTENTION:
+            return attend(treat, *args, **named)
+        return call.on([treat(i, x) for i, x in enumerate(call.operands())])
+
+
+def attend(
+    treat: Callable[[int, Tensor], Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """``softmax(q k^T scale + mask) v`` with each of the four operands treated.
+
+    Parameters
+    ----------
+    treat : treat(0, queries), treat(1, keys), treat(2, scores), treat(3, values)
+    query, key, value : (..., H, L, E), (..., H, S, E), (..., H, S, V)
+    attn_mask, dropout_p, is_causal, scale, enable_gqa
+        See :func:`torch.nn.functional.scaled_dot_product_attention`.
+
+    Returns
+    -------
+    Tensor (..., H, L, V)
+        A query that may look at no key gets zeros.
+    """
+    query, key, value = treat(0, query), treat(1, key), treat(3, value)
+    if enable_gqa:
+        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+        value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
+    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    scores = query @ key.transpose(-2, -1) * factor
+    if is_causal:
+        shown = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        scores = scores.masked_fill(~shown, -torch.inf)
+    if attn_mask is not None:
+        if attn_mask.dtype == torch.bool:
+            scores = scores.masked_fill(~attn_mask, -torch.inf)
+        else:
+            scores = scores + attn_mask
+    weights = scores.softmax(dim=-1)
+    if attn_mask is not None:
+        weights = weights.masked_fill((scores == -torch.inf).all(dim=-1, keepdim=True), 0.0)
+    return F.dropout(treat(2, weights), dropout_p) @ value
+
+
+class Watch:
+    """Statistics of the operands of operations, collected while a model is calibrated.
+
+    Parameters
+    ----------
+    model : nn.Module
+    found : its operations
+    asked : options of :class:`QuantSpec` whose operations are watched
+    histogram : bool
+        See :class:`fairq_utils.quantizers.ranges.InputStatistics`.
+    """
+
+    def __init__(
+        self, model: nn.Module, found: Sequence[Operation], asked: Sequence[str], histogram: bool
+    ) -> None:
+        self._model, self._found, self._asked = model, tuple(found), frozenset(asked)
+        self._statistics = {
+            op.site: tuple(InputStatistics(histogram) for _ in op.operands)
+            for op in found
+            if OPTIONS[op.site.kind] in self._asked
+        }
+        self._names = {module: name for name, module in model.named_modules()}
+        self._operations = {op.site: op for op in found}
+
+    def run(self, batch: Tensor) -> None:
+        """Let the model answer about one batch.
+
+        Raises
+        ------
+        ValueError
+            An operand is NaN or infinite.
+        """
+        if not self._statistics:
+            self._model(batch)
+            return
+        with entered(AtOperands(self._names, self._statistics, self._see)):
+            self._model(batch)
+
+    def _see(self, site: Site, number: int, x: Tensor) -> Tensor:
+        operation = self._operations[site]
+        name = operation.names()[number // 2]
+        check_finite(x, f"quantize_static: the {operation.operands[number]} of {name}")
+        self._statistics[site][number].see(x)
+        return x
+
+    def operations(self) -> Operations:
+        """What has been seen."""
+        return Operations(self._found, dict(self._statistics), self._asked)
+
+
+class Forward:
+    """The forward pass of a model with the operands of its operations on their grids.
+
+    It stands in the place of the model's own ``forward``, with the same signature; only what is
+    computed through it is quantized (``model(x)``, not ``model.forward_features(x)``).
+
+    Attributes
+    ----------
+    operations : those that are quantized, each operand with a row of the model's buffers
+        ``operation_scales`` (float32) and ``operation_zero_points`` (int32).
+    bits : int
+    """
+
+    def __init__(self, model: nn.Module, operations: Sequence[Operation], bits: int) -> None:
+        self.model, self.operations, self.bits = model, tuple(operations), bits
+        self.inner = vars(model).get("forward")  # where the model had one of its own
+        self.rows: dict[Site, int] = {}
+        row = 0
+        for operation in operations:
+            self.rows[operation.site] = row
+            row += len(operation.operands)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self._forward())
+
+    @property
+    def __code__(self) -> CodeType:  # torch.export asks where the model comes from
+        code: CodeType = inspect.unwrap(type(self.model).forward).__code__
+        return code
+
+    def _forward(self) -> Callable[..., Any]:
+        if self.inner is not None:
+            return self.inner
+        return partial(type(self.model).forward, self.model)
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        """What the model answers."""
+        places = dict.fromkeys(site.module for site in self.rows)
+        names = {self.model.get_submodule(name): name for name in places}
+        with entered(AtOperands(names, self.rows, self._quantize)):
+            return self._forward()(*inputs, **named)
+
+    def _quantize(self, site: Site, number: int, x: Tensor) -> Tensor:
+        row, top = self.rows[site] + number, 2**self.bits - 1
+        scales = cast(Tensor, self.model.operation_scales)
+        zeros = cast(Tensor, self.model.operation_zero_points)
+        return on_static_grid(x, scales[row], zeros[row], top)
+
+
+def quantize_operations(model: nn.Module, seen: Operations, spec: QuantSpec) -> None:
+    """Put, in place, the operands of a model's operations on the grids of calibration.
+
+    Gradients pass straight through inside the grids, which stay as they are. A model without such
+    operations, or a spec that asks for none, stays as it is.
+
+    Parameters
+    ----------
+    model : nn.Module
+        It gets the buffers and the forward pass of :class:`Forward`.
+    seen : from calibration
+    spec : QuantSpec
+        ``residuals``, ``attention_products``; ``activation_bits``, ``activation_scheme``,
+        ``activation_range`` and ``percentile`` of their grids.
+
+    Raises
+    ------
+    ValueError
+        The operations of this model are on grids already.
+    """
+    chosen = seen.chosen(spec)
+    if not chosen:
+        return
+    if hasattr(model, "operation_scales"):
+        raise ValueError(
+            "quantize_operations: the operations of this model are on grids already; quantize the "
+            "float model"
+        )
+    rule, bits, scheme = spec.activation_range, spec.activation_bits, spec.activation_scheme
+    ranges = [
+        watched.range(rule, bits, scheme, spec.percentile)
+        for operation in chosen
+        for watched in seen.statistics[operation.site]
+    ]
+    low, high = torch.tensor(ranges).T
+    scales, zeros = input_grid(low, high, bits, scheme)
+    held = next((t.device for t in (*model.parameters(), *model.buffers())), None)
+    model.register_buffer("operation_scales", scales.to(held))
+    model.register_buffer("operation_zero_points", zeros.to(held, torch.int32))
+    vars(model)["forward"] = Forward(model, chosen, bits)
+
+
+def quantized_operations(model: nn.Module) -> dict[str, str]:
+    """Name -> ``A<bits>`` of every operation whose operands are on grids.
+
+    A second operation of the same name in the same module has a 2 behind it, and so on.
+    """
+    forward = vars(model).get("forward")
+    if not isinstance(forward, Forward):
+        return {}
+    times: Counter[str] = Counter()
+    found = {}
+    for name in (name for operation in forward.operations for name in operation.names()):
+        times[name] += 1
+        found[name if times[name] == 1 else f"{name} {times[name]}"] = f"A{forward.bits}"
+    return found
+
+
+def float_operations(model: nn.Module, found: Sequence[Operation]) -> dict[str, str]:
+    """Kind -> how many of the operations found are computed in float, and that they are."""
+    forward = vars(model).get("forward")
+    rows = forward.rows if isinstance(forward, Forward) else {}
+    rest = [op for op in found if op.site not in rows]
+    additions = sum(op.site.kind == ADDITION for op in rest)
+    products = sum(len(op.operands) // 2 for op in rest if op.site.kind != ADDITION)
+    reasons = {}
+    if additions:
+        reasons["residual additions"] = _count(additions, "addition") + " computed in float"
+    if products:
+        reasons["attention products"] = _count(products, "product") + " computed in float"
+    return reasons
+
+
+def _count(number: int, what: str) -> str:
+    plural, verb = ("", "is") if number == 1 else ("s", "are")
+    return f"{number} {what}{plural} of two feature maps {verb}"

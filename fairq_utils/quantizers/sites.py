@@ -1,0 +1,179 @@
+"""Where an operation on feature maps stands: which function, in which call of which module.
+
+An operation is known by its :class:`Site`, so that another path through the model or one more call
+of a module moves no operation to another's place. Which module is being called is read off the
+interpreter's stack; hooks on all modules would have to outlive copies, replaced layers, interrupted
+passes, and the hooks of others.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType, FunctionType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ADDITION, PRODUCT, ATTENTION = "addition", "product", "attention"
+# Function -> kind, and position and keyword of each operand.
+_BOTH = ((0, "input"), (1, "other"))
+_BATCHES = ((0, "input"), (1, "mat2"))
+FUNCTIONS: dict[Any, tuple[str, tuple[tuple[int, str], ...]]] = {
+    torch.add: (ADDITION, _BOTH),
+    torch.Tensor.add: (ADDITION, _BOTH),  # and x + y
+    torch.Tensor.add_: (ADDITION, _BOTH),  # and x += y
+    torch.matmul: (PRODUCT, _BOTH),
+    torch.Tensor.matmul: (PRODUCT, _BOTH),  # and x @ y
+    torch.bmm: (PRODUCT, _BATCHES),
+    torch.Tensor.bmm: (PRODUCT, _BATCHES),
+    torch.baddbmm: (PRODUCT, ((1, "batch1"), (2, "batch2"))),
+    torch.Tensor.baddbmm: (PRODUCT, ((1, "batch1"), (2, "batch2"))),
+    torch.einsum: (PRODUCT, ((1, ""), (2, ""))),  # of two operands
+    F.scaled_dot_product_attention: (ATTENTION, ((0, "query"), (1, "key"), (2, "value"))),
+}
+_MODULE_CALL = nn.Module._call_impl.__code__
+
+
+class Site(NamedTuple):
+    """Where an operation stands.
+
+    Attributes
+    ----------
+    module : name of the innermost module being called, "" for the model itself
+    kind : ``addition``, ``product`` or ``attention`` (fused: both of its products)
+    number : of the operation among those of its kind within one call of the module, from 0
+    """
+
+    module: str
+    kind: str
+    number: int
+
+
+class Call(NamedTuple):
+    """A call of one of :data:`FUNCTIONS` on floating-point tensors."""
+
+    kind: str
+    function: Callable[..., Any]
+    inputs: tuple[Any, ...]
+    named: dict[str, Any]
+    places: tuple[int | str, ...]  # of the operands among inputs and named
+
+    def operands(self) -> list[Tensor]:
+        """The tensors that are operated on."""
+        return [self.named[p] if isinstance(p, str) else self.inputs[p] for p in self.places]
+
+    def on(self, operands: Sequence[Tensor]) -> Any:
+        """The same call on other operands; in place, it still changes the first tensor."""
+        inputs, named = list(self.inputs), dict(self.named)
+        for place, value in zip(self.places, operands, strict=True):
+            if isinstance(place, str):
+                named[place] = value
+            else:
+                inputs[place] = value
+        if self.function is torch.Tensor.add_:
+            inputs[0] = self.inputs[0].copy_(inputs[0])
+        return self.function(*inputs, **named)
+
+
+def recognise(
+    function: Callable[..., Any], inputs: tuple[Any, ...], named: dict[str, Any]
+) -> Call | None:
+    """The call as one of :data:`FUNCTIONS`; None where it is none."""
+    found = FUNCTIONS.get(function)
+    if found is None:
+        return None
+    kind, slots = found
+    if function is torch.einsum:
+        if len(inputs) == 2 and isinstance(inputs[1], (list, tuple)):
+            inputs = (inputs[0], *inputs[1])
+        if len(inputs) != 3:
+            return None
+    places: list[int | str] = []
+    for position, name in slots:
+        place = position if position < len(inputs) else name
+        value = inputs[position] if position < len(inputs) else named.get(name)
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return None
+        places.append(place)
+    return Call(kind, function, inputs, named, tuple(places))
+
+
+class Calls:
+    """Which module is being called, and how many operations its call has met so far.
+
+    Parameters
+    ----------
+    names : module -> name
+        Operations inside other modules have no site.
+    outermost : the frame in which the model is called
+    """
+
+    def __init__(self, names: Mapping[nn.Module, str], outermost: FrameType) -> None:
+        self._names, self._outermost = names, outermost
+        self._met: dict[FrameType, Counter[str]] = {}
+
+    def innermost(self) -> tuple[nn.Module | None, FrameType]:
+        """The innermost module being called, None for the model itself, and the frame of its call.
+
+        Calls that have come to their end are forgotten.
+        """
+        found: list[FrameType] = []
+        frame = sys._getframe(1)
+        while frame is not self._outermost:
+            if frame.f_code is _MODULE_CALL:
+                found.append(frame)
+            if frame.f_back is None:
+                break
+            frame = frame.f_back
+        found.append(self._outermost)
+        self._met = {call: met for call, met in self._met.items() if call in found}
+        return found[0].f_locals["self"] if len(found) > 1 else None, found[0]
+
+    def name(self, module: nn.Module | None) -> str | None:
+        """The name of a module; None where it has none."""
+        return "" if module is None else self._names.get(module)
+
+    def site(self, kind: str) -> Site | None:
+        """The site of the next operation of a kind; None where its module has no name."""
+        module, call = self.innermost()
+        met = self._met.setdefault(call, Counter())
+        met[kind] += 1
+        name = self.name(module)
+        return None if name is None else Site(name, kind, met[kind] - 1)
+
+    def forget(self) -> None:
+        """Let go of all frames, which hold on to the tensors in them."""
+        self._met.clear()
+        del self._outermost
+
+
+def _opened(function: Any) -> Callable[..., Any]:
+    """A Python function of torch that does not ask for overrides of itself, only inside."""
+    body = FunctionType(
+        function.__code__,
+        {**function.__globals__, "has_torch_function": lambda _: False},
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    body.__kwdefaults__ = function.__kwdefaults__
+    return body
+
+
+# What nn.MultiheadAttention calls; its products stand inside.
+multi_head_attention = _opened(F.multi_head_attention_forward)
+
+
+@contextmanager
+def entered(mode: Any) -> Iterator[None]:
+    """Run with a mode that has ``calls``, and leave nothing of it behind."""
+    try:
+        with mode:
+            yield
+    finally:
+        mode.calls.forget()
