@@ -24,14 +24,16 @@ def names() -> dict[str, Any]:
     images = torch.randn(40, 3, 8, 8)
     y_true, y_fp32 = rng.integers(0, 2, 40), rng.integers(0, 2, 40)
     gender = pd.Series(np.where(rng.random(40) < 0.5, "female", "male"), name="gender")
+    age = pd.Series(np.where(rng.random(40) < 0.5, "old", "young"), name="age")
     batches = images.split(20)
+    rows = [slice(0, 20), slice(20, 40)]
     loader = [
         (
-            part,
-            torch.from_numpy(y_true[i * 20 : (i + 1) * 20]),
-            {"gender": gender[i * 20 : i * 20 + 20]},
+            images[part],
+            torch.from_numpy(y_true[part]),
+            {"gender": gender[part].tolist(), "age": age[part].tolist()},
         )
-        for i, part in enumerate(batches)
+        for part in rows
     ]
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
@@ -40,6 +42,9 @@ def names() -> dict[str, Any]:
         "model": model,
         "calibration_batches": batches,
         "loader": loader,
+        "calibration_loader": loader,
+        "test_loader": loader,
+        "train_loader": loader,
         "gender": gender,
         "y_true": y_true,
         "y_pred": y_fp32,
@@ -49,9 +54,12 @@ def names() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
-def test_example_runs(number: int, names: dict[str, Any]) -> None:
+def test_example_runs(
+    number: int, names: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     exec(compile(EXAMPLES[number], f"README.md, example {number + 1}", "exec"), names)
 
 
 def test_examples_are_found() -> None:
-    assert len(EXAMPLES) == 3
+    assert len(EXAMPLES) == 5

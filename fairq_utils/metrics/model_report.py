@@ -2,81 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fairq_utils.metrics.answers import answers
 from fairq_utils.metrics.counts import Counts, count
 from fairq_utils.metrics.frame import MetricFrame, frame_of
 from fairq_utils.quantizers.report import packed_bytes
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode within, every module's own mode after."""
-    modes = [(module, module.training) for module in model.modules()]
-    if any(training for _, training in modes):
-        # A model from torch.export has its mode baked in and refuses to be asked.
-        with suppress(NotImplementedError):
-            model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def _predictions(outputs: Any, rows: int) -> NDArray[np.int64]:
-    """From two logits per image, or one, to 0 or 1."""
-    if not isinstance(outputs, Tensor):
-        raise ValueError(
-            f"model returned {type(outputs).__name__}, not a tensor of logits (N, 2) or (N,)"
-        )
-    logits = outputs.detach().float().cpu()
-    if logits.ndim == 0 or logits.shape[0] != rows or logits.shape[1:] not in ((), (1,), (2,)):
-        raise ValueError(
-            f"model returned shape {tuple(logits.shape)} for {rows} images; logits must be "
-            f"({rows}, 2), ({rows}, 1) or ({rows},). For more classes use one_vs_rest"
-        )
-    if logits.isnan().any():
-        row = int(logits.isnan().reshape(rows, -1).any(dim=1).nonzero()[0])
-        raise ValueError(f"model returned NaN for image {row} of a batch")
-    chosen = logits.argmax(dim=1) if logits.shape[1:] == (2,) else logits.reshape(rows) > 0
-    return chosen.numpy().astype(np.int64)
-
-
-def _attributes(groups: Any, sensitive_attr: str, rows: int) -> dict[str, list[Any]]:
-    """One list of values per attribute."""
-    if isinstance(groups, pd.DataFrame):
-        groups = {str(name): groups[name].to_numpy() for name in groups}
-    elif isinstance(groups, pd.Series):
-        groups = {sensitive_attr: groups.to_numpy()}
-    elif (isinstance(groups, Tensor | np.ndarray) and groups.ndim == 1) or (
-        isinstance(groups, list | tuple) and all(isinstance(v, str | int) for v in groups)
-    ):
-        groups = {sensitive_attr: groups}
-    if not isinstance(groups, Mapping):
-        raise ValueError(
-            "loader: the third element of a batch must be a mapping or DataFrame of attribute to "
-            f"values, or one value per image of {sensitive_attr!r}; it is "
-            f"{type(groups).__name__}"
-            + (f" of shape {tuple(groups.shape)}" if hasattr(groups, "shape") else "")
-        )
-    out = {str(k): np.asarray(v.cpu() if isinstance(v, Tensor) else v) for k, v in groups.items()}
-    for name, values in out.items():
-        if values.shape != (rows,):
-            raise ValueError(
-                f"loader: groups[{name!r}] has shape {values.shape} in a batch of {rows} images"
-            )
-    if sensitive_attr not in out:
-        raise ValueError(f"sensitive_attr: {sensitive_attr!r} is not among {', '.join(out)}")
-    return {name: values.tolist() for name, values in out.items()}
 
 
 def predict(model: nn.Module, loader: Iterable[Any], sensitive_attr: str) -> Counts:
@@ -84,39 +19,13 @@ def predict(model: nn.Module, loader: Iterable[Any], sensitive_attr: str) -> Cou
 
     Parameters and errors as in :func:`compute_fairness_metrics`.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    truth: list[Any] = []
-    guess: list[int] = []
-    groups: dict[str, list[Any]] = {}
-    with _evaluating(model), torch.inference_mode():
-        for at, batch in enumerate(loader):
-            if not isinstance(batch, tuple | list) or len(batch) != 3:
-                raise ValueError(
-                    f"loader: batch {at} is not (images, labels, groups) but "
-                    f"{type(batch).__name__}"
-                    + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
-                )
-            images, labels, batch_groups = batch
-            values = _attributes(batch_groups, sensitive_attr, len(images))
-            if groups and set(values) != set(groups):
-                raise ValueError(f"loader: batch {at} has attributes {', '.join(values)}")
-            guess += _predictions(model(images.to(device)), len(images)).tolist()
-            given = np.asarray(torch.as_tensor(labels).cpu()).reshape(-1).tolist()
-            if len(given) != len(images):
-                raise ValueError(
-                    f"loader: batch {at} has {len(given)} labels for {len(images)} images"
-                )
-            truth += given
-            for name, column in values.items():
-                groups.setdefault(name, []).extend(column)
-    if not groups:
-        raise ValueError("loader gave no batch")
+    found = answers({"": model}, loader, [sensitive_attr])
     # The attribute asked about comes first, so that crossed groups read in its order.
-    order = [sensitive_attr, *(name for name in groups if name != sensitive_attr)]
-    return count(truth, guess, sensitive_features=pd.DataFrame(groups)[order])
+    order = [sensitive_attr, *(name for name in found.groups if name != sensitive_attr)]
+    return count(found.truth, found.predictions[""], sensitive_features=found.groups[order])
 
 
-def _size_megabytes(model: nn.Module) -> float:
+def size_mebibytes(model: nn.Module) -> float:
     """Size in MiB; NaN where weights are packed out of sight, rather than a size without them."""
     hidden = any(not isinstance(v, Tensor) for v in model.state_dict().values())
     return float("nan") if hidden else packed_bytes(model) / 2**20
@@ -179,6 +88,7 @@ def compute_fairness_metrics(
 
     Examples
     --------
+    >>> import torch
     >>> loader = [(torch.tensor([[1.0], [-1.0], [2.0], [3.0]]), torch.tensor([1, 0, 1, 0]),
     ...            {"gender": ["f", "f", "m", "m"]})]
     >>> found = compute_fairness_metrics(nn.Identity(), loader)
@@ -205,7 +115,7 @@ def compute_fairness_metrics(
         "sensitive_attr": sensitive_attr,
         "images": int(counts.sizes.sum()),
         "intersectional": {**_summary(crossed), "attributes": list(counts.attributes)},
-        "model_size_mb": _size_megabytes(model),
+        "model_size_mb": size_mebibytes(model),
     }
 
 

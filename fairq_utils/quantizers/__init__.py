@@ -2,21 +2,33 @@
 
 from fairq_utils.quantizers.dynamic import quantize_dynamic
 from fairq_utils.quantizers.layers import use_integers
+from fairq_utils.quantizers.mixed import (
+    allocate,
+    allocate_greedily,
+    float_classifier,
+    quantize_mixed,
+)
 from fairq_utils.quantizers.ptq import Observed, observe, quantize_observed, quantize_static
 from fairq_utils.quantizers.qat import finish_qat, folded_float, prepare_qat
 from fairq_utils.quantizers.report import QuantReport
+from fairq_utils.quantizers.sensitivity import sensitivities
 from fairq_utils.quantizers.spec import QuantSpec
 
 __all__ = [
     "Observed",
     "QuantReport",
     "QuantSpec",
+    "allocate",
+    "allocate_greedily",
     "finish_qat",
+    "float_classifier",
     "folded_float",
     "observe",
     "prepare_qat",
     "quantize_dynamic",
+    "quantize_mixed",
     "quantize_observed",
     "quantize_static",
+    "sensitivities",
     "use_integers",
 ]

@@ -1,0 +1,344 @@
+"""The published study's ``apply_quantization``: a model, the name of a method, a loader."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fairq_utils import calibration
+from fairq_utils.batches import Batch, gather, read, rows_of
+from fairq_utils.faults import BadInput
+from fairq_utils.metrics.answers import device_of, evaluating
+from fairq_utils.published_methods import METHODS, Task, known
+from fairq_utils.quantizers import QuantSpec, folded_float
+from fairq_utils.quantizers.checks import check_model
+from fairq_utils.quantizers.spec import WIDTHS
+from fairq_utils.training import Recipe
+
+CHUNK = 64  # images per forward pass of calibration
+
+
+def apply_quantization(
+    model: nn.Module,
+    method: str = "bias_aware_calibration",
+    bit_width: int | str = 8,
+    calibration_data: Iterable[Any] | None = None,
+    *,
+    sensitive_attrs: Sequence[str] = (),
+    calibration_images: int = 512,
+    pool_images: int = 4096,
+    train_data: Iterable[Any] | None = None,
+    epochs: int = 1,
+    learning_rate: float = 1e-4,
+    batch_size: int = 64,
+    budget: int | float | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> nn.Module:
+    """Quantize a classifier by the name of a method.
+
+    Parameters
+    ----------
+    model : module of one tensor argument that returns logits
+        It is not changed, traced or moved; batches are moved to it.
+    method : str
+        ``ptq`` : static ranges from images drawn at random
+
+        ``bias_aware_calibration`` : the same, from as many images of each group, all attributes
+        crossed
+
+        ``dynamic`` : inputs by each sample's own range; ``calibration_data`` may be left out
+
+        ``weight_only`` : inputs stay in float; images show the order of the layers
+
+        ``qat`` : static ranges, then training with quantization in the forward pass
+
+        ``mixed_precision`` : bits layer by layer within ``budget``, by the noise that each layer
+        leaves in the output
+
+        ``float_classifier`` : the last layer stays in float
+
+        ``adaround``, ``reconstruction`` : roundings learnt layer by layer, or block by block
+
+        ``equalization`` : cross-layer equalization and bias correction
+
+        ``qat`` and the last three set ranges by least squared error, the others by the extremes.
+    bit_width : int or str
+        8 is W8A8, 4 is W4A4 (weights alone for ``weight_only``, W4A8 for ``dynamic``); or as
+        ``"W4A8"``. The first and the last layer have at least 8 bits unless
+        ``first_last_bits=None`` is given.
+    calibration_data : iterable
+        Of (images, labels, groups), (images, labels), (images,), or tensors of images. Groups are a
+        mapping or DataFrame of attribute to values, or values without names: (N,) codes or words of
+        one attribute, (N, K) of several.
+    sensitive_attrs : names of attributes
+        To balance over; all if none is given. They also name values that come without names.
+    calibration_images : int
+        Drawn for calibration; fewer where there are fewer, or where the smallest group allows only
+        fewer of each.
+    pool_images : int
+        At most so many images of ``calibration_data`` are held in memory, to draw from.
+    train_data : iterable of (images, labels), optional
+        For ``qat``: one pass per epoch, batches as they come. Without it, the pool is trained on.
+    epochs, learning_rate, batch_size : for ``qat``
+        AdamW with a one-cycle schedule. ``batch_size`` is that of the pool.
+    budget : int or float, optional
+        For ``mixed_precision``: bytes, or a fraction of the float model's; the size at uniform
+        ``bit_width`` if not given (6 bits instead of 8, which would leave no choice).
+    seed : int
+        Of the draw and of the training's order.
+    **options
+        Further attributes of :class:`~fairq_utils.quantizers.QuantSpec`.
+
+    Returns
+    -------
+    module
+        With the signature of ``model``, in float simulation (see
+        :func:`~fairq_utils.quantizers.use_integers`). Its attribute ``report`` is the
+        :class:`~fairq_utils.quantizers.QuantReport`: bits of every layer, what stayed in float and
+        why, size.
+
+    Raises
+    ------
+    BadInput
+        An unknown method or option; data that the method needs and is not there; nothing in the
+        model could be quantized. Other ``ValueError`` are those of
+        :mod:`fairq_utils.quantizers`.
+
+    Examples
+    --------
+    >>> network = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> loader = [(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]), {"gender": [0, 0, 1, 1]})]
+    >>> apply_quantization(network, bit_width=8, calibration_data=loader).report.layers
+    {'0': 'W8A8', '2': 'W8A8'}
+    """
+    name = known(method)
+    spec = _spec(name, bit_width, options)
+    chosen = METHODS[name]
+    recipe = Recipe(epochs, learning_rate, batch_size)
+    pool = None
+    if calibration_data is not None:
+        pool = gather(calibration_data, pool_images, "calibration_data", sensitive_attrs)
+    elif chosen.calibrates:
+        raise BadInput(
+            f"apply_quantization: method {name!r} looks at images; give calibration_data, a loader "
+            "of (images, labels, groups), (images, labels) or images"
+        )
+    task = _task(
+        model, name, spec, pool, recipe, train_data, sensitive_attrs, calibration_images, seed
+    )
+    module, report = chosen.quantize(dataclasses.replace(task, budget=budget))
+    if not report.layers:
+        reasons = [f"{layer or 'the model'}: {why}" for layer, why in report.left_float.items()]
+        raise BadInput(
+            f"apply_quantization: nothing in this {type(model).__name__} could be quantized "
+            f"({'; '.join(reasons[:3]) or 'it has no layers'}); convolutions (nn.Conv2d) and "
+            "linear layers (nn.Linear) that are called as modules can be"
+        )
+    module.report = report  # type: ignore[assignment]
+    return module.eval()
+
+
+def train_in_float(
+    model: nn.Module,
+    calibration_data: Iterable[Any],
+    *,
+    train_data: Iterable[Any] | None = None,
+    epochs: int = 1,
+    learning_rate: float = 1e-4,
+    batch_size: int = 64,
+    pool_images: int = 4096,
+    seed: int = 0,
+    **_: Any,
+) -> nn.Module:
+    """The control that belongs to ``qat``: the same training without quantization.
+
+    Parameters as in :func:`apply_quantization`; others are ignored.
+    """
+    pool = gather(calibration_data, pool_images, "calibration_data")
+    recipe = Recipe(epochs, learning_rate, batch_size)
+    task = _task(model, "qat", QuantSpec(), pool, recipe, train_data, (), CHUNK, seed)
+    return task.train(folded_float(task.observed())).requires_grad_(False)
+
+
+def balanced_size(groups: pd.DataFrame) -> int:
+    """How many images a group-balanced draw can have: the smallest cell that occurs, times cells.
+
+    Examples
+    --------
+    >>> balanced_size(pd.DataFrame({"gender": ["f", "f", "f", "m", "m"]}))
+    4
+    """
+    cells = groups.astype(str).value_counts()
+    return int(cells.min()) * len(cells)
+
+
+def attributes_of(
+    pool: Batch, sensitive_attrs: Sequence[str], what: str = "calibration_data"
+) -> pd.DataFrame:
+    """The attributes to balance over, one column each."""
+    if pool.groups is None:
+        raise BadInput(
+            f"{what}: bias_aware_calibration draws as many images of each group, but there are no "
+            "groups; let every batch be (images, labels, groups), with groups a mapping of "
+            "attribute to values, or use method 'ptq'"
+        )
+    for name in sensitive_attrs:
+        if name not in pool.groups:
+            raise BadInput(f"sensitive_attrs: {name!r} is not among {', '.join(pool.groups)}")
+    return pd.DataFrame({name: pool.groups[name] for name in sensitive_attrs or pool.groups})
+
+
+def _spec(name: str, bit_width: int | str, options: Mapping[str, Any]) -> QuantSpec:
+    fields = [entry.name for entry in dataclasses.fields(QuantSpec)]
+    unknown = [option for option in options if option not in fields]
+    if unknown:
+        raise BadInput(
+            f"apply_quantization: {unknown[0]!r} is neither a parameter nor one of QuantSpec's: "
+            f"{', '.join(fields)}"
+        )
+    if isinstance(bit_width, str):
+        bits = bit_width
+    elif isinstance(bit_width, bool) or bit_width not in WIDTHS:
+        raise BadInput(
+            f"apply_quantization: bit_width {bit_width!r} is not one of "
+            f"{', '.join(map(str, WIDTHS))}, and no text such as 'W4A8'"
+        )
+    else:
+        bits = f"W{bit_width}A{8 if name == 'dynamic' else bit_width}"
+    spec = QuantSpec.parse(bits, **{**METHODS[name].options, **options})
+    if spec.activation == "dynamic" and name != "dynamic":
+        raise BadInput(
+            f"apply_quantization: activation='dynamic' is a method of its own; use "
+            f"method='dynamic' instead of {name!r}"
+        )
+    return spec
+
+
+def _task(
+    model: nn.Module,
+    name: str,
+    spec: QuantSpec,
+    pool: Batch | None,
+    recipe: Recipe,
+    train_data: Iterable[Any] | None,
+    sensitive_attrs: Sequence[str],
+    calibration_images: int,
+    seed: int,
+) -> Task:
+    check_model(model, "apply_quantization")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise BadInput(
+            f"apply_quantization: this model is scripted ({type(model).__name__}), and its layers "
+            "cannot be replaced; give the module that it was made from"
+        )
+    device = device_of(model)
+    batches = []
+    classes = 1
+    if pool is not None:
+        rows = _drawn(pool, METHODS[name].sampler, sensitive_attrs, calibration_images, seed)
+        drawn = rows_of(pool, rows.tolist())
+        batches = [part.to(device) for part in drawn.images.split(CHUNK)]
+        classes = _classes(model, batches[0][:1])
+    epoch, steps = _training(pool, train_data, recipe, classes, device, seed)
+    if METHODS[name].trains and recipe.epochs < 1:
+        raise BadInput(f"apply_quantization: epochs: {recipe.epochs} is not at least 1")
+    if METHODS[name].trains and not steps:
+        raise BadInput(
+            "apply_quantization: qat learns from labels, and calibration_data has none; let it "
+            "yield (images, labels), or give train_data that does"
+        )
+    if METHODS[name].trains and recipe.epochs * steps == 5:
+        # torch's one-cycle schedule of five steps, two tenths of them rising, divides by zero.
+        raise BadInput(
+            f"apply_quantization: {recipe.epochs} epochs of {steps} batches are five steps of "
+            "training, which the schedule cannot have; give another number of epochs"
+        )
+    return Task(model, spec, batches, epoch, steps, recipe, None, seed)
+
+
+def _drawn(
+    pool: Batch, sampler: str, sensitive_attrs: Sequence[str], count: int, seed: int
+) -> NDArray[np.int64]:
+    """Rows of the calibration set."""
+    images = len(pool.images)
+    groups, most = pd.DataFrame(index=range(images)), images
+    if sampler == "group_balanced":
+        groups = attributes_of(pool, sensitive_attrs)
+        most = balanced_size(groups)
+    names = [str(name) for name in groups]
+    target = np.zeros(images, np.int8)
+    return calibration.draw(sampler, groups, target, min(count, most), seed=seed, attributes=names)
+
+
+def _classes(model: nn.Module, image: Tensor) -> int:
+    """How many labels the model's logits tell apart."""
+    try:
+        with evaluating(model), torch.no_grad():
+            logits = model(image)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise BadInput(
+            f"apply_quantization: the model does not take images of shape {tuple(image.shape[1:])} "
+            f"and {image.dtype} as calibration_data gives them ({str(error).splitlines()[0]}); "
+            "prepare them as for the float model"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.ndim == 0:
+        raise BadInput(
+            f"apply_quantization: model returned {type(logits).__name__}, not a tensor of logits "
+            "(N, classes) or (N,); wrap it in a module that returns them"
+        )
+    return max(2, logits.shape[1]) if logits.ndim > 1 else 2
+
+
+def _training(
+    pool: Batch | None,
+    train_data: Iterable[Any] | None,
+    recipe: Recipe,
+    classes: int,
+    device: torch.device,
+    seed: int,
+) -> tuple[Callable[[], Iterator[tuple[Tensor, ...]]], int]:
+    """Batches of one pass of training, and how many there are; 0 where there is no label."""
+    generator = torch.Generator().manual_seed(seed)
+    if train_data is not None:
+        # Every epoch goes through it again, which an iterator would not allow.
+        source = list(train_data) if isinstance(train_data, Iterator) else train_data
+        what = "train_data"
+        steps = len(source) if isinstance(source, Sized) else sum(1 for _ in source)
+
+        def batches() -> Iterator[Batch]:
+            return read(source, what)
+
+    elif pool is not None and pool.labels is not None:
+        what, images = "calibration_data", len(pool.images)
+        size = min(recipe.batch_size, images)
+        steps = math.ceil(images / size)
+
+        def batches() -> Iterator[Batch]:
+            order = torch.randperm(images, generator=generator).tolist()
+            return (rows_of(pool, order[i : i + size]) for i in range(0, images, size))
+
+    else:
+        return (lambda: iter(())), 0
+
+    def epoch() -> Iterator[tuple[Tensor, ...]]:
+        for at, batch in enumerate(batches()):
+            if batch.labels is None:
+                raise BadInput(f"{what}: batch {at} has no labels, which qat learns from")
+            low, high = int(batch.labels.min()), int(batch.labels.max())
+            if low < 0 or high >= classes:
+                raise BadInput(
+                    f"{what}: batch {at} has the label {low if low < 0 else high}, but the model "
+                    f"tells labels 0 to {classes - 1} apart"
+                )
+            yield batch.images.to(device), batch.labels.to(device)
+
+    return epoch, steps

@@ -1,0 +1,232 @@
+"""What a loader yields: images, labels and sensitive attributes, in any of the usual forms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch of a loader.
+
+    Attributes
+    ----------
+    images : Tensor (N, ...)
+        As the model takes them.
+    labels : int64 (N,), or None where the loader yields none
+    groups : attribute -> N values, or None where the loader yields none
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    groups: dict[str, list[Any]] | None
+
+
+def read(
+    loader: Iterable[Any], what: str = "loader", attributes: Sequence[str] = ()
+) -> Iterator[Batch]:
+    """The batches of a loader, checked one by one.
+
+    Parameters
+    ----------
+    loader : iterable
+        Of (images, labels, groups), (images, labels), (images,) or tensors of images.
+    what : str
+        The loader's name, for errors.
+    attributes : names of the attributes, where ``groups`` come without; see :func:`by_attribute`
+
+    Raises
+    ------
+    ValueError
+        Names the batch and what is wrong with it.
+
+    Examples
+    --------
+    >>> [batch] = read([(torch.zeros(2, 3), [0, 1], {"gender": ["f", "m"]})])
+    >>> batch.labels, batch.groups
+    (tensor([0, 1]), {'gender': ['f', 'm']})
+    """
+    for at, batch in enumerate(loader):
+        place = f"{what}: batch {at}"
+        parts = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
+        if not 1 <= len(parts) <= 3 or not isinstance(parts[0], Tensor) or parts[0].ndim == 0:
+            raise ValueError(
+                f"{place} is {described(batch)}; it must be (images, labels, groups), (images, "
+                "labels), (images,) or images alone, with images a tensor (N, ...)"
+            )
+        images, rows = parts[0], len(parts[0])
+        labels = None if len(parts) < 2 else _labels(parts[1], rows, place)
+        groups = None if len(parts) < 3 else by_attribute(parts[2], attributes, rows, what)
+        yield Batch(images, labels, groups)
+
+
+def described(batch: Any) -> str:
+    """The form of a batch, for errors.
+
+    Examples
+    --------
+    >>> described((1, 2)), described({})
+    ('tuple of 2', 'dict')
+    """
+    size = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
+    return f"{type(batch).__name__}{size}"
+
+
+def _labels(values: Any, rows: int, place: str) -> Tensor:
+    try:
+        labels = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{place} has labels that are no numbers; number the classes") from None
+    if labels.numel() != rows:
+        raise ValueError(
+            f"{place} has {labels.numel()} labels for {rows} images; each image needs one"
+        )
+    labels = labels.reshape(-1)
+    if labels.is_floating_point() and bool((labels != labels.round()).any()):
+        raise ValueError(f"{place} has labels between whole numbers; number the classes 0, 1, ...")
+    return labels.to(torch.int64)
+
+
+def by_attribute(
+    groups: Any, attributes: Sequence[str], rows: int, what: str = "loader"
+) -> dict[str, list[Any]]:
+    """One list of values per attribute.
+
+    Parameters
+    ----------
+    groups : mapping or DataFrame of attribute to N values; or values without names
+        (N,) values are those of one attribute, (N, K), or K sequences of N, those of K in order.
+    attributes : names for values without names
+        Where there are none, such attributes are called ``group`` or ``group_0``, ``group_1`` ...
+    rows : int
+        N.
+    what : str
+        The loader's name, for errors.
+
+    Raises
+    ------
+    ValueError
+        Another form, or another number of values.
+
+    Examples
+    --------
+    >>> by_attribute(torch.tensor([[0, 1], [1, 1]]), ["gender", "age"], 2)
+    {'gender': [0, 1], 'age': [1, 1]}
+    """
+    if isinstance(groups, pd.DataFrame):
+        named = {str(name): groups[name].to_numpy() for name in groups}
+    elif isinstance(groups, Mapping):
+        named = {str(name): values for name, values in groups.items()}
+    else:
+        named = _in_order(groups, attributes, what)
+    out = {k: np.asarray(v.cpu() if isinstance(v, Tensor) else v) for k, v in named.items()}
+    for name, values in out.items():
+        if values.shape != (rows,):
+            raise ValueError(
+                f"{what}: groups[{name!r}] has shape {values.shape} in a batch of {rows} images"
+            )
+    return {name: values.tolist() for name, values in out.items()}
+
+
+def _in_order(groups: Any, attributes: Sequence[str], what: str) -> dict[str, Any]:
+    """Values without names, by the names they were given."""
+    columns: list[Any] = []
+    one = False
+    if isinstance(groups, pd.Series):
+        columns, one = [groups.to_numpy()], True
+    elif isinstance(groups, Tensor | np.ndarray):
+        one = groups.ndim == 1
+        columns = [groups] if one else list(groups.T) if groups.ndim == 2 else []
+    elif isinstance(groups, list | tuple) and groups:
+        one = all(isinstance(v, str | int | np.generic) for v in groups)
+        parts = all(isinstance(v, list | tuple | Tensor | np.ndarray) for v in groups)
+        columns = [groups] if one else list(groups) if parts else []
+    names = list(attributes[:1] if one else attributes)
+    if not names:
+        names = ["group"] if one else [f"group_{i}" for i in range(len(columns))]
+    if not columns or len(columns) != len(names):
+        shape = f" of shape {tuple(groups.shape)}" if hasattr(groups, "shape") else ""
+        raise ValueError(
+            f"{what}: the third element of a batch must be a mapping or DataFrame of attribute to "
+            f"values, or one value per image for each of {', '.join(map(repr, names)) or 'them'}; "
+            f"it is {type(groups).__name__}{shape}"
+        )
+    return dict(zip(names, columns, strict=True))
+
+
+def gather(
+    loader: Iterable[Any],
+    most: int,
+    what: str = "loader",
+    attributes: Sequence[str] = (),
+) -> Batch:
+    """The first images of a loader as one batch, ``most`` of them or all there are.
+
+    Parameters and errors as in :func:`read`; labels and groups are there if every batch has them.
+
+    Raises
+    ------
+    ValueError
+        No image, or images or attributes that differ from batch to batch.
+
+    Examples
+    --------
+    >>> len(gather([torch.zeros(4, 3), torch.zeros(4, 3)], 6).images)
+    6
+    """
+    parts: list[Batch] = []
+    count = 0
+    for batch in read(loader, what, attributes):
+        parts.append(first(batch, most - count))
+        count += len(parts[-1].images)
+        if count >= most:
+            break
+    if not count:
+        raise ValueError(f"{what} gave no images; give at least one batch")
+    return joined(parts, what)
+
+
+def first(batch: Batch, count: int) -> Batch:
+    """The first images of a batch."""
+    return rows_of(batch, range(min(count, len(batch.images))))
+
+
+def rows_of(batch: Batch, rows: Sequence[int] | range) -> Batch:
+    """Some images of a batch, with their labels and groups."""
+    if isinstance(rows, range) and rows == range(len(batch.images)):
+        return batch
+    at = torch.as_tensor(list(rows), dtype=torch.int64)
+    labels = None if batch.labels is None else batch.labels[at.to(batch.labels.device)]
+    groups = None
+    if batch.groups is not None:
+        groups = {name: [values[i] for i in rows] for name, values in batch.groups.items()}
+    return Batch(batch.images[at.to(batch.images.device)], labels, groups)
+
+
+def joined(parts: Sequence[Batch], what: str = "loader") -> Batch:
+    """Batches as one."""
+    if len(parts) == 1:
+        return parts[0]
+    shapes = {tuple(part.images.shape[1:]) for part in parts}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"{what}: images have the shapes {', '.join(map(str, sorted(shapes)))}; bring them to "
+            "one size first"
+        )
+    labels = [part.labels for part in parts if part.labels is not None]
+    groups = [part.groups for part in parts if part.groups is not None]
+    if any(set(one) != set(groups[0]) for one in groups):
+        raise ValueError(f"{what}: not every batch has the attributes {', '.join(groups[0])}")
+    together = {name: [v for one in groups for v in one[name]] for name in (groups or [{}])[0]}
+    return Batch(
+        torch.cat([part.images for part in parts]),
+        torch.cat(labels) if len(labels) == len(parts) else None,
+        together if len(groups) == len(parts) else None,
+    )

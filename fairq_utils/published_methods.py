@@ -1,0 +1,163 @@
+"""The published study's methods, by its names: what each does with a model and images.
+
+Those that this study has too (:data:`fairq_utils.quantizers.methods.METHODS`) are the same here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fairq_utils.faults import BadInput
+from fairq_utils.metrics.answers import device_of
+from fairq_utils.quantizers import (
+    Observed,
+    QuantReport,
+    QuantSpec,
+    finish_qat,
+    float_classifier,
+    observe,
+    prepare_qat,
+    quantize_dynamic,
+    quantize_mixed,
+    quantize_observed,
+)
+from fairq_utils.quantizers.methods import METHODS as STUDIED
+from fairq_utils.quantizers.sensitivity import classification_loss, nearest
+from fairq_utils.training import Recipe, optimise
+
+# Eight bits everywhere leave mixed precision nothing to choose.
+MIXED_AT_EIGHT = 6
+
+
+class _OnLabels(nn.Module):
+    """The loss of batches that bring their labels."""
+
+    def forward(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        return classification_loss(model(images), labels)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method works on.
+
+    Attributes
+    ----------
+    model : as it was given
+    spec : QuantSpec
+    batches : calibration images on the model's device
+    epoch : gives the batches of one pass of training: images and labels on the model's device
+    steps : batches of one pass
+    recipe : Recipe
+    budget : of mixed precision, or None
+    seed : int
+    """
+
+    model: nn.Module
+    spec: QuantSpec
+    batches: list[Tensor]
+    epoch: Callable[[], Iterator[tuple[Tensor, ...]]]
+    steps: int
+    recipe: Recipe
+    budget: int | float | None
+    seed: int
+
+    def observed(self, *, keep: bool = False) -> Observed:
+        """What calibration leaves behind."""
+        spec = self.spec
+        return observe(
+            self.model,
+            self.batches,
+            [spec.activation_range],
+            equalization=spec.equalization,
+            keep=keep or spec.bias_correction or spec.rounding != "nearest",
+        )
+
+    def train(self, network: nn.Module) -> nn.Module:
+        """Train in place; the global random state stays as it is."""
+        device = device_of(self.model)
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(self.seed)
+            objective = _OnLabels()
+            optimise(network, objective, self.epoch, self.steps, self.recipe, device=device)
+        return network
+
+
+Result = tuple[nn.Module, QuantReport]
+
+
+def _static(task: Task) -> Result:
+    return quantize_observed(task.observed(), task.spec)
+
+
+def _dynamic(task: Task) -> Result:
+    example = task.batches[0] if task.batches else None
+    return quantize_dynamic(task.model, task.spec, example)
+
+
+def _trained(task: Task) -> Result:
+    seen = task.observed()
+    network = task.train(prepare_qat(seen, task.spec))
+    return finish_qat(network, seen, task.spec)
+
+
+def _mixed(task: Task) -> Result:
+    seen = task.observed(keep=True)
+    budget = task.budget
+    if budget is None:
+        width = MIXED_AT_EIGHT if task.spec.weight_bits == 8 else task.spec.weight_bits
+        uniform = dataclasses.replace(nearest(task.spec), weight_bits=width)
+        budget = quantize_observed(seen, uniform)[1].size_bytes
+    # Not by the loss, though there may be labels: of a calibration set, it is mostly chance.
+    return quantize_mixed(seen, budget, task.spec)
+
+
+def _float_classifier(task: Task) -> Result:
+    return float_classifier(task.observed(), task.spec)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to quantize.
+
+    Attributes
+    ----------
+    quantize : from a task to a module and its report
+    options : of the :class:`~fairq_utils.quantizers.QuantSpec`, beside the bits
+    sampler : who is drawn for calibration, of :data:`~fairq_utils.calibration.SAMPLERS`
+    calibrates, trains : whether it needs images, and labels
+    """
+
+    quantize: Callable[[Task], Result]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    sampler: str = "random"
+    calibrates: bool = True
+    trains: bool = False
+
+
+METHODS: dict[str, Method] = {
+    "ptq": Method(_static),
+    "bias_aware_calibration": Method(_static, sampler="group_balanced"),
+    "dynamic": Method(_dynamic, STUDIED["dynamic"].options, calibrates=False),
+    "weight_only": Method(_static, {"activation": "float"}),
+    "qat": Method(_trained, STUDIED["qat"].options, trains=True),
+    "mixed_precision": Method(_mixed),
+    "float_classifier": Method(_float_classifier),
+    "adaround": Method(_static, STUDIED["adaround"].options),
+    "reconstruction": Method(_static, STUDIED["block"].options),
+    "equalization": Method(_static, STUDIED["equalized"].options),
+}
+
+
+def known(method: str) -> str:
+    """The name of a method as it stands in :data:`METHODS`."""
+    name = str(method).lower()
+    if name not in METHODS:
+        raise BadInput(f"apply_quantization: method {method!r} is not one of {', '.join(METHODS)}")
+    return name

@@ -1,0 +1,260 @@
+"""How much each layer minds being quantized: one layer at a time, at every candidate spec.
+
+Two answers to one question. With labels, the increase of the loss when only that layer is quantized
+(Dong et al. 2019, HAWQ, approximate it by curvature; here it is measured). Without, the noise that
+quantizing the layer leaves in an output, over the signal, ``sum (y - y^)^2 / sum y^2``. To first
+order the noises of several layers are independent and add up, so both are summed over layers.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, get_args
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fairq_utils.quantizers.layers import Quantized, quantized
+from fairq_utils.quantizers.places import first_input, replace
+from fairq_utils.quantizers.ptq import Observed, edge_spec, layer_specs, quantize_observed
+from fairq_utils.quantizers.report import packed_bytes
+from fairq_utils.quantizers.spec import QuantSpec
+
+Measure = Literal["output", "layer"]
+Labelled = Sequence[tuple[Tensor, Tensor]]
+COLUMNS = ["layer", "bits", "sensitivity", "sqnr", "bytes"]
+
+
+def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy, a scalar: of logits (N, C), or of one logit per image, (N, 1) or (N,).
+
+    Examples
+    --------
+    >>> one, two = torch.tensor([2.0]), torch.tensor([[-1.0, 1.0]])  # the same odds
+    >>> losses = [classification_loss(x, torch.tensor([1])) for x in (one, two)]
+    >>> torch.allclose(*losses)
+    True
+    """
+    if logits.ndim == 1 or logits.shape[1:] == (1,):
+        return F.binary_cross_entropy_with_logits(logits.reshape(-1).float(), labels.float())
+    return F.cross_entropy(logits.float(), labels.long())
+
+
+def sqnr(reference: Tensor, other: Tensor) -> float:
+    r"""Signal to quantization noise in decibels, ``10 log10(sum y^2 / sum (y - y^)^2)``.
+
+    Infinite where nothing changed, minus infinity where there is no signal.
+
+    Examples
+    --------
+    >>> sqnr(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5]))  # 25 over 0.25
+    20.0
+    """
+    return _decibels(_noise([(reference, other)]))
+
+
+def _powers(reference: Tensor, other: Tensor) -> tuple[float, float]:
+    """Sums of squares of a signal and of what was added to it."""
+    y = reference.double()
+    return float(y.square().sum()), float((y - other.double()).square().sum())
+
+
+def _ratio(signal: float, noise: float) -> float:
+    return 0.0 if noise == 0 else math.inf if signal == 0 else noise / signal
+
+
+def _noise(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Noise over signal of references and what became of them."""
+    powers = [_powers(y, z) for y, z in pairs]
+    return _ratio(sum(s for s, _ in powers), sum(n for _, n in powers))
+
+
+def _decibels(noise: float) -> float:
+    return math.inf if noise == 0 else -math.inf if noise == math.inf else -10 * math.log10(noise)
+
+
+def sensitivities(
+    seen: Observed,
+    specs: Sequence[QuantSpec],
+    *,
+    labelled: Labelled | None = None,
+    measure: Measure = "output",
+    loss: Callable[[Tensor, Tensor], Tensor] = classification_loss,
+) -> pd.DataFrame:
+    """Quantize one layer at a time, at every candidate spec, and measure what that does.
+
+    Parameters
+    ----------
+    seen : from :func:`fairq_utils.quantizers.observe`
+        With ``keep=True`` where there are no labels.
+    specs : candidates
+        The first and the last layer are tried at ``first_last_bits`` or more, as everywhere; set it
+        to None for candidates at all layers. Weights are rounded to nearest, whatever ``rounding``
+        says: it is learnt once, for the allocation that is chosen.
+    labelled : sequence of (images, labels), optional
+        On the model's device. With it the sensitivity is the increase of the mean loss, which may
+        be below 0. Give thousands: of a few hundred images, most of an increase is chance, and the
+        allocation that it leads to moves more answers than that of the noise.
+    measure : str
+        Without labels: noise over signal in the model's ``output``, or in that of the ``layer``.
+    loss : callable
+        ``loss(logits, labels)``, the mean over a batch.
+
+    Returns
+    -------
+    DataFrame
+        A row per layer, in order of execution, and distinct spec: ``layer``; ``bits``, such as
+        ``W4A8``; ``sensitivity``, in the unit of the loss, or noise over signal; ``sqnr`` in
+        decibels, NaN with labels; ``bytes`` of the layer, as packed in
+        :class:`~fairq_utils.quantizers.QuantReport`.
+
+    Raises
+    ------
+    ValueError
+        No candidate, an unknown measure, no images to measure on, two candidates of the same bits,
+        or an output that is not finite or all zeros.
+    """
+    _check(seen, specs, labelled, measure)
+    if labelled is not None:
+        found = _loss_increases(seen, specs, labelled, loss)
+    else:
+        found = (_output_noises if measure == "output" else _layer_noises)(seen, specs)
+    rows = []
+    with torch.no_grad():
+        for name, layer, value in found:
+            bits = layer.spec.label
+            if not math.isfinite(value):
+                raise ValueError(
+                    f"sensitivities: {bits} in layer {name!r} has no finite effect; an output is "
+                    "not finite, or all zeros in float: check the images and the model"
+                )
+            decibels = math.nan if labelled is not None else _decibels(value)
+            rows.append((name, bits, value, decibels, packed_bytes(layer)))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+Found = Iterator[tuple[str, Quantized, float]]  # layer, its candidate, sensitivity
+
+
+def _loss_increases(
+    seen: Observed,
+    specs: Sequence[QuantSpec],
+    labelled: Labelled,
+    loss: Callable[[Tensor, Tensor], Tensor],
+) -> Found:
+    def mean_loss(model: nn.Module) -> float:
+        total = sum(float(loss(model(x), y)) * len(x) for x, y in labelled)
+        return total / sum(len(x) for x, _ in labelled)
+
+    before = mean_loss(seen.model)
+    for name, layer, model in _one_at_a_time(seen, specs):
+        yield name, layer, mean_loss(model) - before
+
+
+def _output_noises(seen: Observed, specs: Sequence[QuantSpec]) -> Found:
+    reference = [seen.model(x) for x in seen.batches]
+    for name, layer, model in _one_at_a_time(seen, specs):
+        pairs = zip(reference, (model(x) for x in seen.batches), strict=True)
+        yield name, layer, _noise(pairs)
+
+
+def _layer_noises(seen: Observed, specs: Sequence[QuantSpec]) -> Found:
+    """Every layer before a quantized one is in float, so one pass shows all layers' inputs."""
+    candidates = {name: _candidates(seen, specs, name) for name in seen.order}
+    totals = {name: [[0.0, 0.0] for _ in layers] for name, layers in candidates.items()}
+
+    def comparing(name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, named: Any, output: Tensor) -> None:
+            x = first_input(inputs, named)
+            for layer, total in zip(candidates[name], totals[name], strict=True):
+                signal, noise = _powers(output, layer(x))
+                total[0] += signal
+                total[1] += noise
+                layer.forget()  # the weight in float, of every candidate at once, would be large
+
+        return hook
+
+    hooks = [
+        seen.model.get_submodule(name).register_forward_hook(comparing(name), with_kwargs=True)
+        for name in seen.order
+    ]
+    try:
+        for x in seen.batches:
+            seen.model(x)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    for name, layers in candidates.items():
+        for layer, total in zip(layers, totals[name], strict=True):
+            yield name, layer, _ratio(*total)
+
+
+def _one_at_a_time(
+    seen: Observed, specs: Sequence[QuantSpec]
+) -> Iterator[tuple[str, Quantized, nn.Module]]:
+    """The model with one layer quantized, for every layer and candidate."""
+    work = copy.deepcopy(seen.model)
+    for name in seen.order:
+        kept = work.get_submodule(name)
+        for layer in _candidates(seen, specs, name):
+            work = replace(work, name, layer)
+            yield name, layer, work
+            work = replace(work, name, kept)
+
+
+def quantized_layer(seen: Observed, name: str, spec: QuantSpec) -> Quantized:
+    """One layer of what was observed, quantized, rounded to nearest."""
+    layer = quantized(seen.model.get_submodule(name), spec)
+    if spec.activation == "static":
+        layer.set_input_range(*seen.range(name, spec))
+    return layer
+
+
+def bytes_of_the_rest(seen: Observed, spec: QuantSpec) -> int:
+    """Bytes of a quantized model outside its quantized layers: biases of norms, embeddings, ..."""
+    plain = nearest(spec)
+    specs, _ = layer_specs(seen, plain)
+    whole, result = quantize_observed(seen, plain)
+    return result.size_bytes - sum(packed_bytes(whole.get_submodule(name)) for name in specs)
+
+
+def nearest(spec: QuantSpec) -> QuantSpec:
+    """The spec without corrections that look at images again."""
+    return dataclasses.replace(spec, rounding="nearest", bias_correction=False)
+
+
+def _check(
+    seen: Observed, specs: Sequence[QuantSpec], labelled: Labelled | None, measure: str
+) -> None:
+    if not specs:
+        raise ValueError("sensitivities: specs is empty; give at least one candidate")
+    if measure not in get_args(Measure):
+        raise ValueError(
+            f"sensitivities: measure {measure!r} is not one of {', '.join(get_args(Measure))}"
+        )
+    labels = [spec.label for spec in specs]
+    twice = [label for label in labels if labels.count(label) > 1]
+    if twice:
+        raise ValueError(
+            f"sensitivities: two candidates are called {twice[0]}; candidates differ in their bits"
+        )
+    if labelled is not None and not len(labelled):
+        raise ValueError("sensitivities: labelled is empty; give at least one (images, labels)")
+    if labelled is None and not seen.batches:
+        raise ValueError(
+            "sensitivities: there are no labelled images, and the calibration images were not "
+            "kept; give observe keep=True, or give labelled"
+        )
+    for spec in specs:
+        layer_specs(seen, nearest(spec))
+
+
+def _candidates(seen: Observed, specs: Sequence[QuantSpec], name: str) -> list[Quantized]:
+    own = [edge_spec(spec, name, seen.order) for spec in specs]
+    distinct = {spec.label: spec for spec in own}
+    return [quantized_layer(seen, name, spec) for spec in distinct.values()]
