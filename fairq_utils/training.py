@@ -226,8 +226,9 @@ def optimise(
         _decayed(parameters, recipe.weight_decay), lr=recipe.learning_rate, fused=True
     )
     total_steps = recipe.epochs * steps
+    rise = 0.25 if total_steps == 5 else 0.2  # of five steps, OneCycleLR divides by 0.2 * 5 - 1
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.learning_rate, total_steps=total_steps, pct_start=0.2
+        optimizer, recipe.learning_rate, total_steps=total_steps, pct_start=rise
     )
     kind = torch.device(device).type
     # On a CPU, fused attention over the few tokens of a small picture costs a third more.

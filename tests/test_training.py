@@ -103,6 +103,18 @@ def test_training_learns_and_repeats(squares: FaceData) -> None:
     np.testing.assert_allclose(margins[0], margins[1], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("steps", range(1, 12))
+def test_trainings_of_few_steps(steps: int) -> None:
+    class Distance(nn.Module):
+        def forward(self, model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+            return model(x).square().mean()
+
+    model, x = nn.Linear(2, 1), torch.ones(3, 2)
+    recipe = training.Recipe(epochs=1, learning_rate=1e-3)
+    history = training.optimise(model, Distance(), lambda: [(x,)] * steps, steps, recipe)
+    assert len(history.loss) == 1
+
+
 def test_mirrored_coefficients_swap_sides(squares: FaceData) -> None:
     straight, mirrored = training._standardised(squares.factors)
     left, right, yaw = (list(squares.factors).index(n) for n in ("eyeLeft", "eyeRight", "yaw"))
