@@ -256,12 +256,6 @@ def _task(
             "apply_quantization: qat learns from labels, and calibration_data has none; let it "
             "yield (images, labels), or give train_data that does"
         )
-    if METHODS[name].trains and recipe.epochs * steps == 5:
-        # torch's one-cycle schedule of five steps, two tenths of them rising, divides by zero.
-        raise BadInput(
-            f"apply_quantization: {recipe.epochs} epochs of {steps} batches are five steps of "
-            "training, which the schedule cannot have; give another number of epochs"
-        )
     return Task(model, spec, batches, epoch, steps, recipe, None, seed)
 
 

@@ -191,12 +191,14 @@ def _tune(
         batch_size=settings.batch_size,
         weight_decay=settings.weight_decay,
     )
+    seed = int(run.training["seed"]) + 1
+    torch.manual_seed(seed)  # dropout
     history = training.fit(
         model,
         train,
         recipe,
         training.Classification(train, recipe.label_smoothing),
-        seed=int(run.training["seed"]) + 1,
+        seed=seed,
         device=device(params),
         progress=None if bars is None else bars.training(run),
     )

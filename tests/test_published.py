@@ -330,7 +330,6 @@ def test_a_scripted_model_is_refused() -> None:
             "train_data: batch 0 has the label 2, but the model tells labels 0 to 1 apart",
         ),
         ({"method": "qat", "train_data": loader("bare")}, "batch 0 has no labels"),
-        ({"method": "qat", "epochs": 5, "batch_size": N}, "5 epochs of 1 batches are five steps"),
         ({"method": "qat", "epochs": 0}, "epochs: 0 is not at least 1"),
         (
             {"model": Nothing()},

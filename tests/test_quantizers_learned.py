@@ -321,3 +321,28 @@ def test_qat_starts_at_the_calibrated_model_and_ends_in_its_integers() -> None:
     assert all(p.requires_grad for p in control.parameters())
     with pytest.raises(ValueError, match="are what training replaces"):
         prepare_qat(seen, QuantSpec(bias_correction=True))
+
+
+def test_a_channel_of_zeros_can_learn_and_steps_are_not_decayed() -> None:
+    weight = torch.randn(3, 8)
+    weight[1] = 0.0
+    for granularity in ("channel", "tensor", "group"):
+        spec = QuantSpec.parse("W4", weight_granularity=granularity, group_size=4)
+        step = StepWeight(weight, spec)
+        assert step.multiple.ndim == 1
+        assert float(step.scale().min()) > 1e-3
+        moved = weight.clone()
+        moved[1] = 0.5
+        assert float(step(moved)[1].abs().max()) > 0.1
+        assert torch.equal(step.integers(weight).integers[1], torch.zeros(8, dtype=torch.int8))
+    empty = StepWeight(torch.zeros(2, 3), QuantSpec.parse("W4"))
+    assert float(empty.scale().min()) > 1e-3
+
+
+def test_what_was_asked_to_stay_in_float_is_said_after_training_too() -> None:
+    model, x = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(16, 6)
+    seen, spec = observe(model, [x]), QuantSpec()
+    tuned = prepare_qat(seen, spec, {"2": None})
+    quantized, report = finish_qat(tuned, seen, spec, {"2": None})
+    assert report.left_float["2"] == "was asked to stay in float"
+    assert not any(module.training for module in quantized.modules())

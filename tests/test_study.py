@@ -119,7 +119,7 @@ def test_a_second_run_computes_nothing(
     monkeypatch.setattr(runs, "train_baseline", never)
     monkeypatch.setattr(runs, "evaluate_quantized", never)
     study.execute(params)
-    assert "all 20 runs are in the ledger" in capsys.readouterr().err
+    assert "all 32 runs are in the ledger" in capsys.readouterr().err
 
 
 def test_one_missing_run_is_the_only_one_computed(params: Params) -> None:
@@ -190,7 +190,7 @@ def test_killed_at_random_moments_it_goes_on_where_it_was(small: Path, tmp_path:
 def test_the_command_line_says_what_is_done(small: Path) -> None:
     answer = CliRunner().invoke(app, ["plan", "--params", str(small)])
     assert answer.exit_code == 0
-    assert "20 of 20 runs are in" in answer.output
+    assert "32 of 32 runs are in" in answer.output
     answer = CliRunner().invoke(app, ["check", "--params", str(small)])
     assert answer.exit_code == 0
     assert answer.output.endswith("ready\n")
@@ -210,7 +210,8 @@ def test_results_are_written_as_the_published_study_names_them(small: Path) -> N
     base = pd.read_csv(folder / "baseline_results.csv")
     assert set(base.architecture) == {"squeezenet1_1", "mobilenet_v2"}
     rows = json.loads((folder / "quantization_results.json").read_text())
-    assert {r["bits"] for r in rows} == {"W8A8", "W4A4"}
+    assert {r["bits"] for r in rows} == {"W8A8", "W4A8", "W4A4", "FP32"}
+    assert {r["method"] for r in rows if r["bits"] == "FP32"} == {"control"}
     text = (folder / "quantization_table.tex").read_text()
     assert text.count("\\toprule") == text.count("\\bottomrule") == 1
 

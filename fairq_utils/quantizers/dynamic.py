@@ -62,4 +62,4 @@ def quantize_dynamic(
             left[name] = "was not called on the example; it stays in float"
     for name in order:
         work = replace(work, name, quantized(layers[name], edge_spec(spec, name, order)))
-    return work, report(work, spec, folded, left, before, 0, {})
+    return work.eval(), report(work, spec, folded, left, before, 0, {})

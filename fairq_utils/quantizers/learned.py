@@ -20,6 +20,7 @@ from fairq_utils.quantizers.layers import QuantConv2d, QuantLinear, quantized
 from fairq_utils.quantizers.spec import QuantSpec
 from fairq_utils.quantizers.weights import WeightIntegers, find_grid, spread
 
+UNKNOWN_STEP = 1e-2  # of a layer whose weights are all zero
 STRETCH = (-0.1, 1.1)  # gamma and zeta of the rectified sigmoid (Louizos et al. 2018)
 
 
@@ -121,15 +122,20 @@ class StepWeight(nn.Module):
         super().__init__()
         self.spec = spec
         scale, zero = find_grid(weight, spec)
-        self.register_buffer("start", scale)
+        # A channel of zeros has no range; on the step of the others it can still learn.
+        empty = scale <= SMALLEST_SCALE
+        usual = scale[~empty].median() if bool((~empty).any()) else torch.tensor(UNKNOWN_STEP)
+        self.register_buffer("start", torch.where(empty, usual.to(scale), scale))
         self.register_buffer("zero", zero)
-        shape = (1,) if spec.weight_granularity == "tensor" else scale.shape
-        self.multiple = nn.Parameter(torch.ones(shape, device=weight.device))
+        # One dimension: optimizers decay weights by their having more.
+        count = 1 if spec.weight_granularity == "tensor" else scale.numel()
+        self.multiple = nn.Parameter(torch.ones(count, device=weight.device))
         self.codes = weight_codes(spec.weight_bits, spec.weight_scheme)
 
     def scale(self) -> Tensor:
         """Step sizes (O,) or (O, groups), above 0."""
-        return (self.start * self.multiple).clamp(min=SMALLEST_SCALE)
+        multiple = self.multiple if len(self.multiple) == 1 else self.multiple.view_as(self.start)
+        return (self.start * multiple).clamp(min=SMALLEST_SCALE)
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight on its grid."""

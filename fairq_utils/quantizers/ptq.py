@@ -197,7 +197,7 @@ def quantize_observed(
         work.register_forward_pre_hook(refuse_not_finite, with_kwargs=True)
     left = {**seen.left, **left, **float_operations(work, seen.operations.found)}
     result = report(work, spec, seen.folded, left, seen.float_bytes, seen.images, notes)
-    return work, result
+    return work.eval(), result
 
 
 def layer_specs(

@@ -63,20 +63,23 @@ def folded_float(seen: Observed) -> nn.Module:
     return copy.deepcopy(seen.model).requires_grad_(True)
 
 
-def finish_qat(model: nn.Module, seen: Observed, spec: QuantSpec) -> tuple[nn.Module, QuantReport]:
+def finish_qat(
+    model: nn.Module, seen: Observed, spec: QuantSpec, layers: LayerSpecs | None = None
+) -> tuple[nn.Module, QuantReport]:
     """The trained model in integers, and its report; ``model`` stays as it is.
 
     Parameters
     ----------
     model : from :func:`prepare_qat`, trained
-    seen, spec : what it was prepared from
+    seen, spec, layers : what it was prepared from
     """
+    _, asked = layer_specs(seen, spec, layers)
     work = copy.deepcopy(model).eval().requires_grad_(False)
     for name, module in list(work.named_modules()):
         if isinstance(module, LearnedLayer):
             work = replace(work, name, module.settled())
     if spec.activation != "float":
         work.register_forward_pre_hook(refuse_not_finite, with_kwargs=True)
-    left = {**seen.left, **float_operations(work, seen.operations.found)}
-    result = report(work, spec, seen.folded, left, seen.float_bytes, seen.images, {})
+    left = {**seen.left, **asked, **float_operations(work, seen.operations.found)}
+    result = report(work.eval(), spec, seen.folded, left, seen.float_bytes, seen.images, {})
     return work, result

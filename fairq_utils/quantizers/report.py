@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from fairq_utils.quantizers.equalization import ChannelClip
 from fairq_utils.quantizers.layers import Quantized, why_not
 from fairq_utils.quantizers.operations import quantized_operations
 
@@ -19,6 +20,7 @@ WEIGHTLESS = (
     nn.Flatten,
     nn.ReLU,
     nn.ReLU6,
+    ChannelClip,
     nn.MaxPool2d,
     nn.AvgPool2d,
     nn.AdaptiveAvgPool2d,
