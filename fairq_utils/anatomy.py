@@ -14,15 +14,24 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from torch import Tensor, nn
 
 from fairq_utils import calibration, models
 from fairq_utils.ledger import Run
 from fairq_utils.params import Params
-from fairq_utils.quantizers import Observed, QuantSpec, observe, quantize_observed
+from fairq_utils.quantizers import (
+    Observed,
+    QuantSpec,
+    observe,
+    quantize_mixed,
+    quantize_observed,
+    sensitivities,
+)
 from fairq_utils.quantizers.grids import input_grid, on_grid
 from fairq_utils.quantizers.layers import Quantized
 from fairq_utils.quantizers.learned import LearnedStep
+from fairq_utils.quantizers.spec import WIDTHS
 from fairq_utils.resources import faces, ledger
 
 IMAGES = 64
@@ -230,6 +239,33 @@ def rounding(found: Specimen, bits: str = "W3A8") -> Figure:
         ylabel="rounded up (%)",
     )
     axis.legend(fontsize=8, loc="upper left")
+    return _finished(figure)
+
+
+def bits_by_layer(found: Specimen, uniform: str = "W4A8") -> Figure:
+    """Noise of every layer at uniform bits, and the bits that the same size buys it."""
+    seen = found.plain
+    spec = QuantSpec.parse(uniform, weight_range="mse", activation_range="mse")
+    noise = sensitivities(seen, [spec], measure="layer").set_index("layer").sqnr
+    _, even = quantize_observed(seen, spec)
+    _, mixed = quantize_mixed(seen, even.size_bytes, spec, measure="layer")
+    bits = [int(mixed.layers[name][1:].split("A")[0]) for name in seen.order]
+    shades = dict(zip(WIDTHS, plt.get_cmap("viridis")(np.linspace(0.9, 0.1, 5)), strict=True))
+    figure, axis = plt.subplots(figsize=(8, 2.8))
+    axis.bar(range(len(bits)), [noise[n] for n in seen.order], color=[shades[b] for b in bits])
+    axis.set(
+        xlabel=f"layers of {found.title}, first to last",
+        ylabel=f"signal over noise\nat {uniform} (dB)",
+    )
+    axis.grid(False, axis="x")
+    handles = [Patch(color=shades[width]) for width in WIDTHS]
+    axis.legend(
+        handles,
+        [f"{width} bits" for width in WIDTHS],
+        fontsize=8,
+        loc="upper left",
+        bbox_to_anchor=(1, 1),
+    )
     return _finished(figure)
 
 

@@ -25,7 +25,16 @@ ARCHITECTURES = ("resnet50", "mobilenet_v2", "efficientnet_b0", "vit_small", "sq
 Sampler = Literal["label_balanced", "group_balanced"]
 Attribute = Literal["gender", "age", "race"]
 Rule = Literal["minmax", "moving_average", "percentile", "mse", "entropy"]
-Further = Literal["naive", "equalized", "adaround", "block", "qat"]
+Further = Literal[
+    "naive",
+    "equalized",
+    "adaround",
+    "block",
+    "mixed",
+    "float_classifier",
+    "operations",
+    "qat",
+]
 WIDTHS = (2, 3, 4, 6, 8)
 CELLS = tuple(f"{g}|{a}|{y}" for g, a, y in product(("female", "male"), ("old", "young"), "01"))
 
@@ -139,7 +148,8 @@ class Quantization(_Section):
     """Which quantizers are tried.
 
     ``bits`` are those of the methods ptq and dynamic; ``further`` names other methods of
-    :data:`fairq_utils.quantizers.methods.METHODS`, each with its own bits. ``iterations`` is per
+    :data:`fairq_utils.quantizers.methods.METHODS`, each with its own bits; those of mixed are the
+    ones whose uniform size is its budget. ``iterations`` is per
     layer or block of a learnt rounding; ``tuning.rate`` multiplies the learning rate that the FP32
     model was trained with.
     """

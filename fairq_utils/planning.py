@@ -51,6 +51,8 @@ QUANTIZED_BY = (
             "ptq",
             "dynamic",
             "qat",
+            "sensitivity",
+            "mixed",
             "methods",
         )
     ),

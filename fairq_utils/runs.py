@@ -28,10 +28,12 @@ from fairq_utils.quantizers import (
     Observed,
     QuantSpec,
     finish_qat,
+    float_classifier,
     folded_float,
     observe,
     prepare_qat,
     quantize_dynamic,
+    quantize_mixed,
     quantize_observed,
     use_integers,
 )
@@ -175,7 +177,13 @@ def _quantized(
         history = _tune(params, run, tuned, data, bars)
         quantized, report = finish_qat(tuned, seen, spec)
         return quantized, report.size_bytes, report.to_dict(), history
-    quantized, report = quantize_observed(seen, spec)
+    if run.method == "mixed":  # as large as uniform bits, and with as many bits for inputs
+        budget = quantize_observed(seen, spec)[1].size_bytes
+        quantized, report = quantize_mixed(seen, budget, spec, measure="layer")
+    elif run.method == "float_classifier":
+        quantized, report = float_classifier(seen, spec)
+    else:
+        quantized, report = quantize_observed(seen, spec)
     return quantized, report.size_bytes, report.to_dict(), {}
 
 
@@ -242,7 +250,8 @@ def _observed(runs: Sequence[Run], model: torch.nn.Module, data: FaceData) -> Ob
         equalization=specs[0].equalization,
         residuals=any(spec.residuals for spec in specs),
         attention_products=any(spec.attention_products for spec in specs),
-        keep=any(spec.bias_correction or spec.rounding != "nearest" for spec in specs),
+        keep=any(spec.bias_correction or spec.rounding != "nearest" for spec in specs)
+        or any(run.method == "mixed" for run in runs),
     )
 
 

@@ -99,6 +99,23 @@ anatomy.rounding(specimen)
 # %%
 anatomy.block_errors(chapter.block_errors())
 # %% [markdown]
+# ### Mixed precision
+#
+# Layers differ in what few bits do to them. Bits go where they are needed: with $n_{lb}$ the noise
+# that layer $l$ adds at $b$ bits and $m_{lb}$ its bytes, an integer programme minimises
+# $\sum_l n_{l b_l}$ within $\sum_l m_{l b_l} \le M$. Here $M$ is the size that uniform four-bit
+# weights take; the colour of a layer is what it gets. The published study's *float classifier* is
+# the simplest such choice: the last layer stays in float.
+
+# %%
+anatomy.bits_by_layer(specimen)
+# %% [markdown]
+# ### Between the layers
+#
+# Engines also quantize what stands between layers: both operands of residual additions, and
+# queries, keys, scores and values of attention. Left out, these stay in float, and the report of
+# every quantized model says so; with *additions and attention too* they are quantized as well.
+#
 # ### Quantization-aware training
 #
 # Training goes on with quantized weights and inputs; the gradient passes the rounding as if it were

@@ -56,6 +56,9 @@ STUDY = {
             "equalized": ["W4A8"],
             "adaround": ["W4A8"],
             "block": ["W4A4"],
+            "mixed": ["W4A8"],
+            "float_classifier": ["W4A8"],
+            "operations": ["W8A8"],
             "qat": ["W4A4"],
         },
         "iterations": 3,
@@ -84,12 +87,12 @@ def params(small: Path) -> Params:
 
 def test_the_plan_is_the_grid(params: Params) -> None:
     planned = planning.plan(params)
-    # For each model: FP32, two bits x two ranges x two samplers, dynamic at W8A8, five further
+    # For each model: FP32, two bits x two ranges x two samplers, dynamic at W8A8, eight further
     # methods and the control of the one that trains.
-    assert len(planned) == 2 * (1 + 2 * 2 * 2 + 1 + 5 + 1)
+    assert len(planned) == 2 * (1 + 2 * 2 * 2 + 1 + 8 + 1)
     assert len({run.key for run in planned}) == len(planned)
     by_phase = {phase: planning.plan(params, [phase]) for phase in planning.PHASES}
-    assert [len(by_phase[p]) for p in planning.PHASES] == [2, 22, 8]
+    assert [len(by_phase[p]) for p in planning.PHASES] == [2, 28, 8]
 
 
 def test_every_run_is_in_the_ledger_and_counts_every_image(params: Params) -> None:
@@ -119,7 +122,7 @@ def test_a_second_run_computes_nothing(
     monkeypatch.setattr(runs, "train_baseline", never)
     monkeypatch.setattr(runs, "evaluate_quantized", never)
     study.execute(params)
-    assert "all 32 runs are in the ledger" in capsys.readouterr().err
+    assert "all 38 runs are in the ledger" in capsys.readouterr().err
 
 
 def test_one_missing_run_is_the_only_one_computed(params: Params) -> None:
@@ -190,7 +193,7 @@ def test_killed_at_random_moments_it_goes_on_where_it_was(small: Path, tmp_path:
 def test_the_command_line_says_what_is_done(small: Path) -> None:
     answer = CliRunner().invoke(app, ["plan", "--params", str(small)])
     assert answer.exit_code == 0
-    assert "32 of 32 runs are in" in answer.output
+    assert "38 of 38 runs are in" in answer.output
     answer = CliRunner().invoke(app, ["check", "--params", str(small)])
     assert answer.exit_code == 0
     assert answer.output.endswith("ready\n")
@@ -380,6 +383,14 @@ def test_what_training_on_does_is_in_the_ledger(params: Params) -> None:
         assert np.isfinite(record.measures["loss_1"])
     qat, control = tuned[0], tuned[1]
     assert qat.size_bytes < control.size_bytes / 3
+    mixed, classifier, operations = (
+        next(r for r in runs if r.run.method == name)
+        for name in ("mixed", "float_classifier", "operations")
+    )
+    assert len(set(mixed.report["layers"].values())) > 1
+    assert mixed.size_bytes <= mixed.report["corrections"]["mixed_precision"]["budget"]
+    assert "was asked to stay in float" in classifier.report["left_float"].values()
+    assert "operations" in operations.report
     blocks = [r for r in runs if r.run.method == "block"]
     assert all(r.report["corrections"]["reconstruction"] for r in blocks)
 
@@ -414,6 +425,7 @@ def test_pictures_of_the_methods_are_drawn(params: Params) -> None:
         anatomy.equalization(found),
         anatomy.bias_correction(found),
         anatomy.rounding(found),
+        anatomy.bits_by_layer(found),
         anatomy.step_gradients(),
     ]
     assert all(isinstance(picture, Figure) and picture.axes for picture in pictures)

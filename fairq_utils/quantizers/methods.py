@@ -41,6 +41,12 @@ METHODS: dict[str, Method] = {
     ),
     "adaround": Method("AdaRound", {**BEST_RANGES, "rounding": "adaround"}),
     "block": Method("block reconstruction", {**BEST_RANGES, "rounding": "block"}),
+    "mixed": Method("mixed precision", BEST_RANGES),
+    "float_classifier": Method("float classifier", BEST_RANGES),
+    "operations": Method(
+        "additions and attention too",
+        {**BEST_RANGES, "residuals": True, "attention_products": True},
+    ),
     "qat": Method("QAT (LSQ)", BEST_RANGES, trains=True),
 }
 CONTROL = "control"  # FP32 trained on as long as `qat` is
