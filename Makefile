@@ -18,7 +18,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION = 1
 export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book notebooks lint types unit chapters test clean
+.PHONY: help setup book notebooks lint types unit chapters test toolkits clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -64,8 +64,11 @@ test: $(STAMP)  ## everything that must hold: lint, types, unit, smoke book, cha
 	@$(MAKE) --no-print-directory book PROFILE=smoke
 	@$(MAKE) --no-print-directory chapters
 
-bench-%: $(STAMP)  ## print a benchmark's table, write build/bench/NAME.json (render, stats, coverage)
-	@$(BIN)/fairq bench $*
+bench-%: profile $(STAMP)  ## print a benchmark's table, write build/bench/NAME.json (render, stats, coverage, toolkits)
+	@$(BIN)/fairq bench $* --params "$(PARAMS)"
+
+toolkits: $(STAMP)  ## install NNCF and Brevitas, which bench-toolkits compares with if they are there
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[toolkits]'
 
 clean:  ## remove built books and caches; the ledger and the environment stay
 	rm -rf build/book build/bench _build .mypy_cache .pytest_cache .ruff_cache .hypothesis

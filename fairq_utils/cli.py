@@ -192,23 +192,23 @@ def check(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="What to measure: render, stats or coverage.")],
+    name: Annotated[
+        str, typer.Argument(help="What to measure: render, stats, coverage or toolkits.")
+    ],
+    params: ParamsFile = DEFAULT,
+    overrides: Overrides = None,
 ) -> None:
-    """Measure one thing on this machine; the figures are kept under build/bench."""
+    """Measure one thing on this machine; the figures are kept under build/bench.
+
+    The params file names the study whose models toolkits quantizes.
+    """
 
     def action() -> None:
         from fairq_utils import bench as benchmarks
 
-        figures, path = benchmarks.run(name)
-        for key, value in figures.items():
-            if isinstance(value, list):
-                value = f"{len(value)} rows, see the file"
-            if isinstance(value, dict):
-                typer.echo(key)
-                for inner, figure in value.items():
-                    typer.echo(f"  {inner:<26} {figure}")
-            else:
-                typer.echo(f"{key:<28} {value}")
+        settings = _read(params, overrides) if name in benchmarks.OF_A_STUDY else None
+        _, path = benchmarks.run(name, params=settings)
+        typer.echo(path.with_suffix(".txt").read_text(), nl=False)
         typer.echo(str(path))
 
     _say_and_stop(action)

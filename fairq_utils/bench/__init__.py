@@ -1,4 +1,4 @@
-"""Benchmarks: each measures one thing and returns a table that is printed and kept as JSON."""
+"""Benchmarks: each measures one thing and returns figures that are printed and kept."""
 
 from __future__ import annotations
 
@@ -11,26 +11,63 @@ from typing import Any
 from fairq_utils.bench.coverage import bench_coverage
 from fairq_utils.bench.render import bench_render
 from fairq_utils.bench.stats import bench_stats
+from fairq_utils.bench.toolkits import bench_toolkits
+from fairq_utils.params import Params
 
 BENCHMARKS: dict[str, Callable[[], dict[str, Any]]] = {
     "render": bench_render,
     "stats": bench_stats,
     "coverage": bench_coverage,
 }
+# These take the models of a study, and say themselves how their figures are to be read.
+OF_A_STUDY: dict[str, Callable[[Params], tuple[dict[str, Any], str]]] = {
+    "toolkits": bench_toolkits,
+}
 
 
-def run(name: str, folder: str | os.PathLike[str] = "build/bench") -> tuple[dict[str, Any], Path]:
-    """Run a benchmark and keep its figures in ``folder/NAME.json``.
+def run(
+    name: str,
+    folder: str | os.PathLike[str] = "build/bench",
+    params: Params | None = None,
+) -> tuple[dict[str, Any], Path]:
+    """Run a benchmark; keep its figures in ``folder/NAME.json``, in words in ``folder/NAME.txt``.
+
+    Parameters
+    ----------
+    params : Params, optional
+        The study whose models are measured, where the benchmark is one of :data:`OF_A_STUDY`.
 
     Raises
     ------
     ValueError
-        There is no benchmark of that name.
+        There is no benchmark of that name, or it needs a study and none is given.
     """
-    if name not in BENCHMARKS:
-        raise ValueError(f"bench: {name!r} is not one of {', '.join(BENCHMARKS)}")
-    figures = BENCHMARKS[name]()
+    if name in OF_A_STUDY:
+        if params is None:
+            raise ValueError(f"bench: {name} measures the models of a study; give its params")
+        figures, text = OF_A_STUDY[name](params)
+    elif name in BENCHMARKS:
+        figures = BENCHMARKS[name]()
+        text = listing(figures)
+    else:
+        known = ", ".join([*BENCHMARKS, *OF_A_STUDY])
+        raise ValueError(f"bench: {name!r} is not one of {known}")
     path = Path(folder) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(figures, indent=1) + "\n")
+    path.with_suffix(".txt").write_text(text + "\n")
     return figures, path
+
+
+def listing(figures: dict[str, Any]) -> str:
+    """Figures one below the other."""
+    lines = []
+    for key, value in figures.items():
+        if isinstance(value, list):
+            value = f"{len(value)} rows, see the file"
+        if isinstance(value, dict):
+            lines.append(key)
+            lines += [f"  {inner:<26} {figure}" for inner, figure in value.items()]
+        else:
+            lines.append(f"{key:<28} {value}")
+    return "\n".join(lines)
