@@ -80,13 +80,21 @@ class _FewBits(Quantizer):
         """Nothing is left to check."""
 
 
+class _Histogram(HistogramObserver):
+    """torchao's observer, whose search for the least error knows how many levels there are."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.dst_nbins = self.quant_max - self.quant_min + 1  # 256 otherwise, whatever the bits
+
+
 def _inputs(bits: int) -> Any:
     return QuantizationSpec(
         dtype=torch.uint8,
         quant_min=0,
         quant_max=2**bits - 1,
         qscheme=torch.per_tensor_affine,
-        observer_or_fake_quant_ctr=HistogramObserver.with_args(eps=EPS),
+        observer_or_fake_quant_ctr=_Histogram.with_args(eps=EPS),
     )
 
 
