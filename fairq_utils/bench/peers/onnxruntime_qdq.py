@@ -49,8 +49,10 @@ def quantize(task: Task) -> Answer:
         if (task.weight_bits, task.activation_bits) != (8, 8):
             options["TensorQuantOverrides"] = _edges(onnx.load(exported))
         if task.activation_bits < 8:
-            # Only what enters the layers, not their sums, which four bits ruin.
+            # Only what enters the layers: four bits ruin sums, and attention's products stay in
+            # float in the other columns too.
             options["OpTypesToExcludeOutputQuantization"] = LAYERS
+            options["MatMulConstBOnly"] = True
         quantize_static(
             exported,
             quantized,
@@ -63,10 +65,10 @@ def quantize(task: Task) -> Answer:
             calibrate_method=CalibrationMethod.Percentile,
             extra_options=options,
         )
-        session = _session(quantized, optimize=task.activation_bits == 8)
+        engine = _engine(quantized, optimize=task.activation_bits == 8)
 
     def answer(images: Tensor) -> Tensor:
-        (logits,) = session.run(None, {"images": _array(images)})
+        (logits,) = engine.run(None, {"images": _array(images)})
         return torch.from_numpy(logits)
 
     return answer
@@ -106,7 +108,7 @@ def _edges(model: onnx.ModelProto) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def _session(path: Path, *, optimize: bool) -> onnxruntime.InferenceSession:
+def _engine(path: Path, *, optimize: bool) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     if not optimize:
