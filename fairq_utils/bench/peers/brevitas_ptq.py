@@ -13,13 +13,6 @@ import copy
 from typing import Any
 
 import torch
-from brevitas import nn as qnn
-from brevitas.core.scaling.standalone import ParameterFromStatsFromParameterScaling
-from brevitas.graph.calibrate import bias_correction_mode, calibration_mode
-from brevitas.graph.gptq import gptq_mode
-from brevitas.graph.quantize import layerwise_quantize, preprocess_for_quantize
-from brevitas.quant.scaled_int import Int8WeightPerChannelFloat, Int32Bias
-from brevitas.quant.shifted_scaled_int import ShiftedUint8ActPerTensorFloat
 from torch import Tensor, nn
 
 from fairq_utils.bench.peers import EDGE_BITS, Answer, Task
@@ -31,6 +24,10 @@ PERCENTILE = {4: 99.9, 8: 99.99}
 
 def quantize(task: Task) -> Answer:
     """The quantized model as a function of pictures."""
+    from brevitas.graph.calibrate import bias_correction_mode, calibration_mode
+    from brevitas.graph.gptq import gptq_mode
+    from brevitas.graph.quantize import layerwise_quantize, preprocess_for_quantize
+
     tight = task.activation_bits < 8
     with torch.no_grad():
         model: Any = preprocess_for_quantize(
@@ -67,6 +64,11 @@ def _show(model: Any, task: Task) -> None:
 
 def _layers(weight_bits: int, activation_bits: int) -> dict[type[nn.Module], Any]:
     """Which layer is replaced by which, and how its operands are quantized."""
+    from brevitas import nn as qnn
+    from brevitas.core.scaling.standalone import ParameterFromStatsFromParameterScaling
+    from brevitas.quant.scaled_int import Int8WeightPerChannelFloat, Int32Bias
+    from brevitas.quant.shifted_scaled_int import ShiftedUint8ActPerTensorFloat
+
     kept = PERCENTILE.get(activation_bits, 99.9)
     options = {
         "weight_quant": Int8WeightPerChannelFloat.let(

@@ -8,11 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import nncf
-from nncf.quantization.advanced_parameters import (
-    AdvancedQuantizationParameters,
-    QuantizationParameters,
-)
 from torch import Tensor, nn
 
 from fairq_utils.bench.peers import EDGE_BITS, Answer, NotOffered, Task
@@ -35,6 +30,8 @@ FLOAT_AT_FEW_BITS = [
 
 def quantize(task: Task) -> Answer:
     """The quantized model as a function of pictures."""
+    import nncf
+
     if task.activation_bits < 8 and _has_depthwise(task.model):
         raise NotOffered(
             "no device that NNCF knows has inputs of depthwise convolutions below 8 bits"
@@ -68,6 +65,12 @@ def _quantize(
     device: Any,
     ignored: dict[str, Any],
 ) -> nn.Module:
+    import nncf
+    from nncf.quantization.advanced_parameters import (
+        AdvancedQuantizationParameters,
+        QuantizationParameters,
+    )
+
     # One by one for transformers: NNCF warns of statistics over batches there.
     singly = task.transformer
     data = [image for b in task.batches for image in b.split(1)] if singly else list(task.batches)
