@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 BINS = 4096
+PER_OCTAVE = 96  # bins between a magnitude and its double
+SMALLEST_OCTAVE, OCTAVES = -24, 48  # magnitudes from 2**-24 to 2**24; smaller ones are as good as 0
 MOMENTUM = 0.1  # weight of a batch in the moving average
 
 
@@ -33,7 +35,7 @@ class Extremes:
 
 
 class Histogram:
-    """Counts of all values, in bins that merge in pairs as the range grows.
+    """Counts of all values, in bins of one width that merge in pairs as the range grows.
 
     There are at least ``BINS / 2`` bins between the extremes seen.
     """
@@ -83,3 +85,38 @@ class Histogram:
             self.origin + min(first, BINS - 1) * self.width,
             self.origin + (min(last, BINS - 1) + 1) * self.width,
         )
+
+
+class RelativeHistogram:
+    """Values by sign and magnitude, every sample weighted by one over its mean square.
+
+    Bins are equally wide in ``log |x|``: what is ordinary keeps its resolution however far the
+    extremes lie, and nothing ever has to be merged. Sums over the bins of a squared error times the
+    weight are sums of every sample's error relative to its power.
+
+    Attributes
+    ----------
+    weights : float64 (2, OCTAVES x PER_OCTAVE)
+        Of negative and of positive values.
+    """
+
+    def __init__(self) -> None:
+        self.weights = torch.zeros(2, OCTAVES * PER_OCTAVE, dtype=torch.float64)
+
+    def see(self, x: Tensor) -> None:
+        """Take one batch (B, ...) into account."""
+        x = x.detach().float().reshape(len(x), -1)
+        place = x.abs().log2_().sub_(SMALLEST_OCTAVE).mul_(PER_OCTAVE)
+        index = place.clamp_(0, OCTAVES * PER_OCTAVE - 1).long()
+        index += (x > 0).long() * (OCTAVES * PER_OCTAVE)
+        power = x.square().mean(dim=1).double().cpu()
+        for sample, mean_square in zip(index, power, strict=True):
+            if mean_square > 0:
+                counts = torch.bincount(sample, minlength=self.weights.numel()).double().cpu()
+                self.weights += counts.view_as(self.weights) / mean_square
+
+    def values(self) -> Tensor:
+        """Value in the middle of every bin, float64, shape of ``weights``."""
+        place = torch.arange(OCTAVES * PER_OCTAVE, dtype=torch.float64) + 0.5
+        magnitude = torch.exp2(SMALLEST_OCTAVE + place / PER_OCTAVE)
+        return torch.stack([-magnitude, magnitude])

@@ -175,16 +175,20 @@ class Watch:
     model : nn.Module
     found : its operations
     asked : options of :class:`QuantSpec` whose operations are watched
-    histogram : bool
+    rules : names of range rules
         See :class:`fairq_utils.quantizers.ranges.InputStatistics`.
     """
 
     def __init__(
-        self, model: nn.Module, found: Sequence[Operation], asked: Sequence[str], histogram: bool
+        self,
+        model: nn.Module,
+        found: Sequence[Operation],
+        asked: Sequence[str],
+        rules: Sequence[str],
     ) -> None:
         self._model, self._found, self._asked = model, tuple(found), frozenset(asked)
         self._statistics = {
-            op.site: tuple(InputStatistics(histogram) for _ in op.operands)
+            op.site: tuple(InputStatistics(rules) for _ in op.operands)
             for op in found
             if OPTIONS[op.site.kind] in self._asked
         }

@@ -28,7 +28,7 @@ from fairq_utils.quantizers.operations import (
     quantize_operations,
 )
 from fairq_utils.quantizers.places import first_input, leave_fast_paths, replace
-from fairq_utils.quantizers.ranges import HISTOGRAM_RULES, InputStatistics
+from fairq_utils.quantizers.ranges import InputStatistics
 from fairq_utils.quantizers.reconstruction import reconstruct
 from fairq_utils.quantizers.report import QuantReport, float_bytes, report
 from fairq_utils.quantizers.spec import QuantSpec
@@ -126,10 +126,9 @@ def observe(
     looked = survey(work, first)
     left |= looked.direct | looked.read
     layers = {n: m for n, m in work.named_modules() if quantizable(m) and n not in looked.read}
-    histogram = any(rule in HISTOGRAM_RULES for rule in rules)
     asked = {"residuals": residuals, "attention_products": attention_products}
-    watch = Watch(work, looked.operations, [name for name in asked if asked[name]], histogram)
-    statistics = {name: InputStatistics(histogram) for name in layers}
+    watch = Watch(work, looked.operations, [name for name in asked if asked[name]], rules)
+    statistics = {name: InputStatistics(rules) for name in layers}
     order: list[str] = []
     hooks = [
         layer.register_forward_pre_hook(_observing(name, statistics[name], order), with_kwargs=True)
@@ -237,8 +236,7 @@ def layer_specs(
         if own is None:
             left[name] = "was asked to stay in float"
             continue
-        needs = own.activation == "static" and own.activation_range in HISTOGRAM_RULES
-        if needs and seen.statistics[name].histogram is None:
+        if own.activation == "static" and not seen.statistics[name].has(own.activation_range):
             raise ValueError(
                 f"quantize_observed: ranges by {own.activation_range!r} were not observed; name "
                 "the rule in the rules of observe"
@@ -297,7 +295,7 @@ def _check_operations(seen: Operations, spec: QuantSpec) -> None:
                 f"quantize_observed: {option} were not observed; give observe {option}=True"
             )
     watched = [s for op in seen.chosen(spec) for s in seen.statistics[op.site]]
-    if spec.activation_range in HISTOGRAM_RULES and any(s.histogram is None for s in watched):
+    if not all(s.has(spec.activation_range) for s in watched):
         raise ValueError(
             f"quantize_observed: ranges by {spec.activation_range!r} were not observed; name the "
             "rule in the rules of observe"

@@ -3,12 +3,14 @@
 ``minmax`` holds all. ``percentile`` leaves out a fixed share. ``mse`` and ``entropy`` weigh what
 is clipped against a coarser step, by squared error (Banner et al. 2019; Nagel et al. 2021,
 equation 7) or by the Kullback-Leibler divergence of the distributions (Migacz 2017, "8-bit
-inference with TensorRT"); both depend on the bits.
+inference with TensorRT"); both depend on the bits. The squared error of inputs is relative to the
+power of each sample, ``sum_i |x_i - x^_i|**2 / |x_i|**2``: in absolute terms one picture whose
+activations are a hundred times those of all others would weigh as much as ten thousand of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 
 import torch
 from torch import Tensor
@@ -20,10 +22,14 @@ from fairq_utils.quantizers.grids import (
     weight_codes,
     weight_grid,
 )
-from fairq_utils.quantizers.observers import Extremes, Histogram
+from fairq_utils.quantizers.observers import Extremes, Histogram, RelativeHistogram
 
-CANDIDATES = 80  # fractions of the full range that are tried
-SMALLEST = 0.01  # the narrowest of them; each is the same factor narrower than the one before
+# Fractions of the full range that are tried, each the same factor narrower than the one before:
+# how many, and the last. A weight's range is a few times its spread; an input's, where one picture
+# is odd, hundreds of times.
+WEIGHT_FRACTIONS = (80, 0.02)
+INPUT_FRACTIONS = (60, 1e-3)
+TURNS = 2  # of searching each end of a range alone
 WEIGHT_BINS = 1024
 SEARCHED = 1 << 16  # weights at a time: they stay in a core's cache between the passes
 HISTOGRAM_RULES = ("percentile", "mse", "entropy")
@@ -32,23 +38,30 @@ MakeGrid = Callable[[Tensor, Tensor], Grid]
 
 
 class InputStatistics:
-    """What calibration saw of one tensor; answers with a range for any rule.
+    """What calibration saw of one tensor; answers with a range for the rules that were named.
 
     Parameters
     ----------
-    histogram : bool
-        Whether to keep one; the rules in :data:`HISTOGRAM_RULES` need it.
+    rules : names of range rules
+        Extremes are always kept; histograms only where one of these needs them.
     """
 
-    def __init__(self, histogram: bool = True) -> None:
+    def __init__(self, rules: Collection[str] = HISTOGRAM_RULES) -> None:
         self.extremes = Extremes()
-        self.histogram = Histogram() if histogram else None
+        self.histogram = Histogram() if {"percentile", "entropy"} & set(rules) else None
+        self.relative = RelativeHistogram() if "mse" in rules else None
 
     def see(self, x: Tensor) -> None:
-        """Take one batch into account."""
+        """Take one batch (B, ...) into account."""
         self.extremes.see(x)
-        if self.histogram is not None:
-            self.histogram.see(x)
+        for kept in (self.histogram, self.relative):
+            if kept is not None:
+                kept.see(x)
+
+    def has(self, rule: str) -> bool:
+        """Whether :meth:`range` can answer for this rule."""
+        needed = {"percentile": self.histogram, "entropy": self.histogram, "mse": self.relative}
+        return rule not in needed or needed[rule] is not None
 
     def range(
         self, rule: str, bits: int, scheme: str = "affine", percentile: float = 99.9
@@ -58,27 +71,32 @@ class InputStatistics:
         Raises
         ------
         ValueError
-            The rule needs a histogram and none was kept.
+            The rule needs a histogram that was not kept.
         """
         low, high = self.extremes.low, self.extremes.high
         if rule == "minmax":
             return low, high
         if rule == "moving_average":
             return self.extremes.average or (low, high)
-        if self.histogram is None:
-            raise ValueError(f"the rule {rule!r} needs a histogram, and none was kept")
-        if rule == "percentile":
-            left, right = self.histogram.central(percentile)
-            return max(low, left), min(high, right)
 
         def grid(lower: Tensor, upper: Tensor) -> Grid:
             scale, zero = input_grid(lower, upper, bits, scheme)
             return scale, zero, 0, 2**bits - 1
 
-        values, counts = self.histogram.centres()[None], self.histogram.counts[None]
         start = (torch.tensor([low], dtype=torch.float64), torch.tensor([high]).double())
-        search = _least_squared_error if rule == "mse" else _least_divergence
-        found = search(values, counts, *start, grid)
+        if rule == "mse" and self.relative is not None:
+            live = self.relative.weights > 0
+            values, weights = self.relative.values()[live], self.relative.weights[live]
+            error = _squared_error(values[None], weights[None], grid)
+        elif rule == "percentile" and self.histogram is not None:
+            left, right = self.histogram.central(percentile)
+            return max(low, left), min(high, right)
+        elif rule == "entropy" and self.histogram is not None:
+            values, counts = self.histogram.centres()[None], self.histogram.counts[None]
+            error = _divergence_of(values, counts, grid)
+        else:
+            raise ValueError(f"the rule {rule!r} needs a histogram, and none was kept")
+        found = _search(error, *start)
         return float(found[0]), float(found[1])
 
 
@@ -108,9 +126,9 @@ def weight_limits(
         return *weight_grid(lower, upper, bits, scheme), *weight_codes(bits, scheme)
 
     if rule == "mse":
-        return _least_squared_error(rows, None, low, high, grid, both=True)
+        return _search(_squared_error(rows, None, grid), low, high, both=True)
     values, counts = _row_histograms(rows, low, high)
-    return _least_divergence(values, counts, low, high, grid)
+    return _search(_divergence_of(values, counts, grid), low, high, both=True)
 
 
 def _quantile(rows: Tensor, share: float) -> Tensor:
@@ -119,45 +137,50 @@ def _quantile(rows: Tensor, share: float) -> Tensor:
     return rows.kthvalue(rank, dim=1).values
 
 
-def _fractions() -> list[float]:
-    steps = torch.arange(CANDIDATES, dtype=torch.float64) / (CANDIDATES - 1)
-    return (SMALLEST**steps).tolist()
+def _fractions(count: int, last: float) -> list[float]:
+    steps = torch.arange(count, dtype=torch.float64) / (count - 1)
+    return (last**steps).tolist()
 
 
-def _least_squared_error(
-    values: Tensor,
-    counts: Tensor | None,
-    low: Tensor,
-    high: Tensor,
-    grid: MakeGrid,
-    *,
-    both: bool = False,
+def _search(
+    error: Callable[[Tensor, Tensor], Tensor], low: Tensor, high: Tensor, *, both: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Shrink each end of every row's range (or both ends together) to the least squared error."""
+    """Shrink each end of every row's range (of weights ``both`` alike) to the least error."""
 
-    def error(lower: Tensor, upper: Tensor) -> Tensor:
-        scale, zero, lowest, highest = grid(lower, upper)
-        off = (on_grid(values, scale[:, None], zero[:, None], lowest, highest) - values).square()
-        return (off if counts is None else off * counts).sum(dim=1)
-
-    def shrink(lower: Tensor, upper: Tensor, ends: tuple[bool, bool]) -> tuple[Tensor, Tensor]:
-        best = (error(lower, upper), lower, upper)
-        for fraction in _fractions()[1:]:
-            left = lower * fraction if ends[0] else lower
-            right = upper * fraction if ends[1] else upper
+    def best(candidates: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        found = (torch.full_like(low, torch.inf), low, high)
+        for left, right in candidates:
             now = error(left, right)
-            better = now < best[0]
-            best = (
-                torch.where(better, now, best[0]),
-                torch.where(better, left, best[1]),
-                torch.where(better, right, best[2]),
+            better = now < found[0]
+            found = (
+                torch.where(better, now, found[0]),
+                torch.where(better, left, found[1]),
+                torch.where(better, right, found[2]),
             )
-        return best[1], best[2]
+        return found[1], found[2]
 
+    fractions = _fractions(*(WEIGHT_FRACTIONS if both else INPUT_FRACTIONS))
+    left, right = best((low * f, high * f) for f in fractions)
     if both:
-        return shrink(low, high, (True, True))
-    low, high = shrink(low, high, (False, True))
-    return shrink(low, high, (True, False))
+        return left, right
+    # An end far out would hide what the other one gains: together first, then each in turn.
+    for _ in range(TURNS):
+        left, _unused = best((low * f, right) for f in fractions)
+        _unused, right = best((left, high * f) for f in fractions)
+    return left, right
+
+
+def _squared_error(
+    values: Tensor, weights: Tensor | None, grid: MakeGrid
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Squared error of every row (R, K) on the grid that holds a range."""
+
+    def error(left: Tensor, right: Tensor) -> Tensor:
+        scale, zero, lowest, highest = grid(left, right)
+        off = (on_grid(values, scale[:, None], zero[:, None], lowest, highest) - values).square()
+        return (off if weights is None else off * weights).sum(dim=1)
+
+    return error
 
 
 def _row_histograms(rows: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,40 +192,32 @@ def _row_histograms(rows: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Te
     return low[:, None] + width * steps, counts
 
 
-def _least_divergence(
-    values: Tensor, counts: Tensor, low: Tensor, high: Tensor, grid: MakeGrid
-) -> tuple[Tensor, Tensor]:
-    """The fraction of the range whose quantized distribution diverges least from the real one.
+def _divergence_of(
+    values: Tensor, counts: Tensor, grid: MakeGrid
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """How much a row's quantized distribution diverges from the real one.
 
     The reference keeps the bins inside and adds what is clipped to the outermost of them; the
     candidate spreads each code's mass evenly over the occupied bins of that code.
     """
-    best = (torch.full_like(low, float("inf")), low, high)
     occupied = counts > 0
-    for fraction in _fractions():
-        left, right = low * fraction, high * fraction
+
+    def divergence(left: Tensor, right: Tensor) -> Tensor:
         scale, zero, lowest, highest = grid(left, right)
         inside = (values >= left[:, None]) & (values <= right[:, None])
         code = to_integers(values, scale[:, None], zero[:, None], lowest, highest) - lowest
         code = code.long()
-        levels = highest - lowest + 1
 
-        def per_code(x: Tensor, code: Tensor = code, levels: int = levels) -> Tensor:
-            out = torch.zeros(len(x), levels, dtype=x.dtype, device=x.device)
+        def per_code(x: Tensor) -> Tensor:
+            out = torch.zeros(len(x), highest - lowest + 1, dtype=x.dtype, device=x.device)
             return out.scatter_add_(1, code, x).gather(1, code)
 
         mass = per_code(counts * inside)
         bins = per_code((occupied & inside).to(counts.dtype))
         candidate = torch.where(occupied & inside, mass / bins.clamp(min=1), 0.0)
-        reference = _clipped(counts, inside, values, left, right)
-        now = _divergence(reference, candidate)
-        better = now < best[0]
-        best = (
-            torch.where(better, now, best[0]),
-            torch.where(better, left, best[1]),
-            torch.where(better, right, best[2]),
-        )
-    return best[1], best[2]
+        return _divergence(_clipped(counts, inside, values, left, right), candidate)
+
+    return divergence
 
 
 def _clipped(counts: Tensor, inside: Tensor, values: Tensor, left: Tensor, right: Tensor) -> Tensor:

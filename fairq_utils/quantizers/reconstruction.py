@@ -2,7 +2,8 @@
 
 Every unit (a layer, or a block of a few layers) is made to answer as its float counterpart does on
 the calibration images. Nothing but roundings, and in blocks the step sizes of inputs, is learnt;
-no label is used.
+no label is used. An image whose answer is stronger than the median one counts as if it had that
+power: otherwise a single odd image would decide for all.
 
 - ``adaround`` (Nagel et al. 2020): a unit is a layer, with the activation behind it; its inputs
   are those that the quantized layers before it produce.
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
 from typing import Any, cast
 
@@ -163,6 +164,7 @@ class _Task:
     float_inputs: Tensor | None  # mixed in at random where there are some
     targets: Tensor
     behind: nn.Module
+    weights: Tensor = field(default_factory=lambda: torch.ones(1))
 
     def on(self, grid: nn.Module) -> _Task:
         """The same task, its inputs on a grid that does not change."""
@@ -206,11 +208,10 @@ def _learn(
     start = [p.detach().clone() for p in (*choices, *steps)]
     with torch.no_grad():
         wanted = task.behind(task.targets.clone())
-    before = _error(module, roundings, task, wanted)
-    _descend(
-        module, roundings, torch.optim.Adam(learnt, fused=True), task, wanted, given, generator
-    )
-    after = _error(module, roundings, task, wanted)
+    task = replace_fields(task, targets=wanted, weights=_weights(wanted))
+    before = _error(module, roundings, task)
+    _descend(module, roundings, torch.optim.Adam(learnt, fused=True), task, given, generator)
+    after = _error(module, roundings, task)
     if not after < before:  # nothing was learnt that helps: nearest rounding stays
         after = before
         with torch.no_grad():
@@ -227,12 +228,12 @@ def _descend(
     roundings: Sequence[SoftRounding],
     optimizer: torch.optim.Optimizer,
     task: _Task,
-    wanted: Tensor,
     given: Mapping[str, tuple[QuantSpec, str]],
     generator: torch.Generator,
 ) -> None:
     iterations = next(iter(given.values()))[0].iterations
     warm = int(WARM_UP * iterations)
+    wanted = task.targets
     axis = 1 if wanted.ndim in (2, 4) else -1  # channels of (N, C), (N, C, H, W) or (N, T, C)
     for step in range(iterations):
         rows = torch.randint(len(wanted), (min(BATCH, len(wanted)),), generator=generator)
@@ -242,7 +243,8 @@ def _descend(
             dropped = torch.rand(x.shape, generator=generator).to(x.device) < DROP
             x = torch.where(dropped, task.float_inputs[rows], x)
         answer = task.behind(module(x))
-        loss = (answer - wanted[rows]).square().sum(dim=axis).mean()
+        error = (answer - wanted[rows]).square().sum(dim=axis)
+        loss = (error.reshape(len(rows), -1).mean(dim=1) * task.weights[rows]).mean()
         if step >= warm:
             done = (step - warm) / max(iterations - warm, 1)
             beta = BETA[1] + (BETA[0] - BETA[1]) * (1 - done)
@@ -252,19 +254,25 @@ def _descend(
         optimizer.step()
 
 
-def _error(
-    module: nn.Module, roundings: Sequence[SoftRounding], task: _Task, wanted: Tensor
-) -> float:
-    """Mean squared error over all values, every rounding decided."""
+def _weights(wanted: Tensor) -> Tensor:
+    """``min(1, median power / power)`` of every image's answer, (N,)."""
+    power = wanted.reshape(len(wanted), -1).square().mean(dim=1)
+    return (power.median() / power.clamp(min=1e-30)).clamp(max=1.0)
+
+
+def _error(module: nn.Module, roundings: Sequence[SoftRounding], task: _Task) -> float:
+    """Weighted mean squared error per value, every rounding decided."""
     for rounding in roundings:
         rounding.decided = True
     total = 0.0
+    parts = zip(task.inputs.split(64), task.targets.split(64), task.weights.split(64), strict=True)
     with torch.no_grad():
-        for x, y in zip(task.inputs.split(64), wanted.split(64), strict=True):
-            total += float((task.behind(module(x)) - y).square().sum())
+        for x, y, weight in parts:
+            error = (task.behind(module(x)) - y).square().reshape(len(x), -1).sum(dim=1)
+            total += float((error * weight).sum())
     for rounding in roundings:
         rounding.decided = False
-    return total / wanted.numel()
+    return total / task.targets.numel()
 
 
 def activations_behind(
