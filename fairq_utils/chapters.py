@@ -300,6 +300,23 @@ def glue_recovery(found: pd.DataFrame) -> None:
     glue("recovered_least_case", f"{models.DISPLAY_NAMES[least.architecture]} at {least.bits}")
 
 
+def glue_toolkits(found: pd.DataFrame) -> None:
+    """Glue how far ours is ahead of, or behind, the best of the other toolkits."""
+    full = found[found.bits == "W8A8"]
+    low = found[found.bits != "W8A8"]
+    glue("toolkits_full", len(full))
+    glue("toolkits_full_least", full.ahead.min() / POINT)
+    glue("toolkits_low", len(low))
+    glue("toolkits_low_best", int((low.ahead >= 0).sum()))
+    behind = low[low.ahead < 0].sort_values("ahead")
+    names = [
+        f"{models.DISPLAY_NAMES[r.architecture]} at {r.bits} ({tables.TOOLKITS[r.who]}, "
+        f"{-r.ahead / POINT:.1f} points better)"
+        for r in behind.itertuples()
+    ]
+    glue("toolkits_behind", "; ".join(names) or "none")
+
+
 def glue_verdicts(frame: pd.DataFrame, scope: str, params: Params) -> None:
     """Glue how many changes of the parity gap are shown, shown to be none, and undecided.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ from fairq_utils.effects import CONFIGURATION, STATISTICS
 from fairq_utils.ledger import RunRecord
 from fairq_utils.params import Params
 from fairq_utils.planning import baseline_of
+from fairq_utils.recorded import read_benchmark
 
 # Rates whose gaps are drawn over their null band, and what their denominators count.
 BANDS = {
@@ -31,8 +30,6 @@ COVERED = (
     "demographic parity gap",
     "equalized odds gap",
 )
-# Coverage of the intervals, simulated once: see `fairq bench coverage`.
-COVERAGE = Path(__file__).resolve().parents[1] / "book" / "results" / "coverage.json"
 
 
 def null_bands(runs: list[RunRecord], params: Params) -> pd.DataFrame:
@@ -166,7 +163,7 @@ def coverage() -> pd.DataFrame:
     DataFrame
         One row per world and statistic; columns are images per group, percentile intervals.
     """
-    rows = pd.DataFrame(json.loads(COVERAGE.read_text(encoding="utf-8"))["cells"])
+    rows = pd.DataFrame(read_benchmark("coverage")["cells"])
     rows = rows[(rows.method == "percentile") & rows.statistic.isin(COVERED)]
     rows = rows.assign(percent=100 * rows.coverage)
     wide = rows.pivot_table(
@@ -180,7 +177,7 @@ def kept_promises() -> dict[str, str]:
 
     From 200 images per group up, groups apart, percentile intervals: such as ``18 of 18``.
     """
-    worlds = json.loads(COVERAGE.read_text(encoding="utf-8"))["worlds"]
+    worlds = read_benchmark("coverage")["worlds"]
     return {what: worlds[f"apart {what} percentile"]["kept"] for what in ("level", "change")}
 
 

@@ -120,5 +120,24 @@ def read(name: str, folder: Path = FOLDER) -> Recorded:
     return Recorded(frame, groups, json.loads(paths[2].read_text(encoding="utf-8")))
 
 
+def read_benchmark(name: str, folder: Path = FOLDER) -> dict[str, Any]:
+    """Figures of a benchmark as they were recorded: the JSON that ``fairq bench`` writes.
+
+    Raises
+    ------
+    RecordError
+        It is not there; names the command that makes it.
+    """
+    path = folder / f"{name}.json"
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecordError(
+            f"{path}: this benchmark is not recorded; run `make bench-{name}` and copy "
+            f"build/bench/{name}.json there"
+        ) from None
+    return found
+
+
 def _paths(name: str, folder: Path) -> list[Path]:
     return [folder / f"{name}.csv", folder / f"{name}_groups.csv", folder / f"{name}.json"]

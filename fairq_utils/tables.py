@@ -31,6 +31,15 @@ METHOD_LABELS = {
     CONTROL: "FP32 trained on",
     **{name: method.label for name, method in METHODS.items()},
 }
+TOOLKITS = {
+    "fp32": "FP32",
+    "ours_minmax": "ours, min-max",
+    "ours": "ours, blocks",
+    "torchao_pt2e": "torchao PT2E",
+    "nncf": "NNCF",
+    "onnxruntime": "ONNX Runtime",
+    "brevitas": "Brevitas",
+}
 RULES = {"minmax": "min-max", "moving_average": "moving average", "mse": "least error"}
 
 # The published study's FP32 sizes (its README, Phase 1), in the megabytes it prints.
@@ -211,6 +220,28 @@ def costs(frame: pd.DataFrame) -> HTML:
         sort=False,
     )
     return shown(wide.map("{:.0f}".format).reset_index().rename_axis(columns=None))
+
+
+def toolkits(figures: dict[str, dict[str, dict[str, float | None]]]) -> HTML:
+    """Accuracy in percent of every toolkit beside ours; an empty cell has no figure.
+
+    Parameters
+    ----------
+    figures : of ``fairq bench toolkits``
+    """
+    rows = [
+        {
+            "architecture": models.DISPLAY_NAMES[architecture],
+            "bits": bits,
+            **{
+                TOOLKITS[who]: "" if value is None else f"{value * 100:.1f}"
+                for who, value in row.items()
+            },
+        }
+        for architecture, by_bits in figures.items()
+        for bits, row in by_bits.items()
+    ]
+    return shown(pd.DataFrame(rows))
 
 
 def sizes(frame: pd.DataFrame) -> HTML:

@@ -32,6 +32,7 @@ from fairq_utils import (
     resources,
     runs,
     study,
+    toolkits,
 )
 from fairq_utils.cli import app
 from fairq_utils.ledger import Ledger, RunRecord
@@ -432,3 +433,18 @@ def test_pictures_of_the_methods_are_drawn(params: Params) -> None:
     rounded = pictures[4].axes[0].patches
     assert rounded[0].get_height() < 5  # next to the lower code
     assert rounded[19].get_height() > 95  # next to the upper one
+
+
+def test_ours_beside_the_best_of_the_others_by_hand() -> None:
+    figures = {
+        "a": {
+            "W8A8": {"fp32": 0.9, "ours_minmax": 0.99, "ours": 0.88, "x": 0.87, "y": 0.89},
+            "W4A4": {"fp32": 0.9, "ours_minmax": 0.1, "ours": 0.8, "x": None, "y": None},
+        }
+    }
+    found = toolkits.beside(figures)
+    assert found.who.tolist() == ["y"]  # at W4A4 nobody has a figure
+    assert found.ahead.tolist() == [pytest.approx(-0.01)]
+    assert recorded.read_benchmark("coverage")["trials"]
+    with pytest.raises(recorded.RecordError, match=r"not recorded; run `make bench-nothing`"):
+        recorded.read_benchmark("nothing")
