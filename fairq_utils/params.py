@@ -149,7 +149,8 @@ class Quantization(_Section):
 
     ``bits`` are those of the methods ptq and dynamic; ``further`` names other methods of
     :data:`fairq_utils.quantizers.methods.METHODS`, each with its own bits; those of mixed are the
-    ones whose uniform size is its budget. ``iterations`` is per
+    ones whose uniform size is its budget. ``further_models`` are the models that these are tried
+    on, all if none is named. ``iterations`` is per
     layer or block of a learnt rounding; ``tuning.rate`` multiplies the learning rate that the FP32
     model was trained with.
     """
@@ -163,6 +164,7 @@ class Quantization(_Section):
     further: dict[
         Further, Annotated[tuple[Bits, ...], Field(min_length=1), AfterValidator(_unique)]
     ] = {}
+    further_models: Annotated[tuple[str, ...], AfterValidator(_unique)] = ()
     iterations: Annotated[int, Field(ge=1, le=100_000)] = 300
     tuning: Tuning = Tuning()
     calibration_images: Annotated[int, Field(ge=1)] = 256
@@ -234,6 +236,12 @@ class Params(_Section):
                 f"quantization.calibration_images: {wanted} images are asked for, but "
                 f"data.calibration holds {pool}; ask for fewer, or make the pool larger"
             )
+        for name in self.quantization.further_models:
+            if name not in self.training.models:
+                raise ValueError(
+                    f"quantization.further_models: {name!r} is not trained in this study; name "
+                    f"some of training.models: {', '.join(self.training.models)}"
+                )
         if "vit_small" in self.training.models and self.data.size % 16:
             raise ValueError(
                 f"data.size: {self.data.size} pixels do not divide into vit_small's patches of 16; "

@@ -93,7 +93,10 @@ def plan(params: Params, phases: Sequence[str] = PHASES) -> list[Run]:
 
 def _further(params: Params, architecture: str, seed: int) -> list[Run]:
     """Runs of the further methods, one for each calibration draw; and QAT's control."""
-    q, runs = params.quantization, []
+    q = params.quantization
+    runs: list[Run] = []
+    if q.further_models and architecture not in q.further_models:
+        return runs
     for method, widths in q.further.items():
         for bits in widths:
             for draw in q.calibration_seeds:

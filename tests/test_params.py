@@ -78,6 +78,10 @@ BAD = {
         changed(quantization={"bits": ["W4A4"]}),
         "quantization: methods: dynamic quantizes weights and activations to 8 bits",
     ),
+    "a further method's model that is not trained": (
+        changed(quantization={"further_models": ["vit_small"]}),
+        "quantization.further_models: 'vit_small' is not trained in this study",
+    ),
     "more calibration images than exist": (
         changed(quantization={"calibration_images": 41}),
         "quantization.calibration_images: 41 images are asked for, but data.calibration holds 40",
