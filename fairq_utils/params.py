@@ -21,9 +21,9 @@ from pydantic import (
 
 from fairq_utils.faults import BadInput
 
-ARCHITECTURES = ("resnet50", "mobilenet_v2", "efficientnet_b0", "vit_small", "squeezenet1_1")
 Sampler = Literal["label_balanced", "group_balanced"]
 Attribute = Literal["gender", "age", "race"]
+Architecture = Literal["resnet50", "mobilenet_v2", "efficientnet_b0", "vit_small", "squeezenet1_1"]
 Rule = Literal["minmax", "moving_average", "percentile", "mse", "entropy"]
 Further = Literal[
     "naive",
@@ -35,6 +35,7 @@ Further = Literal[
     "operations",
     "qat",
 ]
+ARCHITECTURES = get_args(Architecture)
 WIDTHS = (2, 3, 4, 6, 8)
 CELLS = tuple(f"{g}|{a}|{y}" for g, a, y in product(("female", "male"), ("old", "young"), "01"))
 
@@ -147,10 +148,10 @@ class Tuning(_Section):
 class Quantization(_Section):
     """Which quantizers are tried.
 
-    ``bits`` are those of the methods ptq and dynamic; ``further`` names other methods of
+    ``bits`` are those of the method ptq; dynamic has the first of them with A8. ``further`` names other methods of
     :data:`fairq_utils.quantizers.methods.METHODS`, each with its own bits; those of mixed are the
-    ones whose uniform size is its budget. ``further_models`` are the models that these are tried
-    on, all if none is named. ``iterations`` is per
+    ones whose uniform size is its budget. ``further_models`` are those of the models that these are
+    tried on, all if none is named. ``iterations`` is per
     layer or block of a learnt rounding; ``tuning.rate`` multiplies the learning rate that the FP32
     model was trained with.
     """
@@ -164,7 +165,7 @@ class Quantization(_Section):
     further: dict[
         Further, Annotated[tuple[Bits, ...], Field(min_length=1), AfterValidator(_unique)]
     ] = {}
-    further_models: Annotated[tuple[str, ...], AfterValidator(_unique)] = ()
+    further_models: Annotated[tuple[Architecture, ...], AfterValidator(_unique)] = ()
     iterations: Annotated[int, Field(ge=1, le=100_000)] = 300
     tuning: Tuning = Tuning()
     calibration_images: Annotated[int, Field(ge=1)] = 256
@@ -179,10 +180,10 @@ class Quantization(_Section):
                 "methods: ptq is missing; calibration, which the mitigation phase is about, exists "
                 "only there. Add it"
             )
-        if "dynamic" in self.methods and "W8A8" not in self.bits:
+        if "dynamic" in self.methods and not any(b.endswith("A8") for b in self.bits):
             raise ValueError(
-                "methods: dynamic quantizes weights and activations to 8 bits, but "
-                "quantization.bits has no W8A8; add it, or take dynamic out"
+                "methods: dynamic quantizes activations to 8 bits, but no entry of "
+                "quantization.bits has A8; add W8A8, or take dynamic out"
             )
         return self
 
@@ -236,12 +237,6 @@ class Params(_Section):
                 f"quantization.calibration_images: {wanted} images are asked for, but "
                 f"data.calibration holds {pool}; ask for fewer, or make the pool larger"
             )
-        for name in self.quantization.further_models:
-            if name not in self.training.models:
-                raise ValueError(
-                    f"quantization.further_models: {name!r} is not trained in this study; name "
-                    f"some of training.models: {', '.join(self.training.models)}"
-                )
         if "vit_small" in self.training.models and self.data.size % 16:
             raise ValueError(
                 f"data.size: {self.data.size} pixels do not divide into vit_small's patches of 16; "

@@ -86,7 +86,8 @@ def plan(params: Params, phases: Sequence[str] = PHASES) -> list[Run]:
                             )
         if "quantization" in phases:
             if "dynamic" in q.methods:
-                runs.append(_run(params, architecture, seed, method="dynamic", bits="W8A8"))
+                bits = next(b for b in q.bits if b.endswith("A8"))
+                runs.append(_run(params, architecture, seed, method="dynamic", bits=bits))
             runs += _further(params, architecture, seed)
     return runs
 
