@@ -148,12 +148,12 @@ class Tuning(_Section):
 class Quantization(_Section):
     """Which quantizers are tried.
 
-    ``bits`` are those of the method ptq; dynamic has the first of them with A8. ``further`` names other methods of
-    :data:`fairq_utils.quantizers.methods.METHODS`, each with its own bits; those of mixed are the
-    ones whose uniform size is its budget. ``further_models`` are those of the models that these are
-    tried on, all if none is named. ``iterations`` is per
-    layer or block of a learnt rounding; ``tuning.rate`` multiplies the learning rate that the FP32
-    model was trained with.
+    ``bits`` are those of the method ptq; dynamic has the first of them with A8. ``further`` names
+    other methods of :data:`fairq_utils.quantizers.methods.METHODS`, each with its own bits; those
+    of mixed are the ones whose uniform size is its budget. ``further_models`` are those of the
+    models that these are tried on, all if none is named. ``iterations`` is per layer or block of a
+    learnt rounding; ``tuning.rate`` multiplies the learning rate that the FP32 model was trained
+    with.
     """
 
     bits: Annotated[tuple[Bits, ...], Field(min_length=1), AfterValidator(_unique)]
