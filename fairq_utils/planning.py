@@ -43,6 +43,7 @@ QUANTIZED_BY = (
             "operations",
             "survey",
             "places",
+            "reads",
             "folding",
             "equalization",
             "bias_correction",

@@ -19,6 +19,7 @@ from fairq_utils.quantizers import (
     prepare_qat,
     quantize_observed,
     quantize_static,
+    use_integers,
 )
 from fairq_utils.quantizers.equalization import ChannelClip, equalize
 from fairq_utils.quantizers.layers import Quantized
@@ -346,3 +347,160 @@ def test_what_was_asked_to_stay_in_float_is_said_after_training_too() -> None:
     quantized, report = finish_qat(tuned, seen, spec, {"2": None})
     assert report.left_float["2"] == "was asked to stay in float"
     assert not any(module.training for module in quantized.modules())
+
+
+# ---- what strangers' models do
+
+
+class Listed(nn.Module):
+    """Calls its layers through a list, which no replacement reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.steps = [self.a, self.b]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for step in self.steps:
+            x = step(x)
+        return self.c(x)
+
+
+def test_layers_called_through_a_list_are_not_called_quantized() -> None:
+    model, x = Listed(), torch.randn(9, 4)
+    for rounding in ("nearest", "block"):
+        spec = QuantSpec.parse("W8A8", rounding=rounding, iterations=2)
+        quantized, report = quantize_static(model, spec, [x])
+        assert set(report.layers) == {"c"}
+        assert "through a list" in report.left_float["a"]
+        assert not isinstance(quantized.a, Quantized)
+    seen = observe(model, [x])
+    _, report = finish_qat(prepare_qat(seen, QuantSpec()), seen, QuantSpec())
+    assert set(report.layers) == {"c"}
+    assert "through a list" in report.left_float["b"]
+
+
+def test_hooks_of_a_layer_stay_on_it() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(9, 4)
+    model[0].register_forward_hook(lambda module, inputs, output: 3 * output)
+    quantized, _ = quantize_static(model, QuantSpec(), [x])
+    with torch.no_grad():
+        assert float((quantized(x) - model(x)).abs().max()) < 0.05 * float(model(x).abs().max())
+
+
+class PreActivation(nn.Module):
+    """The batch norm's convolution is read a second time, behind it and a large offset."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c, self.bn, self.d = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1)
+        self.f = nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.c(x)
+        return self.f((y + self.d(self.bn(y).relu())).mean((2, 3)))
+
+
+@pytest.mark.parametrize("offset", [0.0, 500.0])
+def test_a_convolution_that_is_read_twice_is_not_folded(offset: float) -> None:
+    torch.manual_seed(0)
+    model, x = PreActivation(), 2 * torch.randn(16, 3, 12, 12)
+    model.bn.running_mean.normal_()
+    model.bn.running_var.fill_(9.0)
+    model.f.bias.data.fill_(offset)
+    seen = observe(model.eval(), [x])
+    assert not seen.folded
+    assert "something else reads the convolution" in seen.left["bn"]
+    with torch.no_grad():
+        torch.testing.assert_close(seen.model(x), model(x))
+
+
+def test_a_layer_read_between_modules_is_not_equalized() -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.act, self.b, self.f = (
+                nn.Conv2d(3, 8, 1),
+                nn.ReLU(),
+                nn.Conv2d(8, 8, 1),
+                nn.Linear(8, 1),
+            )
+            self.f.bias.data.fill_(2000.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.act(self.a(x))
+            return self.f((self.b(y) + y).mean((2, 3)))
+
+    assert equalize(Sum().eval(), torch.randn(4, 3, 5, 5)) == {}
+
+
+class Shares(nn.Module):
+    """One layer in two blocks."""
+
+    def __init__(self, shared: nn.Module) -> None:
+        super().__init__()
+        self.shared, self.own = shared, nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.own(self.shared(x).relu())
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "adaround", "block"])
+def test_a_layer_shared_by_two_blocks_is_quantized_in_both(rounding: str) -> None:
+    torch.manual_seed(0)
+    shared = nn.Linear(6, 6)
+    model = nn.Sequential(Shares(shared), Shares(shared), nn.Linear(6, 2)).eval()
+    spec = QuantSpec.parse("W3A8", rounding=rounding, iterations=4, first_last_bits=None)
+    quantized, report = quantize_static(model, spec, [torch.randn(20, 6)])
+    assert quantized[0].shared is quantized[1].shared
+    assert isinstance(quantized[0].shared, Quantized)
+    assert not report.left_float
+
+
+def test_a_model_that_changes_its_input_in_place_changes_no_calibration() -> None:
+    class Normalizes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c, self.bn, self.f = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x.mul_(4.0).sub_(2.0)
+            return self.f(self.bn(self.c(x)).relu().mean((2, 3)))
+
+    x = torch.rand(8, 3, 12, 12)
+    before = x.clone()
+    spec = QuantSpec(bias_correction=True, rounding="block", iterations=2)
+    quantized, _ = quantize_static(Normalizes().eval(), spec, [x])
+    assert torch.equal(x, before)
+    assert float(quantized.c.input_scale) * 255 == pytest.approx(4.0, rel=0.05)
+
+
+def test_what_makes_no_sense_is_refused_or_said() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(9, 4)
+    quantized, _ = quantize_static(model, QuantSpec(), [x])
+    with pytest.raises(ValueError, match="layer 0 is quantized already; give the float model"):
+        quantize_static(quantized, QuantSpec(), [x])
+    seen = observe(model, [x])
+    tuned = prepare_qat(seen, QuantSpec.parse("W4A4"))
+    with pytest.raises(ValueError, match="layer 0 was prepared as W8A8, and spec or layers say"):
+        finish_qat(tuned, seen, QuantSpec.parse("W4A4", first_last_bits=None))
+    tuned[0].layer.weight.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"finish_qat: a value of 0\.layer\.weight is NaN"):
+        finish_qat(tuned, seen, QuantSpec.parse("W4A4"))
+    with pytest.raises(ValueError, match="calibration batch 1 is empty; leave it out"):
+        quantize_static(model, QuantSpec(), [x, x[:0]])
+    masked = nn.Sequential(nn.Linear(4, 2))
+    masked.register_buffer("mask", torch.full((2,), -torch.inf))
+    assert quantize_static(masked, QuantSpec(), [x])[1].layers  # a mask is no damage
+    one = QuantSpec.parse("W3A8", rounding="block", iterations=2, first_last_bits=None)
+    _, report = quantize_static(model, one, [x], {"0": QuantSpec.parse("W8A8")})
+    assert report.layers == {"0": "W8A8", "2": "W3A8"}
+
+
+def test_packed_weights_do_not_stop_a_copy() -> None:
+    x = torch.randn(9, 4)
+    quantized, _ = quantize_static(nn.Sequential(nn.Linear(4, 2)), QuantSpec(), [x])
+    use_integers(quantized)
+    answer = quantized(x)
+    assert torch.equal(copy.deepcopy(quantized)(x), answer)

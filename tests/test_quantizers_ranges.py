@@ -60,7 +60,7 @@ def test_symmetric_inputs_by_hand() -> None:
 def test_groups_of_input_channels_have_scales_of_their_own() -> None:
     weight = torch.tensor([[7.0, 3.5, 0.7, -0.35, 70.0]])  # groups of two, the last of one
     spec = QuantSpec.parse("W4", weight_granularity="group", group_size=2)
-    rows = torch.tensor([[7.0, 3.5], [0.7, -0.35], [70.0, 0.0]])
+    rows = torch.tensor([[7.0, 3.5], [0.7, -0.35], [70.0, 70.0]])
     assert torch.equal(to_rows(weight, spec), rows)
     found = quantize_weight(weight, spec)
     torch.testing.assert_close(found.scale, torch.tensor([[1.0, 0.1, 10.0]]))

@@ -61,8 +61,8 @@ def correct_biases(
     hooks += [model.get_submodule(n).register_forward_hook(correct(n)) for n in layers]
     try:
         with torch.no_grad():
-            reference(images)
-            model(images)
+            reference(images.clone())
+            model(images.clone())
     finally:
         for hook in hooks:
             hook.remove()

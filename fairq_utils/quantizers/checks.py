@@ -16,12 +16,15 @@ def check_model(model: nn.Module, what: str) -> None:
     """Refuse what is no module, and floating-point weights that are not finite float32."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{what}: model is {type(model).__name__}, not a torch module")
+    buffers = {name for name, _ in model.named_buffers()}
     for name, value in (*model.named_parameters(), *model.named_buffers()):
         if value.is_floating_point() and value.dtype != torch.float32:
             raise ValueError(
                 f"{what}: {name} is {value.dtype}; quantize the float32 model, model.float()"
             )
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        # A mask may hold infinities; a weight may not.
+        bad = torch.isnan(value) if name in buffers else ~torch.isfinite(value)
+        if value.is_floating_point() and bool(bad.any()):
             raise ValueError(
                 f"{what}: a value of {name} is NaN or infinite; the checkpoint is damaged or its "
                 "training diverged"
@@ -35,6 +38,8 @@ def check_batch(batch: object, what: str) -> None:
             f"{what} is {type(batch).__name__}, not a tensor of images; of a loader of images and "
             "labels give (images for images, *_ in loader)"
         )
+    if not batch.numel():
+        raise ValueError(f"{what} is empty; leave it out")
     check_finite(batch, what)
 
 

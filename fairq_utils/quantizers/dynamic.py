@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fairq_utils.quantizers.checks import check_model
 from fairq_utils.quantizers.folding import fold_batch_norms
-from fairq_utils.quantizers.layers import quantizable, quantized
+from fairq_utils.quantizers.layers import quantizable, quantized, refuse_quantized
 from fairq_utils.quantizers.operations import float_operations
 from fairq_utils.quantizers.places import leave_fast_paths, order_of_execution, replace
 from fairq_utils.quantizers.ptq import edge_spec
@@ -45,6 +45,7 @@ def quantize_dynamic(
             f"quantize_dynamic: spec.activation is {spec.activation}; use quantize_static"
         )
     check_model(model, "quantize_dynamic")
+    refuse_quantized(model, "quantize_dynamic")
     before = float_bytes(model)
     work = copy.deepcopy(model).eval()
     leave_fast_paths(work)

@@ -9,6 +9,7 @@ shared grid: ``s_i = sqrt(r1_i / r2_i)`` gives both the range ``sqrt(r1_i r2_i)`
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from fairq_utils.quantizers.folding import same_answers
 from fairq_utils.quantizers.layers import quantizable
 from fairq_utils.quantizers.places import first_input, replace
+from fairq_utils.quantizers.reads import Reads
 
 HOMOGENEOUS = (
     nn.ReLU,
@@ -34,17 +36,25 @@ SETTLED = 1e-3  # largest change of a scale in a sweep that is still called sett
 
 
 class ChannelClip(nn.Module):
-    """``min(max(x, 0), bound)`` with a bound per channel: an equalized ReLU6."""
+    """``min(max(x, 0), bound)`` with a bound per channel: an equalized ReLU6.
+
+    Parameters
+    ----------
+    bound : Tensor (C,)
+    last : whether channels are the last dimension (behind a linear layer) or the second
+    """
 
     bound: Tensor
 
-    def __init__(self, bound: Tensor) -> None:
+    def __init__(self, bound: Tensor, *, last: bool = False) -> None:
         super().__init__()
+        self.last = last
         self.register_buffer("bound", bound)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Clip (N, C, ...) channel by channel."""
-        return torch.minimum(input.relu(), self.bound.view(1, -1, *[1] * (input.ndim - 2)))
+        """Clip (N, C, ...) or (..., C) channel by channel."""
+        shape = (-1,) if self.last else (-1, *[1] * (input.ndim - 2))
+        return torch.minimum(input.relu(), self.bound.view(shape))
 
 
 @dataclass
@@ -52,13 +62,22 @@ class _Trail:
     """A tensor on its way from a layer through homogeneous functions."""
 
     layer: str
+    tensor: Tensor
     through: tuple[str, ...] = ()
     readers: list[str] = field(default_factory=list)
     before: _Trail | None = None
 
-    def alone(self) -> bool:
-        """Whether nobody else read it, here or on the way."""
-        return len(self.readers) == 1 and (self.before is None or self.before.alone())
+    def alone(self, reads: Reads) -> bool:
+        """Whether nobody else read it, here or on the way: a module, or a function between them."""
+        way = [self]
+        while (before := way[-1].before) is not None:
+            way.append(before)
+        # What works in place answers with the tensor that it was given: they are counted together.
+        modules = Counter(id(trail.tensor) for trail in way for _ in trail.readers)
+        return all(
+            len(trail.readers) == 1 and reads.of(trail.tensor) <= modules[id(trail.tensor)]
+            for trail in way
+        )
 
 
 def pairs(model: nn.Module, example: Tensor) -> list[tuple[str, str, tuple[str, ...]]]:
@@ -67,6 +86,7 @@ def pairs(model: nn.Module, example: Tensor) -> list[tuple[str, str, tuple[str, 
     trails: dict[int, tuple[_Trail, Tensor]] = {}
     calls: dict[str, int] = {}
     found: list[tuple[_Trail, str]] = []
+    reads = Reads()
 
     def before(module: nn.Module, inputs: Any, named: Any) -> None:
         name = names[module]
@@ -83,14 +103,15 @@ def pairs(model: nn.Module, example: Tensor) -> list[tuple[str, str, tuple[str, 
         name = names[module]
         if not isinstance(output, Tensor):
             return
+        reads.watch(output)
         if quantizable(module):
-            trails[id(output)] = (_Trail(name), output)
+            trails[id(output)] = (_Trail(name, output), output)
         elif isinstance(module, HOMOGENEOUS):
             x = first_input(inputs, named)
             trail, tensor = trails.get(id(x), (None, None))
             if trail is not None and tensor is x:
                 passed = (name,) if isinstance(module, nn.ReLU6) else ()
-                onward = _Trail(trail.layer, trail.through + passed, before=trail)
+                onward = _Trail(trail.layer, output, trail.through + passed, before=trail)
                 trails[id(output)] = (onward, output)
 
     hooks: list[Any] = []
@@ -99,15 +120,15 @@ def pairs(model: nn.Module, example: Tensor) -> list[tuple[str, str, tuple[str, 
             hooks.append(module.register_forward_pre_hook(before, with_kwargs=True))
             hooks.append(module.register_forward_hook(after, with_kwargs=True))
     try:
-        with torch.no_grad():
-            model(example)
+        with torch.no_grad(), reads:
+            model(example.clone())
     finally:
         for hook in hooks:
             hook.remove()
     return [
         (trail.layer, second, trail.through)
         for trail, second in found
-        if trail.alone()
+        if trail.alone(reads)
         and _fit(_layer(model, trail.layer), _layer(model, second))
         and all(calls[n] == 1 for n in (trail.layer, second, *trail.through))
     ]
@@ -130,16 +151,16 @@ def equalize(model: nn.Module, example: Tensor) -> dict[str, str]:
     not a module) are left.
     """
     with torch.no_grad():
-        reference = model(example)
+        reference = model(example.clone())
         chosen = pairs(model, example)
         undo = _equalize(model, chosen)
-        if same_answers(model(example), reference):
+        if same_answers(model(example.clone()), reference):
             return {first: second for first, second, _ in chosen}
         undo()
         kept = []
         for pair in chosen:
             undo = _equalize(model, [pair])
-            if same_answers(model(example), reference):
+            if same_answers(model(example.clone()), reference):
                 kept.append(pair)
             undo()
         _equalize(model, kept)
@@ -166,7 +187,11 @@ def _equalize(model: nn.Module, chosen: list[tuple[str, str, tuple[str, ...]]]) 
             break
     for first, _second, through in chosen:
         for name in through:
-            replace(model, name, ChannelClip(6 / total[first]))
+            replace(
+                model,
+                name,
+                ChannelClip(6 / total[first], last=isinstance(layers[first], nn.Linear)),
+            )
 
     def undo() -> None:
         for name, (weight, bias) in kept.items():

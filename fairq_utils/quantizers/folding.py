@@ -14,8 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.utils._pytree import tree_leaves
 
+from fairq_utils.quantizers.layers import quantizable
 from fairq_utils.quantizers.places import first_input
+from fairq_utils.quantizers.reads import Reads
 
 TOLERANCE = 1e-3  # relative to the largest output
 
@@ -75,10 +78,10 @@ def fold_batch_norms(model: nn.Module, example: Tensor) -> tuple[list[str], dict
     if not pairs:
         return [], left
     with torch.no_grad():
-        before = model(example)
+        before = model(example.clone())
         for pair in pairs:
             pair.fold()
-        if same_answers(model(example), before):
+        if same_answers(model(example.clone()), before):
             return [pair.conv_name for pair in pairs], left
         # One of them is not what it seemed: undo all, then fold one at a time.
         for pair in pairs:
@@ -86,7 +89,7 @@ def fold_batch_norms(model: nn.Module, example: Tensor) -> tuple[list[str], dict
         folded = []
         for pair in pairs:
             pair.fold()
-            if same_answers(model(example), before):
+            if same_answers(model(example.clone()), before):
                 folded.append(pair.conv_name)
             else:
                 pair.undo()
@@ -97,14 +100,16 @@ def fold_batch_norms(model: nn.Module, example: Tensor) -> tuple[list[str], dict
 def _pairs(model: nn.Module, example: Tensor) -> tuple[list[_Pair], dict[str, str]]:
     produced: dict[int, tuple[nn.Conv2d, Tensor]] = {}
     calls: Counter[nn.Module] = Counter()
-    found: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
+    found: list[tuple[nn.Conv2d, nn.BatchNorm2d, Tensor]] = []
+    reads = Reads()
     left: dict[str, str] = {}
     names = {module: name for name, module in model.named_modules()}
 
     def after_conv(module: nn.Module, _: Any, output: Tensor) -> None:
         calls[module] += 1
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d) and quantizable(module):
             produced[id(output)] = (module, output)
+            reads.watch(output)
 
     def before_norm(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         calls[module] += 1
@@ -115,7 +120,7 @@ def _pairs(model: nn.Module, example: Tensor) -> tuple[list[_Pair], dict[str, st
         elif named and "input" not in named:  # what takes its place has that keyword only
             left[names[module]] = f"batch norm is called with {', '.join(named)}=; give its input"
         elif isinstance(module, nn.BatchNorm2d):
-            found.append((conv, module))
+            found.append((conv, module, output))
 
     hooks = []
     for module in model.modules():
@@ -124,20 +129,40 @@ def _pairs(model: nn.Module, example: Tensor) -> tuple[list[_Pair], dict[str, st
         elif isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
             hooks.append(module.register_forward_pre_hook(before_norm, with_kwargs=True))
     try:
-        with torch.no_grad():
-            model(example)
+        with torch.no_grad(), reads:
+            model(example.clone())
     finally:
         for hook in hooks:
             hook.remove()
     pairs = []
-    for conv, norm in found:
-        if calls[conv] == 1 and calls[norm] == 1:
+    for conv, norm, between in found:
+        if reads.of(between) > 1:
+            left[names[norm]] = "something else reads the convolution before it; it stays in float"
+        elif calls[conv] == 1 and calls[norm] == 1:
             pairs.append(_Pair(model, names[conv], names[norm], conv, norm))
         else:
             left[names[norm]] = "called more than once in a forward pass; it stays in float"
     return pairs, left
 
 
-def same_answers(a: Tensor, b: Tensor) -> bool:
-    """Whether two outputs are the same up to rounding."""
+def same_answers(a: Any, b: Any) -> bool:
+    """Whether two outputs (tensors, or containers of them) are the same up to rounding.
+
+    A net below the structural test, which looks at who reads a tensor.
+    """
+    pairs = [
+        (x, y)
+        for x, y in zip(tree_leaves(a), tree_leaves(b), strict=True)
+        if isinstance(x, Tensor) and x.is_floating_point()
+    ]
+    return all(_same(x, y) for x, y in pairs)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    finite = torch.isfinite(b)
+    if not torch.equal(finite, torch.isfinite(a)):
+        return False
+    a, b = a[finite], b[finite]
+    if not b.numel():
+        return True
     return bool((a - b).abs().max() <= TOLERANCE * b.abs().max().clamp(min=1e-6))

@@ -107,6 +107,10 @@ class Quantized(nn.Module):
         top = 2**self.spec.activation_bits - 1
         return float(self.input_scale), int(self.input_zero_point), top
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is derived: packed weights can be neither copied nor saved."""
+        return {**self.__dict__, "_weight": None, "_packed": None}
+
     def runs_on_integers(self) -> bool:
         """Whether the integer kernels compute exactly this layer."""
         return (
@@ -196,6 +200,15 @@ def use_integers(model: nn.Module) -> int:
     return changed
 
 
+def refuse_quantized(model: nn.Module, what: str) -> None:
+    """Refuse a model that is quantized already."""
+    found = next((n for n, m in model.named_modules() if isinstance(m, Quantized)), None)
+    if found is not None:
+        raise ValueError(
+            f"{what}: layer {found or 'of this model'} is quantized already; give the float model"
+        )
+
+
 def quantizable(module: nn.Module) -> bool:
     """Whether a layer has a quantized counterpart here."""
     return why_not(module) is None
@@ -203,11 +216,16 @@ def quantizable(module: nn.Module) -> bool:
 
 def why_not(module: nn.Module) -> str | None:
     """Why a layer has no quantized counterpart here; None where it has one."""
-    if getattr(module, "parametrizations", None):
+    computed = ("weight_orig", "weight_g")  # what spectral_norm, prune and weight_norm leave
+    if getattr(module, "parametrizations", None) or any(hasattr(module, n) for n in computed):
         return "its weight is parametrized; remove the parametrization first"
     if type(module) is nn.Linear:
         return None
-    if not isinstance(module, nn.Conv2d) or type(module).forward is not nn.Conv2d.forward:
+    own = type(module)
+    plain = issubclass(own, nn.Conv2d) and (
+        own.forward is nn.Conv2d.forward and own._conv_forward is nn.Conv2d._conv_forward
+    )
+    if not isinstance(module, nn.Conv2d) or not plain:
         return f"{type(module).__name__} is computed in float"
     if module.padding_mode != "zeros":
         return f"its padding mode is {module.padding_mode!r}; only zeros are on every grid"

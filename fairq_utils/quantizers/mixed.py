@@ -90,6 +90,11 @@ def quantize_mixed(
         for name in seen.order
     }
     module, report = quantize_observed(seen, spec, layers)
+    over = report.size_bytes - allowed
+    if over > 0:  # corrections added biases, operations their grids: once more, with that much less
+        return quantize_mixed(
+            seen, allowed - over, spec, candidates=candidates, labelled=labelled, measure=measure
+        )
     note = {
         "budget": allowed,
         "measure": "loss" if labelled is not None else f"{measure} noise over signal",

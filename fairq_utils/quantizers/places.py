@@ -8,6 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
+BYPASSED = "is called through a list or another reference outside the model's tree; stays in float"
+
 
 def first_input(inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
     """The input of a layer that was called by position or by keyword."""
@@ -25,7 +34,7 @@ def order_of_execution(model: nn.Module, layers: Iterable[str], example: Tensor)
     ]
     try:
         with torch.no_grad():
-            model(example)
+            model(example.clone())
     finally:
         for hook in hooks:
             hook.remove()
@@ -37,14 +46,23 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
 
     What is returned is another object only where the model itself is replaced (``name`` is empty).
     """
+    old = model.get_submodule(name)
+    for kind in HOOKS:  # what others have hung on the layer stays on it
+        getattr(module, kind).update(getattr(old, kind))
     if not name:
         return module
-    old = model.get_submodule(name)
     for parent in list(model.modules()):
         for child, value in list(parent._modules.items()):
             if value is old:
                 setattr(parent, child, module)
     return model
+
+
+def bypassed(model: nn.Module, layers: Iterable[str], example: Tensor) -> list[str]:
+    """Names of those layers that the model does not call where they stand."""
+    names = list(layers)
+    called = order_of_execution(model, names, example)
+    return [name for name in names if name not in called]
 
 
 def leave_fast_paths(model: nn.Module) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from dataclasses import replace as replace_fields
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from fairq_utils.quantizers.checks import (
 )
 from fairq_utils.quantizers.equalization import equalize
 from fairq_utils.quantizers.folding import fold_batch_norms
-from fairq_utils.quantizers.layers import quantizable, quantized
+from fairq_utils.quantizers.layers import quantizable, quantized, refuse_quantized
 from fairq_utils.quantizers.operations import (
     OPTIONS,
     Operations,
@@ -27,7 +28,7 @@ from fairq_utils.quantizers.operations import (
     float_operations,
     quantize_operations,
 )
-from fairq_utils.quantizers.places import first_input, leave_fast_paths, replace
+from fairq_utils.quantizers.places import BYPASSED, bypassed, first_input, leave_fast_paths, replace
 from fairq_utils.quantizers.ranges import InputStatistics
 from fairq_utils.quantizers.reconstruction import reconstruct
 from fairq_utils.quantizers.report import QuantReport, float_bytes, report
@@ -50,6 +51,7 @@ class Observed:
     folded, left : names of convolutions with a folded batch norm; layers left alone, and why
     batches : calibration images, where they were kept
     images : how many calibration images were seen
+    example : one or two of them
     float_bytes : size of the model that came in
     operations : additions of feature maps and products of attention, and what was seen of them
     """
@@ -62,6 +64,7 @@ class Observed:
     left: dict[str, str]
     batches: list[Tensor] = field(repr=False)
     images: int
+    example: Tensor = field(repr=False)
     float_bytes: int
     operations: Operations
 
@@ -105,6 +108,7 @@ def observe(
         No calibration batch, or a value that is not finite.
     """
     check_model(model, "quantize_static")
+    refuse_quantized(model, "quantize_static")
     if isinstance(batches, Tensor):
         raise TypeError(
             "quantize_static: batches is one tensor, which would be taken image by image; give a "
@@ -139,7 +143,7 @@ def observe(
         with torch.no_grad():
             for number, batch in enumerate(_chain(first, stream)):
                 check_batch(batch, f"quantize_static: calibration batch {number}")
-                watch.run(batch)
+                watch.run(batch.clone())
                 images += len(batch)
                 if keep:
                     kept.append(batch)
@@ -151,7 +155,17 @@ def observe(
             left[name] = "was never called during calibration; it stays in float"
     seen = {name: statistics[name] for name in order}
     return Observed(
-        work, order, seen, pairs, folded, left, kept, images, before, watch.operations()
+        work,
+        order,
+        seen,
+        pairs,
+        folded,
+        left,
+        kept,
+        images,
+        first[:2].clone(),
+        before,
+        watch.operations(),
     )
 
 
@@ -163,7 +177,8 @@ def quantize_observed(
     Parameters
     ----------
     layers : mapping, optional
-        Layer -> its own spec, or None to leave it in float; all others follow ``spec``.
+        Layer -> its own spec, or None to leave it in float; all others follow ``spec``. Its
+        rounding and corrections are those of ``spec``.
 
     Returns
     -------
@@ -186,10 +201,12 @@ def quantize_observed(
             if own.activation == "static":
                 replacement.set_input_range(*seen.range(name, own))
             work = replace(work, name, replacement)
+    work, left = restore_bypassed(work, seen, specs, left)
     quantize_operations(work, seen.operations, spec)
     if spec.bias_correction:
         images = torch.cat(seen.batches)
-        notes["bias_correction"] = correct_biases(work, seen.model, list(specs), images)
+        names = [name for name in specs if name not in left]
+        notes["bias_correction"] = correct_biases(work, seen.model, names, images)
     if spec.equalization:
         notes["equalization"] = dict(seen.equalized or {})
     if spec.activation != "float":
@@ -197,6 +214,17 @@ def quantize_observed(
     left = {**seen.left, **left, **float_operations(work, seen.operations.found)}
     result = report(work, spec, seen.folded, left, seen.float_bytes, seen.images, notes)
     return work.eval(), result
+
+
+def restore_bypassed(
+    work: nn.Module, seen: Observed, layers: Iterable[str], left: dict[str, str]
+) -> tuple[nn.Module, dict[str, str]]:
+    """Float layers back where the model calls the layer by a reference that was not replaced."""
+    left = dict(left)
+    for name in bypassed(work, layers, seen.example):
+        work = replace(work, name, copy.deepcopy(seen.model.get_submodule(name)))
+        left[name] = BYPASSED
+    return work, left
 
 
 def layer_specs(
@@ -236,6 +264,14 @@ def layer_specs(
         if own is None:
             left[name] = "was asked to stay in float"
             continue
+        # How weights are rounded and what is corrected is decided for the whole model.
+        own = replace_fields(
+            own,
+            rounding=spec.rounding,
+            iterations=spec.iterations,
+            bias_correction=spec.bias_correction,
+            equalization=spec.equalization,
+        )
         if own.activation == "static" and not seen.statistics[name].has(own.activation_range):
             raise ValueError(
                 f"quantize_observed: ranges by {own.activation_range!r} were not observed; name "

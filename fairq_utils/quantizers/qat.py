@@ -16,12 +16,12 @@ from typing import cast
 import torch
 from torch import nn
 
-from fairq_utils.quantizers.checks import refuse_not_finite
+from fairq_utils.quantizers.checks import check_model, refuse_not_finite
 from fairq_utils.quantizers.grids import input_grid
 from fairq_utils.quantizers.learned import LearnedLayer, StepInput, StepWeight
 from fairq_utils.quantizers.operations import float_operations, quantize_operations
-from fairq_utils.quantizers.places import replace
-from fairq_utils.quantizers.ptq import LayerSpecs, Observed, layer_specs
+from fairq_utils.quantizers.places import BYPASSED, replace
+from fairq_utils.quantizers.ptq import LayerSpecs, Observed, layer_specs, restore_bypassed
 from fairq_utils.quantizers.report import QuantReport, report
 from fairq_utils.quantizers.spec import QuantSpec
 
@@ -54,6 +54,7 @@ def prepare_qat(seen: Observed, spec: QuantSpec, layers: LayerSpecs | None = Non
             inputs = StepInput(*input_grid(low, high, bits, own.activation_scheme), bits)
         learned = LearnedLayer(layer, own, StepWeight(layer.weight, own), inputs)
         work = replace(work, name, learned)
+    work, _ = restore_bypassed(work, seen, specs, {})
     quantize_operations(work, seen.operations, spec)
     return work
 
@@ -73,7 +74,17 @@ def finish_qat(
     model : from :func:`prepare_qat`, trained
     seen, spec, layers : what it was prepared from
     """
-    _, asked = layer_specs(seen, spec, layers)
+    check_model(model, "finish_qat")
+    specs, asked = layer_specs(seen, spec, layers)
+    learnt = {n: m.spec for n, m in model.named_modules() if isinstance(m, LearnedLayer)}
+    for name, own in learnt.items():
+        if own != specs.get(name):
+            raise ValueError(
+                f"finish_qat: layer {name} was prepared as {own.label}, and spec or layers say "
+                "otherwise; give those that prepare_qat was given"
+            )
+    asked |= {name: BYPASSED for name in specs if name not in learnt}
+    notes = {"equalization": dict(seen.equalized)} if seen.equalized is not None else {}
     work = copy.deepcopy(model).eval().requires_grad_(False)
     for name, module in list(work.named_modules()):
         if isinstance(module, LearnedLayer):
@@ -81,5 +92,5 @@ def finish_qat(
     if spec.activation != "float":
         work.register_forward_pre_hook(refuse_not_finite, with_kwargs=True)
     left = {**seen.left, **asked, **float_operations(work, seen.operations.found)}
-    result = report(work.eval(), spec, seen.folded, left, seen.float_bytes, seen.images, {})
+    result = report(work.eval(), spec, seen.folded, left, seen.float_bytes, seen.images, notes)
     return work, result

@@ -92,7 +92,8 @@ class InputStatistics:
             left, right = self.histogram.central(percentile)
             return max(low, left), min(high, right)
         elif rule == "entropy" and self.histogram is not None:
-            values, counts = self.histogram.centres()[None], self.histogram.counts[None]
+            values = self.histogram.centres()[None]
+            counts = self.histogram.without_zeros()[None]
             error = _divergence_of(values, counts, grid)
         else:
             raise ValueError(f"the rule {rule!r} needs a histogram, and none was kept")

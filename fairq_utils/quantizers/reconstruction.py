@@ -70,7 +70,7 @@ def units(model: nn.Module, layers: Sequence[str], example: Tensor, largest: int
     hooks = [m.register_forward_hook(hook, with_kwargs=True) for m in names]
     try:
         with torch.no_grad():
-            model(example)
+            model(example.clone())
     finally:
         for handle in hooks:
             handle.remove()
@@ -82,7 +82,8 @@ def units(model: nn.Module, layers: Sequence[str], example: Tensor, largest: int
         inside = tuple(n for n in layers if n == name or n.startswith(prefix))
         if not inside:
             return
-        if name and calls.get(name) == [True] and len(inside) <= largest:
+        once = all(len(calls.get(n, ())) == 1 for n in inside)
+        if name and once and calls.get(name) == [True] and len(inside) <= largest:
             found.append(Unit(name, inside))
             return
         for child, _ in module.named_children():
@@ -301,7 +302,7 @@ def activations_behind(
     ]
     try:
         with torch.no_grad():
-            model(example)
+            model(example.clone())
     finally:
         for hook in hooks:
             hook.remove()
@@ -329,7 +330,7 @@ def _capture(root: nn.Module, inner: nn.Module, batches: Sequence[Tensor]) -> tu
             for batch in batches:
                 for part in batch.split(64):
                     try:
-                        root(part)
+                        root(part.clone())
                     except _Reached:
                         continue
     finally:

@@ -85,7 +85,7 @@ def survey(model: nn.Module, example: Tensor) -> Survey:
     """
     surveyor = _Surveyor(model, example)
     with torch.no_grad(), entered(surveyor):
-        model(example)
+        model(example.clone())
     return Survey(surveyor.operations(), surveyor.direct, surveyor.read)
 
 

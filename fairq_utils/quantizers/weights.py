@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fairq_utils.quantizers.checks import check_finite
 from fairq_utils.quantizers.grids import to_integers, weight_codes, weight_grid
@@ -38,9 +37,9 @@ def groups(weight: Tensor, spec: QuantSpec) -> int:
 
 
 def to_rows(weight: Tensor, spec: QuantSpec) -> Tensor:
-    """Weights that share a scale as rows: (1, N), (O, K) or (O x groups, K), zeros at the end.
+    """Weights that share a scale as rows: (1, N), (O, K) or (O x groups, K).
 
-    Zeros fill up a group that the input channels do not; they are on every grid.
+    A last group that the input channels do not fill repeats its own, which moves no range.
     """
     if spec.weight_granularity == "tensor":
         return weight.reshape(1, -1)
@@ -48,8 +47,10 @@ def to_rows(weight: Tensor, spec: QuantSpec) -> Tensor:
         return weight.reshape(weight.shape[0], -1)
     count = groups(weight, spec)
     flat = weight.reshape(*weight.shape[:2], -1)
-    padded = F.pad(flat, (0, 0, 0, count * spec.group_size - weight.shape[1]))
-    return padded.reshape(weight.shape[0] * count, -1)
+    place = torch.arange(count * spec.group_size, device=weight.device)
+    first = place // spec.group_size * spec.group_size
+    width = (weight.shape[1] - first).clamp(max=spec.group_size)
+    return flat[:, first + (place - first) % width].reshape(weight.shape[0] * count, -1)
 
 
 def spread(values: Tensor, weight: Tensor, spec: QuantSpec) -> Tensor:
