@@ -121,6 +121,8 @@ def apply_quantization(
     {'0': 'W8A8', '2': 'W8A8'}
     """
     name = known(method)
+    if isinstance(sensitive_attrs, str):
+        sensitive_attrs = (sensitive_attrs,)
     spec = _spec(name, bit_width, options)
     chosen = METHODS[name]
     recipe = Recipe(epochs, learning_rate, batch_size)

@@ -278,3 +278,17 @@ def test_learnt_rounding_of_an_allocation(seen: Observed) -> None:
     _, report = quantize_mixed(seen, 0.2, spec)
     assert report.size_bytes <= 0.2 * seen.float_bytes
     assert {"mixed_precision", "reconstruction"} <= set(report.corrections)
+
+
+def test_corrections_count_towards_the_budget() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 32, 3, bias=False), nn.ReLU(), nn.Conv2d(32, 32, 1, bias=False), nn.ReLU()
+    ).extend([nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 2, bias=False)])
+    seen = observe(model.eval(), [torch.randn(8, 3, 12, 12)], keep=True)
+    budget = quantize_observed(seen, QuantSpec.parse("W6A8"))[1].size_bytes
+    _, report = quantize_mixed(seen, budget, QuantSpec(bias_correction=True))
+    assert report.size_bytes <= budget
+    smallest = quantize_observed(seen, QuantSpec.parse("W2A8", bias_correction=True))[1].size_bytes
+    with pytest.raises(ValueError, match=f"raise the budget to at least {smallest} bytes"):
+        quantize_mixed(seen, smallest - 1, QuantSpec(bias_correction=True))

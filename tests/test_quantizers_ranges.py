@@ -243,3 +243,26 @@ def test_one_odd_picture_does_not_set_the_range_of_all_others() -> None:
     # Four bits of normal values reach 0.0115 (Max 1960, table 1); the grid is shared with an end.
     assert float(others.mean()) < 0.02
     assert statistics.range("minmax", 4)[1] > 300
+
+
+def test_zeros_of_a_relu_do_not_set_the_range_by_entropy() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.empty(1, 100_000).exponential_(generator=generator)
+    x[:, :70_000] = 0.0
+    statistics = InputStatistics()
+    statistics.see(x)
+    for bits in (4, 8):
+        low, high = statistics.range("entropy", bits)
+        grid = input_grid(torch.tensor(low), torch.tensor(high), bits)
+        noise = (on_grid(x, *grid, 0, 2**bits - 1) - x).square().sum() / x.square().sum()
+        assert float(noise) < 0.1
+
+
+def test_a_short_last_group_has_the_range_of_its_own_weights() -> None:
+    weight = torch.randn(4, 33)
+    alone = QuantSpec.parse("W8", weight_range="percentile", percentile=95.0)
+    grouped = QuantSpec.parse(
+        "W8", weight_range="percentile", percentile=95.0, weight_granularity="group"
+    )
+    found = quantize_weight(weight, grouped).scale[:, 1]
+    torch.testing.assert_close(found, quantize_weight(weight[:, 32:], alone).scale)

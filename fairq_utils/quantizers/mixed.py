@@ -73,28 +73,30 @@ def quantize_mixed(
     allowed = _in_bytes(budget, seen.float_bytes)
     table = sensitivities(seen, candidates, labelled=labelled, measure=measure)
     rest = bytes_of_the_rest(seen, candidates[0])
-    smallest = rest + _smallest(table)
-    if allowed < smallest:
-        raise ValueError(
-            f"quantize_mixed: budget: {allowed} bytes are fewer than the {smallest} that the "
-            f"model takes at the fewest bits ({rest} of them outside the quantized layers); raise "
-            f"the budget to at least {smallest} bytes, or allow fewer bits"
-        )
-    chosen = allocate(table, allowed - rest)
-    layers = {
-        name: next(
-            own
-            for own in (edge_spec(c, name, seen.order) for c in candidates)
-            if own.label == chosen[name]
-        )
-        for name in seen.order
-    }
-    module, report = quantize_observed(seen, spec, layers)
-    over = report.size_bytes - allowed
-    if over > 0:  # corrections added biases, operations their grids: once more, with that much less
-        return quantize_mixed(
-            seen, allowed - over, spec, candidates=candidates, labelled=labelled, measure=measure
-        )
+    over = 0
+    while True:
+        # Corrections add biases and operations grids, which only a quantized model shows.
+        rest += over
+        smallest = rest + _smallest(table)
+        if allowed < smallest:
+            raise ValueError(
+                f"quantize_mixed: budget: {allowed} bytes are fewer than the {smallest} that the "
+                f"model takes at the fewest bits ({rest} of them outside the quantized layers); "
+                f"raise the budget to at least {smallest} bytes, or allow fewer bits"
+            )
+        chosen = allocate(table, allowed - rest)
+        layers = {
+            name: next(
+                own
+                for own in (edge_spec(c, name, seen.order) for c in candidates)
+                if own.label == chosen[name]
+            )
+            for name in seen.order
+        }
+        module, report = quantize_observed(seen, spec, layers)
+        over = report.size_bytes - allowed
+        if over <= 0:
+            break
     note = {
         "budget": allowed,
         "measure": "loss" if labelled is not None else f"{measure} noise over signal",
