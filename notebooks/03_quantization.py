@@ -52,8 +52,11 @@ anatomy.grids()
 # A range that holds everything is set by its most extreme value; a narrower one clips that value
 # and gives all others a finer step. *Min-max* clips nothing, *percentile* a fixed share, *least
 # error* minimises $\sum (x - \hat x)^2$ {cite}`banner2019post,nagel2021white`, *entropy* the
-# Kullback-Leibler divergence of the distributions {cite}`migacz2017int8`. The input with the
-# longest tail in {glue:text}`03_quantization.ipynb::specimen:s`, at four bits:
+# Kullback-Leibler divergence of the distributions {cite}`migacz2017int8`. Our least error is that
+# of inputs relative to the power of each picture, $\sum_i \lVert x_i - \hat x_i \rVert^2 /
+# \lVert x_i \rVert^2$: one picture whose activations are a hundred times those of the others would
+# weigh as much as ten thousand of them, and there are such pictures. The input with the longest
+# tail in {glue:text}`03_quantization.ipynb::specimen:s`, at four bits:
 
 # %%
 anatomy.ranges(specimen)
