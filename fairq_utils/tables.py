@@ -219,7 +219,9 @@ def costs(frame: pd.DataFrame) -> HTML:
         aggfunc="median",
         sort=False,
     )
-    return shown(wide.map("{:.0f}".format).reset_index().rename_axis(columns=None))
+    return shown(
+        wide.map(lambda v: "" if v != v else f"{v:.0f}").reset_index().rename_axis(columns=None)
+    )
 
 
 def toolkits(figures: dict[str, dict[str, dict[str, float | None]]]) -> HTML:
