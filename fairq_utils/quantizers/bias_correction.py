@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fairq_utils.quantizers.layers import QuantConv2d, Quantized
+from fairq_utils.quantizers.places import removed_after
 
 
 def correct_biases(
@@ -59,13 +60,9 @@ def correct_biases(
 
     hooks = [reference.get_submodule(n).register_forward_hook(remember(n)) for n in layers]
     hooks += [model.get_submodule(n).register_forward_hook(correct(n)) for n in layers]
-    try:
-        with torch.no_grad():
-            reference(images.clone())
-            model(images.clone())
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with removed_after(hooks), torch.no_grad():
+        reference(images.clone())
+        model(images.clone())
     return corrected
 
 

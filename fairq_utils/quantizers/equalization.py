@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fairq_utils.quantizers.folding import same_answers
 from fairq_utils.quantizers.layers import quantizable
-from fairq_utils.quantizers.places import first_input, replace
+from fairq_utils.quantizers.places import first_input, removed_after, replace
 from fairq_utils.quantizers.reads import Reads
 
 HOMOGENEOUS = (
@@ -119,12 +119,8 @@ def pairs(model: nn.Module, example: Tensor) -> list[tuple[str, str, tuple[str, 
         if not list(module.children()):
             hooks.append(module.register_forward_pre_hook(before, with_kwargs=True))
             hooks.append(module.register_forward_hook(after, with_kwargs=True))
-    try:
-        with torch.no_grad(), reads:
-            model(example.clone())
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with removed_after(hooks), torch.no_grad(), reads:
+        model(example.clone())
     return [
         (trail.layer, second, trail.through)
         for trail, second in found

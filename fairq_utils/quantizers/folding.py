@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils._pytree import tree_leaves
 
 from fairq_utils.quantizers.layers import quantizable
-from fairq_utils.quantizers.places import first_input
+from fairq_utils.quantizers.places import first_input, removed_after
 from fairq_utils.quantizers.reads import Reads
 
 TOLERANCE = 1e-3  # relative to the largest output
@@ -128,12 +128,8 @@ def _pairs(model: nn.Module, example: Tensor) -> tuple[list[_Pair], dict[str, st
             hooks.append(module.register_forward_hook(after_conv))
         elif isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
             hooks.append(module.register_forward_pre_hook(before_norm, with_kwargs=True))
-    try:
-        with torch.no_grad(), reads:
-            model(example.clone())
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with removed_after(hooks), torch.no_grad(), reads:
+        model(example.clone())
     pairs = []
     for conv, norm, between in found:
         if reads.of(between) > 1:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 HOOKS = (
     "_forward_hooks",
@@ -23,6 +25,16 @@ def first_input(inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
     return inputs[0] if inputs else next(iter(named.values()))
 
 
+@contextmanager
+def removed_after(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Take hooks off again, whatever happens meanwhile."""
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def order_of_execution(model: nn.Module, layers: Iterable[str], example: Tensor) -> list[str]:
     """Names of those layers that the model calls on the example, in order of their first call."""
     order: list[str] = []
@@ -32,12 +44,8 @@ def order_of_execution(model: nn.Module, layers: Iterable[str], example: Tensor)
         )
         for name in layers
     ]
-    try:
-        with torch.no_grad():
-            model(example.clone())
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with removed_after(hooks), torch.no_grad():
+        model(example.clone())
     return list(dict.fromkeys(order))
 
 

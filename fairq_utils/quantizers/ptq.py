@@ -28,7 +28,14 @@ from fairq_utils.quantizers.operations import (
     float_operations,
     quantize_operations,
 )
-from fairq_utils.quantizers.places import BYPASSED, bypassed, first_input, leave_fast_paths, replace
+from fairq_utils.quantizers.places import (
+    BYPASSED,
+    bypassed,
+    first_input,
+    leave_fast_paths,
+    removed_after,
+    replace,
+)
 from fairq_utils.quantizers.ranges import InputStatistics
 from fairq_utils.quantizers.reconstruction import reconstruct
 from fairq_utils.quantizers.report import QuantReport, float_bytes, report
@@ -139,17 +146,13 @@ def observe(
         for name, layer in layers.items()
     ]
     images, kept = 0, []
-    try:
-        with torch.no_grad():
-            for number, batch in enumerate(_chain(first, stream)):
-                check_batch(batch, f"quantize_static: calibration batch {number}")
-                watch.run(batch.clone())
-                images += len(batch)
-                if keep:
-                    kept.append(batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with removed_after(hooks), torch.no_grad():
+        for number, batch in enumerate(_chain(first, stream)):
+            check_batch(batch, f"quantize_static: calibration batch {number}")
+            watch.run(batch.clone())
+            images += len(batch)
+            if keep:
+                kept.append(batch)
     for name in layers:
         if name not in order:
             left[name] = "was never called during calibration; it stays in float"

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from fairq_utils.quantizers.grids import input_grid
 from fairq_utils.quantizers.layers import Quantized, use_integers
 from fairq_utils.quantizers.learned import LearnedLayer, SoftRounding, StepInput
-from fairq_utils.quantizers.places import first_input, replace
+from fairq_utils.quantizers.places import first_input, removed_after, replace
 from fairq_utils.quantizers.spec import QuantSpec
 
 LARGEST_BLOCK = 5  # layers: a residual block of the usual networks has three to five
@@ -68,12 +68,8 @@ def units(model: nn.Module, layers: Sequence[str], example: Tensor, largest: int
         calls.setdefault(names[module], []).append(plain)
 
     hooks = [m.register_forward_hook(hook, with_kwargs=True) for m in names]
-    try:
-        with torch.no_grad():
-            model(example.clone())
-    finally:
-        for handle in hooks:
-            handle.remove()
+    with removed_after(hooks), torch.no_grad():
+        model(example.clone())
     found: list[Unit] = []
 
     def descend(name: str) -> None:
@@ -300,12 +296,8 @@ def activations_behind(
         for m in model.modules()
         if isinstance(m, ACTIVATIONS)
     ]
-    try:
-        with torch.no_grad():
-            model(example.clone())
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with removed_after(hooks), torch.no_grad():
+        model(example.clone())
     return found
 
 
@@ -325,15 +317,11 @@ def _capture(root: nn.Module, inner: nn.Module, batches: Sequence[Tensor]) -> tu
         inner.register_forward_pre_hook(before, with_kwargs=True),
         inner.register_forward_hook(after),
     ]
-    try:
-        with torch.no_grad():
-            for batch in batches:
-                for part in batch.split(64):
-                    try:
-                        root(part.clone())
-                    except _Reached:
-                        continue
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with removed_after(hooks), torch.no_grad():
+        for batch in batches:
+            for part in batch.split(64):
+                try:
+                    root(part.clone())
+                except _Reached:
+                    continue
     return torch.cat(inputs), torch.cat(outputs)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fairq_utils.quantizers.layers import Quantized, quantized
-from fairq_utils.quantizers.places import first_input, replace
+from fairq_utils.quantizers.places import first_input, removed_after, replace
 from fairq_utils.quantizers.ptq import Observed, edge_spec, layer_specs, quantize_observed
 from fairq_utils.quantizers.report import packed_bytes
 from fairq_utils.quantizers.spec import QuantSpec
@@ -183,12 +183,9 @@ def _layer_noises(seen: Observed, specs: Sequence[QuantSpec]) -> Found:
         seen.model.get_submodule(name).register_forward_hook(comparing(name), with_kwargs=True)
         for name in seen.order
     ]
-    try:
+    with removed_after(hooks):
         for x in seen.batches:
-            seen.model(x)
-    finally:
-        for handle in hooks:
-            handle.remove()
+            seen.model(x.clone())
     for name, layers in candidates.items():
         for layer, total in zip(layers, totals[name], strict=True):
             yield name, layer, _ratio(*total)
