@@ -52,14 +52,15 @@ class Recorded:
 
 
 def record(params: Params, folder: Path = FOLDER) -> list[Path]:
-    """Write a study's tables from its ledger; the study need not be complete.
+    """Write a study's tables from its ledger, before mitigation; it need not be complete.
 
     Returns
     -------
     list of paths
     """
-    wanted = plan(params)
-    runs = effects.records(ledger(params), params)
+    wanted = plan(params, ("baseline", "quantization"))
+    store = ledger(params)
+    runs = [store.read(run.key) for run in wanted if store.contains(run.key)]
     if not any(run.run.method != "fp32" for run in runs):
         raise RecordError(
             f"{params.execution.ledger}: holds no quantized run of {params.name}; run the study "

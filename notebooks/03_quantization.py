@@ -170,12 +170,14 @@ tables.recovery(best)
 #
 # The same question over more bits and all methods takes longer than a book should take to build.
 # What follows was computed once with `params/methods.yaml`
-# ({glue:text}`03_quantization.ipynb::recorded:.0f` runs, 64-pixel pictures, one training seed) and
-# is kept with the book.
+# ({glue:text}`03_quantization.ipynb::recorded:.0f` of its
+# {glue:text}`03_quantization.ipynb::planned:.0f` runs without mitigation, 64-pixel pictures, one
+# training seed) and is kept with the book.
 
 # %%
 glue("clear", 100 * recovery.CLEAR_LOSS)
 glue("recorded", study.about["recorded"])
+glue("planned", study.about["planned"])
 accuracy = study.configurations[study.configurations.statistic == "accuracy"]
 figures.accuracy_over_bits(accuracy)
 
