@@ -221,8 +221,15 @@ class Ledger:
                 "delete it and the run is computed again"
             ) from error
         groups = tuple(row["groups"])
+        try:
+            run = Run(**json.loads(row["run"]))
+        except TypeError:
+            raise LedgerError(
+                f"{path}: this run was written by another version of fairq_utils; delete it and "
+                "the run is computed again"
+            ) from None
         return RunRecord(
-            run=Run(**json.loads(row["run"])),
+            run=run,
             attributes=tuple(row["attributes"]),
             groups=groups,
             counts=np.array(row["counts"], np.int64).reshape(len(groups), 2, 2, 2),

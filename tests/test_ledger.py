@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import random
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from fairq_utils.ledger import Ledger, LedgerError, Run, RunRecord
@@ -33,6 +35,7 @@ def a_run(seed: int = 0, **changes: object) -> Run:
         sampler="random",
         calibration_images=8,
         calibration_seed=0,
+        settings={},
         code="abc",
     )
     return replace(run, **changes)  # type: ignore[arg-type]
@@ -89,6 +92,7 @@ def test_everything_that_decides_a_result_is_in_the_key() -> None:
         "sampler": "group_balanced",
         "calibration_images": 9,
         "calibration_seed": 1,
+        "settings": {"iterations": 5},
         "code": "abd",
     }
     keys = {a_run().key} | {a_run(**{k: v}).key for k, v in changes.items()}
@@ -222,3 +226,17 @@ def test_killed_at_random_moments_it_loses_no_finished_run(tmp_path: Path) -> No
     assert 0 < len(finished) < len(seeds)
     _work(str(tmp_path), seeds)
     assert len(store.keys()) == len(seeds)
+
+
+def test_a_run_of_another_version_is_said_to_be_one(tmp_path: Path) -> None:
+    store = Ledger(tmp_path)
+    record = a_record()
+    store.write(record)
+    path = Path(store.path(record.run.key))
+    table = pq.read_table(path)
+    old = json.loads(table["run"][0].as_py())
+    del old["settings"]
+    place = table.column_names.index("run")
+    pq.write_table(table.set_column(place, "run", [[json.dumps(old)]]), path)
+    with pytest.raises(LedgerError, match="written by another version of fairq_utils; delete it"):
+        store.read(record.run.key)
