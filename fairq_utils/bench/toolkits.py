@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from fairq_utils import calibration, models, training
 from fairq_utils.bench.peers import PEERS, Answer, NotInstalled, NotOffered, Task, quantize
-from fairq_utils.bench.peers.silence import silence
 from fairq_utils.data import FaceData
 from fairq_utils.faults import Fault
 from fairq_utils.params import Params
@@ -25,6 +24,7 @@ from fairq_utils.planning import plan
 from fairq_utils.quantizers import QuantSpec, observe, quantize_static
 from fairq_utils.quantizers.methods import METHODS
 from fairq_utils.resources import faces, ledger
+from fairq_utils.silence import silence
 
 OURS = {"ours_minmax": "ours, min-max", "ours": "ours, best"}
 ITERATIONS = 200  # per block of our reconstruction

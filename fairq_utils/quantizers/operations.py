@@ -283,8 +283,9 @@ def quantize_operations(model: nn.Module, seen: Operations, spec: QuantSpec) -> 
         It gets the buffers and the forward pass of :class:`Forward`.
     seen : from calibration
     spec : QuantSpec
-        ``residuals``, ``attention_products``; ``activation_bits``, ``activation_scheme``,
-        ``activation_range`` and ``percentile`` of their grids.
+        ``residuals``, ``attention_products``; ``activation_bits``, ``activation_range`` and
+        ``percentile`` of their grids, and ``activation_scheme`` of those of additions: operands of
+        products are on symmetric grids.
 
     Raises
     ------
@@ -299,14 +300,15 @@ def quantize_operations(model: nn.Module, seen: Operations, spec: QuantSpec) -> 
             "quantize_operations: the operations of this model are on grids already; quantize the "
             "float model"
         )
-    rule, bits, scheme = spec.activation_range, spec.activation_bits, spec.activation_scheme
-    ranges = [
-        watched.range(rule, bits, scheme, spec.percentile)
-        for operation in chosen
-        for watched in seen.statistics[operation.site]
-    ]
-    low, high = torch.tensor(ranges).T
-    scales, zeros = input_grid(low, high, bits, scheme)
+    rule, bits = spec.activation_range, spec.activation_bits
+    grids = []
+    for operation in chosen:
+        # Integer kernels multiply two activations only where neither side needs a zero-point.
+        scheme = spec.activation_scheme if operation.site.kind == ADDITION else "symmetric"
+        for watched in seen.statistics[operation.site]:
+            ends = watched.range(rule, bits, scheme, spec.percentile)
+            grids.append(torch.stack(input_grid(*torch.tensor(ends), bits, scheme)))
+    scales, zeros = torch.stack(grids).T.contiguous()
     held = next((t.device for t in (*model.parameters(), *model.buffers())), None)
     model.register_buffer("operation_scales", scales.to(held))
     model.register_buffer("operation_zero_points", zeros.to(held, torch.int32))

@@ -1,0 +1,75 @@
+"""A model that an engine has loaded: numbers in, numbers out, and what computes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fairq_utils.faults import Fault
+
+
+class NotRunning(Fault):
+    """An engine cannot load or run a file; the message names the file and the way out."""
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Which kernels an engine has chosen for convolutions, linear layers and products.
+
+    Attributes
+    ----------
+    integer, floating : how many multiply integers, and how many floats
+    names : the engine's own names -> how often
+    """
+
+    integer: int
+    floating: int
+    names: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Answering:
+    """A loaded model.
+
+    Attributes
+    ----------
+    engine : name in :data:`fairq_utils.engines.ENGINES`
+    answer : float32 (N, 3, H, W), normalized, contiguous -> float32 (N, classes)
+    threads : int
+    kernels : Kernels, or None where the engine does not say
+    batch : the only batch size that the file answers about; None where any will do
+    """
+
+    engine: str
+    answer: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    threads: int
+    kernels: Kernels | None = None
+    batch: int | None = None
+
+    def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits of a batch."""
+        return self.answer(images)
+
+    def in_batches(self, images: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+        """Logits of any number of images, ``size`` at a time; the last batch is filled up.
+
+        A file that answers about one batch size is asked in that one.
+
+        Examples
+        --------
+        >>> echo = Answering("echo", lambda x: x.reshape(len(x), -1), 1)
+        >>> echo.in_batches(np.zeros((5, 1, 1, 2), np.float32), 3).shape
+        (5, 2)
+        """
+        size = self.batch or size
+        parts = []
+        for start in range(0, len(images), size):
+            batch = images[start : start + size]
+            missing = size - len(batch)
+            if missing and (start or self.batch):
+                batch = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
+            parts.append(self.answer(np.ascontiguousarray(batch))[: size - missing])
+        return np.concatenate(parts)

@@ -1,0 +1,192 @@
+"""A quantized model as an ONNX file: Q/DQ nodes where integers are, weights as integers.
+
+Three things that engines want and the exporter does not do: integers before and behind
+concatenation and max pooling (moving a rounding across them changes nothing), a zero-point of its
+own for every node (OpenVINO takes a layer for float whose zero-point another one shares), and
+four-bit weights packed two to a byte.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from fairq_utils.engines.qdq import to_qdq
+
+OPSET = 21  # the first with four-bit integers
+INPUT, OUTPUT = "images", "logits"
+COMMUTING = ("Concat", "MaxPool")  # rounding before is rounding behind
+QUANTIZE, DEQUANTIZE, CLAMP = "QuantizeLinear", "DequantizeLinear", "Min"
+
+
+def to_onnx(model: nn.Module, example: Tensor, weight_bits: int = 8) -> onnx.ModelProto:
+    """Export a float or quantized model, for batches of any size.
+
+    Parameters
+    ----------
+    model : nn.Module
+        See :func:`fairq_utils.engines.qdq.to_qdq`.
+    example : float32 (N, 3, H, W), N of 2 or more
+    weight_bits : int
+        Weights that fit into four bits are packed two to a byte where this is 4 or less.
+
+    Raises
+    ------
+    NotExact
+        The model's quantization has no counterpart in integer engines.
+    """
+    batch = torch.export.Dim("batch", min=1, max=1 << 16)
+    with torch.no_grad(), _silence():
+        exported = torch.export.export(
+            to_qdq(model, signed_products=True),
+            (example.contiguous(),),
+            dynamic_shapes=({0: batch},),
+        )
+        program = torch.onnx.export(
+            exported,
+            dynamo=True,
+            verbose=False,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+        )
+    assert program is not None
+    proto = program.model_proto
+    del proto.metadata_props[:]
+    for node in proto.graph.node:
+        del node.metadata_props[:]  # paths of source files, for one
+    graph = proto.graph
+    _quantize_before(graph)
+    _separate_zero_points(graph)
+    if weight_bits <= 4:
+        _pack(graph)
+    onnx.checker.check_model(proto)
+    return proto
+
+
+def write_onnx(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> Path:
+    """Write under a temporary name first: a kill leaves no half file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        onnx.save_model(proto, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _quantize_before(graph: onnx.GraphProto) -> None:
+    """Round the inputs of operations that commute with rounding, where their output is rounded."""
+    readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+    for node in graph.node:
+        for name in node.input:
+            readers[name].append(node)
+    dequantized = {n.output[0] for n in graph.node if n.op_type == DEQUANTIZE}
+    before: dict[str, list[onnx.NodeProto]] = defaultdict(list)  # node -> what goes before it
+    for node in reversed(graph.node):
+        if node.op_type not in COMMUTING:
+            continue
+        found = readers[node.output[0]]
+        if len(found) != 1 or found[0].op_type != QUANTIZE:
+            continue
+        quantize = found[0]
+        clamp = [r for r in readers[quantize.output[0]] if r.op_type == CLAMP]
+        for position, name in enumerate(node.input):
+            if name in dequantized:
+                continue
+            chain = _round_trip(graph, name, f"{node.output[0]}_{position}", quantize, clamp)
+            before[node.name] += chain
+            node.input[position] = chain[-1].output[0]
+            readers[name] = [chain[0] if r is node else r for r in readers[name]]
+    if before:
+        nodes = [n for node in graph.node for n in (*before.get(node.name, ()), node)]
+        del graph.node[:]
+        graph.node.extend(nodes)
+
+
+def _round_trip(
+    graph: onnx.GraphProto,
+    name: str,
+    stem: str,
+    quantize: onnx.NodeProto,
+    clamp: list[onnx.NodeProto],
+) -> list[onnx.NodeProto]:
+    grid = list(quantize.input[1:])
+    names = [f"{stem}_quantized", f"{stem}_clamped", f"{stem}_dequantized"]
+    chain = [helper.make_node(QUANTIZE, [name, *grid], names[:1], name=names[0])]
+    if clamp:
+        inputs = [names[0], *clamp[0].input[1:]]
+        chain.append(helper.make_node(CLAMP, inputs, names[1:2], name=names[1]))
+    last = chain[-1].output[0]
+    chain.append(helper.make_node(DEQUANTIZE, [last, *grid], names[2:], name=names[2]))
+    return chain
+
+
+def _separate_zero_points(graph: onnx.GraphProto) -> None:
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    taken: set[str] = set()
+    for node in graph.node:
+        if node.op_type != DEQUANTIZE or len(node.input) < 3 or node.input[0] not in constants:
+            continue
+        for position in (1, 2):
+            name = node.input[position]
+            if name in taken:
+                own = TensorProto()
+                own.CopyFrom(constants[name])
+                own.name = f"{node.output[0]}_{'scale' if position == 1 else 'zero_point'}"
+                graph.initializer.append(own)
+                node.input[position] = own.name
+            taken.add(node.input[position])
+
+
+def _pack(graph: onnx.GraphProto) -> None:
+    """Store weights in the range of four bits as INT4, widened to bytes when the file is loaded."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    nodes = []
+    for node in graph.node:
+        weight = constants.get(node.input[0]) if node.op_type == DEQUANTIZE else None
+        if weight is not None and weight.data_type == TensorProto.INT8:
+            values = numpy_helper.to_array(weight)
+            if values.min() >= -8 and values.max() <= 7:
+                weight.CopyFrom(_four_bits(weight.name, values))
+                wide = f"{weight.name}_bytes"
+                nodes.append(helper.make_node("Cast", [weight.name], [wide], to=TensorProto.INT8))
+                node.input[0] = wide
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _four_bits(name: str, values: NDArray[np.int8]) -> TensorProto:
+    """Two to a byte, the first in the lower half (ONNX, "4 bit integer types")."""
+    flat = values.reshape(-1).astype(np.uint8) & 0xF
+    flat = np.append(flat, np.zeros(flat.size % 2, np.uint8))
+    packed = flat[0::2] | (flat[1::2] << 4)
+    return helper.make_tensor(name, TensorProto.INT4, values.shape, packed.tobytes(), raw=True)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)

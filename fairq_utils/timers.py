@@ -1,0 +1,173 @@
+"""How long a call takes: warm, repeated until the median is known, with its spread.
+
+The median of ``n`` calls has a standard error of about ``1.25 IQR / (1.35 sqrt(n))`` (McGill, Tukey
+and Larsen 1978, "Variations of Box Plots", from which box plots have their notches); calls are
+repeated until that is small against the median.
+"""
+
+from __future__ import annotations
+
+import gc
+import re
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+WARM_UP = 3  # calls before any is timed
+LEAST, MOST = 5, 2000  # timed calls
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a call takes.
+
+    Attributes
+    ----------
+    median, low, high : float
+        Milliseconds per call: the median and the quartiles around it.
+    relative_error : float
+        Standard error of the median, as a fraction of it.
+    calls : int
+        How many were timed, after the warm-up.
+    device : str
+        ``cpu``, or ``cuda``, where events on the device are the clock.
+    """
+
+    median: float
+    low: float
+    high: float
+    relative_error: float
+    calls: int
+    device: str = "cpu"
+
+    def per(self, images: int) -> Timing:
+        """The same per image of a batch.
+
+        Examples
+        --------
+        >>> Timing(8.0, 7.0, 9.0, 0.01, 20).per(4).median
+        2.0
+        """
+        parts = (self.median, self.low, self.high)
+        return Timing(*(t / images for t in parts), self.relative_error, self.calls, self.device)
+
+
+def time_call(
+    call: Callable[[], Any],
+    *,
+    relative_error: float = 0.01,
+    seconds: float = 3.0,
+    device: str = "cpu",
+) -> Timing:
+    """Time a call until its median is known to a relative error, or its time is up.
+
+    Parameters
+    ----------
+    call : function without arguments
+    relative_error : float
+        Standard error of the median over the median, at which timing ends.
+    seconds : float
+        After which it ends in any case; at least 5 calls are timed.
+    device : str
+        ``cpu``, or ``cuda`` for calls that queue work on a GPU: CUDA events around each call are
+        read after a synchronisation.
+
+    Raises
+    ------
+    RuntimeError
+        ``cuda`` without a GPU.
+
+    Examples
+    --------
+    >>> time_call(lambda: sum(range(1000)), seconds=0.05).calls >= 5
+    True
+    """
+    once = _on_cpu if device == "cpu" else _on_cuda(device)
+    for _ in range(WARM_UP):
+        once(call)
+    collecting = gc.isenabled()
+    gc.disable()  # its pauses are not the call's
+    try:
+        times: list[float] = []
+        began = time.perf_counter()
+        while len(times) < MOST:
+            times.append(once(call))
+            if len(times) < LEAST:
+                continue
+            if time.perf_counter() - began > seconds or error_of_median(times) < relative_error:
+                break
+    finally:
+        if collecting:
+            gc.enable()
+    low, median, high = statistics.quantiles(times, n=4, method="inclusive")
+    return Timing(median, low, high, error_of_median(times), len(times), device)
+
+
+def error_of_median(times: list[float]) -> float:
+    """Standard error of the median over the median.
+
+    Examples
+    --------
+    >>> error_of_median([1.0] * 10)
+    0.0
+    """
+    low, median, high = statistics.quantiles(times, n=4, method="inclusive")
+    return 1.25 * (high - low) / (1.35 * len(times) ** 0.5 * median)
+
+
+def _on_cpu(call: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    call()
+    return 1e3 * (time.perf_counter() - began)
+
+
+def _on_cuda(device: str) -> Callable[[Callable[[], Any]], float]:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RuntimeError(f"timers: {device} was asked for and PyTorch sees no GPU here; use cpu")
+
+    def once(call: Callable[[], Any]) -> float:
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        began.record()
+        call()
+        ended.record()
+        torch.cuda.synchronize()
+        return float(began.elapsed_time(ended))
+
+    return once
+
+
+def peak_memory(call: Callable[[], Any], device: str = "cpu") -> int | None:
+    """Bytes that a call needs at its peak beyond what is held before it.
+
+    On a CPU by the resident set's high-water mark, which Linux lets a process reset; None where it
+    does not. On CUDA by PyTorch's allocator.
+    """
+    if device != "cpu":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return int(torch.cuda.max_memory_allocated() - before)
+    try:
+        CLEAR.write_text("5")  # resets VmHWM (proc(5))
+        before = _kilobytes("VmRSS")
+        call()
+        return 1024 * max(_kilobytes("VmHWM") - before, 0)
+    except (OSError, LookupError):
+        return None
+
+
+def _kilobytes(what: str) -> int:
+    found = re.search(rf"^{what}:\s+(\d+) kB", STATUS.read_text(), re.MULTILINE)
+    if found is None:
+        raise LookupError(what)
+    return int(found[1])
