@@ -52,8 +52,8 @@ class Timing:
         >>> Timing(8.0, 7.0, 9.0, 0.01, 20).per(4).median
         2.0
         """
-        parts = (self.median, self.low, self.high)
-        return Timing(*(t / images for t in parts), self.relative_error, self.calls, self.device)
+        median, low, high = (t / images for t in (self.median, self.low, self.high))
+        return Timing(median, low, high, self.relative_error, self.calls, self.device)
 
 
 def time_call(

@@ -306,8 +306,8 @@ def quantize_operations(model: nn.Module, seen: Operations, spec: QuantSpec) -> 
         # Integer kernels multiply two activations only where neither side needs a zero-point.
         scheme = spec.activation_scheme if operation.site.kind == ADDITION else "symmetric"
         for watched in seen.statistics[operation.site]:
-            ends = watched.range(rule, bits, scheme, spec.percentile)
-            grids.append(torch.stack(input_grid(*torch.tensor(ends), bits, scheme)))
+            low, high = torch.tensor(watched.range(rule, bits, scheme, spec.percentile))
+            grids.append(torch.stack(input_grid(low, high, bits, scheme)))
     scales, zeros = torch.stack(grids).T.contiguous()
     held = next((t.device for t in (*model.parameters(), *model.buffers())), None)
     model.register_buffer("operation_scales", scales.to(held))
