@@ -8,9 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from fairq_utils.bench.coverage import bench_coverage
+from fairq_utils.bench.latency import bench_latency
 from fairq_utils.bench.render import bench_render
 from fairq_utils.bench.stats import bench_stats
+from fairq_utils.bench.study import bench_study
 from fairq_utils.bench.toolkits import bench_toolkits
 from fairq_utils.params import Params
 
@@ -19,9 +23,13 @@ BENCHMARKS: dict[str, Callable[[], dict[str, Any]]] = {
     "stats": bench_stats,
     "coverage": bench_coverage,
 }
-# These take the models of a study, and say themselves how their figures are to be read.
-OF_A_STUDY: dict[str, Callable[[Params], tuple[dict[str, Any], str]]] = {
-    "toolkits": bench_toolkits,
+# These take the models of a study, and say themselves how their figures are to be read; what else
+# they found is kept as tables.
+Outcome = tuple[dict[str, Any], str, dict[str, pd.DataFrame]]
+OF_A_STUDY: dict[str, Callable[[Params], Outcome]] = {
+    "toolkits": lambda params: (*bench_toolkits(params), {}),
+    "latency": bench_latency,
+    "study": bench_study,
 }
 
 
@@ -31,6 +39,8 @@ def run(
     params: Params | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Run a benchmark; keep its figures in ``folder/NAME.json``, in words in ``folder/NAME.txt``.
+
+    Tables of a benchmark are kept beside them, as ``folder/TABLE.csv``.
 
     Parameters
     ----------
@@ -45,9 +55,9 @@ def run(
     if name in OF_A_STUDY:
         if params is None:
             raise ValueError(f"bench: {name} measures the models of a study; give its params")
-        figures, text = OF_A_STUDY[name](params)
+        figures, text, tables = OF_A_STUDY[name](params)
     elif name in BENCHMARKS:
-        figures = BENCHMARKS[name]()
+        figures, tables = BENCHMARKS[name](), {}
         text = listing(figures)
     else:
         known = ", ".join([*BENCHMARKS, *OF_A_STUDY])
@@ -56,6 +66,8 @@ def run(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(figures, indent=1) + "\n")
     path.with_suffix(".txt").write_text(text + "\n")
+    for table, rows in tables.items():
+        rows.to_csv(path.with_name(f"{table}.csv"), index=False)
     return figures, path
 
 

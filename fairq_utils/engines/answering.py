@@ -50,7 +50,18 @@ class Answering:
     batch: int | None = None
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits of a batch."""
+        """Logits of a batch.
+
+        Raises
+        ------
+        ValueError
+            The file answers about batches of another size.
+        """
+        if self.batch not in (None, len(images)):
+            raise ValueError(
+                f"{self.engine}: this file answers about batches of {self.batch} images, not "
+                f"{len(images)}; ask it by in_batches, or export it for that size"
+            )
         return self.answer(images)
 
     def in_batches(self, images: NDArray[np.float32], size: int) -> NDArray[np.float32]:

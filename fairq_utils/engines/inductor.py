@@ -7,6 +7,7 @@ float. A package answers about batches of one size, on processors like the one t
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import shutil
@@ -51,24 +52,27 @@ def write(model: nn.Module, example: Tensor, path: str | os.PathLike[str]) -> No
     import torch
     from torch._inductor import aoti_compile_and_package
 
-    from fairq_utils.engines.qdq import to_qdq
+    from fairq_utils.engines.exported import export
+    from fairq_utils.engines.qdq import NotExact
 
     with silence():  # registers the patterns that find integer kernels
         import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer  # noqa: F401
 
-    prepared = to_qdq(model).to(memory_format=torch.channels_last)
+    model = copy.deepcopy(model).to(memory_format=torch.channels_last)
     images = example.contiguous(memory_format=torch.channels_last)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad(), silence():
         package = Path(folder) / "model.pt2"
         try:
             aoti_compile_and_package(
-                torch.export.export(prepared, (images,)),
+                export(model, images, any_batch=False, signed_products=False),
                 package_path=os.fspath(package),
                 inductor_configs={
                     "freezing": True,
                     "aot_inductor.metadata": {"batch": str(len(images))},
                 },
             )
+        except NotExact:
+            raise
         except Exception as error:  # what is raised depends on which of its parts failed
             raise NotRunning(
                 f"{path}: Inductor cannot compile this model ({_first_line(error)}); it needs a "

@@ -1,9 +1,8 @@
 """A quantized model as an ONNX file: Q/DQ nodes where integers are, weights as integers.
 
-Three things that engines want and the exporter does not do: integers before and behind
-concatenation and max pooling (moving a rounding across them changes nothing), a zero-point of its
-own for every node (OpenVINO takes a layer for float whose zero-point another one shares), and
-four-bit weights packed two to a byte.
+Two things that engines want and the exporter does not do: a zero-point of its own for every weight
+(OpenVINO takes a layer for float whose zero-point another one shares), and four-bit weights packed
+two to a byte.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,15 +21,16 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from fairq_utils.engines.qdq import to_qdq
+from fairq_utils.engines.exported import export
 
 OPSET = 21  # the first with four-bit integers
 INPUT, OUTPUT = "images", "logits"
-COMMUTING = ("Concat", "MaxPool")  # rounding before is rounding behind
-QUANTIZE, DEQUANTIZE, CLAMP = "QuantizeLinear", "DequantizeLinear", "Min"
+DEQUANTIZE = "DequantizeLinear"
 
 
-def to_onnx(model: nn.Module, example: Tensor, weight_bits: int = 8) -> onnx.ModelProto:
+def to_onnx(
+    model: nn.Module, example: Tensor, weight_bits: int = 8, *, signed_products: bool = False
+) -> onnx.ModelProto:
     """Export a float or quantized model, for batches of any size.
 
     Parameters
@@ -41,21 +40,16 @@ def to_onnx(model: nn.Module, example: Tensor, weight_bits: int = 8) -> onnx.Mod
     example : float32 (N, 3, H, W), N of 2 or more
     weight_bits : int
         Weights that fit into four bits are packed two to a byte where this is 4 or less.
+    signed_products : see :func:`fairq_utils.engines.qdq.to_qdq`
 
     Raises
     ------
     NotExact
         The model's quantization has no counterpart in integer engines.
     """
-    batch = torch.export.Dim("batch", min=1, max=1 << 16)
     with torch.no_grad(), _silence():
-        exported = torch.export.export(
-            to_qdq(model, signed_products=True),
-            (example.contiguous(),),
-            dynamic_shapes=({0: batch},),
-        )
         program = torch.onnx.export(
-            exported,
+            export(model, example.contiguous(), any_batch=True, signed_products=signed_products),
             dynamo=True,
             verbose=False,
             opset_version=OPSET,
@@ -68,7 +62,6 @@ def to_onnx(model: nn.Module, example: Tensor, weight_bits: int = 8) -> onnx.Mod
     for node in proto.graph.node:
         del node.metadata_props[:]  # paths of source files, for one
     graph = proto.graph
-    _quantize_before(graph)
     _separate_zero_points(graph)
     if weight_bits <= 4:
         _pack(graph)
@@ -87,53 +80,6 @@ def write_onnx(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
-
-
-def _quantize_before(graph: onnx.GraphProto) -> None:
-    """Round the inputs of operations that commute with rounding, where their output is rounded."""
-    readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-    for node in graph.node:
-        for name in node.input:
-            readers[name].append(node)
-    dequantized = {n.output[0] for n in graph.node if n.op_type == DEQUANTIZE}
-    before: dict[str, list[onnx.NodeProto]] = defaultdict(list)  # node -> what goes before it
-    for node in reversed(graph.node):
-        if node.op_type not in COMMUTING:
-            continue
-        found = readers[node.output[0]]
-        if len(found) != 1 or found[0].op_type != QUANTIZE:
-            continue
-        quantize = found[0]
-        clamp = [r for r in readers[quantize.output[0]] if r.op_type == CLAMP]
-        for position, name in enumerate(node.input):
-            if name in dequantized:
-                continue
-            chain = _round_trip(graph, name, f"{node.output[0]}_{position}", quantize, clamp)
-            before[node.name] += chain
-            node.input[position] = chain[-1].output[0]
-            readers[name] = [chain[0] if r is node else r for r in readers[name]]
-    if before:
-        nodes = [n for node in graph.node for n in (*before.get(node.name, ()), node)]
-        del graph.node[:]
-        graph.node.extend(nodes)
-
-
-def _round_trip(
-    graph: onnx.GraphProto,
-    name: str,
-    stem: str,
-    quantize: onnx.NodeProto,
-    clamp: list[onnx.NodeProto],
-) -> list[onnx.NodeProto]:
-    grid = list(quantize.input[1:])
-    names = [f"{stem}_quantized", f"{stem}_clamped", f"{stem}_dequantized"]
-    chain = [helper.make_node(QUANTIZE, [name, *grid], names[:1], name=names[0])]
-    if clamp:
-        inputs = [names[0], *clamp[0].input[1:]]
-        chain.append(helper.make_node(CLAMP, inputs, names[1:2], name=names[1]))
-    last = chain[-1].output[0]
-    chain.append(helper.make_node(DEQUANTIZE, [last, *grid], names[2:], name=names[2]))
-    return chain
 
 
 def _separate_zero_points(graph: onnx.GraphProto) -> None:

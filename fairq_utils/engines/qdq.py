@@ -37,7 +37,7 @@ def to_qdq(model: nn.Module, *, signed_products: bool = False) -> nn.Module:
     model : from :func:`fairq_utils.quantizers.quantize_static` or another quantizer
     signed_products : bool
         Write operands of products whose zero-point is in the middle as signed bytes without one:
-        the same values, in the form in which OpenVINO and ONNX Runtime multiply two activations.
+        the same values, in the only form in which OpenVINO multiplies two activations as integers.
 
     Returns
     -------

@@ -38,12 +38,32 @@ PERCENTILE = {4: 99.9, 8: 99.99}
 
 def quantize(task: Task) -> Answer:
     """The quantized model as a function of pictures."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "quantized.onnx"
+        write(task, path)
+        engine = _engine(path, optimize=task.activation_bits == 8)
+
+    def answer(images: Tensor) -> Tensor:
+        (logits,) = engine.run(None, {"images": _array(images)})
+        return torch.from_numpy(logits)
+
+    return answer
+
+
+def write(task: Task, path: Path) -> None:
+    """The quantized model as an ONNX file.
+
+    Raises
+    ------
+    NotOffered
+        Bits other than 4 and 8.
+    """
     for bits, types in ((task.weight_bits, WEIGHTS), (task.activation_bits, INPUTS)):
         if bits not in types:
             raise NotOffered(f"ONNX has integers of 4 and 8 bits, none of {bits}")
     onnxruntime.set_default_logger_severity(4)
     with tempfile.TemporaryDirectory() as folder:
-        exported, quantized = Path(folder) / "float.onnx", Path(folder) / "quantized.onnx"
+        exported = Path(folder) / "float.onnx"
         _export(task, exported)
         options: dict[str, Any] = {"CalibPercentile": PERCENTILE[task.activation_bits]}
         if (task.weight_bits, task.activation_bits) != (8, 8):
@@ -55,7 +75,7 @@ def quantize(task: Task) -> Answer:
             options["MatMulConstBOnly"] = True
         quantize_static(
             exported,
-            quantized,
+            path,
             _Calibration(task.batches),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=LAYERS if task.activation_bits < 8 else None,
@@ -65,13 +85,6 @@ def quantize(task: Task) -> Answer:
             calibrate_method=CalibrationMethod.Percentile,
             extra_options=options,
         )
-        engine = _engine(quantized, optimize=task.activation_bits == 8)
-
-    def answer(images: Tensor) -> Tensor:
-        (logits,) = engine.run(None, {"images": _array(images)})
-        return torch.from_numpy(logits)
-
-    return answer
 
 
 def _array(images: Tensor) -> NDArray[np.float32]:

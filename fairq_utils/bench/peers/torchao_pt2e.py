@@ -32,6 +32,17 @@ EPS = 2**-12  # smallest scale, as in torchao's own recipes
 
 def quantize(task: Task) -> Answer:
     """The quantized model as a function of pictures."""
+    model = converted(task)
+
+    def answer(images: Tensor) -> Tensor:
+        logits: Tensor = model(images)
+        return logits
+
+    return answer
+
+
+def converted(task: Task) -> GraphModule:
+    """The quantized model."""
     batch = torch.export.Dim("batch", min=1, max=4096)
     example = task.batches[0].contiguous()
     graph = torch.export.export(task.model, (example,), dynamic_shapes=({0: batch},)).module()
@@ -39,13 +50,8 @@ def quantize(task: Task) -> Answer:
     with torch.no_grad():
         for images in task.batches:
             prepared(images)
-    converted = convert_pt2e(prepared)
-
-    def answer(images: Tensor) -> Tensor:
-        logits: Tensor = converted(images)
-        return logits
-
-    return answer
+    quantized: GraphModule = convert_pt2e(prepared)
+    return quantized
 
 
 def _quantizer(task: Task) -> Any:

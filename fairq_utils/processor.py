@@ -1,0 +1,33 @@
+"""What a processor has for integers, as a caption wants it."""
+
+from __future__ import annotations
+
+import platform
+import re
+from functools import lru_cache
+from pathlib import Path
+
+CPUINFO = Path("/proc/cpuinfo")
+# Instructions that decide how fast integers and short floats are multiplied.
+FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")
+
+
+@lru_cache(maxsize=1)
+def model_name() -> str:
+    """The processor's own name, or its family where it has none."""
+    return _field("model name") or platform.processor() or platform.machine()
+
+
+@lru_cache(maxsize=1)
+def flags() -> tuple[str, ...]:
+    """Those of :data:`FLAGS` that the processor has; empty where the system does not say."""
+    has = (_field("flags") or _field("Features") or "").split()
+    return tuple(flag for flag in FLAGS if flag in has)
+
+
+def _field(name: str) -> str | None:
+    try:
+        found = re.search(rf"^{name}\s*:\s*(.+)$", CPUINFO.read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return found[1] if found else None
