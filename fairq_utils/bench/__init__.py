@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from fairq_utils.bench.coverage import bench_coverage
+from fairq_utils.bench.deployment import bench_deployment
 from fairq_utils.bench.latency import bench_latency
 from fairq_utils.bench.render import bench_render
 from fairq_utils.bench.stats import bench_stats
@@ -29,6 +30,7 @@ Outcome = tuple[dict[str, Any], str, dict[str, pd.DataFrame]]
 OF_A_STUDY: dict[str, Callable[[Params], Outcome]] = {
     "toolkits": lambda params: (*bench_toolkits(params), {}),
     "latency": bench_latency,
+    "deployment": bench_deployment,
     "study": bench_study,
 }
 
