@@ -229,7 +229,7 @@ def _picture_or_why(path: Path, size: int) -> NDArray[np.uint8] | NoPicture:
 def _terms(path: Path) -> Terms:
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise BadDeployable(
             f"{path}: there is no such file; name a folder that `fairq export` wrote"
         ) from None
