@@ -64,7 +64,7 @@ def export(
     NotInstalled, NotExact, NotRunning
         See :func:`fairq_utils.engines.write`.
     Fault
-        The model is not trained yet.
+        The model is not trained yet, or the folder cannot be made.
     """
     installed(engine)
     if engine != "inductor" and batch is not None:
@@ -80,11 +80,11 @@ def export(
     planning.check(params)
     threads = params.execution.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
-    rebuilt = runs.rebuild(params, run)
-    data = resources.faces(params)
-    test = data.subset("test")
-    count = (batch or BATCH) if engine == "inductor" else EXAMPLES
     with _written_whole(folder) as place:
+        rebuilt = runs.rebuild(params, run)
+        data = resources.faces(params)
+        test = data.subset("test")
+        count = (batch or BATCH) if engine == "inductor" else EXAMPLES
         example = models.normalize(_repeated(test.images, count))
         write(rebuilt.model, engine, place, example, _weight_bits(rebuilt.report))
         loaded = load(engine, place, threads)
@@ -142,7 +142,7 @@ def choose(params: Params, model: str) -> Run:
 
 
 def check_place(folder: Path) -> None:
-    """Refuse a place for a folder that is taken or cannot be written, before anything is computed.
+    """Refuse a place that is taken.
 
     Raises
     ------
@@ -163,7 +163,7 @@ def check_place(folder: Path) -> None:
 @contextmanager
 def _written_whole(folder: Path) -> Iterator[Path]:
     """A temporary folder beside ``folder`` that takes its place at the end."""
-    folder = folder.absolute()
+    folder = folder.resolve()
     place = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     before = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     try:
