@@ -31,11 +31,13 @@ from fairq_utils import (
     resources,
     runs,
     study,
+    training,
 )
 from fairq_utils.cli import app
 from fairq_utils.data import FaceData
 from fairq_utils.engines import ENGINES, NotInstalled
 from fairq_utils.faults import BadInput, Fault
+from fairq_utils.model_card import Margins, measured
 from fairq_utils.params import Params, load_params
 
 MODEL = "squeezenet1_1"
@@ -56,10 +58,19 @@ COMPILER = shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A params file whose FP32 model is trained."""
+    """A params file whose FP32 model is trained, and answers either way about half the pictures."""
     path = tmp_path_factory.mktemp("study") / "small.yaml"
     path.write_text(yaml.safe_dump(STUDY))
-    study.execute(load_params(path), ("baseline",))
+    params = load_params(path)
+    study.execute(params, ("baseline",))
+    run = planning.plan(params, ("baseline",))[0]
+    model = runs.trained(params, MODEL, run.key)
+    margins = training.predict(model, resources.faces(params).subset("test").images)
+    with torch.no_grad():  # so short a training ends in one answer for everybody
+        models.classifier(model).bias[1] -= float(np.median(margins))  # type: ignore[index]
+    checkpoint = resources.ledger(params).checkpoint_path(run.key)
+    checkpoint.unlink()
+    models.save_checkpoint(model, checkpoint)
     return path
 
 
@@ -163,22 +174,48 @@ def test_what_is_measured_is_what_the_folder_answers(
     said = np.array([line["class"] == "smiling" for line in found])
     assert (said == np.array([line["smiling"] > 0.5 for line in found])).all()
     right = said == (test_faces.target == 1)
-    measured = card_of(exported)["measured"]
-    assert measured["accuracy"]["value"] == pytest.approx(right.mean())
-    assert measured["accuracy"]["low"] <= right.mean() <= measured["accuracy"]["high"]
-    assert measured["images"] == 64
+    kept = card_of(exported)["measured"]
+    assert kept["accuracy"]["value"] == pytest.approx(right.mean())
+    assert kept["accuracy"]["low"] <= right.mean() <= kept["accuracy"]["high"]
+    assert kept["images"] == 64
     women = (test_faces.groups["gender"] == "female").to_numpy()
-    assert measured["groups"]["gender"]["female"]["images"] == women.sum()
-    assert measured["groups"]["gender"]["female"]["smiling"] == test_faces.target[women].sum()
-    accuracy = measured["groups"]["gender"]["female"]["accuracy"]
+    assert kept["groups"]["gender"]["female"]["images"] == women.sum()
+    assert kept["groups"]["gender"]["female"]["smiling"] == test_faces.target[women].sum()
+    accuracy = kept["groups"]["gender"]["female"]["accuracy"]
     assert accuracy["value"] == pytest.approx(right[women].mean())
-    gap = measured["gaps"]["gender"]["demographic_parity_difference"]
+    gap = kept["gaps"]["gender"]["demographic_parity_difference"]
     assert gap["value"] == pytest.approx(abs(said[women].mean() - said[~women].mean()))
     assert gap["change"] == pytest.approx(gap["value"] - gap["fp32"])
-    assert set(measured["gaps"]) == set(measured["groups"]) == {"gender", "age", "gender x age"}
-    reference = resources.ledger(params).read(planning.plan(params, ("baseline",))[0].key)
-    base = (reference.scores > 0) == (test_faces.target == 1)
-    assert measured["accuracy"]["fp32"] == pytest.approx(base.mean())
+    assert set(kept["gaps"]) == set(kept["groups"]) == {"gender", "age", "gender x age"}
+    trained = runs.trained(params, MODEL, planning.plan(params, ("baseline",))[0].key)
+    base = (training.predict(trained, test_faces.images) > 0) == (test_faces.target == 1)
+    assert kept["accuracy"]["fp32"] == pytest.approx(base.mean())
+    assert 0.2 < said.mean() < 0.8
+
+
+def test_who_answered_what(params: Params, test_faces: FaceData) -> None:
+    """FP32, the simulation and the engine disagree, and each figure is of the right one."""
+    rng = np.random.default_rng(0)
+    margins = Margins(*rng.normal(size=(3, 64)).astype(np.float32))
+    run = deployable.choose(params, MODEL)
+    found = measured(params, run, resources.faces(params), margins)
+    label = test_faces.target == 1
+    right = {name: (getattr(margins, name) > 0) == label for name in ("fp32", "deployed")}
+    accuracy = found["accuracy"]
+    assert accuracy["value"] == pytest.approx(right["deployed"].mean())
+    assert accuracy["fp32"] == pytest.approx(right["fp32"].mean())
+    assert accuracy["change"] == pytest.approx(accuracy["value"] - accuracy["fp32"])
+    assert accuracy["change_low"] < accuracy["change"] < accuracy["change_high"]
+    differs = (margins.simulated > 0) != (margins.deployed > 0)
+    assert found["simulation"]["differs"] == pytest.approx(differs.mean())
+    old = (test_faces.groups["age"] == "old").to_numpy()
+    assert found["groups"]["age"]["old"]["accuracy"]["fp32"] == pytest.approx(
+        right["fp32"][old].mean()
+    )
+    groups = test_faces.groups["gender"].astype(str) + " " + test_faces.groups["age"].astype(str)
+    shares = {group: differs[(groups == group).to_numpy()].mean() for group in set(groups)}
+    worst = found["simulation"]["worst_group"]
+    assert shares[worst] == max(shares.values()) == found["simulation"]["differs_in_worst_group"]
 
 
 def test_the_simulation_is_the_runs_own(exported: Path, params: Params) -> None:
@@ -343,7 +380,19 @@ def test_an_earlier_export_is_replaced_or_stays_whole(
         with pytest.raises(KeyboardInterrupt):
             deployable.export(params, MODEL, "onnxruntime", copied)
     assert {path.name: path.read_bytes() for path in copied.iterdir()} == before
+    really = Path.rename
+
+    def refused(self: Path, target: Path) -> Path:
+        if self.suffix == ".tmp":
+            raise OSError("disk is gone")
+        return really(self, target)
+
     full = planning.plan(params, ("baseline",))[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refused)
+        with pytest.raises(OSError, match="disk is gone"):
+            deployable.export(params, full.key, "onnxruntime", copied)
+    assert {path.name: path.read_bytes() for path in copied.iterdir()} == before
     deployable.export(params, full.key, "onnxruntime", copied)
     assert {path.name for path in copied.iterdir()} == {"card.json", "README.md", "model.onnx"}
     assert card_of(copied)["run"]["key"] == full.key
