@@ -214,6 +214,67 @@ def bench(
     _say_and_stop(action)
 
 
+class EngineName(StrEnum):
+    """What runs an exported model."""
+
+    onnxruntime = "onnxruntime"
+    openvino = "openvino"
+    inductor = "inductor"
+
+
+@app.command()
+def export(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A run's key as `fairq plan` lists it, its first digits, or an architecture."
+        ),
+    ],
+    engine: Annotated[EngineName, typer.Option(help="What will run it.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.")],
+    params: ParamsFile = DEFAULT,
+    overrides: Overrides = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Pictures at a time, of inductor's file (8).")
+    ] = None,
+) -> None:
+    """Write a model of the study as a folder that ships: its file, a card, a README."""
+    settings = _read(params, overrides)
+
+    def action() -> None:
+        from fairq_utils import deployable
+
+        typer.echo(str(deployable.export(settings, model, engine.value, out, batch=batch)))
+
+    _say_and_stop(action)
+
+
+@app.command()
+def predict(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `fairq export` wrote.")],
+    images: Annotated[list[Path], typer.Argument(help="Pictures of faces.")],
+    threads: Annotated[int, typer.Option(min=1, help="Of the engine.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Let an exported model answer about image files."""
+
+    def action() -> None:
+        from fairq_utils import predict as predicting
+
+        deployed = predicting.open_deployable(folder, threads)
+        unread = 0
+        for answer in predicting.classify(deployed, images):
+            if isinstance(answer, predicting.NoPicture):
+                unread += 1
+                typer.echo(str(answer), err=True)
+            else:
+                typer.echo(answer.as_json() if as_json else answer.line())
+        if unread:
+            raise typer.Exit(1)
+
+    _say_and_stop(action)
+
+
 def main() -> None:
     """Entry point."""
     sys.exit(app())

@@ -102,21 +102,31 @@ def _further(params: Params, architecture: str, seed: int) -> list[Run]:
     for method, widths in q.further.items():
         for bits in widths:
             for draw in q.calibration_seeds:
-                runs.append(
-                    _run(
-                        params,
-                        architecture,
-                        seed,
-                        method=method,
-                        bits=bits,
-                        ranges=METHODS[method].spec(bits).activation_range,
-                        sampler="random",
-                        calibration_seed=draw,
-                    )
-                )
+                runs.append(further_run(params, architecture, seed, method, bits, draw))
     if "qat" in q.further:
         runs.append(_run(params, architecture, seed, method=CONTROL))
     return runs
+
+
+def further_run(
+    params: Params, architecture: str, seed: int, method: str, bits: str, draw: int
+) -> Run:
+    """A run of a further method, calibrated on pictures drawn at random.
+
+    Parameters
+    ----------
+    seed, draw : of the training, and of the calibration draw
+    """
+    return _run(
+        params,
+        architecture,
+        seed,
+        method=method,
+        bits=bits,
+        ranges=METHODS[method].spec(bits).activation_range,
+        sampler="random",
+        calibration_seed=draw,
+    )
 
 
 def _settings(params: Params, method: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import subprocess
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -21,8 +22,10 @@ from safetensors.torch import load_file
 from fairq_utils import calibration, models, training
 from fairq_utils.data import FaceData
 from fairq_utils.data.population import ATTRIBUTES
+from fairq_utils.faults import BadInput, Fault
 from fairq_utils.ledger import Run, RunRecord
 from fairq_utils.params import Params
+from fairq_utils.planning import baseline_of
 from fairq_utils.progress import Progress
 from fairq_utils.quantizers import (
     Observed,
@@ -91,8 +94,8 @@ def train_baseline(params: Params, run: Run, bars: Progress | None = None) -> st
         models.load_checkpoint(model, path)
     scores = _scores(model, data, target)
     size = round(models.float_megabytes(model) * 2**20)
-    record = _record(run, data, scores, scores, size, began, measures, {})
-    store.write(record)
+    answered = record(run, data, scores, scores, size, began, measures, {})
+    store.write(answered)
     if bars is not None:
         bars.finish(run)
     return run.key
@@ -136,10 +139,7 @@ def evaluate_quantized(
     began = time.perf_counter()
     data = faces(params)
     target = device(params)
-    model = models.load_checkpoint(
-        models.build(runs[0].architecture, image_size=params.data.size),
-        store.checkpoint_path(baseline),
-    ).eval()
+    model = trained(params, runs[0].architecture, baseline)
     reference = store.read(baseline).scores
     seen = None if runs[0].method == "dynamic" else _observed(runs, model, data)
     for run in runs:
@@ -148,10 +148,70 @@ def evaluate_quantized(
         quantized_seconds = time.perf_counter() - began
         scores = _scores(quantized, data, target)
         measures |= {"integer_layers": float(layers), "quantize_seconds": quantized_seconds}
-        store.write(_record(run, data, reference, scores, size, began, measures, report))
+        store.write(record(run, data, reference, scores, size, began, measures, report))
         if bars is not None:
             bars.finish(run)
         began = time.perf_counter()
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """A run's model, made again.
+
+    Attributes
+    ----------
+    fp32 : the trained model that the run starts from
+    model : the run's own, in float simulation; ``fp32`` itself for an FP32 run
+    report : :meth:`fairq_utils.quantizers.QuantReport.to_dict`; empty for an FP32 run
+    """
+
+    fp32: torch.nn.Module
+    model: torch.nn.Module
+    report: dict[str, Any]
+
+
+def rebuild(params: Params, run: Run) -> Rebuilt:
+    """Make a run's model again, from its checkpoint and its calibration pictures.
+
+    Raises
+    ------
+    BadInput
+        The run trains on after quantization; a study does not keep such weights.
+    Fault
+        See :func:`trained`.
+    """
+    if run.method == CONTROL or (run.method in METHODS and METHODS[run.method].trains):
+        raise BadInput(
+            f"run {run.key}: {run.method} trains on after the FP32 checkpoint, and a study keeps "
+            "no weights of that; name a run of another method"
+        )
+    model = trained(params, run.architecture, baseline_of(run).key)
+    if run.method == "fp32":
+        return Rebuilt(model, model, {})
+    data = faces(params)
+    seen = None if run.method == "dynamic" else _observed([run], model, data)
+    quantized, _, report, _ = _quantized(params, run, model, seen, data, None)
+    return Rebuilt(model, quantized.eval(), report)
+
+
+def trained(params: Params, architecture: str, key: str) -> torch.nn.Module:
+    """The FP32 model of a run, in eval mode.
+
+    Raises
+    ------
+    Fault
+        It is not trained yet; says how to train it.
+    ValueError
+        Its checkpoint is damaged.
+    """
+    path = ledger(params).checkpoint_path(key)
+    if not path.exists():
+        raise Fault(
+            f"{path}: there is no FP32 {models.DISPLAY_NAMES[architecture]} of this study yet; "
+            "run `fairq run --params ... --phase baseline` first, with the same params"
+        )
+    model = models.build(architecture, image_size=params.data.size)
+    return models.load_checkpoint(model, path).eval()
 
 
 def _quantized(
@@ -257,7 +317,11 @@ def _observed(runs: Sequence[Run], model: torch.nn.Module, data: FaceData) -> Ob
 
 def _scores(model: torch.nn.Module, data: FaceData, target: str) -> NDArray[np.float16]:
     """Margins on the test split as they are kept; a prediction is the sign of the kept margin."""
-    margins = training.predict(model, data.subset("test").images, device=target)
+    return kept(training.predict(model, data.subset("test").images, device=target))
+
+
+def kept(margins: NDArray[np.float32]) -> NDArray[np.float16]:
+    """Margins as a record holds them."""
     limit = float(np.finfo(np.float16).max)
     return np.clip(margins, -limit, limit).astype(np.float16)
 
@@ -271,7 +335,7 @@ def cells(data: FaceData) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     return tuple(names), code
 
 
-def _record(
+def record(
     run: Run,
     data: FaceData,
     reference: NDArray[np.float16],
@@ -281,6 +345,14 @@ def _record(
     measures: dict[str, float],
     report: dict[str, Any],
 ) -> RunRecord:
+    """What a run leaves behind.
+
+    Parameters
+    ----------
+    data : all splits; what counts is the test split
+    reference, scores : margins on the test split, of the FP32 model and of this run's
+    began : when the run began, in seconds of :func:`time.perf_counter`
+    """
     test = data.subset("test")
     names, cell = cells(test)
     label = cell * 2 + test.target

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from fairq_utils import calibration, models, training
 from fairq_utils.bench.peers import PEERS, Answer, NotInstalled, NotOffered, Task, quantize
 from fairq_utils.data import FaceData
-from fairq_utils.faults import Fault
 from fairq_utils.params import Params
 from fairq_utils.planning import plan
 from fairq_utils.quantizers import QuantSpec, observe, quantize_static
 from fairq_utils.quantizers.methods import METHODS
-from fairq_utils.resources import faces, ledger
+from fairq_utils.resources import faces
+from fairq_utils.runs import trained
 from fairq_utils.silence import silence
 
 OURS = {"ours_minmax": "ours, min-max", "ours": "ours, best"}
@@ -74,31 +74,24 @@ def bench_toolkits(params: Params) -> tuple[Accuracies, str]:
     """
     if params.execution.threads:
         torch.set_num_threads(params.execution.threads)
-    trained = _trained(params)
+    by_architecture = _trained(params)
     data = faces(params)
     pictures = _calibration_pictures(params, data)
     bits = [b for b in params.quantization.bits if QuantSpec.parse(b).activation == "static"]
     found = Comparison()
-    for architecture, model in trained.items():
+    for architecture, model in by_architecture.items():
         compare(found, architecture, model, bits, pictures, data.subset("test"))
     return found.accuracy, table(found)
 
 
 def _trained(params: Params) -> dict[str, nn.Module]:
     """The FP32 model of every architecture, at the study's first training seed."""
-    seed, store, found = params.training.seeds[0], ledger(params), {}
-    for run in plan(params, ("baseline",)):
-        if run.training["seed"] != seed:
-            continue
-        path = store.checkpoint_path(run.key)
-        if not path.exists():
-            raise Fault(
-                f"{path}: there is no FP32 {models.DISPLAY_NAMES[run.architecture]} of this study "
-                "yet; run `fairq run --params ... --phase baseline` first, with the same params"
-            )
-        model = models.build(run.architecture, image_size=params.data.size)
-        found[run.architecture] = models.load_checkpoint(model, path).eval()
-    return found
+    seed = params.training.seeds[0]
+    return {
+        run.architecture: trained(params, run.architecture, run.key)
+        for run in plan(params, ("baseline",))
+        if run.training["seed"] == seed
+    }
 
 
 def _calibration_pictures(params: Params, data: FaceData) -> tuple[Tensor, ...]:

@@ -1,0 +1,275 @@
+"""What the card of a deployable folder says: counted, measured or looked up, nothing typed."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, metadata, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fairq_utils import effects, metrics, models, processor, runs, stats
+from fairq_utils.data import FaceData
+from fairq_utils.engines import ENGINES, Answering, files
+from fairq_utils.ledger import Run, RunRecord
+from fairq_utils.params import Params
+from fairq_utils.planning import baseline_of
+from fairq_utils.predict import FORMAT, checksum, onnx_opset
+from fairq_utils.quantizers import QuantSpec
+from fairq_utils.quantizers.report import float_bytes
+
+PACKAGES = ("fairq-utils", "torch", "torchao", "onnx", "onnxruntime", "openvino", "numpy")
+CLASSES = ("not smiling", "smiling")  # in the order of the logits
+LIMITS = (
+    "The people in its training, calibration and test pictures are rendered. Gender, age and "
+    "ancestry are settings of a human model, not identities.",
+    "Mechanisms carry over from them to photographs; magnitudes need not.",
+    "No figure here clears a system for use on people, and none may be held against a group.",
+)
+BOOK_PAGE = "notebooks/01_population: What rendered people can and cannot tell"
+GAPS = ("demographic_parity_difference", "equalized_odds_difference", "worst_group_accuracy")
+
+
+@dataclass(frozen=True)
+class Margins:
+    """Logit of the target less that of its absence, of every test picture, by whom.
+
+    Attributes
+    ----------
+    fp32, simulated, deployed : float32 (N,)
+        The trained model, its quantized counterpart computed in float, and the engine.
+    """
+
+    fp32: NDArray[np.float32]
+    simulated: NDArray[np.float32]
+    deployed: NDArray[np.float32]
+
+
+def card(
+    params: Params,
+    run: Run,
+    rebuilt: runs.Rebuilt,
+    answering: Answering,
+    folder: Path,
+    data: FaceData,
+    margins: Margins,
+) -> dict[str, Any]:
+    """The card, ready for JSON; what is not defined, such as a rate of no images, is None.
+
+    Parameters
+    ----------
+    folder : where the engine's files are
+    data : all splits
+    margins : on the test split
+    """
+    listed = files(answering.engine, folder)
+    test = data.subset("test")
+    return {
+        "format": FORMAT,
+        "name": f"{models.DISPLAY_NAMES[run.architecture]} {run.bits or 'FP32'}",
+        "architecture": run.architecture,
+        "run": {
+            "key": run.key,
+            "study": params.name,
+            "method": run.method,
+            "training_seed": run.training["seed"],
+        },
+        "task": {"target": CLASSES[1], "classes": list(CLASSES), "logit": 1},
+        "input": {
+            "size": params.data.size,
+            "channels": list("RGB"),
+            "scale": 1 / 255,
+            "mean": list(models.MEAN),
+            "std": list(models.STD),
+        },
+        "engine": _engine(answering, listed[0]),
+        "packages": _versions(),
+        "files": {
+            path.name: {"bytes": path.stat().st_size, "sha256": checksum(path)} for path in listed
+        },
+        "size": _size(rebuilt, run, sum(path.stat().st_size for path in listed)),
+        "quantization": _quantization(rebuilt, run, answering),
+        "calibration": _calibration(run),
+        "data": {
+            "source": test.meta["source"],
+            "licence": test.meta["licence"],
+            "images": {split: getattr(params.data, split) for split in ("train", "test")},
+            "share_smiling": float(test.target.mean()),
+        },
+        "measured": measured(params, run, data, margins),
+        "limits": [*LIMITS, f"See the book, {BOOK_PAGE}."],
+        "licence": metadata("fairq-utils")["License-Expression"],
+    }
+
+
+def _engine(answering: Answering, file: Path) -> dict[str, Any]:
+    found = ENGINES[answering.engine]
+    compiled = answering.engine == "inductor"
+    return {
+        "name": answering.engine,
+        "label": found.label,
+        "version": version(found.package),
+        "onnx_opset": onnx_opset(file) if file.suffix == ".onnx" else None,
+        "batch": answering.batch,
+        "processor": {
+            "machine": platform.machine(),
+            "name": processor.model_name(),
+            "capability": torch.backends.cpu.get_cpu_capability(),
+            # Other engines choose their kernels when they load a file.
+            "instructions": list(processor.instructions()) if compiled else [],
+        },
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found | {"commit": runs.provenance()["commit"]}
+
+
+def _size(rebuilt: runs.Rebuilt, run: Run, on_disk: int) -> dict[str, Any]:
+    full = rebuilt.report.get("float_bytes", float_bytes(rebuilt.fp32))
+    bits = QuantSpec.parse(run.bits).weight_bits if run.bits else 32
+    return {
+        "on_disk": on_disk,
+        "packed": rebuilt.report.get("size_bytes", full),
+        "fp32": full,
+        "ratio_of_bits": 32 / bits,
+        "ratio_on_disk": full / on_disk,
+    }
+
+
+def _quantization(rebuilt: runs.Rebuilt, run: Run, answering: Answering) -> dict[str, Any] | None:
+    if not rebuilt.report:
+        return None
+    kept = ("spec", "layers", "operations", "left_float", "folded")
+    kernels = None if answering.kernels is None else asdict(answering.kernels)
+    return {"bits": run.bits, **{k: rebuilt.report[k] for k in kept}, "kernels": kernels}
+
+
+def _calibration(run: Run) -> dict[str, Any] | None:
+    if run.sampler is None:
+        return None
+    return {
+        "split": "calibration",
+        "images": run.calibration_images,
+        "sampler": run.sampler,
+        "seed": run.calibration_seed,
+    }
+
+
+def measured(params: Params, run: Run, data: FaceData, margins: Margins) -> dict[str, Any]:
+    """What the test pictures say about the deployed file, beside FP32 and the simulation.
+
+    Parameters
+    ----------
+    data : all splits
+    margins : on the test split
+
+    Returns
+    -------
+    mapping
+        ``accuracy``; ``gaps`` and ``groups`` by scope (:func:`fairq_utils.effects.scopes`);
+        ``simulation``, the share of answers that differ from it. Fractions; every statistic with
+        its value at FP32, the paired change, and intervals.
+    """
+    reference = _record(baseline_of(run), data, margins.fp32, margins.fp32)
+    deployed = _record(run, data, margins.fp32, margins.deployed)
+    scopes = effects.scopes(params)
+    bootstrap = partial(_bootstrap, params, (reference, deployed))
+    crossed = list(scopes.values())[-1]
+    gaps = {name: effects.STATISTICS[name] for name in GAPS}
+    return {
+        "split": "test",
+        "images": len(margins.deployed),
+        "confidence": params.analysis.confidence,
+        "replicates": params.analysis.replicates,
+        "accuracy": bootstrap(crossed, {"": effects.STATISTICS["accuracy"]})[""],
+        "gaps": {scope: bootstrap(names, gaps) for scope, names in scopes.items()},
+        "groups": {scope: _by_group(deployed, names, bootstrap) for scope, names in scopes.items()},
+        "simulation": _against_simulation(
+            _record(run, data, margins.simulated, margins.deployed), crossed
+        ),
+    }
+
+
+def _record(
+    run: Run, data: FaceData, reference: NDArray[np.float32], scores: NDArray[np.float32]
+) -> RunRecord:
+    return runs.record(run, data, runs.kept(reference), runs.kept(scores), 0, 0.0, {}, {})
+
+
+def _bootstrap(
+    params: Params,
+    pair: effects.Pair,
+    attributes: Sequence[str],
+    statistics: Mapping[str, stats.Statistic],
+) -> dict[str, dict[str, float | None]]:
+    """Each statistic: of the deployed file, of FP32, and the change, with intervals."""
+    table = stats.paired_bootstrap(
+        effects.shared([pair], attributes),
+        statistics,
+        replicates=params.analysis.replicates,
+        confidence=params.analysis.confidence,
+        seed=params.data.seed,
+    )
+    columns = {
+        "value": "compared",
+        "low": "compared_low",
+        "high": "compared_high",
+        "fp32": "reference",
+        "change": "change",
+        "change_low": "low",
+        "change_high": "high",
+    }
+    return {
+        row["statistic"]: {name: _number(row[column]) for name, column in columns.items()}
+        for row in table.to_dict("records")
+    }
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _by_group(
+    deployed: RunRecord, attributes: Sequence[str], bootstrap: Any
+) -> dict[str, dict[str, Any]]:
+    counts = effects.counts(deployed, attributes)
+    accuracies = {name: partial(_accuracy_of, i) for i, name in enumerate(counts.groups)}
+    found = bootstrap(attributes, accuracies)
+    smiling = counts.table[:, 1].sum(axis=(1, 2))
+    return {
+        name.replace("|", " "): {
+            "images": int(counts.sizes[i]),
+            "smiling": int(smiling[i]),
+            "accuracy": found[name],
+        }
+        for i, name in enumerate(counts.groups)
+    }
+
+
+def _accuracy_of(group: int, table: NDArray[Any]) -> NDArray[Any]:
+    return metrics.rate(table, "accuracy")[..., group]
+
+
+def _against_simulation(pair: RunRecord, attributes: Sequence[str]) -> dict[str, Any]:
+    counts = effects.counts(pair, attributes)
+    shares = counts.flips / np.maximum(counts.sizes, 1)
+    worst = int(shares.argmax())
+    return {
+        "differs": float(counts.flips.sum() / counts.sizes.sum()),
+        "images": int(counts.flips.sum()),
+        "worst_group": counts.groups[worst].replace("|", " ") if counts.flips.any() else None,
+        "differs_in_worst_group": float(shares[worst]),
+    }

@@ -1,0 +1,292 @@
+"""Engines: the same answers as the simulation, on integers, from files that can be relied on."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fairq_utils import engines
+from fairq_utils.engines import Answering, NotInstalled, NotRunning, load, write
+from fairq_utils.engines.qdq import NotExact, to_qdq
+from fairq_utils.quantizers import QuantSpec, quantize_dynamic, quantize_static
+from fairq_utils.quantizers.layers import Quantized
+
+FILES = ("onnxruntime", "openvino")  # engines that read a file without a compiler
+OPTIONS = {"residuals": True, "attention_products": True, "activation_range": "mse"}
+COMPILER = shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
+
+
+@pytest.fixture(params=FILES)
+def engine(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    try:
+        engines.installed(name)
+    except NotInstalled as error:
+        pytest.skip(str(error))
+    return name
+
+
+class Convolutions(nn.Module):
+    """Batch norms, ReLU6, a residual addition, a concatenation, max pooling, a linear head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.stem_norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.deep = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
+        self.deep_norm = nn.BatchNorm2d(8)
+        self.left, self.right = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, padding=1)
+        self.pool = nn.MaxPool2d(2)
+        self.last, self.head = nn.Conv2d(16, 12, 3), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu6(self.stem_norm(self.stem(x)))
+        x = x + self.deep_norm(self.deep(x))
+        x = self.pool(torch.cat([F.relu(self.left(x)), F.relu(self.right(x))], dim=1))
+        return self.head(F.relu(self.last(x)).mean(dim=(2, 3)))
+
+
+class Attending(nn.Module):
+    """Patches, one block of attention with its residual addition, a head."""
+
+    def __init__(self, width: int = 16, heads: int = 2) -> None:
+        super().__init__()
+        self.patches, self.heads = nn.Conv2d(3, width, 4, stride=4), heads
+        self.norm, self.qkv = nn.LayerNorm(width), nn.Linear(width, 3 * width)
+        self.out, self.head = nn.Linear(width, width), nn.Linear(width, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        n, t, c = tokens.shape
+        q, k, v = self.qkv(self.norm(tokens)).view(n, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, t, c)
+        return self.head((tokens + self.out(mixed)).mean(dim=1))
+
+
+def pictures(count: int = 16, seed: int = 0) -> Tensor:
+    return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def settled(model: nn.Module) -> nn.Module:
+    """With batch norms that have seen something."""
+    model.train()
+    with torch.no_grad():
+        for seed in range(5):
+            model(pictures(32, seed + 10))
+    return model.eval()
+
+
+def quantized(kind: type[nn.Module], bits: str) -> nn.Module:
+    torch.manual_seed(0)
+    spec = QuantSpec.parse(bits, **OPTIONS)
+    return quantize_static(settled(kind()), spec, [pictures(64)])[0]
+
+
+def answers(model: nn.Module, images: Tensor) -> NDArray[np.float32]:
+    with torch.no_grad():
+        out: NDArray[np.float32] = model(images).numpy()
+    return out
+
+
+def tolerance(model: nn.Module, steps: float) -> float:
+    """How far an answer moves where every input of the head moves by so many steps of its grid."""
+    head = model.get_submodule("head")
+    assert isinstance(head, Quantized)
+    return steps * float(head.input_scale) * float(head.weight().abs().sum(dim=1).max())
+
+
+@pytest.mark.parametrize("bits", ["W8A8", "W4A8", "W4A4"])
+@pytest.mark.parametrize("kind", [Convolutions, Attending])
+def test_engines_answer_as_the_simulation_does(
+    kind: type[nn.Module], bits: str, engine: str, tmp_path: Path
+) -> None:
+    model, images = quantized(kind, bits), pictures(32, 1)
+    write(model, engine, tmp_path, pictures(2), QuantSpec.parse(bits).weight_bits)
+    found = load(engine, tmp_path, 1)
+    # A sum on the edge between two integers may be rounded either way, and the next layers carry
+    # it on: on a grid of four bits a step is sixteen times as wide.
+    apart = np.abs(found(images.numpy()) - answers(model, images))
+    assert np.median(apart) < tolerance(model, 0.25)
+    assert apart.max() < tolerance(model, 1.5 if bits == "W4A4" else 0.5)
+
+
+def test_a_float_model_is_answered_in_float(engine: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, images = settled(Convolutions()), pictures(8, 1)
+    write(model, engine, tmp_path, pictures(2))
+    found = load(engine, tmp_path, 1)
+    np.testing.assert_allclose(found(images.numpy()), answers(model, images), atol=1e-4)
+    assert found.kernels is not None
+    assert found.kernels.integer == 0
+
+
+@pytest.mark.parametrize("kind", [Convolutions, Attending])
+def test_standard_operators_are_the_simulation(kind: type[nn.Module]) -> None:
+    model, images = quantized(kind, "W4A4"), pictures(8, 1)
+    np.testing.assert_allclose(answers(to_qdq(model), images), answers(model, images), atol=1e-4)
+
+
+class Sum(nn.Module):
+    """Two channels added up by a convolution, and passed on by another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 1, 1), nn.Conv2d(1, 1, 1)
+        for layer in (self.first, self.second):
+            nn.init.ones_(layer.weight)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x)).flatten(1)
+
+
+def test_below_eight_bits_nothing_larger_than_the_grid_gets_through(
+    engine: str, tmp_path: Path
+) -> None:
+    # Calibration sees 0 to 15 in each channel and in their sum: four bits, a step of 1.
+    seen = torch.tensor([[0.0, 15.0], [15.0, 0.0]]).view(2, 2, 1, 1)
+    spec = QuantSpec.parse("W4A4", first_last_bits=None)
+    model = quantize_static(Sum().eval(), spec, [seen])[0]
+    write(model, engine, tmp_path, seen, 4)
+    found = load(engine, tmp_path, 1)
+    asked = torch.tensor([[3.0, 4.0], [99.0, 0.0], [15.0, 15.0]]).view(3, 2, 1, 1)
+    # 99 is 15 at the first layer's input; 15 + 15 is 15 at the second one's.
+    np.testing.assert_allclose(found(asked.numpy()).ravel(), [7, 15, 15], atol=1e-4)
+    np.testing.assert_allclose(answers(model, asked).ravel(), [7, 15, 15], atol=1e-4)
+
+
+def test_openvino_computes_every_layer_on_integers(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    write(quantized(Convolutions, "W8A8"), "openvino", tmp_path, pictures(2))
+    kernels = load("openvino", tmp_path, 1).kernels
+    assert kernels is not None
+    assert kernels.floating == 0
+    assert kernels.integer == 6
+
+
+def test_onnx_runtime_computes_on_integers_what_is_rounded_behind(tmp_path: Path) -> None:
+    write(quantized(Convolutions, "W8A8"), "onnxruntime", tmp_path, pictures(2))
+    kernels = load("onnxruntime", tmp_path, 1).kernels
+    assert kernels is not None
+    # The last convolution's answer is averaged in float, and the head's is the logits.
+    assert kernels.integer >= 4
+    assert kernels.integer + kernels.floating == 6
+
+
+def test_four_bits_are_packed_two_to_a_byte(engine: str, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(768, 256), nn.ReLU(), nn.Linear(256, 2))
+    spec = QuantSpec.parse("W4A8", first_last_bits=None)
+    four = quantize_static(model.eval(), spec, [pictures()])[0]
+    sizes = {}
+    for bits in (4, 8):
+        paths = write(four, engine, tmp_path / str(bits), pictures(2), bits)
+        sizes[bits] = sum(path.stat().st_size for path in paths)
+    values = 768 * 256 + 256 * 2
+    assert sizes[8] > values
+    assert 0.49 * values < sizes[8] - sizes[4] < 0.51 * values
+    same = [load(engine, tmp_path / str(bits), 1)(pictures(5, 1).numpy()) for bits in (4, 8)]
+    np.testing.assert_allclose(same[0], same[1], atol=1e-5)
+
+
+def test_batches_of_any_size(engine: str, tmp_path: Path) -> None:
+    model, images = quantized(Convolutions, "W8A8"), pictures(9, 1)
+    write(model, engine, tmp_path, pictures(2))
+    found = load(engine, tmp_path, 1)
+    assert found.batch is None
+    whole = found(images.numpy())
+    for size in (1, 4):
+        parts = [found(np.ascontiguousarray(part)) for part in np.split(images.numpy(), [size])]
+        np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-5)
+        np.testing.assert_allclose(found.in_batches(images.numpy(), size), whole, atol=1e-5)
+
+
+def test_batches_are_filled_up_and_cut() -> None:
+    asked: list[int] = []
+
+    def echo(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        asked.append(len(images))
+        assert images.flags.c_contiguous
+        return images.reshape(len(images), -1)
+
+    images = np.arange(5, dtype=np.float32).reshape(5, 1, 1, 1)
+    assert Answering("echo", echo, 1).in_batches(images, 2).ravel().tolist() == [0, 1, 2, 3, 4]
+    assert asked == [2, 2, 2]
+    asked.clear()
+    fixed = Answering("echo", echo, 1, batch=8)
+    assert fixed.in_batches(images, 2).ravel().tolist() == [0, 1, 2, 3, 4]
+    assert asked == [8]
+    asked.clear()  # a first batch that is small and may be is not filled up
+    assert Answering("echo", echo, 1).in_batches(images, 64).ravel().tolist() == [0, 1, 2, 3, 4]
+    assert asked == [5]
+
+
+def test_what_has_no_integer_kernel_is_refused(engine: str, tmp_path: Path) -> None:
+    model = settled(Convolutions())
+    dynamic = quantize_dynamic(model, QuantSpec.parse("W8A8", activation="dynamic"), pictures(2))[0]
+    with pytest.raises(NotExact, match=r"layer stem: dynamic ranges.*use activation='static'"):
+        write(dynamic, engine, tmp_path, pictures(2))
+    grouped = QuantSpec.parse("W8A8", weight_granularity="group", group_size=4)
+    model = quantize_static(model, grouped, [pictures()])[0]
+    with pytest.raises(NotExact, match=r"layer stem: weights with a scale per group.*'channel'"):
+        write(model, engine, tmp_path, pictures(2))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_engine_that_is_not_there_says_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    really = importlib.util.find_spec
+
+    def without(name: str, package: str | None = None) -> ModuleSpec | None:
+        return None if name in ("openvino", "onnxruntime") else really(name, package)
+
+    monkeypatch.setattr("importlib.util.find_spec", without)
+    with pytest.raises(NotInstalled, match=r"OpenVINO is .*pip install 'fairq_utils\[engines\]'"):
+        engines.installed("openvino")
+    with pytest.raises(NotInstalled, match=r"ONNX Runtime is not .*pip install 'onnxruntime'"):
+        engines.installed("onnxruntime")
+    assert engines.installed("inductor") == torch.__version__.split("+")[0]
+    with pytest.raises(ValueError, match="engine 'tvm' is not one of onnxruntime, openvino"):
+        engines.installed("tvm")
+
+
+@pytest.mark.parametrize("name", engines.ENGINES)
+def test_a_file_that_is_damaged_or_missing_is_named(name: str, tmp_path: Path) -> None:
+    if importlib.util.find_spec(engines.ENGINES[name].package) is None:
+        pytest.skip(f"{name} is not installed")
+    paths = engines.files(name, tmp_path)
+    with pytest.raises(NotRunning, match=rf"{paths[0].name}: there is no such file; export the"):
+        load(name, tmp_path, 1)
+    for path in paths:
+        path.write_bytes(b"no model")
+    with pytest.raises(NotRunning, match=rf"{paths[0].name}: .* cannot load this .*; export the"):
+        load(name, tmp_path, 1)
+
+
+def test_a_file_cut_short_is_named(engine: str, tmp_path: Path) -> None:
+    for path in write(quantized(Convolutions, "W8A8"), engine, tmp_path, pictures(2)):
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(NotRunning, match=r"model\..*: .* cannot load this file .*; export"):
+            load(engine, tmp_path, 1)
+        path.write_bytes(whole)
+    assert load(engine, tmp_path, 1)(pictures(2).numpy()).shape == (2, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(COMPILER is None, reason="Inductor needs a C++ compiler")
+def test_inductor_answers_on_integers_in_its_batch_size(tmp_path: Path) -> None:
+    model, images = quantized(Convolutions, "W4A4"), pictures(7, 1)
+    write(model, "inductor", tmp_path, pictures(4))
+    found = load("inductor", tmp_path, 1)
+    assert found.batch == 4
+    assert found.kernels is not None
+    assert (found.kernels.integer, found.kernels.floating) == (6, 0)
+    apart = np.abs(found.in_batches(images.numpy(), 2) - answers(model, images))
+    assert apart.max() < tolerance(model, 2)
