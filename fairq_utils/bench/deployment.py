@@ -136,7 +136,7 @@ def _deploy(
                     float((answers == test.target).mean()),
                     float((simulated == test.target).mean()),
                     float((answers != simulated).mean()),
-                    *worst(answers != simulated, test.groups[params.analysis.attributes]),
+                    *worst(answers != simulated, test.groups[list(params.analysis.attributes)]),
                     size,
                     report.size_bytes,
                     report.float_bytes,
