@@ -18,6 +18,7 @@ from matplotlib.patches import Patch
 from torch import Tensor, nn
 
 from fairq_utils import calibration, models
+from fairq_utils.figures import finished
 from fairq_utils.ledger import Run
 from fairq_utils.params import Params
 from fairq_utils.quantizers import (
@@ -90,11 +91,6 @@ def specimen(params: Params, baselines: list[Run]) -> Specimen:
     )
 
 
-def _finished(figure: Figure) -> Figure:
-    plt.close(figure)
-    return figure
-
-
 def _longest_tail(seen: Observed) -> str:
     """The layer whose input reaches furthest beyond its central 99 %, the first one left out."""
 
@@ -120,7 +116,7 @@ def grids(bits: int = 3) -> Figure:
         axis.title.set_fontsize(10)
     axes[0].set_ylabel(f"value on a {bits}-bit grid")
     figure.tight_layout()
-    return _finished(figure)
+    return finished(figure)
 
 
 def ranges(found: Specimen, bits: int = 4) -> Figure:
@@ -145,7 +141,7 @@ def ranges(found: Specimen, bits: int = 4) -> Figure:
         axis.plot([], [], color=colour, label=f"{label}: {lost:.2f} % of the power lost")
     axis.set(xlabel=f"input of {name}", ylabel="values", ylim=(0.5, None))
     axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    return _finished(figure)
+    return finished(figure)
 
 
 def _spread(layer: Layer) -> Tensor:
@@ -159,7 +155,7 @@ def equalization(found: Specimen) -> Figure:
     if not pairs:
         axis.text(0.5, 0.5, "no two layers in a row can be equalized here", ha="center")
         axis.axis("off")
-        return _finished(figure)
+        return finished(figure)
 
     def ratio(name: str) -> float:
         channels = _spread(found.layer(name))
@@ -172,7 +168,7 @@ def equalization(found: Specimen) -> Figure:
     axis.semilogy(after[order], color="tab:blue", linewidth=1, label="after")
     axis.set(xlabel=f"output channels of {name}, by their largest weight", ylabel="largest weight")
     axis.legend(fontsize=8)
-    return _finished(figure)
+    return finished(figure)
 
 
 def bias_correction(found: Specimen, bits: str = "W4A8") -> Figure:
@@ -194,7 +190,7 @@ def bias_correction(found: Specimen, bits: str = "W4A8") -> Figure:
         axis.hist(shift, bins=bins, color=colour, alpha=0.75, label=label)  # type: ignore[arg-type]
     axis.set(xlabel=f"mean error of an output channel of {name} ({bits})", ylabel="channels")
     axis.legend(fontsize=8)
-    return _finished(figure)
+    return finished(figure)
 
 
 def _mean_output(model: nn.Module, name: str, batch: Tensor) -> Tensor:
@@ -239,7 +235,7 @@ def rounding(found: Specimen, bits: str = "W3A8") -> Figure:
         ylabel="rounded up (%)",
     )
     axis.legend(fontsize=8, loc="upper left")
-    return _finished(figure)
+    return finished(figure)
 
 
 def bits_by_layer(found: Specimen, uniform: str = "W4A8") -> Figure:
@@ -266,7 +262,7 @@ def bits_by_layer(found: Specimen, uniform: str = "W4A8") -> Figure:
         loc="upper left",
         bbox_to_anchor=(1, 1),
     )
-    return _finished(figure)
+    return finished(figure)
 
 
 def step_gradients(bits: int = 3) -> Figure:
@@ -283,7 +279,7 @@ def step_gradients(bits: int = 3) -> Figure:
         axis.set(title=f"gradient {title}", xlabel="value / step")
         axis.title.set_fontsize(10)
     figure.tight_layout()
-    return _finished(figure)
+    return finished(figure)
 
 
 def block_errors(reports: dict[str, dict[str, list[float]]]) -> Figure:
@@ -303,7 +299,7 @@ def block_errors(reports: dict[str, dict[str, list[float]]]) -> Figure:
     axes[0][0].set_ylabel("error left (%)")
     figure.supxlabel("blocks, first to last", fontsize=10)
     figure.tight_layout()
-    return _finished(figure)
+    return finished(figure)
 
 
 def _one_architecture(axis: Axes, units: dict[str, list[float]]) -> None:

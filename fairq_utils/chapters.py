@@ -27,12 +27,14 @@ from fairq_utils import (
     probe,
     recovery,
     resources,
+    shipping,
     stats,
     study,
     tables,
 )
 from fairq_utils.data import FaceData
 from fairq_utils.data.population import Population
+from fairq_utils.engines import ENGINES
 from fairq_utils.fingerprint import code_version, fingerprint
 from fairq_utils.injection import refuse_unknown_in
 from fairq_utils.ledger import Ledger, RunRecord
@@ -41,6 +43,7 @@ from fairq_utils.quantizers.methods import CONTROL
 
 PROBE_IMAGES = 6000  # training pictures of the probe; fewer where the study has fewer
 PROBE_EPOCHS = 4
+DEFAULT = Path(__file__).resolve().parents[1] / "params" / "default.yaml"  # whose models are timed
 POINT = 0.01
 
 
@@ -372,3 +375,40 @@ def glue_baselines(frame: pd.DataFrame, scope: str) -> None:
     for name, gaps in (("odds", odds), ("parity", parity)):
         glue(f"{name}_low", gaps.compared.min() / POINT)
         glue(f"{name}_high", gaps.compared.max() / POINT)
+
+
+def glue_shipping(latency: pd.DataFrame, deployed: pd.DataFrame) -> None:
+    """Glue what the benchmarks of what ships found, in percent, times and milliseconds."""
+    full, low = deployed[deployed.bits == "W8A8"], deployed[deployed.bits != "W8A8"]
+    for name, rows, column in (
+        ("differ_most", full, "disagreement"),
+        ("differ_worst", full, "worst_disagreement"),
+        ("low_differ_most", low, "disagreement"),
+    ):
+        most = rows.loc[rows[column].idxmax()]
+        case = f"{models.DISPLAY_NAMES[most.architecture]} in {ENGINES[most.engine].label}"
+        if column == "worst_disagreement":
+            case += f", {most.worst_group}, {most.worst_images} pictures"
+        glue(name, 100 * most[column])
+        glue(f"{name}_case", case if name != "low_differ_most" else f"{case} at {most.bits}")
+    gains = shipping.speedups(latency)
+    for name in ("over_eager", "over_same"):
+        glue(f"{name}_least", gains[name].min())
+        glue(f"{name}_most", gains[name].max())
+    pairs = shipping.against_toolkits(latency)
+    behind = pairs[pairs.ratio < 1 - shipping.LEVEL].sort_values("ratio")
+    cases = [
+        f"{models.DISPLAY_NAMES[r.architecture]} in {ENGINES[r.engine].label}, batch {r.batch} "
+        f"({r.ratio:.2f}x)"
+        for r in behind.itertuples()
+    ]
+    glue("behind_margin", 100 * shipping.LEVEL)
+    glue("compared", len(pairs))
+    glue("behind", len(behind))
+    glue("behind_cases", "; ".join(cases) or "none")
+    first = latency.iloc[0]
+    glue("threads", int(first.threads))
+    glue("processor", str(first.processor))
+    glue("flags", str(first["flags"]))
+    glue("energy", shipping.energy(latency))
+    glue("study_size", load_params(DEFAULT).data.size)

@@ -193,14 +193,18 @@ def check(
 @app.command()
 def bench(
     name: Annotated[
-        str, typer.Argument(help="What to measure: render, stats, coverage or toolkits.")
+        str,
+        typer.Argument(
+            help="What to measure: render, stats, coverage, toolkits, latency, deployment or study."
+        ),
     ],
     params: ParamsFile = DEFAULT,
     overrides: Overrides = None,
 ) -> None:
     """Measure one thing on this machine; the figures are kept under build/bench.
 
-    The params file names the study whose models toolkits quantizes.
+    The params file names the study whose models are measured: by toolkits, latency, deployment and
+    study.
     """
 
     def action() -> None:

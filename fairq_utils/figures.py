@@ -38,13 +38,14 @@ def use_style() -> None:
     plt.rcParams.update(STYLE)  # type: ignore[arg-type]
 
 
-def _finished(figure: Figure) -> Figure:
+def finished(figure: Figure) -> Figure:
     """Take a figure out of pyplot's hands, which would draw it a second time in a notebook."""
     plt.close(figure)
     return figure
 
 
-def _title(name: str) -> str:
+def title(name: str) -> str:
+    """An architecture's name as it is printed."""
     return DISPLAY_NAMES.get(name, name)
 
 
@@ -62,7 +63,7 @@ def face_sheet(data: FaceData, rows: int = 4, columns: int = 10, titles: bool = 
                 smiling = "smiling" if data.target[i] else "not smiling"
                 axis.set_title(f"{group.gender}, {group.age}\n{group.race}\n{smiling}", fontsize=6)
     figure.subplots_adjust(wspace=0.05, hspace=0.5 if titles else 0.05)
-    return _finished(figure)
+    return finished(figure)
 
 
 def smile_scale(data: FaceData, columns: int = 12) -> Figure:
@@ -77,7 +78,7 @@ def smile_scale(data: FaceData, columns: int = 12) -> Figure:
         axis.set_title(f"{smile[row]:.2f}", fontsize=8)
         axis.axis("off")
     figure.subplots_adjust(wspace=0.05)
-    return _finished(figure)
+    return finished(figure)
 
 
 def composition(data: FaceData) -> Figure:
@@ -99,7 +100,7 @@ def composition(data: FaceData) -> Figure:
     right.margins(x=0.2)
     right.tick_params(axis="x", rotation=20)
     figure.tight_layout()
-    return _finished(figure)
+    return finished(figure)
 
 
 def recovery(confusion: pd.DataFrame) -> Figure:
@@ -118,7 +119,7 @@ def recovery(confusion: pd.DataFrame) -> Figure:
         axis.set_title(name)
         axis.grid(False)
     figure.tight_layout()
-    return _finished(figure)
+    return finished(figure)
 
 
 def accuracy_bars(effects: pd.DataFrame, bayes: float | None = None) -> Figure:
@@ -134,7 +135,7 @@ def accuracy_bars(effects: pd.DataFrame, bayes: float | None = None) -> Figure:
         axis.errorbar(
             row.compared * 100, i, xerr=error, fmt="o", color=COLOURS[row.architecture], capsize=3
         )
-    axis.set_yticks(range(len(rows)), [_title(a) for a in rows.architecture])
+    axis.set_yticks(range(len(rows)), [title(a) for a in rows.architecture])
     axis.set_ylim(len(rows) - 0.5, -0.5)
     if bayes is not None:
         axis.axvline(bayes * 100, color="0.4", linestyle="--", linewidth=1)
@@ -150,13 +151,13 @@ def accuracy_bars(effects: pd.DataFrame, bayes: float | None = None) -> Figure:
             textcoords="offset points",
         )
     axis.set_xlabel("test accuracy (%)")
-    return _finished(figure)
+    return finished(figure)
 
 
 def group_heatmap(groups: pd.DataFrame, column: str = "compared", scale: float = 100) -> Figure:
     """One cell per architecture and group, for the FP32 models or for one configuration."""
     table = groups.pivot_table(index="architecture", columns="group", values=column, sort=False)
-    table = table.rename(index=_title) * scale
+    table = table.rename(index=title) * scale
     figure, axis = plt.subplots(figsize=(1.6 + 1.15 * table.shape[1], 0.9 + 0.42 * len(table)))
     diverging = column == "change"
     limit = float(np.nanmax(np.abs(table.to_numpy()))) if diverging else None
@@ -172,7 +173,7 @@ def group_heatmap(groups: pd.DataFrame, column: str = "compared", scale: float =
     )
     axis.set(xlabel="", ylabel="")
     axis.grid(False)
-    return _finished(figure)
+    return finished(figure)
 
 
 def configuration_heatmap(effects: pd.DataFrame, statistic: str, scope: str) -> Figure:
@@ -186,7 +187,7 @@ def configuration_heatmap(effects: pd.DataFrame, statistic: str, scope: str) -> 
     rows = rows.assign(configuration=rows.apply(label, axis=1))
     table = rows.pivot_table(
         index="configuration", columns="architecture", values="change", sort=False
-    ).rename(columns=_title)
+    ).rename(columns=title)
     table *= 100
     limit = float(np.nanmax(np.abs(table.to_numpy()))) or 1.0
     figure, axis = plt.subplots(figsize=(2.6 + 1.15 * table.shape[1], 0.9 + 0.38 * len(table)))
@@ -204,7 +205,7 @@ def configuration_heatmap(effects: pd.DataFrame, statistic: str, scope: str) -> 
     axis.set_title(LABELS[statistic], fontsize=10)
     axis.tick_params(axis="x", rotation=20)
     axis.grid(False)
-    return _finished(figure)
+    return finished(figure)
 
 
 def accuracy_over_bits(frame: pd.DataFrame) -> Figure:
@@ -243,7 +244,7 @@ def accuracy_over_bits(frame: pd.DataFrame) -> Figure:
                 linewidth=1.3,
                 color=colours[name],
             )
-        axis.set_title(_title(architecture), fontsize=10)
+        axis.set_title(title(architecture), fontsize=10)
         axis.set_xticks(range(len(bits)), bits, rotation=45, fontsize=8)
         axis.set_xlim(-0.3, len(bits) - 0.7)
     for axis in axes[:, 0]:
@@ -254,7 +255,7 @@ def accuracy_over_bits(frame: pd.DataFrame) -> Figure:
     figure.legend(
         handles, ["FP32", *names], loc="upper center", bbox_to_anchor=(0.5, 0), ncol=4, fontsize=8
     )
-    return _finished(figure)
+    return finished(figure)
 
 
 def changes(effects: pd.DataFrame, statistic: str, scope: str) -> Figure:
@@ -279,12 +280,12 @@ def changes(effects: pd.DataFrame, statistic: str, scope: str) -> Figure:
         axis.plot(row.change * 100, y, "o", markersize=4, color=colour)
     axis.barh(0, 0, color="0.86", label="noise floor")
     for model in models:
-        axis.plot([], [], "o-", color=COLOURS[model], label=_title(model))
+        axis.plot([], [], "o-", color=COLOURS[model], label=title(model))
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.set_xlabel(f"{LABELS[statistic].lower()}: change from FP32 (points)")
     axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return _finished(figure)
+    return finished(figure)
 
 
 def per_group_chart(groups: pd.DataFrame) -> Figure:
@@ -305,12 +306,12 @@ def per_group_chart(groups: pd.DataFrame) -> Figure:
             part.change * 100, part.index, xerr=error, fmt="o", color=COLOURS[model], capsize=3
         )
         axis.axvline(0, color="0.3", linewidth=1)
-        axis.set_title(_title(model), fontsize=10)
+        axis.set_title(title(model), fontsize=10)
         axis.set_yticks(part.index, part.group)
         axis.set_ylim(len(part) - 0.5, -0.5)
     figure.supxlabel("change of accuracy from FP32 (points)", fontsize=10)
     figure.tight_layout()
-    return _finished(figure)
+    return finished(figure)
 
 
 def mitigation(effects: pd.DataFrame, statistic: str, scope: str) -> Figure:
@@ -318,7 +319,7 @@ def mitigation(effects: pd.DataFrame, statistic: str, scope: str) -> Figure:
     rows = effects[(effects.statistic == statistic) & (effects["scope"] == scope)].reset_index(
         drop=True
     )
-    names = [f"{_title(r.architecture)} {r.bits} {r.ranges}" for r in rows.itertuples()]
+    names = [f"{title(r.architecture)} {r.bits} {r.ranges}" for r in rows.itertuples()]
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(9.6, 1.2 + 0.26 * len(rows)), sharey=True, width_ratios=(1.2, 1)
     )
@@ -342,7 +343,7 @@ def mitigation(effects: pd.DataFrame, statistic: str, scope: str) -> Figure:
     left.set_xlabel(f"{LABELS[statistic].lower()}:\nchange from FP32 (points)")
     right.set_xlabel("balanced minus random (points)")
     figure.tight_layout()
-    return _finished(figure)
+    return finished(figure)
 
 
 def pareto(frontier: pd.DataFrame) -> Figure:
@@ -358,10 +359,10 @@ def pareto(frontier: pd.DataFrame) -> Figure:
                 edgecolor=COLOURS[model],
                 alpha=0.85,
             )
-        axis.scatter([], [], color=COLOURS[model], label=_title(model))
+        axis.scatter([], [], color=COLOURS[model], label=title(model))
     axis.set(xlabel="demographic parity gap (points)", ylabel="test accuracy (%)")
     axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return _finished(figure)
+    return finished(figure)
 
 
 def null_bands(bands: pd.DataFrame) -> Figure:
@@ -382,7 +383,7 @@ def null_bands(bands: pd.DataFrame) -> Figure:
         for offset, row in zip(spread, rows.itertuples(), strict=True):
             axis.plot(100 * row.gap, i + offset, "o", markersize=5, color=COLOURS[row.architecture])
     for model in dict.fromkeys(bands.architecture):
-        axis.plot([], [], "o", color=COLOURS[model], label=_title(model))
+        axis.plot([], [], "o", color=COLOURS[model], label=title(model))
     axis.barh(0, 0, color="0.86", label="no group differs")
     among = bands.drop_duplicates("rate").among
     axis.set_yticks(
@@ -394,7 +395,7 @@ def null_bands(bands: pd.DataFrame) -> Figure:
     axis.set_xlim(left=0)
     axis.set_xlabel("gap between the groups (points)")
     axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return _finished(figure)
+    return finished(figure)
 
 
 def interactive_pareto(frontier: pd.DataFrame) -> Interactive:
@@ -409,7 +410,7 @@ def interactive_pareto(frontier: pd.DataFrame) -> Interactive:
             x=(part.demographic_parity_difference * 100).round(2),
             y=(part.accuracy * 100).round(2),
             mode="markers",
-            name=_title(str(model)),
+            name=title(str(model)),
             marker={
                 "size": 8 + 2 * np.sqrt(part.mebibytes),
                 "color": f"rgb({red},{green},{blue})",
@@ -417,7 +418,7 @@ def interactive_pareto(frontier: pd.DataFrame) -> Interactive:
             },
             customdata=np.stack([np.array(names), part.mebibytes.round(2).astype(str)], axis=1),
             hovertemplate="%{customdata[0]}<br>accuracy %{y} %<br>gap %{x} points"
-            "<br>%{customdata[1]} MiB<extra>" + _title(str(model)) + "</extra>",
+            "<br>%{customdata[1]} MiB<extra>" + title(str(model)) + "</extra>",
         )
     figure.update_layout(
         template="plotly_white",

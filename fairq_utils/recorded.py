@@ -140,5 +140,22 @@ def read_benchmark(name: str, folder: Path = FOLDER) -> dict[str, Any]:
     return found
 
 
+def read_rows(name: str, folder: Path = FOLDER) -> pd.DataFrame:
+    """Rows of a benchmark as they were recorded: the CSV that ``fairq bench`` writes.
+
+    Raises
+    ------
+    RecordError
+        It is not there; names the command that makes it.
+    """
+    path = folder / f"{name}.csv"
+    if not path.exists():
+        raise RecordError(
+            f"{path}: this benchmark is not recorded; run `make bench-{name}` and copy "
+            f"build/bench/{name}.csv there"
+        )
+    return pd.read_csv(path)
+
+
 def _paths(name: str, folder: Path) -> list[Path]:
     return [folder / f"{name}.csv", folder / f"{name}_groups.csv", folder / f"{name}.json"]

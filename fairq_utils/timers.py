@@ -18,6 +18,7 @@ from typing import Any
 
 WARM_UP = 3  # calls before any is timed
 LEAST, MOST = 5, 2000  # timed calls
+POWER = Path("/sys/class/powercap")  # counters of the processor's energy (Linux, RAPL)
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -164,6 +165,37 @@ def peak_memory(call: Callable[[], Any], device: str = "cpu") -> int | None:
         return 1024 * max(_kilobytes("VmHWM") - before, 0)
     except (OSError, LookupError):
         return None
+
+
+def energy(call: Callable[[], Any], seconds: float = 1.0) -> float | None:
+    """Joules per call, by the processor's own counters; None where they cannot be read.
+
+    The counters hold what all cores use, whoever works on them.
+    """
+    before = _microjoules()
+    if before is None:
+        return None
+    began, calls = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        call()
+        calls += 1
+    after = _microjoules() or {}
+    used = [after[name] - value for name, value in before.items() if name in after]
+    # A counter that has wrapped around says nothing.
+    return sum(used) / 1e6 / calls if used and min(used) >= 0 else None
+
+
+def _microjoules() -> dict[str, int] | None:
+    """Counter -> microjoules of every processor package; None where there is none to read."""
+    try:
+        found = {
+            folder.name: int((folder / "energy_uj").read_text())
+            for folder in sorted(POWER.glob("intel-rapl:*"))
+            if folder.name.count(":") == 1  # a package, not one of its parts
+        }
+    except (OSError, ValueError):
+        return None
+    return found or None
 
 
 def _kilobytes(what: str) -> int:

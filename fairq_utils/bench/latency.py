@@ -24,7 +24,7 @@ from fairq_utils.bench.peers import files as peer_files
 from fairq_utils.params import Params
 from fairq_utils.quantizers import quantize_static
 from fairq_utils.quantizers.methods import METHODS
-from fairq_utils.timers import Timing, peak_memory, time_call
+from fairq_utils.timers import Timing, energy, peak_memory, time_call
 
 SIZE, BATCHES, CALIBRATION = 224, (1, 32), 16
 SECONDS = 3.0  # of timing per figure
@@ -44,6 +44,7 @@ class Latency:
     peak_bytes : of loading the model and answering once; None where it is not known
     file_bytes : of the files that are loaded; None for eager PyTorch
     integer_kernels, float_kernels : how many layers and products multiply what
+    joules : per image; None where the processor's counters cannot be read
     """
 
     architecture: str
@@ -54,6 +55,7 @@ class Latency:
     file_bytes: int | None
     integer_kernels: int | None
     float_kernels: int | None
+    joules: float | None
 
 
 @dataclass
@@ -84,7 +86,9 @@ def bench_latency(params: Params) -> tuple[Latencies, str, dict[str, pd.DataFram
 def _measure(found: Found, architecture: str, threads: int) -> None:
     """Every figure of one architecture."""
     model, pictures = _settled(architecture)
-    quantized, _ = quantize_static(model, METHODS["operations"].spec("W8A8"), pictures.split(8))
+    # Which range a grid holds does not matter to time; the quickest to find will do.
+    spec = METHODS["operations"].spec("W8A8", weight_range="minmax", activation_range="minmax")
+    quantized, _ = quantize_static(model, spec, pictures.split(8))
     kinds: dict[str, Callable[[str, Path, Tensor], Any]] = {
         FLOAT: lambda engine, folder, example: engines.write(model, engine, folder, example),
         OURS: lambda engine, folder, example: engines.write(quantized, engine, folder, example),
@@ -139,7 +143,8 @@ def _eager(architecture: str, model: nn.Module, batch: int) -> Latency:
     with torch.no_grad():
         peak = peak_memory(lambda: model(images))
         timing = time_call(lambda: model(images), seconds=SECONDS)
-    return Latency(architecture, batch, EAGER, timing.per(batch), peak, None, None, None)
+        used = _per_image(energy(lambda: model(images)), batch)
+    return Latency(architecture, batch, EAGER, timing.per(batch), peak, None, None, None, used)
 
 
 def _file(
@@ -157,8 +162,14 @@ def _file(
     timing = time_call(lambda: running(images), seconds=SECONDS)
     size = sum(path.stat().st_size for path in engines.files(engine, folder))
     kernels = running.kernels
-    counts = (kernels.integer, kernels.floating) if kernels else (None, None)
-    return Latency(architecture, batch, key, timing.per(batch), peak, size, *counts)
+    integer, floating = (kernels.integer, kernels.floating) if kernels else (None, None)
+    used = _per_image(energy(lambda: running(images)), batch)
+    timing = timing.per(batch)
+    return Latency(architecture, batch, key, timing, peak, size, integer, floating, used)
+
+
+def _per_image(joules: float | None, batch: int) -> float | None:
+    return None if joules is None else joules / batch
 
 
 def _note(found: Found, latency: Latency) -> None:

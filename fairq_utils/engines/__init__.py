@@ -138,7 +138,13 @@ def write(
         return paths
     from fairq_utils.engines.onnx_file import to_onnx, write_onnx
 
-    proto = to_onnx(model, example, weight_bits, signed_products=engine == "openvino")
+    proto = to_onnx(
+        model,
+        example,
+        weight_bits,
+        signed_products=engine == "openvino",
+        fine_biases=engine == "onnxruntime",
+    )
     if engine == "onnxruntime":
         write_onnx(proto, paths[0])
         return paths

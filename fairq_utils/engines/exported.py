@@ -2,7 +2,9 @@
 
 Where the output of a concatenation or of a max pooling is rounded, its inputs are rounded too:
 moving a rounding across either changes nothing, and engines concatenate and pool bytes only where
-they find them on both sides.
+they find them on both sides. A clip such as ReLU6's whose ends lie outside the grid behind it is
+left out: rounding clips there as well, and engines compute a convolution in float that is followed
+by a clip they cannot fuse.
 """
 
 from __future__ import annotations
@@ -21,6 +23,13 @@ QUANTIZE = _ops.quantize_per_tensor.default
 DEQUANTIZE = _ops.dequantize_per_tensor.default
 DROPOUT = torch.ops.aten.dropout.default
 CONCATENATE = torch.ops.aten.cat.default
+CLAMP = torch.ops.aten.clamp.default
+# Operators that clip, and the ends of those that have fixed ones.
+CLIPS: dict[Any, tuple[float, float] | None] = {
+    torch.ops.aten.hardtanh.default: None,
+    torch.ops.aten.hardtanh_.default: None,
+    torch.ops.aten.relu6.default: (0.0, 6.0),
+}
 COMMUTING = (CONCATENATE, torch.ops.aten.max_pool2d.default)
 LARGEST_BATCH = 1 << 16
 
@@ -50,18 +59,43 @@ def export(
     with torch.no_grad():
         program = torch.export.export(prepared, (example,), dynamic_shapes=shapes)
         module = program.module(check_guards=False)
+        node: Any
         for node in module.graph.find_nodes(op="call_function", target=DROPOUT):
             node.replace_all_uses_with(node.args[0])  # the model is in evaluation mode
             module.graph.erase_node(node)
-        if not _round_before(module.graph):
-            return program
+        _round_before(module.graph)
+        _leave_out_clips(module.graph)
         module.recompile()
         return torch.export.export(module, (example,), dynamic_shapes=shapes)
 
 
-def _round_before(graph: Graph) -> int:
-    """Round, in place, the inputs of commuting operations as their output is; how many."""
-    changed = 0
+def _leave_out_clips(graph: Graph) -> None:
+    """Take out, in place, clips that every rounding behind them implies."""
+    node: Any
+    for node in list(graph.nodes):
+        if node.target not in CLIPS or not node.users:
+            continue
+        ends = CLIPS[node.target] or tuple(node.args[1:3])
+        if len(ends) == 2 and all(_implies(user, *ends) for user in node.users):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+def _implies(quantize: Any, low: float, high: float) -> bool:
+    """Whether a rounding does to a value what it does to the value clipped to [low, high]."""
+    if quantize.target is not QUANTIZE:
+        return False
+    _, scale, zero_point, lowest, top, _ = quantize.args
+    if quantize.users and all(user.target is CLAMP for user in quantize.users):
+        top = max(user.args[2] for user in quantize.users)
+    ends = torch.tensor([low, high]) * (1.0 / torch.tensor(scale))
+    first, last = (ends.round() + zero_point).tolist()
+    return bool(first <= lowest and last >= top)
+
+
+def _round_before(graph: Graph) -> None:
+    """Round, in place, the inputs of commuting operations as their output is."""
+    node: Any
     for node in reversed(list(graph.nodes)):
         if node.target not in COMMUTING or len(node.users) != 1:
             continue
@@ -80,10 +114,8 @@ def _round_before(graph: Graph) -> int:
                         value = graph.call_function(
                             step.target, (value, *step.args[1:]), dict(step.kwargs)
                         )
-                changed += 1
             new.append(value)
         node.args = (new if node.target is CONCATENATE else new[0], *node.args[1:])
-    return changed
 
 
 def _behind(quantize: Node) -> list[Node]:

@@ -26,10 +26,17 @@ from fairq_utils.engines.exported import export
 OPSET = 21  # the first with four-bit integers
 INPUT, OUTPUT = "images", "logits"
 DEQUANTIZE = "DequantizeLinear"
+FACTOR = "finer"  # name of the constant
+FINER = 16  # integers of four bits times this still are bytes
 
 
 def to_onnx(
-    model: nn.Module, example: Tensor, weight_bits: int = 8, *, signed_products: bool = False
+    model: nn.Module,
+    example: Tensor,
+    weight_bits: int = 8,
+    *,
+    signed_products: bool = False,
+    fine_biases: bool = False,
 ) -> onnx.ModelProto:
     """Export a float or quantized model, for batches of any size.
 
@@ -41,6 +48,9 @@ def to_onnx(
     weight_bits : int
         Weights that fit into four bits are packed two to a byte where this is 4 or less.
     signed_products : see :func:`fairq_utils.engines.qdq.to_qdq`
+    fine_biases : bool
+        Write weights of four bits as sixteenfold bytes on a sixteenth of their scale. ONNX Runtime
+        rounds biases to multiples of ``s_x s_w``, which is coarse where both grids are.
 
     Raises
     ------
@@ -64,7 +74,7 @@ def to_onnx(
     graph = proto.graph
     _separate_zero_points(graph)
     if weight_bits <= 4:
-        _pack(graph)
+        _pack(graph, FINER if fine_biases else 1)
     onnx.checker.check_model(proto)
     return proto
 
@@ -99,22 +109,47 @@ def _separate_zero_points(graph: onnx.GraphProto) -> None:
             taken.add(node.input[position])
 
 
-def _pack(graph: onnx.GraphProto) -> None:
-    """Store weights in the range of four bits as INT4, widened to bytes when the file is loaded."""
+def _pack(graph: onnx.GraphProto, finer: int) -> None:
+    """Store weights in the range of four bits as INT4, widened to bytes when the file is loaded.
+
+    They are widened to ``finer q`` on a scale of ``s / finer``, which is the same.
+    """
     constants = {tensor.name: tensor for tensor in graph.initializer}
+    if finer != 1:
+        graph.initializer.append(numpy_helper.from_array(np.array(finer, np.int32), FACTOR))
+    widened: dict[str, str] = {}
     nodes = []
     for node in graph.node:
-        weight = constants.get(node.input[0]) if node.op_type == DEQUANTIZE else None
-        if weight is not None and weight.data_type == TensorProto.INT8:
+        name = node.input[0] if node.op_type == DEQUANTIZE else ""
+        weight = constants.get(name)
+        if name not in widened and weight is not None and weight.data_type == TensorProto.INT8:
             values = numpy_helper.to_array(weight)
             if values.min() >= -8 and values.max() <= 7:
-                weight.CopyFrom(_four_bits(weight.name, values))
-                wide = f"{weight.name}_bytes"
-                nodes.append(helper.make_node("Cast", [weight.name], [wide], to=TensorProto.INT8))
-                node.input[0] = wide
+                weight.CopyFrom(_four_bits(name, values))
+                nodes += _widening(name, finer)
+                widened[name] = nodes[-1].output[0]
+        if name in widened:
+            node.input[0] = widened[name]
+            for position, times in ((1, 1 / finer), (2, finer)):  # scale, zero-point
+                tensor = constants[node.input[position]]
+                array = numpy_helper.to_array(tensor)
+                scaled = (array * times).astype(array.dtype)
+                tensor.CopyFrom(numpy_helper.from_array(scaled, tensor.name))
         nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
+
+
+def _widening(name: str, finer: int) -> list[onnx.NodeProto]:
+    """From a constant of four bits to bytes, times ``finer``; engines fold this when they load."""
+    if finer == 1:
+        return [helper.make_node("Cast", [name], [f"{name}_bytes"], to=TensorProto.INT8)]
+    steps = [name, f"{name}_wide", f"{name}_finer", f"{name}_bytes"]
+    return [
+        helper.make_node("Cast", steps[:1], steps[1:2], to=TensorProto.INT32),
+        helper.make_node("Mul", [steps[1], FACTOR], steps[2:3]),
+        helper.make_node("Cast", steps[2:3], steps[3:], to=TensorProto.INT8),
+    ]
 
 
 def _four_bits(name: str, values: NDArray[np.int8]) -> TensorProto:

@@ -1,0 +1,142 @@
+# %% [markdown]
+# # What ships
+#
+# **Question.** Once a quantized model is a file that an engine runs on real integers: how fast and
+# how large is it, and does it still give the answers that the chapters before have measured?
+#
+# So far integers were simulated, or multiplied layer by layer. What a practitioner ships is a file.
+# Ours come from one graph with standard operators, *quantize* and *dequantize* around every layer,
+# in which three engines find their integer kernels: ONNX Runtime, OpenVINO, and PyTorch's Inductor.
+
+# %% tags=["parameters", "remove-cell"]
+params_file = "../params/smoke.yaml"
+overrides = {}
+
+# %% tags=["remove-cell"]
+from fairq_utils import chapters, recorded, shipping_display
+
+chapter = chapters.open_chapter(params_file, overrides)
+latency = recorded.read_rows("latency")
+deployed = recorded.read_rows("deployment")
+chapters.glue_shipping(latency, deployed)
+
+# %% [markdown]
+# ## Do the files answer as the simulation does?
+#
+# Engines fuse: they add in 32-bit integers, and round once where the simulation rounds twice. A
+# value that falls between two integers may go the other way, and now and then an answer with it.
+# The test pictures of the default study, answered by every file:
+
+# %%
+shipping_display.disagreements(deployed[deployed.bits == "W8A8"])
+
+# %% [markdown]
+# At `W8A8` at most {glue:text}`07_shipping.ipynb::differ_most:.2f` % of the answers differ
+# ({glue:text}`07_shipping.ipynb::differ_most_case:s`), and at most
+# {glue:text}`07_shipping.ipynb::differ_worst:.2f` % of any group's
+# ({glue:text}`07_shipping.ipynb::differ_worst_case:s`). Kernels are counted after the engine's own
+# optimizations: *float* are the layers for which it found no integer kernel. For EfficientNet that
+# is decided by its SiLU, which stands between a convolution and the next rounding: an engine that
+# cannot fuse it computes the convolution in float too.
+#
+# ## Below eight bits
+#
+# No processor here multiplies four-bit integers. A grid of 16 values can run on byte kernels, but
+# only if values above 15 are stopped: kernels that write bytes saturate at 255. Our files therefore
+# carry a clamp of their own behind every such rounding. With it:
+
+# %%
+shipping_display.disagreements(deployed[deployed.bits != "W8A8"])
+
+# %% [markdown]
+# At `W4A4` the largest share is {glue:text}`07_shipping.ipynb::low_differ_most:.2f` %
+# ({glue:text}`07_shipping.ipynb::low_differ_most_case:s`). ONNX Runtime rounds the bias of a
+# convolution to a multiple of the product of two steps, $s_x s_w$, which the simulation does not.
+# Our files make these steps sixteen times finer than the grids do, and still a value now and then
+# falls on the other side; on a grid of sixteen values that weighs enough to be carried on. Four
+# bits buy size here, not speed: the kernels are those of eight bits, and the clamps come on top.
+#
+# ## Size
+#
+# MiB of all files that an engine loads, and how many times smaller than the FP32 parameters.
+# Four-bit weights are packed two to a byte where the format has such integers; Inductor's file
+# holds machine code as well as weights. *Integers and scales* is what the simulation counts,
+# *ideal* the ratio of the bits.
+
+# %%
+shipping_display.sizes(deployed)
+
+# %% [markdown]
+# ## Time
+#
+# Milliseconds per image at 224 pixels, {glue:text}`07_shipping.ipynb::threads:.0f` threads of an
+# {glue:text}`07_shipping.ipynb::processor:s` ({glue:text}`07_shipping.ipynb::flags:s`). Points are
+# medians, bars reach from quartile to quartile; every median is of at least five calls after a
+# warm-up. One image at a time:
+
+# %%
+shipping_display.latencies(latency, batch=1)
+
+# %% [markdown]
+# And 32 at a time:
+
+# %%
+shipping_display.latencies(latency, batch=32)
+
+# %% [markdown]
+# What the fastest of our INT8 files gains depends on what it is compared with: over PyTorch's eager
+# FP32, which nobody would ship, or over FP32 in the same engine. The published study prints the
+# last column, for one image on a GPU; the ratio of the bits is four.
+
+# %%
+shipping_display.speedups(latency)
+
+# %% [markdown]
+# Over the same engine's FP32 the gain lies between
+# {glue:text}`07_shipping.ipynb::over_same_least:.1f` and
+# {glue:text}`07_shipping.ipynb::over_same_most:.1f` times, over eager FP32 between
+# {glue:text}`07_shipping.ipynb::over_eager_least:.1f` and
+# {glue:text}`07_shipping.ipynb::over_eager_most:.1f` times. How fast a quantized network is says as
+# much about the engine as about the bits.
+#
+# ### Beside the toolkits' own files
+#
+# The same networks, quantized by the toolkit that belongs to each engine (ONNX Runtime's
+# `quantize_static`, NNCF, torchao's PT2E). How many times as fast ours is; below one the toolkit's
+# is faster:
+
+# %%
+shipping_display.toolkits(latency)
+
+# %% [markdown]
+# Ours is slower by more than {glue:text}`07_shipping.ipynb::behind_margin:.0f` % in
+# {glue:text}`07_shipping.ipynb::behind:.0f` of {glue:text}`07_shipping.ipynb::compared:.0f` cases:
+# {glue:text}`07_shipping.ipynb::behind_cases:s`.
+#
+# ### Energy
+#
+# {glue:text}`07_shipping.ipynb::energy:s`
+#
+# ## What to deploy where
+#
+# For every architecture and batch size the fastest of our files, and what it keeps. Accuracy is
+# that of the file itself on the rendered test pictures, at
+# {glue:text}`07_shipping.ipynb::study_size:.0f` pixels.
+
+# %%
+shipping_display.guideline(latency, deployed)
+
+# %% [markdown]
+# `fairq export` writes such a file with a model card, and `fairq predict` runs it without PyTorch.
+#
+# ## Summary
+#
+# - The files answer as the simulation does: at `W8A8` at most
+#   {glue:text}`07_shipping.ipynb::differ_most:.2f` % of the answers differ, so that what the other
+#   chapters say of simulated eight-bit models holds for what ships.
+# - The fastest INT8 file is {glue:text}`07_shipping.ipynb::over_eager_least:.1f` to
+#   {glue:text}`07_shipping.ipynb::over_eager_most:.1f` times as fast as eager FP32 and
+#   {glue:text}`07_shipping.ipynb::over_same_least:.1f` to
+#   {glue:text}`07_shipping.ipynb::over_same_most:.1f` times as fast as the same engine's FP32.
+# - *What would change our mind*: another processor. Without instructions that multiply bytes the
+#   order of the engines, and the gain itself, can be another.
