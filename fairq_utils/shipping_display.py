@@ -52,7 +52,7 @@ def latencies(latency: pd.DataFrame, batch: int) -> Figure:
         axis.set_title(title(architecture), fontsize=10)
         axis.set_yticks(range(len(engines)), [ENGINE_LABELS[e] for e in engines], fontsize=8)
     axes[0, 0].invert_yaxis()
-    for axis in axes[-1]:
+    for axis in list(axes.flat[: len(architectures)])[-columns:]:  # the lowest of each column
         axis.set_xlabel("ms per image", fontsize=9)
     handles = [
         plt.Line2D([], [], color=colour, marker=marker, linestyle="")
