@@ -127,7 +127,8 @@ shipping_display.toolkits(latency)
 shipping_display.guideline(latency, deployed)
 
 # %% [markdown]
-# `fairq export` writes such a file with a model card, and `fairq predict` runs it without PyTorch.
+# `fairq export` writes such a file with a model card, and `fairq predict` runs it, without PyTorch
+# unless that is the engine.
 #
 # ## Summary
 #

@@ -18,14 +18,13 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from fairq_utils import calibration, engines, models, training
+from fairq_utils import engines, models, training
+from fairq_utils.bench.subjects import calibration_pictures, pinned_threads, trained_models
 from fairq_utils.data import FaceData
 from fairq_utils.params import Params
-from fairq_utils.planning import plan
 from fairq_utils.quantizers import Observed, observe, quantize_observed
 from fairq_utils.quantizers.methods import METHODS
 from fairq_utils.resources import faces
-from fairq_utils.runs import trained
 
 METHOD, BATCH = "operations", 100
 
@@ -85,13 +84,11 @@ def bench_deployment(params: Params) -> tuple[dict[str, Any], str, dict[str, pd.
     Fault
         A model is not trained yet.
     """
-    threads = params.execution.threads or torch.get_num_threads()
-    torch.set_num_threads(threads)
+    threads = pinned_threads(params)
     data, found = faces(params), Found()
     bits = [b for b in params.quantization.bits if METHODS[METHOD].spec(b).activation == "static"]
-    for run in plan(params, ("baseline",)):
-        if run.training["seed"] == params.training.seeds[0]:
-            _deploy(found, params, run.architecture, run.key, bits, data, threads)
+    for architecture, model in trained_models(params).items():
+        _deploy(found, params, architecture, model, bits, data, threads)
     table = pd.DataFrame([asdict(one) for one in found.deployed])
     return _nested(found), _words(found, table), {"deployment": table}
 
@@ -100,13 +97,13 @@ def _deploy(
     found: Found,
     params: Params,
     architecture: str,
-    key: str,
+    model: torch.nn.Module,
     widths: Sequence[str],
     data: FaceData,
     threads: int,
 ) -> None:
-    model = trained(params, architecture, key)
-    seen, batches = _observed(params, model, data)
+    batches = calibration_pictures(params, data, BATCH)
+    seen = _observed(model, batches)
     test = data.subset("test")
     images: NDArray[np.float32] = models.normalize(test.images).contiguous().numpy()
     for bits in widths:
@@ -147,28 +144,15 @@ def _deploy(
             print(f"deployment: {found.deployed[-1]}", file=sys.stderr, flush=True)
 
 
-def _observed(
-    params: Params, model: torch.nn.Module, data: FaceData
-) -> tuple[Observed, list[torch.Tensor]]:
-    pool, wanted = data.subset("calibration"), params.quantization
-    rows = calibration.draw(
-        "random",
-        pool.groups,
-        pool.target,
-        wanted.calibration_images,
-        seed=wanted.calibration_seeds[0],
-    )
-    images = models.normalize(pool.images[torch.from_numpy(rows)])
-    batches = list(images.split(BATCH))
+def _observed(model: torch.nn.Module, batches: Sequence[torch.Tensor]) -> Observed:
     spec = METHODS[METHOD].spec("W8A8")
-    seen = observe(
+    return observe(
         model,
         batches,
         [spec.activation_range],
         residuals=spec.residuals,
         attention_products=spec.attention_products,
     )
-    return seen, batches
 
 
 def worst(changed: NDArray[np.bool_], groups: pd.DataFrame) -> tuple[str, float, int]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from fairq_utils import engines, models, processor
 from fairq_utils.bench.peers import files as peer_files
+from fairq_utils.bench.subjects import pinned_threads
 from fairq_utils.params import Params
 from fairq_utils.quantizers import quantize_static
 from fairq_utils.quantizers.methods import METHODS
@@ -75,8 +76,7 @@ def bench_latency(params: Params) -> tuple[Latencies, str, dict[str, pd.DataFram
         ``{architecture: {batch: {key: milliseconds per image}}}``, None where there is none; the
         table with the reasons below; and ``latency`` with the spread, one row per figure.
     """
-    threads = params.execution.threads or torch.get_num_threads()
-    torch.set_num_threads(threads)
+    threads = pinned_threads(params)
     found = Found()
     for architecture in params.training.models:
         _measure(found, architecture, threads)

@@ -26,14 +26,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fairq_utils import calibration, models, training
+from fairq_utils.bench.subjects import pinned_threads
 from fairq_utils.data import FaceData
-from fairq_utils.faults import Fault
 from fairq_utils.ledger import Run
 from fairq_utils.params import Params
 from fairq_utils.planning import baseline_of, plan
 from fairq_utils.quantizers import QuantSpec, observe, quantize_observed, use_integers
 from fairq_utils.quantizers.layers import quantizable
 from fairq_utils.resources import faces, ledger
+from fairq_utils.runs import trained
 from fairq_utils.silence import silence
 from fairq_utils.study import execute
 
@@ -49,15 +50,14 @@ def bench_study(params: Params) -> tuple[dict[str, Any], str, dict[str, pd.DataF
     -------
     figures, text, tables
         ``runs_per_minute``, ``plain_runs_per_minute``, ``speedup_vs_eager``, ``runs``; and
-        ``evaluation``: seconds for the test pictures in FP32 and in W8A8, by architecture.
+        ``study``: the same by architecture, with seconds for the test pictures in FP32 and W8A8.
 
     Raises
     ------
     Fault
         A model is not trained yet.
     """
-    threads = params.execution.threads or torch.get_num_threads()
-    torch.set_num_threads(threads)
+    threads = pinned_threads(params)
     data = faces(params)
     rows = []
     for architecture in params.training.models:
@@ -66,7 +66,7 @@ def bench_study(params: Params) -> tuple[dict[str, Any], str, dict[str, pd.DataF
             for run in plan(params, ("quantization", "mitigation"))
             if run.architecture == architecture and run.method == METHOD
         ]
-        model = _trained(params, wanted[0])
+        model = trained(params, architecture, baseline_of(wanted[0]).key)
         ours = _by_the_study(params, architecture, wanted)
         plain = [run for run in wanted if run.sampler == "random"]
         loop = sum(_plainly(params, run, data) for run in plain) / len(plain)
@@ -105,17 +105,6 @@ def _words(table: pd.DataFrame, figures: dict[str, Any]) -> str:
     ).round(2)
     lines = [f"{key:<24}{value}" for key, value in figures.items()]
     return "\n".join([shown.to_string(index=False), "", *lines])
-
-
-def _trained(params: Params, run: Run) -> nn.Module:
-    path = ledger(params).checkpoint_path(baseline_of(run).key)
-    if not path.exists():
-        raise Fault(
-            f"{path}: there is no FP32 {models.DISPLAY_NAMES[run.architecture]} of this study yet; "
-            "run `fairq run --params ... --phase baseline` first, with the same params"
-        )
-    model = models.build(run.architecture, image_size=params.data.size)
-    return models.load_checkpoint(model, path).eval()
 
 
 def _by_the_study(params: Params, architecture: str, wanted: Sequence[Run]) -> float:
@@ -174,7 +163,11 @@ def _plainly(params: Params, run: Run, data: FaceData) -> float:
     )
     images = pool.images[torch.from_numpy(rows)]
     with silence():
-        model = fake_quantized(_trained(params, run), QuantSpec.parse(str(run.bits)), run.ranges)
+        model = fake_quantized(
+            trained(params, run.architecture, baseline_of(run).key),
+            QuantSpec.parse(str(run.bits)),
+            run.ranges,
+        )
         with torch.no_grad():
             for part in images.split(64):
                 model(models.normalize(part))

@@ -12,18 +12,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
-from fairq_utils import calibration, models, training
+from fairq_utils import models, training
 from fairq_utils.bench.peers import PEERS, Answer, NotInstalled, NotOffered, Task, quantize
+from fairq_utils.bench.subjects import calibration_pictures, pinned_threads, trained_models
 from fairq_utils.data import FaceData
 from fairq_utils.params import Params
-from fairq_utils.planning import plan
 from fairq_utils.quantizers import QuantSpec, observe, quantize_static
 from fairq_utils.quantizers.methods import METHODS
 from fairq_utils.resources import faces
-from fairq_utils.runs import trained
 from fairq_utils.silence import silence
 
 OURS = {"ours_minmax": "ours, min-max", "ours": "ours, best"}
@@ -72,41 +70,15 @@ def bench_toolkits(params: Params) -> tuple[Accuracies, str]:
     Fault
         A model is not trained yet; says how to train it.
     """
-    if params.execution.threads:
-        torch.set_num_threads(params.execution.threads)
-    by_architecture = _trained(params)
+    pinned_threads(params)
+    by_architecture = trained_models(params)
     data = faces(params)
-    pictures = _calibration_pictures(params, data)
+    pictures = calibration_pictures(params, data, BATCH)
     bits = [b for b in params.quantization.bits if QuantSpec.parse(b).activation == "static"]
     found = Comparison()
     for architecture, model in by_architecture.items():
         compare(found, architecture, model, bits, pictures, data.subset("test"))
     return found.accuracy, table(found)
-
-
-def _trained(params: Params) -> dict[str, nn.Module]:
-    """The FP32 model of every architecture, at the study's first training seed."""
-    seed = params.training.seeds[0]
-    return {
-        run.architecture: trained(params, run.architecture, run.key)
-        for run in plan(params, ("baseline",))
-        if run.training["seed"] == seed
-    }
-
-
-def _calibration_pictures(params: Params, data: FaceData) -> tuple[Tensor, ...]:
-    """The study's random draw from its calibration split, normalized, in batches."""
-    pool = data.subset("calibration")
-    wanted = params.quantization
-    rows = calibration.draw(
-        "random",
-        pool.groups,
-        pool.target,
-        wanted.calibration_images,
-        seed=wanted.calibration_seeds[0],
-    )
-    images = pool.images[torch.from_numpy(rows)]
-    return tuple(models.normalize(part) for part in images.split(BATCH))
 
 
 def _minmax(model: nn.Module, bits: str, batches: Sequence[Tensor]) -> Answer:
