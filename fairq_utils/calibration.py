@@ -41,8 +41,9 @@ def _group_balanced(
     rng: np.random.Generator,
     attributes: Sequence[str],
 ) -> Indices:
-    cells = groups[list(attributes)].astype(str).agg(" ".join, axis=1).to_numpy()
-    return _evenly(cells, count, rng)
+    first, *rest = (groups[attribute].astype(str) for attribute in attributes)
+    cells = first.str.cat(rest, sep=" ") if rest else first
+    return _evenly(cells.to_numpy(), count, rng)
 
 
 def _evenly(cells: NDArray[np.str_], count: int, rng: np.random.Generator) -> Indices:

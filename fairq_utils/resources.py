@@ -13,30 +13,35 @@ from fairq_utils.data import FaceData, load
 from fairq_utils.data.population import CELEBA_JOINT, SPLITS, Population
 from fairq_utils.faults import Fault
 from fairq_utils.ledger import Ledger
-from fairq_utils.params import Params
+from fairq_utils.params import Data, Params
 from fairq_utils.progress import rendering
 
 
 def population(params: Params) -> Population:
     """The population that a params file describes."""
-    joint = CELEBA_JOINT if params.data.joint == "celeba" else params.data.joint
+    return _population(params.data)
+
+
+def _population(data: Data) -> Population:
+    joint = CELEBA_JOINT if data.joint == "celeba" else data.joint
     return Population(
-        seed=params.data.seed,
-        difficulty=params.data.difficulty,
-        joint=dict(joint),
-        race=dict(params.data.race),
+        seed=data.seed, difficulty=data.difficulty, joint=dict(joint), race=dict(data.race)
     )
 
 
-@lru_cache(maxsize=2)
 def faces(params: Params) -> FaceData:
     """The study's pictures, all four splits; rendered on the first call, cached on disk."""
+    return _faces(params.data, params.execution.cache)
+
+
+@lru_cache(maxsize=2)
+def _faces(data: Data, cache: str) -> FaceData:
     return load(
-        params.data.name,
-        sizes={split: getattr(params.data, split) for split in SPLITS},
-        size=params.data.size,
-        population=population(params),
-        cache=params.execution.cache,
+        data.name,
+        sizes={split: getattr(data, split) for split in SPLITS},
+        size=data.size,
+        population=_population(data),
+        cache=cache,
         progress=rendering(sys.stderr),
     )
 

@@ -44,6 +44,7 @@ from fairq_utils.quantizers.methods import CONTROL, METHODS
 from fairq_utils.resources import device, faces, ledger
 
 INITIAL_IMAGES = 2000  # training pictures that a data-dependent initialisation looks at
+EVALUATED = 64  # test pictures at a time: what more of them leave behind is slow to allocate
 
 
 def train_baseline(params: Params, run: Run, bars: Progress | None = None) -> str:
@@ -317,7 +318,8 @@ def _observed(runs: Sequence[Run], model: torch.nn.Module, data: FaceData) -> Ob
 
 def _scores(model: torch.nn.Module, data: FaceData, target: str) -> NDArray[np.float16]:
     """Margins on the test split as they are kept; a prediction is the sign of the kept margin."""
-    return kept(training.predict(model, data.subset("test").images, device=target))
+    test = data.subset("test").images
+    return kept(training.predict(model, test, batch_size=EVALUATED, device=target))
 
 
 def kept(margins: NDArray[np.float32]) -> NDArray[np.float16]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fairq_utils.quantizers import QuantSpec, quantize_static
+from fairq_utils.quantizers import QuantSpec, observe, quantize_observed, quantize_static, ranges
 from fairq_utils.quantizers.grids import (
     fake_quantize,
     input_grid,
@@ -16,8 +16,8 @@ from fairq_utils.quantizers.grids import (
     weight_grid,
 )
 from fairq_utils.quantizers.layers import QuantConv2d
-from fairq_utils.quantizers.observers import MOMENTUM, Extremes
-from fairq_utils.quantizers.ranges import InputStatistics, weight_limits
+from fairq_utils.quantizers.observers import MOMENTUM, Extremes, RelativeHistogram
+from fairq_utils.quantizers.ranges import InputStatistics, _summed_error, weight_limits
 from fairq_utils.quantizers.spec import WIDTHS
 from fairq_utils.quantizers.weights import dequantize_weight, quantize_weight, spread, to_rows
 
@@ -131,6 +131,84 @@ def test_inputs_by_error_and_entropy_clip_the_tail_and_beat_minmax(bits: int) ->
         assert statistics.range("mse", bits)[1] < 20
         assert statistics.range("entropy", bits)[1] < 20
         assert error("entropy") < error("minmax")
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_nothing_better_is_left_out_of_the_search(
+    bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randn(30, 200, generator=generator) ** 3
+    found = weight_limits(rows, "mse", bits, "symmetric", 99.9)
+    monkeypatch.setattr(ranges, "BETWEEN_CHECKS", 1000)
+    every = weight_limits(rows, "mse", bits, "symmetric", 99.9)
+    assert torch.equal(found[1], every[1]) and torch.equal(found[0], -found[1])
+    if bits < 8:
+        assert (found[1] < rows.abs().amax(dim=1)).any()
+
+
+@pytest.mark.parametrize("scheme", ["affine", "symmetric"])
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_error_from_sums_is_that_of_every_value(bits: int, scheme: str) -> None:
+    generator = torch.Generator().manual_seed(2)
+    values = torch.randn(3000, generator=generator).double().sort().values
+    weights = torch.rand(3000, generator=generator).double()
+
+    def grid(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, int, int]:
+        return *input_grid(low, high, bits, scheme), 0, 2**bits - 1
+
+    low = torch.tensor([-4.0, -1.3, -0.02, 0.0]).double()
+    high = torch.tensor([4.0, 0.7, 3.0, 1e-3]).double()
+    scale, zero, lowest, highest = grid(low, high)
+    back = on_grid(values, scale[:, None], zero[:, None], lowest, highest)
+    expected = ((back - values).square() * weights).sum(dim=1)
+    torch.testing.assert_close(_summed_error(values, weights, grid)(low, high), expected)
+
+
+def test_every_sample_weighs_alike_in_the_histogram() -> None:
+    histogram = RelativeHistogram()
+    x = torch.stack([torch.tensor([1.0, -1.0, 0.0, 0.0]), torch.tensor([0.0, 300.0, 0.0, 0.0])])
+    histogram.see(x)
+    histogram.see(torch.zeros(2, 4))  # no power, no error to count
+    values, weights = histogram.filled()
+    assert values.tolist() == sorted(values.tolist())
+    found = dict(zip(values.tolist(), weights.tolist(), strict=True))
+    off, zeros = next((v, w) for v, w in found.items() if abs(v) < 1e-30)
+    rest = {v: w for v, w in found.items() if v != off}
+    torch.testing.assert_close(
+        torch.tensor(list(rest)), torch.tensor([-1.0, 1.0, 300.0]), rtol=2**-7, atol=0
+    )
+    torch.testing.assert_close(list(rest.values()), [2.0, 2.0, 4 / 300**2])
+    assert zeros == pytest.approx(2 * 2.0 + 3 * 4 / 300**2)
+
+
+def test_order_of_memory_does_not_matter_to_a_histogram() -> None:
+    x = torch.randn(3, 5, 4, 2)
+    first, second = RelativeHistogram(), RelativeHistogram()
+    first.see(x)
+    second.see(x.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(first.weights, second.weights, rtol=1e-5, atol=0)
+
+
+def test_a_range_is_found_again_after_more_was_seen() -> None:
+    statistics = InputStatistics()
+    statistics.see(torch.linspace(0, 1, 100)[None])
+    before = statistics.range("mse", 4)
+    assert statistics.range("mse", 4) == before
+    statistics.see(torch.linspace(0, 5, 100)[None])
+    assert statistics.range("mse", 4)[1] > 2 * before[1]
+
+
+def test_models_of_one_calibration_share_no_memory() -> None:
+    torch.manual_seed(3)
+    x = torch.randn(4, 6)
+    seen = observe(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)), [x])
+    first, _ = quantize_observed(seen, QuantSpec())
+    expected = first(x)
+    for value in first.buffers():
+        value.zero_()
+    again, _ = quantize_observed(seen, QuantSpec())
+    assert torch.equal(again(x), expected)
 
 
 def test_more_bits_make_the_least_error_range_wider() -> None:

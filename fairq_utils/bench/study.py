@@ -34,7 +34,7 @@ from fairq_utils.planning import baseline_of, plan
 from fairq_utils.quantizers import QuantSpec, observe, quantize_observed, use_integers
 from fairq_utils.quantizers.layers import quantizable
 from fairq_utils.resources import faces, ledger
-from fairq_utils.runs import trained
+from fairq_utils.runs import EVALUATED, trained
 from fairq_utils.silence import silence
 from fairq_utils.study import execute
 
@@ -143,9 +143,9 @@ def _evaluations(model: nn.Module, data: FaceData) -> dict[str, float]:
     use_integers(quantized)
     seconds = {}
     for name, answering in (("fp32_seconds", model), ("w8a8_seconds", quantized)):
-        training.predict(answering, images[:128])
+        training.predict(answering, images[:EVALUATED], batch_size=EVALUATED)
         began = time.perf_counter()
-        training.predict(answering, images)
+        training.predict(answering, images, batch_size=EVALUATED)
         seconds[name] = time.perf_counter() - began
     return seconds
 
@@ -172,7 +172,7 @@ def _plainly(params: Params, run: Run, data: FaceData) -> float:
             for part in images.split(64):
                 model(models.normalize(part))
         switch(model, observing=False)
-        training.predict(model, data.subset("test").images)
+        training.predict(model, data.subset("test").images, batch_size=EVALUATED)
     return time.perf_counter() - began
 
 

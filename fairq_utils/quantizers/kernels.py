@@ -8,6 +8,7 @@ the same layer only approximates.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 
 # Scale, zero-point and type of the result, and what is fused behind it: float32, nothing.
 FLOAT_OUT: tuple[Any, ...] = (1.0, 0, torch.float32, "none", [], "")
-CHUNK = 1 << 18  # values quantized at a time: they stay in a core's cache between the passes
+BYTE = 255
 
 
 @lru_cache(maxsize=1)
@@ -28,26 +29,31 @@ def available() -> bool:
     come out too small.
     """
     if not (
-        torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qlinear_pointwise")
+        torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.onednn, "qlinear_pointwise")
+        and hasattr(torch, "quantize_per_tensor")
     ):
         return False
     weight = torch.full((8, 64), 127, dtype=torch.int8)
     one = torch.ones(8)
     try:
-        out = linear(torch.full((2, 64), 255, dtype=torch.uint8), 1.0, 0, pack_linear(weight), one)
+        with warnings.catch_warnings():  # PyTorch says once that it will not keep this operator
+            warnings.simplefilter("ignore")
+            q = quantize(torch.full((2, 64), float(BYTE)), 1.0, 0, BYTE)
+        out = linear(q, 1.0, 0, pack_linear(weight), one)
     except RuntimeError:  # this build of PyTorch has the operator but no kernel for it
         return False
-    return bool((out == 255 * 127 * 64).all())
+    return bool((out == BYTE * 127 * 64).all())
 
 
 def quantize(x: Tensor, scale: float, zero_point: int, top: int) -> Tensor:
     """Bytes ``clip(round(x / s) + z, 0, top)``, uint8 in the shape and memory order of ``x``."""
-    out = torch.empty_like(x, dtype=torch.uint8)
-    inverse = 1.0 / torch.tensor(scale, dtype=torch.float32)
-    rows = max(CHUNK // max(x[0].numel(), 1), 1)
-    for part, into in zip(x.split(rows), out.split(rows), strict=True):
-        into.copy_(part.mul(inverse).round_().add_(zero_point).clamp_(0, top))
-    return out
+    quantized = torch.quantize_per_tensor(x.float(), scale, zero_point, torch.quint8)
+    # The same memory as plain bytes; int_repr would copy it.
+    q = torch.empty(0, dtype=torch.uint8).set_(
+        quantized.untyped_storage(), 0, quantized.shape, quantized.stride()
+    )
+    return q if top == BYTE else q.clamp_(max=top)
 
 
 def pack_conv(

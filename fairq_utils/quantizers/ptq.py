@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from dataclasses import replace as replace_fields
 from typing import Any
 
@@ -20,7 +20,13 @@ from fairq_utils.quantizers.checks import (
 )
 from fairq_utils.quantizers.equalization import equalize
 from fairq_utils.quantizers.folding import fold_batch_norms
-from fairq_utils.quantizers.layers import quantizable, quantized, refuse_quantized
+from fairq_utils.quantizers.layers import (
+    QuantConv2d,
+    QuantLinear,
+    quantizable,
+    quantized,
+    refuse_quantized,
+)
 from fairq_utils.quantizers.operations import (
     OPTIONS,
     Operations,
@@ -41,6 +47,7 @@ from fairq_utils.quantizers.reconstruction import reconstruct
 from fairq_utils.quantizers.report import QuantReport, float_bytes, report
 from fairq_utils.quantizers.spec import QuantSpec
 from fairq_utils.quantizers.survey import survey
+from fairq_utils.quantizers.weights import WeightIntegers, quantize_weight
 
 LayerSpecs = Mapping[str, QuantSpec | None]
 
@@ -74,12 +81,31 @@ class Observed:
     example: Tensor = field(repr=False)
     float_bytes: int
     operations: Operations
+    _weights: dict[tuple[Any, ...], WeightIntegers] = field(default_factory=dict, repr=False)
 
     def range(self, name: str, spec: QuantSpec) -> tuple[float, float]:
         """Smallest and largest input of a layer to represent, by the spec's rule."""
         return self.statistics[name].range(
             spec.activation_range, spec.activation_bits, spec.activation_scheme, spec.percentile
         )
+
+    def quantized(self, name: str, spec: QuantSpec) -> QuantConv2d | QuantLinear:
+        """The quantized counterpart of a layer, each weight rounded to nearest.
+
+        Integers are found once for all specs that treat weights alike.
+        """
+        layer = self.model.get_submodule(name)
+        options = (f.name for f in fields(spec) if f.name.startswith(("weight_", "group_")))
+        asked = (name, spec.percentile, *(getattr(spec, option) for option in options))
+        if asked not in self._weights:
+            assert isinstance(layer.weight, Tensor)
+            self._weights[asked] = quantize_weight(layer.weight, spec)
+        found = self._weights[asked]
+        own = WeightIntegers(found.integers.clone(), found.scale.clone(), found.zero_point.clone())
+        out = quantized(layer, spec, own)
+        if spec.activation == "static":
+            out.set_input_range(*self.range(name, spec))
+        return out
 
 
 def observe(
@@ -132,9 +158,10 @@ def observe(
     before = float_bytes(model)
     work = copy.deepcopy(model).eval()
     leave_fast_paths(work)
-    folded, left = fold_batch_norms(work, first)
-    pairs = equalize(work, first) if equalization else None
-    looked = survey(work, first)
+    example = first[:2].clone()  # what is asked of the structure needs no more
+    folded, left = fold_batch_norms(work, example)
+    pairs = equalize(work, example) if equalization else None
+    looked = survey(work, example)
     left |= looked.direct | looked.read
     layers = {n: m for n, m in work.named_modules() if quantizable(m) and n not in looked.read}
     asked = {"residuals": residuals, "attention_products": attention_products}
@@ -166,7 +193,7 @@ def observe(
         left,
         kept,
         images,
-        first[:2].clone(),
+        example,
         before,
         watch.operations(),
     )
@@ -200,10 +227,7 @@ def quantize_observed(
     else:
         work = copy.deepcopy(seen.model)
         for name, own in specs.items():
-            replacement = quantized(work.get_submodule(name), own)
-            if own.activation == "static":
-                replacement.set_input_range(*seen.range(name, own))
-            work = replace(work, name, replacement)
+            work = replace(work, name, seen.quantized(name, own))
     work, left = restore_bypassed(work, seen, specs, left)
     quantize_operations(work, seen.operations, spec)
     if spec.bias_correction:

@@ -10,14 +10,13 @@ activations are a hundred times those of all others would weigh as much as ten t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor
 
 from fairq_utils.quantizers.grids import (
     input_grid,
-    on_grid,
     to_integers,
     weight_codes,
     weight_grid,
@@ -29,12 +28,14 @@ from fairq_utils.quantizers.observers import Extremes, Histogram, RelativeHistog
 # is odd, hundreds of times.
 WEIGHT_FRACTIONS = (80, 0.02)
 INPUT_FRACTIONS = (60, 1e-3)
+BETWEEN_CHECKS = 3  # fractions that are tried until it is asked whether to go on
 TURNS = 2  # of searching each end of a range alone
 WEIGHT_BINS = 1024
-SEARCHED = 1 << 16  # weights at a time: they stay in a core's cache between the passes
+SEARCHED = 1 << 18  # weights at a time: they stay in a core's cache between the passes
 HISTOGRAM_RULES = ("percentile", "mse", "entropy")
 Grid = tuple[Tensor, Tensor, int, int]  # scale, zero-point, lowest and highest integer
 MakeGrid = Callable[[Tensor, Tensor], Grid]
+Error = Callable[[Tensor, Tensor], Tensor]  # of each of C ranges, from their ends (C,)
 
 
 class InputStatistics:
@@ -50,9 +51,11 @@ class InputStatistics:
         self.extremes = Extremes()
         self.histogram = Histogram() if {"percentile", "entropy"} & set(rules) else None
         self.relative = RelativeHistogram() if "mse" in rules else None
+        self._found: dict[tuple[str, int, str, float], tuple[float, float]] = {}
 
     def see(self, x: Tensor) -> None:
         """Take one batch (B, ...) into account."""
+        self._found.clear()
         self.extremes.see(x)
         for kept in (self.histogram, self.relative):
             if kept is not None:
@@ -73,6 +76,12 @@ class InputStatistics:
         ValueError
             The rule needs a histogram that was not kept.
         """
+        asked = (rule, bits, scheme, percentile)
+        if asked not in self._found:
+            self._found[asked] = self._range(*asked)
+        return self._found[asked]
+
+    def _range(self, rule: str, bits: int, scheme: str, percentile: float) -> tuple[float, float]:
         low, high = self.extremes.low, self.extremes.high
         if rule == "minmax":
             return low, high
@@ -83,22 +92,15 @@ class InputStatistics:
             scale, zero = input_grid(lower, upper, bits, scheme)
             return scale, zero, 0, 2**bits - 1
 
-        start = (torch.tensor([low], dtype=torch.float64), torch.tensor([high]).double())
         if rule == "mse" and self.relative is not None:
-            live = self.relative.weights > 0
-            values, weights = self.relative.values()[live], self.relative.weights[live]
-            error = _squared_error(values[None], weights[None], grid)
-        elif rule == "percentile" and self.histogram is not None:
+            return _search_ends(_summed_error(*self.relative.filled(), grid), low, high)
+        if rule == "percentile" and self.histogram is not None:
             left, right = self.histogram.central(percentile)
             return max(low, left), min(high, right)
-        elif rule == "entropy" and self.histogram is not None:
-            values = self.histogram.centres()[None]
-            counts = self.histogram.without_zeros()[None]
-            error = _divergence_of(values, counts, grid)
-        else:
-            raise ValueError(f"the rule {rule!r} needs a histogram, and none was kept")
-        found = _search(error, *start)
-        return float(found[0]), float(found[1])
+        if rule == "entropy" and self.histogram is not None:
+            values, counts = self.histogram.centres(), self.histogram.without_zeros()
+            return _search_ends(_divergence_of(values[None], counts[None], grid), low, high)
+        raise ValueError(f"the rule {rule!r} needs a histogram, and none was kept")
 
 
 def weight_limits(
@@ -127,9 +129,10 @@ def weight_limits(
         return *weight_grid(lower, upper, bits, scheme), *weight_codes(bits, scheme)
 
     if rule == "mse":
-        return _search(_squared_error(rows, None, grid), low, high, both=True)
-    values, counts = _row_histograms(rows, low, high)
-    return _search(_divergence_of(values, counts, grid), low, high, both=True)
+        symmetric = scheme == "symmetric"  # an affine grid may reach further than its range
+        clipping = _squared_clipping(rows) if symmetric else None
+        return _search(_squared_error(rows, grid), low, high, clipping)
+    return _search(_divergence_of(*_row_histograms(rows, low, high), grid), low, high)
 
 
 def _quantile(rows: Tensor, share: float) -> Tensor:
@@ -138,48 +141,101 @@ def _quantile(rows: Tensor, share: float) -> Tensor:
     return rows.kthvalue(rank, dim=1).values
 
 
-def _fractions(count: int, last: float) -> list[float]:
-    steps = torch.arange(count, dtype=torch.float64) / (count - 1)
-    return (last**steps).tolist()
+def _fractions(count: int, last: float) -> Tensor:
+    """From 1 to ``last``, each the same factor smaller than the one before; float64."""
+    return last ** (torch.arange(count, dtype=torch.float64) / (count - 1))
+
+
+def _search_ends(error: Error, low: float, high: float) -> tuple[float, float]:
+    """Shrink each end of a range to the least error.
+
+    An end far out would hide what the other one gains: together first, then each in turn.
+    """
+    fractions = _fractions(*INPUT_FRACTIONS)
+    lows, highs = low * fractions, high * fractions
+
+    def best(left: Tensor, right: Tensor) -> int:
+        found = error(left, right)
+        return int((found == found.min()).nonzero()[0])  # of equals the widest
+
+    place = best(lows, highs)
+    left, right = lows[place], highs[place]
+    for _ in range(TURNS):
+        left = lows[best(lows, right.expand_as(lows))]
+        right = highs[best(left.expand_as(highs), highs)]
+    return float(left), float(right)
 
 
 def _search(
-    error: Callable[[Tensor, Tensor], Tensor], low: Tensor, high: Tensor, *, both: bool = False
+    error: Error, low: Tensor, high: Tensor, clipping: Error | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Shrink each end of every row's range (of weights ``both`` alike) to the least error."""
+    """Shrink every row's range to the least error.
 
-    def best(candidates: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        found = (torch.full_like(low, torch.inf), low, high)
-        for left, right in candidates:
-            now = error(left, right)
-            better = now < found[0]
-            found = (
-                torch.where(better, now, found[0]),
-                torch.where(better, left, found[1]),
-                torch.where(better, right, found[2]),
-            )
-        return found[1], found[2]
-
-    fractions = _fractions(*(WEIGHT_FRACTIONS if both else INPUT_FRACTIONS))
-    left, right = best((low * f, high * f) for f in fractions)
-    if both:
-        return left, right
-    # An end far out would hide what the other one gains: together first, then each in turn.
-    for _ in range(TURNS):
-        left, _unused = best((low * f, right) for f in fractions)
-        _unused, right = best((left, high * f) for f in fractions)
+    Parameters
+    ----------
+    clipping : a part of the error that only grows as ranges shrink
+        Where it alone is above the least error of every row, nothing narrower is tried.
+    """
+    least, left, right = torch.full_like(low, torch.inf), low, high
+    for number, fraction in enumerate(_fractions(*WEIGHT_FRACTIONS).tolist()):
+        lower, upper = low * fraction, high * fraction
+        if clipping is not None and number % BETWEEN_CHECKS == 0:
+            hopeless = clipping(lower, upper) > least
+            if hopeless.all():
+                break
+        now = error(lower, upper)
+        better = now < least
+        least = torch.where(better, now, least)
+        left, right = torch.where(better, lower, left), torch.where(better, upper, right)
     return left, right
 
 
-def _squared_error(
-    values: Tensor, weights: Tensor | None, grid: MakeGrid
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """Squared error of every row (R, K) on the grid that holds a range."""
+def _summed_error(values: Tensor, weights: Tensor, grid: MakeGrid) -> Error:
+    """Weighted squared error of ascending values (K,) on the grids that hold C ranges.
+
+    The values of one code lie side by side: their error is ``sum w x**2 - 2 c sum w x + c**2 sum
+    w``, differences of sums that are made once.
+    """
+    sums = [torch.cat([torch.zeros(1).double(), (weights * values**n).cumsum(0)]) for n in range(3)]
 
     def error(left: Tensor, right: Tensor) -> Tensor:
         scale, zero, lowest, highest = grid(left, right)
-        off = (on_grid(values, scale[:, None], zero[:, None], lowest, highest) - values).square()
-        return (off if weights is None else off * weights).sum(dim=1)
+        codes = torch.arange(lowest, highest + 1) - zero[:, None]
+        points = codes * scale[:, None]
+        ends = torch.searchsorted(values, (codes[:, :-1] + 0.5) * scale[:, None])
+        edge = torch.zeros(len(ends), 1, dtype=ends.dtype)
+        ends = torch.cat([edge, ends, edge + len(values)], dim=1)
+        mass, first, second = (total[ends].diff(dim=1) for total in sums)
+        return (second - 2 * points * first + points.square() * mass).sum(dim=1)
+
+    return error
+
+
+def _squared_error(rows: Tensor, grid: MakeGrid) -> Error:
+    """Squared error of every row (R, K) on the grid that holds a range."""
+    off = torch.empty_like(rows)
+
+    def error(left: Tensor, right: Tensor) -> Tensor:
+        scale, zero, lowest, highest = grid(left, right)
+        torch.div(rows, scale[:, None], out=off)
+        off.round_()
+        if zero.any():
+            off.clamp_(lowest - zero[:, None], highest - zero[:, None])
+        else:  # many times as fast
+            off.clamp_(lowest, highest)
+        off.mul_(scale[:, None]).sub_(rows)
+        return torch.linalg.vector_norm(off, dim=1).square_()
+
+    return error
+
+
+def _squared_clipping(rows: Tensor) -> Error:
+    """Squared error of what lies outside a range that is symmetric around zero."""
+    size, off = rows.abs(), torch.empty_like(rows)
+
+    def error(left: Tensor, right: Tensor) -> Tensor:
+        torch.sub(size, right[:, None], out=off)
+        return torch.linalg.vector_norm(off.clamp_(min=0), dim=1).square_()
 
     return error
 
@@ -193,9 +249,7 @@ def _row_histograms(rows: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Te
     return low[:, None] + width * steps, counts
 
 
-def _divergence_of(
-    values: Tensor, counts: Tensor, grid: MakeGrid
-) -> Callable[[Tensor, Tensor], Tensor]:
+def _divergence_of(values: Tensor, counts: Tensor, grid: MakeGrid) -> Error:
     """How much a row's quantized distribution diverges from the real one.
 
     The reference keeps the bins inside and adds what is clipped to the outermost of them; the

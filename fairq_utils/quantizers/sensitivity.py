@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fairq_utils.quantizers.layers import Quantized, quantized
+from fairq_utils.quantizers.layers import Quantized
 from fairq_utils.quantizers.places import first_input, removed_after, replace
 from fairq_utils.quantizers.ptq import Observed, edge_spec, layer_specs, quantize_observed
 from fairq_utils.quantizers.report import packed_bytes
@@ -204,14 +204,6 @@ def _one_at_a_time(
             work = replace(work, name, kept)
 
 
-def quantized_layer(seen: Observed, name: str, spec: QuantSpec) -> Quantized:
-    """One layer of what was observed, quantized, rounded to nearest."""
-    layer = quantized(seen.model.get_submodule(name), spec)
-    if spec.activation == "static":
-        layer.set_input_range(*seen.range(name, spec))
-    return layer
-
-
 def bytes_of_the_rest(seen: Observed, spec: QuantSpec) -> int:
     """Bytes of a quantized model outside its quantized layers: biases of norms, embeddings, ..."""
     plain = nearest(spec)
@@ -254,4 +246,4 @@ def _check(
 def _candidates(seen: Observed, specs: Sequence[QuantSpec], name: str) -> list[Quantized]:
     own = [edge_spec(spec, name, seen.order) for spec in specs]
     distinct = {spec.label: spec for spec in own}
-    return [quantized_layer(seen, name, spec) for spec in distinct.values()]
+    return [seen.quantized(name, spec) for spec in distinct.values()]
