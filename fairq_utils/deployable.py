@@ -27,7 +27,7 @@ from fairq_utils.predict import CARD, normalize
 from fairq_utils.quantizers import QuantSpec
 
 PAGE = "README.md"
-METHOD, BITS = "operations", "W8A8"  # what an architecture's name stands for
+BITS = "W8A8"  # what an architecture's name stands for
 BATCH = 8  # of Inductor's file, where none is named
 EXAMPLES = 2  # pictures that a file for any batch size is traced with
 CHUNK = 128  # test pictures at a time
@@ -76,7 +76,7 @@ def export(
         raise BadInput(f"--batch: {batch} is no batch size; name 1 or more")
     folder = Path(folder)
     check_place(folder)
-    run = choose(params, model)
+    run = choose(params, model, engine)
     planning.check(params)
     threads = params.execution.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -102,7 +102,7 @@ def export(
     return folder
 
 
-def choose(params: Params, model: str) -> Run:
+def choose(params: Params, model: str, engine: str) -> Run:
     """The run that a word stands for.
 
     Parameters
@@ -110,8 +110,10 @@ def choose(params: Params, model: str) -> Run:
     model : str
         A run's key as ``fairq plan`` lists it, a prefix of it of at least four digits that no
         other key of the study has, or the name of an architecture: its model of the first training
-        seed, with additions and attention quantized too, at W8A8, calibrated on the study's first
-        random draw.
+        seed, quantized at W8A8 by the engine's own :attr:`fairq_utils.engines.Engine.method`,
+        calibrated on the study's first random draw.
+    engine : str
+        One of :data:`fairq_utils.engines.ENGINES`.
 
     Raises
     ------
@@ -120,7 +122,7 @@ def choose(params: Params, model: str) -> Run:
     """
     if model in params.training.models:
         seed, draw = params.training.seeds[0], params.quantization.calibration_seeds[0]
-        return planning.further_run(params, model, seed, METHOD, BITS, draw)
+        return planning.further_run(params, model, seed, ENGINES[engine].method, BITS, draw)
     names = ", ".join(params.training.models)
     if not HEX.fullmatch(model):
         raise BadInput(

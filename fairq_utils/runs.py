@@ -311,6 +311,7 @@ def _observed(runs: Sequence[Run], model: torch.nn.Module, data: FaceData) -> Ob
         equalization=specs[0].equalization,
         residuals=any(spec.residuals for spec in specs),
         attention_products=any(spec.attention_products for spec in specs),
+        gates=any(spec.gates for spec in specs),
         keep=any(spec.bias_correction or spec.rounding != "nearest" for spec in specs)
         or any(run.method == "mixed" for run in runs),
     )

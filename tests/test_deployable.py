@@ -36,6 +36,7 @@ from fairq_utils import (
 from fairq_utils.cli import app
 from fairq_utils.data import FaceData
 from fairq_utils.engines import ENGINES, NotInstalled
+from fairq_utils.engines.qdq import NotExact
 from fairq_utils.faults import BadInput, Fault
 from fairq_utils.model_card import Margins, measured
 from fairq_utils.params import Params, load_params
@@ -197,7 +198,7 @@ def test_who_answered_what(params: Params, test_faces: FaceData) -> None:
     """FP32, the simulation and the engine disagree, and each figure is of the right one."""
     rng = np.random.default_rng(0)
     margins = Margins(*rng.normal(size=(3, 64)).astype(np.float32))
-    run = deployable.choose(params, MODEL)
+    run = deployable.choose(params, MODEL, "onnxruntime")
     found = measured(params, run, resources.faces(params), margins)
     label = test_faces.target == 1
     right = {name: (getattr(margins, name) > 0) == label for name in ("fp32", "deployed")}
@@ -220,7 +221,7 @@ def test_who_answered_what(params: Params, test_faces: FaceData) -> None:
 
 def test_the_simulation_is_the_runs_own(exported: Path, params: Params) -> None:
     """What differs from it is counted, overall and in the group where it is most."""
-    rebuilt = runs.rebuild(params, deployable.choose(params, MODEL))
+    rebuilt = runs.rebuild(params, deployable.choose(params, MODEL, exported.name))
     data = resources.faces(params)
     test = data.subset("test")
     loaded = engines.load(exported.name, exported, 1)
@@ -261,13 +262,14 @@ def test_the_readme_is_the_card(exported: Path) -> None:
 
 
 def test_fewer_bits_are_packed_and_an_fp32_run_is_float(params: Params, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
     planned = planning.plan(params)
     four = next(r for r in planned if r.method == "ptq" and r.bits == "W4A4")
     mixed = next(r for r in planned if r.method == "mixed")
     full = next(r for r in planned if r.method == "fp32")
     cards = {}
     for run in (four, mixed, full):
-        folder = deployable.export(params, run.key, "onnxruntime", tmp_path / run.key)
+        folder = deployable.export(params, run.key, "openvino", tmp_path / run.key)
         cards[run.key] = card_of(folder)
         assert cards[run.key]["run"]["key"] == run.key
     size = cards[four.key]["size"]
@@ -282,18 +284,29 @@ def test_fewer_bits_are_packed_and_an_fp32_run_is_float(params: Params, tmp_path
     assert card["measured"]["simulation"]["images"] == 0
 
 
+def test_inputs_too_coarse_for_an_engine_are_refused_and_leave_nothing(
+    params: Params, tmp_path: Path
+) -> None:
+    four = next(r for r in planning.plan(params) if r.method == "ptq" and r.bits == "W4A4")
+    with pytest.raises(NotExact, match="4-bit inputs changes answers; take OpenVINO"):
+        deployable.export(params, four.key, "onnxruntime", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 # ---- which run, and where
 
 
 def test_a_word_stands_for_a_run(params: Params) -> None:
     planned = planning.plan(params)
     for run in planned:
-        assert deployable.choose(params, run.key) == run
-        assert deployable.choose(params, run.key[:12]) == run
-    chosen = deployable.choose(params, MODEL)
-    assert (chosen.method, chosen.bits, chosen.sampler) == ("operations", "W8A8", "random")
+        assert deployable.choose(params, run.key, "onnxruntime") == run
+        assert deployable.choose(params, run.key[:12], "onnxruntime") == run
+    fused = deployable.choose(params, MODEL, "openvino")
+    assert fused.method == "operations"
+    chosen = deployable.choose(params, MODEL, "onnxruntime")
+    assert (chosen.method, chosen.bits, chosen.sampler) == ("gates", "W8A8", "random")
     # Where the study has that run, it is the same one.
-    quantization = params.quantization.model_copy(update={"further": {"operations": ("W8A8",)}})
+    quantization = params.quantization.model_copy(update={"further": {"gates": ("W8A8",)}})
     larger = params.model_copy(update={"quantization": quantization})
     assert chosen.key in {run.key for run in planning.plan(larger)}
 
@@ -312,7 +325,7 @@ def test_a_word_that_stands_for_nothing(small: Path, tmp_path: Path, word: str, 
     assert answer.exit_code == 2
     assert answer.stderr.startswith("model: ")
     with pytest.raises(BadInput, match=sentence):
-        deployable.choose(load_params(small), word)
+        deployable.choose(load_params(small), word, "onnxruntime")
     assert not (tmp_path / "out").exists()
 
 
@@ -320,8 +333,8 @@ def test_a_word_that_stands_for_two(params: Params, monkeypatch: pytest.MonkeyPa
     two = [SimpleNamespace(key="abcd1"), SimpleNamespace(key="abcd2")]
     monkeypatch.setattr(planning, "plan", lambda _: two)
     with pytest.raises(BadInput, match=r"'abcd' begins several keys \(abcd1, abcd2\); give more"):
-        deployable.choose(params, "abcd")
-    assert deployable.choose(params, "abcd2") is two[1]
+        deployable.choose(params, "abcd", "onnxruntime")
+    assert deployable.choose(params, "abcd2", "onnxruntime") is two[1]
 
 
 @pytest.mark.parametrize("method", ["qat", "control", "dynamic"])

@@ -104,7 +104,11 @@ def tolerance(model: nn.Module, steps: float) -> float:
     return steps * float(head.input_scale) * float(head.weight().abs().sum(dim=1).max())
 
 
-@pytest.mark.parametrize("bits", ["W8A8", "W4A8", "W4A4"])
+@pytest.mark.parametrize(
+    ("engine", "bits"),
+    [*((name, bits) for name in FILES for bits in ("W8A8", "W4A8")), ("openvino", "W4A4")],
+    indirect=["engine"],
+)
 @pytest.mark.parametrize("kind", [Convolutions, Attending])
 def test_engines_answer_as_the_simulation_does(
     kind: type[nn.Module], bits: str, engine: str, tmp_path: Path
@@ -197,6 +201,7 @@ class Sum(nn.Module):
         return self.second(self.first(x)).flatten(1)
 
 
+@pytest.mark.parametrize("engine", ["openvino"], indirect=True)
 def test_below_eight_bits_nothing_larger_than_the_grid_gets_through(
     engine: str, tmp_path: Path
 ) -> None:
@@ -210,6 +215,31 @@ def test_below_eight_bits_nothing_larger_than_the_grid_gets_through(
     # 99 is 15 at the first layer's input; 15 + 15 is 15 at the second one's.
     np.testing.assert_allclose(found(asked.numpy()).ravel(), [7, 15, 15], atol=1e-4)
     np.testing.assert_allclose(answers(model, asked).ravel(), [7, 15, 15], atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", ["W2A8", "W3A8", "W4A8", "W6A8"])
+def test_biases_are_no_coarser_below_eight_bits(bits: str, engine: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.ReLU(), nn.Flatten()
+    )
+    spec = QuantSpec.parse(bits, first_last_bits=None)
+    model, _ = quantize_static(model.eval(), spec, [pictures(64)])
+    write(model, engine, tmp_path, pictures(2), spec.weight_bits)
+    asked, last = pictures(50, 1), model.get_submodule("2")
+    assert isinstance(last, Quantized)
+    off = np.abs(load(engine, tmp_path, 1)(asked.numpy()) - answers(model, asked))
+    # A bias rounded to the step itself is off by a quarter of it on average.
+    step = float(last.input_scale * last.weight_scale.mean())
+    assert np.median(off) < step / 2 ** (8 - spec.weight_bits)
+    assert np.median(off) < step / 8
+
+
+def test_onnx_runtime_refuses_what_its_biases_would_change(tmp_path: Path) -> None:
+    model = quantized(Convolutions, "W4A4")
+    with pytest.raises(NotExact, match=r"layer deep: .* 4-bit inputs .* take OpenVINO"):
+        write(model, "onnxruntime", tmp_path, pictures(2), 4)
+    assert not list(tmp_path.iterdir())
 
 
 def test_openvino_computes_every_layer_on_integers(tmp_path: Path) -> None:

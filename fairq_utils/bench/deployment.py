@@ -1,8 +1,8 @@
 """What ships, beside its simulation: size on disk, kernels, and whose answers differ.
 
-Every architecture of a study is quantized as engines do it, additions and attention included, and
-written for every engine. The engine answers about the test pictures; a *disagreement* is a picture
-whose prediction is not that of the float simulation of the same integers.
+Every architecture of a study is quantized as each engine needs it, additions and attention
+included, and written for it. The engine answers about the test pictures; a *disagreement* is a
+picture whose prediction is not that of the float simulation of the same integers.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from fairq_utils import engines, models, training
 from fairq_utils.bench.subjects import calibration_pictures, pinned_threads, trained_models
 from fairq_utils.data import FaceData
 from fairq_utils.params import Params
-from fairq_utils.quantizers import Observed, observe, quantize_observed
+from fairq_utils.quantizers import Observed, QuantSpec, observe, quantize_observed
 from fairq_utils.quantizers.methods import METHODS
 from fairq_utils.resources import faces
 
-METHOD, BATCH = "operations", 100
+BATCH = 100
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def bench_deployment(params: Params) -> tuple[dict[str, Any], str, dict[str, pd.
     """
     threads = pinned_threads(params)
     data, found = faces(params), Found()
-    bits = [b for b in params.quantization.bits if METHODS[METHOD].spec(b).activation == "static"]
+    bits = [b for b in params.quantization.bits if QuantSpec.parse(b).activation == "static"]
     for architecture, model in trained_models(params).items():
         _deploy(found, params, architecture, model, bits, data, threads)
     table = pd.DataFrame([asdict(one) for one in found.deployed])
@@ -107,14 +107,21 @@ def _deploy(
     test = data.subset("test")
     images: NDArray[np.float32] = models.normalize(test.images).contiguous().numpy()
     for bits in widths:
-        spec = METHODS[METHOD].spec(bits)
-        quantized, report = quantize_observed(seen, spec)
-        simulated = training.predict(quantized, test.images) > 0
-        for engine in engines.ENGINES:
+        made = {
+            method: quantize_observed(seen, METHODS[method].spec(bits))
+            for method in {engine.method for engine in engines.ENGINES.values()}
+        }
+        answered = {
+            method: training.predict(quantized, test.images) > 0
+            for method, (quantized, _) in made.items()
+        }
+        for engine, described in engines.ENGINES.items():
+            quantized, report = made[described.method]
+            simulated = answered[described.method]
             try:
                 with tempfile.TemporaryDirectory() as folder:
                     paths = engines.write(
-                        quantized, engine, folder, batches[0][:BATCH], spec.weight_bits
+                        quantized, engine, folder, batches[0][:BATCH], report.spec["weight_bits"]
                     )
                     size = sum(path.stat().st_size for path in paths)
                     running = engines.load(engine, folder, threads)
@@ -145,13 +152,14 @@ def _deploy(
 
 
 def _observed(model: torch.nn.Module, batches: Sequence[torch.Tensor]) -> Observed:
-    spec = METHODS[METHOD].spec("W8A8")
+    spec = METHODS["gates"].spec("W8A8")
     return observe(
         model,
         batches,
         [spec.activation_range],
         residuals=spec.residuals,
         attention_products=spec.attention_products,
+        gates=spec.gates,
     )
 
 

@@ -87,11 +87,16 @@ def _measure(found: Found, architecture: str, threads: int) -> None:
     """Every figure of one architecture."""
     model, pictures = _settled(architecture)
     # Which range a grid holds does not matter to time; the quickest to find will do.
-    spec = METHODS["operations"].spec("W8A8", weight_range="minmax", activation_range="minmax")
-    quantized, _ = quantize_static(model, spec, pictures.split(8))
+    fast = {"weight_range": "minmax", "activation_range": "minmax"}
+    quantized = {
+        method: quantize_static(model, METHODS[method].spec("W8A8", **fast), pictures.split(8))[0]
+        for method in {engine.method for engine in engines.ENGINES.values()}
+    }
     kinds: dict[str, Callable[[str, Path, Tensor], Any]] = {
         FLOAT: lambda engine, folder, example: engines.write(model, engine, folder, example),
-        OURS: lambda engine, folder, example: engines.write(quantized, engine, folder, example),
+        OURS: lambda engine, folder, example: engines.write(
+            quantized[engines.ENGINES[engine].method], engine, folder, example
+        ),
         TOOLKIT: lambda engine, folder, example: peer_files.write(
             model, engine, folder, example, pictures
         ),

@@ -47,6 +47,8 @@ class Engine:
     extra : the optional dependencies of this project that bring it; None where it always comes
     file : name of the model's file in a folder
     further : files that belong to it
+    method : the method of :mod:`fairq_utils.quantizers.methods` after which it finds most integers
+        ONNX Runtime fuses no SiLU behind a convolution; the others do.
     """
 
     label: str
@@ -54,10 +56,11 @@ class Engine:
     extra: str | None
     file: str
     further: tuple[str, ...] = ()
+    method: str = "operations"
 
 
 ENGINES: dict[str, Engine] = {
-    "onnxruntime": Engine("ONNX Runtime", "onnxruntime", None, "model.onnx"),
+    "onnxruntime": Engine("ONNX Runtime", "onnxruntime", None, "model.onnx", method="gates"),
     "openvino": Engine("OpenVINO", "openvino", "engines", "model.xml", ("model.bin",)),
     "inductor": Engine("Inductor", "torch", None, "model.pt2"),
 }

@@ -63,10 +63,21 @@ def export(
         for node in module.graph.find_nodes(op="call_function", target=DROPOUT):
             node.replace_all_uses_with(node.args[0])  # the model is in evaluation mode
             module.graph.erase_node(node)
+        _round_once(module.graph)
         _round_before(module.graph)
         _leave_out_clips(module.graph)
         module.recompile()
         return torch.export.export(module, (example,), dynamic_shapes=shapes)
+
+
+def _round_once(graph: Graph) -> None:
+    """Take out, in place, roundings of what is on the same grid already."""
+    quantize: Any
+    for quantize in list(graph.find_nodes(op="call_function", target=QUANTIZE)):
+        source = quantize.args[0]
+        if source.target is DEQUANTIZE and source.args[1:] == quantize.args[1:]:
+            quantize.replace_all_uses_with(source.args[0])
+            graph.erase_node(quantize)
 
 
 def _leave_out_clips(graph: Graph) -> None:

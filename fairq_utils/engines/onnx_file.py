@@ -22,6 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from fairq_utils.engines.exported import export
+from fairq_utils.engines.fine_biases import refine_weights, refuse_coarse_inputs
 
 OPSET = 21  # the first with four-bit integers
 INPUT, OUTPUT = "images", "logits"
@@ -49,14 +50,16 @@ def to_onnx(
         Weights that fit into four bits are packed two to a byte where this is 4 or less.
     signed_products : see :func:`fairq_utils.engines.qdq.to_qdq`
     fine_biases : bool
-        Write weights of four bits as sixteenfold bytes on a sixteenth of their scale. ONNX Runtime
-        rounds biases to multiples of ``s_x s_w``, which is coarse where both grids are.
+        Weights of fewer than eight bits use all bits of a byte, and inputs have eight; see
+        :mod:`fairq_utils.engines.fine_biases`.
 
     Raises
     ------
     NotExact
         The model's quantization has no counterpart in integer engines.
     """
+    if fine_biases:
+        refuse_coarse_inputs(model)
     with torch.no_grad(), _silence():
         program = torch.onnx.export(
             export(model, example.contiguous(), any_batch=True, signed_products=signed_products),
@@ -73,8 +76,11 @@ def to_onnx(
         del node.metadata_props[:]  # paths of source files, for one
     graph = proto.graph
     _separate_zero_points(graph)
+    _pool_averages(graph)
     if weight_bits <= 4:
         _pack(graph, FINER if fine_biases else 1)
+    if fine_biases:
+        refine_weights(graph)
     onnx.checker.check_model(proto)
     return proto
 
@@ -107,6 +113,21 @@ def _separate_zero_points(graph: onnx.GraphProto) -> None:
                 graph.initializer.append(own)
                 node.input[position] = own.name
             taken.add(node.input[position])
+
+
+def _pool_averages(graph: onnx.GraphProto) -> None:
+    """Write means over the pixels of rounded maps as pooling, which has an integer kernel."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    rounded = {node.output[0] for node in graph.node if node.op_type == DEQUANTIZE}
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in graph.value_info}
+    for node in graph.node:
+        if node.op_type != "ReduceMean" or len(node.input) != 2 or node.input[0] not in rounded:
+            continue
+        rank, axes = ranks.get(node.input[0]), numpy_helper.to_array(constants[node.input[1]])
+        kept = all(a.i for a in node.attribute if a.name == "keepdims")
+        if kept and rank == 4 and sorted(axes % rank) == [2, 3]:
+            node.op_type = "GlobalAveragePool"
+            del node.input[1:], node.attribute[:]
 
 
 def _pack(graph: onnx.GraphProto, finer: int) -> None:

@@ -19,7 +19,7 @@ from fairq_utils.faults import Fault
 from fairq_utils.quantizers.layers import QuantConv2d, Quantized
 from fairq_utils.quantizers.operations import Forward
 from fairq_utils.quantizers.places import replace
-from fairq_utils.quantizers.sites import ADDITION, Site
+from fairq_utils.quantizers.sites import ATTENTION, PRODUCT, Site
 
 BYTE, MIDDLE = 255, 128
 _ops = torch.ops.quantized_decomposed
@@ -135,7 +135,7 @@ class _Forward(Forward):
     def _quantize(self, site: Site, number: int, x: Tensor) -> Tensor:
         scale, zero_point = self.grids[self.rows[site] + number]
         top = 2**self.bits - 1
-        product = self.signed_products and site.kind != ADDITION
+        product = self.signed_products and site.kind in (PRODUCT, ATTENTION)
         if product and zero_point == MIDDLE and top == BYTE:
             return on_signed_grid(x, scale)
         return on_grid(x, scale, zero_point, top)

@@ -8,6 +8,7 @@ from typing import Any
 from fairq_utils.quantizers.spec import QuantSpec
 
 BEST_RANGES = {"weight_range": "mse", "activation_range": "mse"}
+OPERATIONS = {**BEST_RANGES, "residuals": True, "attention_products": True}
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,8 @@ METHODS: dict[str, Method] = {
     "block": Method("block reconstruction", {**BEST_RANGES, "rounding": "block"}),
     "mixed": Method("mixed precision", BEST_RANGES),
     "float_classifier": Method("float classifier", BEST_RANGES),
-    "operations": Method(
-        "additions and attention too",
-        {**BEST_RANGES, "residuals": True, "attention_products": True},
-    ),
+    "operations": Method("additions and attention too", OPERATIONS),
+    "gates": Method("additions, attention and gates too", {**OPERATIONS, "gates": True}),
     "qat": Method("QAT (LSQ)", BEST_RANGES, trains=True),
 }
 CONTROL = "control"  # FP32 trained on as long as `qat` is

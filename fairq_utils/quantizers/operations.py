@@ -1,8 +1,8 @@
-"""What a model computes between its layers: additions of feature maps and attention's products.
+"""What a model computes between its layers: additions, products and gates of feature maps.
 
-Integer engines read both operands of an addition, and queries, keys, scores and values of
-attention, from integers. Here each of them gets a static per-tensor grid of its own, found in
-calibration like a layer's input grid.
+Integer engines read both operands of an addition, queries, keys, scores and values of attention,
+and some of them the factors of SiLU and of squeeze-and-excitation, from integers. Here each of them
+gets a static per-tensor grid of its own, found in calibration like a layer's input grid.
 
 Any module can be treated, traceable or not: a mode sees every function that is called on tensors
 while the model runs, and knows an operation by its :class:`fairq_utils.quantizers.sites.Site`.
@@ -31,7 +31,9 @@ from fairq_utils.quantizers.ranges import InputStatistics
 from fairq_utils.quantizers.sites import (
     ADDITION,
     ATTENTION,
+    GATE,
     PRODUCT,
+    SILU,
     Calls,
     Site,
     entered,
@@ -45,6 +47,8 @@ OPTIONS = {
     ADDITION: "residuals",
     PRODUCT: "attention_products",
     ATTENTION: "attention_products",
+    GATE: "gates",
+    SILU: "gates",
 }
 
 
@@ -57,7 +61,8 @@ class Operation:
     site : Site
     operands : names of the operands, each with a grid
         ``queries, keys, scores, values`` of fused attention; ``queries, keys`` and ``scores,
-        values`` of a product before and after a softmax; ``left, right`` otherwise.
+        values`` of a product before and after a softmax; ``input, sigmoid, result`` of SiLU;
+        ``left, right`` otherwise.
     """
 
     site: Site
@@ -66,9 +71,10 @@ class Operation:
     def names(self) -> list[str]:
         """What it is called in a report: ``blocks.0.attn: scores x values``."""
         pairs = [self.operands[i : i + 2] for i in range(0, len(self.operands), 2)]
-        plain = [
-            self.site.kind if pair == ("left", "right") else " x ".join(pair) for pair in pairs
-        ]
+        if self.site.kind == SILU or pairs == [("left", "right")]:
+            plain = [self.site.kind]
+        else:
+            plain = [" x ".join(pair) for pair in pairs]
         return [f"{self.site.module}: {name}" if self.site.module else name for name in plain]
 
 
@@ -119,6 +125,8 @@ class AtOperands(TorchFunctionMode):
         treat = partial(self._treat, site)
         if call.kind == ATTENTION:
             return attend(treat, *args, **named)
+        if call.kind == SILU:
+            return silu(treat, *args, **named)
         return call.on([treat(i, x) for i, x in enumerate(call.operands())])
 
 
@@ -167,6 +175,20 @@ def attend(
     return F.dropout(treat(2, weights), dropout_p) @ value
 
 
+def silu(treat: Callable[[int, Tensor], Tensor], input: Tensor, inplace: bool = False) -> Tensor:
+    """``x sigmoid(x)`` with both factors and the result treated.
+
+    Parameters
+    ----------
+    treat : treat(0, x), treat(1, sigmoid), treat(2, result)
+    input : Tensor, any shape
+    inplace : whether the result also takes the place of the input
+    """
+    x = treat(0, input)
+    out = treat(2, x * treat(1, x.sigmoid()))
+    return input.copy_(out) if inplace else out
+
+
 class Watch:
     """Statistics of the operands of operations, collected while a model is calibrated.
 
@@ -211,7 +233,7 @@ class Watch:
 
     def _see(self, site: Site, number: int, x: Tensor) -> Tensor:
         operation = self._operations[site]
-        name = operation.names()[number // 2]
+        name = operation.names()[0 if operation.site.kind == SILU else number // 2]
         check_finite(x, f"quantize_static: the {operation.operands[number]} of {name}")
         self._statistics[site][number].see(x)
         return x
@@ -283,9 +305,9 @@ def quantize_operations(model: nn.Module, seen: Operations, spec: QuantSpec) -> 
         It gets the buffers and the forward pass of :class:`Forward`.
     seen : from calibration
     spec : QuantSpec
-        ``residuals``, ``attention_products``; ``activation_bits``, ``activation_range`` and
-        ``percentile`` of their grids, and ``activation_scheme`` of those of additions: operands of
-        products are on symmetric grids.
+        ``residuals``, ``attention_products``, ``gates``; ``activation_bits``, ``activation_range``
+        and ``percentile`` of their grids, and ``activation_scheme`` of all but the operands of
+        attention's products, which are on symmetric grids.
 
     Raises
     ------
@@ -304,7 +326,8 @@ def quantize_operations(model: nn.Module, seen: Operations, spec: QuantSpec) -> 
     grids = []
     for operation in chosen:
         # Integer kernels multiply two activations only where neither side needs a zero-point.
-        scheme = spec.activation_scheme if operation.site.kind == ADDITION else "symmetric"
+        attention = operation.site.kind in (PRODUCT, ATTENTION)
+        scheme = "symmetric" if attention else spec.activation_scheme
         for watched in seen.statistics[operation.site]:
             low, high = torch.tensor(watched.range(rule, bits, scheme, spec.percentile))
             grids.append(torch.stack(input_grid(low, high, bits, scheme)))
@@ -336,13 +359,16 @@ def float_operations(model: nn.Module, found: Sequence[Operation]) -> dict[str, 
     forward = vars(model).get("forward")
     rows = forward.rows if isinstance(forward, Forward) else {}
     rest = [op for op in found if op.site not in rows]
-    additions = sum(op.site.kind == ADDITION for op in rest)
-    products = sum(len(op.operands) // 2 for op in rest if op.site.kind != ADDITION)
+    kinds = Counter(op.site.kind for op in rest)
+    additions, gates = kinds[ADDITION], kinds[GATE]
+    products = sum(len(op.operands) // 2 for op in rest if op.site.kind in (PRODUCT, ATTENTION))
     reasons = {}
     if additions:
         reasons["residual additions"] = _count(additions, "addition") + " computed in float"
     if products:
         reasons["attention products"] = _count(products, "product") + " computed in float"
+    if gates:
+        reasons["gates"] = _count(gates, "product") + " computed in float"
     return reasons
 
 

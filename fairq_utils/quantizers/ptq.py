@@ -116,6 +116,7 @@ def observe(
     equalization: bool = False,
     residuals: bool = False,
     attention_products: bool = False,
+    gates: bool = False,
     keep: bool = False,
 ) -> Observed:
     """Fold batch norms and watch the input of every quantizable layer under calibration.
@@ -130,7 +131,7 @@ def observe(
     rules : range rules that will be asked for; histograms are made only where one needs them
     equalization : bool
         Equalize layers in a row before anything is observed.
-    residuals, attention_products : bool
+    residuals, attention_products, gates : bool
         Watch the operands of these operations too; see :class:`QuantSpec`.
     keep : bool
         Keep the images, which bias correction and learnt roundings look at again.
@@ -164,7 +165,7 @@ def observe(
     looked = survey(work, example)
     left |= looked.direct | looked.read
     layers = {n: m for n, m in work.named_modules() if quantizable(m) and n not in looked.read}
-    asked = {"residuals": residuals, "attention_products": attention_products}
+    asked = {"residuals": residuals, "attention_products": attention_products, "gates": gates}
     watch = Watch(work, looked.operations, [name for name in asked if asked[name]], rules)
     statistics = {name: InputStatistics(rules) for name in layers}
     order: list[str] = []
@@ -346,6 +347,7 @@ def quantize_static(
         equalization=spec.equalization,
         residuals=spec.residuals,
         attention_products=spec.attention_products,
+        gates=spec.gates,
         keep=spec.bias_correction or spec.rounding != "nearest",
     )
     return quantize_observed(seen, spec, layers)

@@ -10,6 +10,7 @@ from torch import nn
 from fairq_utils.quantizers.equalization import ChannelClip
 from fairq_utils.quantizers.layers import Quantized, why_not
 from fairq_utils.quantizers.operations import quantized_operations
+from fairq_utils.quantizers.sites import SILU
 
 # Operations without a quantized counterpart here; they are named in the report, not hidden.
 WEIGHTLESS = (
@@ -102,9 +103,12 @@ def report(
 ) -> QuantReport:
     """Collect the report of a quantized model."""
     layers, reasons = {}, dict(left)
+    operations = quantized_operations(model)
     for name, module in model.named_modules():
         if isinstance(module, Quantized):
             layers[name] = module.spec.label
+        elif f"{name}: {SILU}" in operations:
+            continue
         elif not isinstance(module, WEIGHTLESS) and (
             not list(module.children()) or hasattr(module, "parametrizations")
         ):
@@ -118,5 +122,5 @@ def report(
         float_bytes=before,
         calibration_images=calibration_images,
         corrections=corrections,
-        operations=quantized_operations(model),
+        operations=operations,
     )

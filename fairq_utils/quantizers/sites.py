@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 ADDITION, PRODUCT, ATTENTION = "addition", "product", "attention"
+GATE, SILU = "gate", "SiLU"
 # Function -> kind, and position and keyword of each operand.
 _BOTH = ((0, "input"), (1, "other"))
 _BATCHES = ((0, "input"), (1, "mat2"))
@@ -27,6 +28,10 @@ FUNCTIONS: dict[Any, tuple[str, tuple[tuple[int, str], ...]]] = {
     torch.add: (ADDITION, _BOTH),
     torch.Tensor.add: (ADDITION, _BOTH),  # and x + y
     torch.Tensor.add_: (ADDITION, _BOTH),  # and x += y
+    torch.mul: (GATE, _BOTH),
+    torch.Tensor.mul: (GATE, _BOTH),  # and x * y
+    torch.Tensor.mul_: (GATE, _BOTH),  # and x *= y
+    F.silu: (SILU, ((0, "input"),)),
     torch.matmul: (PRODUCT, _BOTH),
     torch.Tensor.matmul: (PRODUCT, _BOTH),  # and x @ y
     torch.bmm: (PRODUCT, _BATCHES),
@@ -45,7 +50,8 @@ class Site(NamedTuple):
     Attributes
     ----------
     module : name of the innermost module being called, "" for the model itself
-    kind : ``addition``, ``product`` or ``attention`` (fused: both of its products)
+    kind : ``addition``, ``product``, ``attention`` (fused: both of its products), ``gate`` (two
+        feature maps multiplied value by value) or ``SiLU``
     number : of the operation among those of its kind within one call of the module, from 0
     """
 
@@ -75,7 +81,7 @@ class Call(NamedTuple):
                 named[place] = value
             else:
                 inputs[place] = value
-        if self.function is torch.Tensor.add_:
+        if self.function in (torch.Tensor.add_, torch.Tensor.mul_):
             inputs[0] = self.inputs[0].copy_(inputs[0])
         return self.function(*inputs, **named)
 

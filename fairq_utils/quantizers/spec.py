@@ -49,6 +49,9 @@ class QuantSpec:
     residuals, attention_products : bool
         Quantize the operands of additions of two feature maps, and the four operands of attention
         (queries, keys, scores, values), as integer engines do, to ``activation_bits``.
+    gates : bool
+        Quantize the factors of products of two feature maps (squeeze-and-excitation), and both
+        factors and the result of SiLU, for engines that cannot fuse them behind a convolution.
     equalization : bool
         Cross-layer equalization before anything is observed (Nagel et al. 2019).
     bias_correction : bool
@@ -74,6 +77,7 @@ class QuantSpec:
     first_last_bits: int | None = 8
     residuals: bool = False
     attention_products: bool = False
+    gates: bool = False
     equalization: bool = False
     bias_correction: bool = False
     rounding: str = "nearest"
@@ -101,7 +105,8 @@ class QuantSpec:
                 f"QuantSpec.activation_bits: dynamic quantization is defined at 8 bits, not "
                 f"{self.activation_bits}; use static ranges, or 8"
             )
-        calibrated = ("residuals", "attention_products", "bias_correction", "equalization")
+        operations = ("residuals", "attention_products", "gates")
+        calibrated = (*operations, "bias_correction", "equalization")
         asked = [name for name in calibrated if getattr(self, name)]
         asked += ["rounding"] if self.rounding != "nearest" else []
         if self.activation == "dynamic" and asked:
@@ -109,10 +114,10 @@ class QuantSpec:
                 f"QuantSpec.{asked[0]}: needs a calibration set, which activation='dynamic' does "
                 "without; use activation='static' or 'float'"
             )
-        if self.activation == "float" and (self.residuals or self.attention_products):
+        if self.activation == "float" and any(getattr(self, name) for name in operations):
             raise ValueError(
-                "QuantSpec.activation: 'float' leaves all inputs in float, so that residuals and "
-                "attention_products cannot be quantized; take them out, or use 'static'"
+                f"QuantSpec.activation: 'float' leaves all inputs in float, so that "
+                f"{', '.join(operations)} cannot be quantized; take them out, or use 'static'"
             )
 
     @classmethod

@@ -22,7 +22,9 @@ from fairq_utils.quantizers.operations import Operation
 from fairq_utils.quantizers.sites import (
     ADDITION,
     ATTENTION,
+    GATE,
     PRODUCT,
+    SILU,
     Call,
     Calls,
     Site,
@@ -65,7 +67,8 @@ class Survey:
 
     Attributes
     ----------
-    operations : additions of two feature maps and products of attention, in order of execution
+    operations : additions and products of two feature maps, SiLU, and products of attention, in
+        order of execution
     direct : ``<module>.forward: <function>`` -> that its weight stays in float
     read : layer -> why it cannot be replaced: somebody else reads its weight
     """
@@ -121,6 +124,8 @@ class _Surveyor(TorchFunctionMode):
         for site, (left, right) in self._found.items():
             if site.kind == ATTENTION:
                 operands: tuple[str, ...] = ("queries", "keys", "scores", "values")
+            elif site.kind == SILU:
+                operands = ("input", "sigmoid", "result")
             elif site.kind == PRODUCT and (left or right):
                 operands = ("scores", "values") if left else ("values", "scores")
             else:
@@ -177,7 +182,7 @@ class _Surveyor(TorchFunctionMode):
             if product is not None:
                 self._queried.add(product)
             return _Origin(scores=True)
-        if site is not None and site.kind != ADDITION:
+        if site is not None and site.kind in (PRODUCT, ATTENTION):
             return _Origin(product=site)
         if func in WEIGHTED:
             return _Origin()
@@ -187,7 +192,10 @@ class _Surveyor(TorchFunctionMode):
         operands = call.operands()
         origins = [self._origin(x) for x in operands]
         both = all(origin is not None for origin in origins)
-        if call.kind == ADDITION:
+        if call.kind == SILU:
+            if both:
+                self._found[site] = (False, False)
+        elif call.kind in (ADDITION, GATE):
             left, right = operands
             alike = left.ndim == right.ndim >= 2 and left.shape[0] == right.shape[0]
             if both and alike and not any(bool((x == -torch.inf).any()) for x in operands):
