@@ -260,6 +260,42 @@ def test_onnx_runtime_computes_on_integers_what_is_rounded_behind(tmp_path: Path
     assert kernels.integer + kernels.floating == 6
 
 
+class Gated(nn.Module):
+    """SiLU and squeeze-and-excitation between convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.deep = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8)
+        self.squeeze, self.excite = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
+        self.last, self.head = nn.Conv2d(8, 8, 1), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.deep(F.silu(self.stem(x))))
+        x = x * self.excite(F.silu(self.squeeze(x.mean((2, 3), keepdim=True)))).sigmoid()
+        return self.head(F.silu(self.last(x)).mean((2, 3)))
+
+
+def test_gates_bring_what_is_behind_convolutions_to_integers(engine: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    kernels = {}
+    for gates in (False, True):
+        spec = QuantSpec.parse("W8A8", gates=gates, **OPTIONS)
+        model, _ = quantize_static(Gated().eval(), spec, [pictures(64)])
+        write(model, engine, tmp_path / str(gates), pictures(2))
+        found, images = load(engine, tmp_path / str(gates), 1), pictures(32, 1)
+        apart = np.abs(found(images.numpy()) - answers(model, images))
+        assert np.median(apart) < tolerance(model, 0.25)
+        assert apart.max() < tolerance(model, 1.0)
+        kernels[gates] = found.kernels
+    before, after = kernels[False], kernels[True]
+    assert before is not None and after is not None
+    if engine == "openvino":  # fuses SiLU either way
+        assert after.floating == 0
+        return
+    assert after.integer >= before.integer + 3
+    assert {"QLinearSigmoid", "QLinearMul", "QLinearGlobalAveragePool"} <= set(after.names)
+
+
 def test_four_bits_are_packed_two_to_a_byte(engine: str, tmp_path: Path) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(768, 256), nn.ReLU(), nn.Linear(256, 2))
     spec = QuantSpec.parse("W4A8", first_last_bits=None)

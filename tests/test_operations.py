@@ -179,21 +179,25 @@ def test_explicit_attention_is_that_of_torch(options: dict[str, object]) -> None
 
 
 @pytest.mark.parametrize(
-    ("name", "additions", "attentions"),
+    ("name", "additions", "attentions", "gates"),
     [
-        ("resnet50", 16, 0),  # three, four, six and three blocks
-        ("mobilenet_v2", 10, 0),  # blocks of stride 1 that keep their channels
-        ("efficientnet_b0", 9, 0),
-        ("vit_small", 24, 12),  # two a block; the position embedding is a parameter
-        ("squeezenet1_1", 0, 0),
+        ("resnet50", 16, 0, 0),  # three, four, six and three blocks
+        ("mobilenet_v2", 10, 0, 0),  # blocks of stride 1 that keep their channels
+        ("efficientnet_b0", 9, 0, 16),  # one squeeze-and-excitation in every block
+        ("vit_small", 24, 12, 0),  # two a block; the position embedding is a parameter
+        ("squeezenet1_1", 0, 0, 0),
     ],
 )
-def test_operations_of_every_architecture(name: str, additions: int, attentions: int) -> None:
+def test_operations_of_every_architecture(
+    name: str, additions: int, attentions: int, gates: int
+) -> None:
     model, x = models.build(name, image_size=64).eval(), pictures(2)
     found = survey(model, x)
     kinds = [operation.site.kind for operation in found.operations]
     assert (kinds.count("addition"), kinds.count("attention")) == (additions, attentions)
-    assert len(kinds) == additions + attentions
+    silus = sum(isinstance(module, nn.SiLU) for module in model.modules())
+    assert (kinds.count("gate"), kinds.count("SiLU")) == (gates, silus)
+    assert len(kinds) == additions + attentions + gates + silus
     assert not found.direct and not found.read
     _, report = quantize_static(model, QuantSpec(), [x])
     said = {
@@ -207,7 +211,61 @@ def test_operations_of_every_architecture(name: str, additions: int, attentions:
         text = f"{2 * attentions} products of two feature maps are computed in float"
         expected["attention products"] = text
     assert said == expected
+    assert report.left_float.get("gates") == (
+        f"{gates} products of two feature maps are computed in float" if gates else None
+    )
     assert not report.operations
+
+
+class Gated(nn.Module):
+    """A convolution, SiLU, and squeeze-and-excitation."""
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(3, 6, 3), nn.SiLU(inplace)
+        self.squeeze, self.head = nn.Conv2d(6, 6, 1), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.conv(x))
+        x = x * self.squeeze(x.mean((2, 3), keepdim=True)).sigmoid()
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_gates_and_silu_are_computed_from_their_grids(inplace: bool) -> None:
+    torch.manual_seed(0)
+    x, model = pictures(8, 16), Gated(inplace).eval()
+    quantized, report = quantize_static(model, QuantSpec(gates=True, first_last_bits=None), [x])
+    assert set(report.operations) == {"act: SiLU", "gate"}
+    assert not {"act", "gates"} & set(report.left_float)
+
+    def rounded(seen: Tensor, asked: Tensor) -> Tensor:
+        low, high = min(float(seen.min()), 0.0), max(float(seen.max()), 0.0)
+        scale = (high - low) / 255
+        zero = round(-low / scale)
+        return torch.fake_quantize_per_tensor_affine(asked, scale, zero, 0, 255)
+
+    def silu(of: Tensor, seen: Tensor) -> Tensor:
+        left, right = rounded(seen, of), rounded(seen.sigmoid(), rounded(seen, of).sigmoid())
+        return rounded(F.silu(seen), left * right)
+
+    with torch.no_grad():
+        before = model.conv(x)
+        features = silu(quantized.get_submodule("conv")(x), before)
+        plain = F.silu(before)
+        weight = model.squeeze(plain.mean((2, 3), keepdim=True)).sigmoid()
+        gate = quantized.get_submodule("squeeze")(features.mean((2, 3), keepdim=True)).sigmoid()
+        mixed = rounded(plain, features) * rounded(weight, gate)
+        expected = quantized.get_submodule("head")(mixed.mean((2, 3)))
+        found = quantized(x)
+    torch.testing.assert_close(found, expected, rtol=0, atol=float(expected.std()) / 20)
+    assert sqnr(expected, found) > 35
+
+
+def test_gates_that_were_not_observed_are_asked_for_by_name() -> None:
+    seen = observe(Gated().eval(), [pictures(4, 16)])
+    with pytest.raises(ValueError, match="gates were not observed; give observe gates=True"):
+        quantize_observed(seen, QuantSpec(gates=True))
 
 
 @pytest.mark.parametrize("name", ["resnet50", "vit_small"])
