@@ -75,8 +75,9 @@ def _size(card: dict[str, Any]) -> list[str]:
     return [
         "## Size",
         "",
-        f"{size['on_disk']:,} bytes on disk, {size['ratio_on_disk']:.2f} times less than the "
-        f"{size['fp32']:,} of FP32; bits alone would make it {size['ratio_of_bits']:.2f} times. "
+        f"{size['on_disk']:,} bytes on disk. FP32 has {size['fp32']:,}, "
+        f"{size['ratio_on_disk']:.2f} times as many; counting bits of weights alone, it would be "
+        f"{size['ratio_of_bits']:.2f} times. "
         f"Integers packed at their bits, with scales and what stays in float, are "
         f"{size['packed']:,} bytes.",
         "",
@@ -89,7 +90,7 @@ def _quantization(card: dict[str, Any]) -> list[str]:
         return ["## Quantization", "", "None: weights and activations are float32.", ""]
     layers = Counter(found["layers"].values())
     kinds = ", ".join(f"{count} at {bits}" for bits, count in layers.most_common())
-    spec = ", ".join(f"{name} {value}" for name, value in found["spec"].items())
+    spec = ", ".join(f"{name} {value}" for name, value in _used(found["spec"]).items())
     lines = [
         "## Quantization",
         "",
@@ -116,6 +117,17 @@ def _quantization(card: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
+def _used(spec: dict[str, Any]) -> dict[str, Any]:
+    """Without the options that nothing in this spec asks for."""
+    ranges = (spec["weight_range"], spec["activation_range"])
+    idle = {
+        "group_size": spec["weight_granularity"] != "group",
+        "iterations": spec["rounding"] == "nearest",
+        "percentile": "percentile" not in ranges,
+    }
+    return {name: value for name, value in spec.items() if not idle.get(name)}
+
+
 def _measured(card: dict[str, Any]) -> list[str]:
     found = card["measured"]
     simulation = found["simulation"]
@@ -133,6 +145,12 @@ def _measured(card: dict[str, Any]) -> list[str]:
         for scope in found["groups"].values()
         for name, of in scope.items()
     ]
+    answered, target = found["answered"], card["task"]["target"]
+    same = answered["target"] in (0.0, 1.0)
+    warning = (
+        "**It gives the same answer about every picture.** Gaps are then zero whatever it does to "
+        "anyone: they say nothing about fairness."
+    )
     heads = "This file | FP32 | Change |"
     return [
         "## Measured",
@@ -143,6 +161,11 @@ def _measured(card: dict[str, Any]) -> list[str]:
         f"{_percent(simulation['differs'])} of the answers ({simulation['images']}) differ from "
         f"the simulation in float{worst}.",
         "",
+        f"It says *{target}* of {_percent(answered['target'])} of the pictures, FP32 of "
+        f"{_percent(answered['target_fp32'])}; the same answer about everybody would be right of "
+        f"{_percent(answered['accuracy_of_one_answer'])}.",
+        "",
+        *([warning, ""] if same else []),
         f"| | By | {heads}",
         "| --- | --- | --- | --- | --- |",
         *(f"| {name} | {scope} | {_cells(value)} |" for name, scope, value in rows),

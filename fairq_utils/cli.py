@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -257,7 +258,9 @@ def export(
 def predict(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `fairq export` wrote.")],
     images: Annotated[list[Path], typer.Argument(help="Pictures of faces.")],
-    threads: Annotated[int, typer.Option(min=1, help="Of the engine.")] = 1,
+    threads: Annotated[
+        int, typer.Option(min=1, max=os.cpu_count() or 1, help="Of the engine.")
+    ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """Let an exported model answer about image files."""

@@ -179,9 +179,10 @@ def measured(params: Params, run: Run, data: FaceData, margins: Margins) -> dict
     Returns
     -------
     mapping
-        ``accuracy``; ``gaps`` and ``groups`` by scope (:func:`fairq_utils.effects.scopes`);
-        ``simulation``, the share of answers that differ from it. Fractions; every statistic with
-        its value at FP32, the paired change, and intervals.
+        ``accuracy``; ``answered``, how often the target is predicted by the file and by FP32, and
+        the accuracy of saying the same of everybody; ``gaps`` and ``groups`` by scope
+        (:func:`fairq_utils.effects.scopes`); ``simulation``, the share of answers that differ from
+        it. Fractions; every statistic with its value at FP32, the paired change, and intervals.
     """
     reference = _record(baseline_of(run), data, margins.fp32, margins.fp32)
     deployed = _record(run, data, margins.fp32, margins.deployed)
@@ -195,11 +196,21 @@ def measured(params: Params, run: Run, data: FaceData, margins: Margins) -> dict
         "confidence": params.analysis.confidence,
         "replicates": params.analysis.replicates,
         "accuracy": bootstrap(crossed, {"": effects.STATISTICS["accuracy"]})[""],
+        "answered": _answered(data.subset("test"), margins),
         "gaps": {scope: bootstrap(names, gaps) for scope, names in scopes.items()},
         "groups": {scope: _by_group(deployed, names, bootstrap) for scope, names in scopes.items()},
         "simulation": _against_simulation(
             _record(run, data, margins.simulated, margins.deployed), crossed
         ),
+    }
+
+
+def _answered(test: FaceData, margins: Margins) -> dict[str, float]:
+    share = float(test.target.mean())
+    return {
+        "target": float((runs.kept(margins.deployed) > 0).mean()),
+        "target_fp32": float((runs.kept(margins.fp32) > 0).mean()),
+        "accuracy_of_one_answer": max(share, 1 - share),
     }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 from collections.abc import Iterator, Sequence
@@ -125,6 +126,11 @@ def open_deployable(folder: str | os.PathLike[str], threads: int = 1) -> Deploye
         raise BadDeployable(str(error)) from error
     if terms.engine == "onnxruntime":
         _check_opset(folder, terms)
+    if answering.shape not in (None, (3, terms.size, terms.size)):
+        raise BadDeployable(
+            f"{folder / CARD}: the card says pictures of {terms.size} pixels, and "
+            f"{ENGINES[terms.engine].file} takes {answering.shape}; {AGAIN}"
+        )
     return Deployed(terms, answering)
 
 
@@ -210,7 +216,11 @@ def picture(path: str | os.PathLike[str], size: int) -> NDArray[np.uint8]:
         raise NoPicture(
             f"{path}: this is no picture that can be read; give a PNG or JPEG"
         ) from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except IsADirectoryError:
+        raise NoPicture(f"{path}: this is a folder; name the pictures in it") from None
+    except Image.DecompressionBombError:
+        raise NoPicture(f"{path}: this picture is too large to be read; make it smaller") from None
+    except (OSError, SyntaxError, ValueError) as error:
         raise NoPicture(f"{path}: cannot be read ({error}); save the picture again") from error
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -249,6 +259,7 @@ def _terms(path: Path) -> Terms:
         raise BadDeployable(
             f"{path}: this card lacks something, or holds it in another form ({error!r}); {AGAIN}"
         ) from error
+    _check_input(path, terms)
     if terms.engine not in ENGINES:
         raise BadDeployable(
             f"{path}: the engine {terms.engine!r} is not one of {', '.join(ENGINES)}; {AGAIN}"
@@ -274,6 +285,20 @@ def _read_terms(card: dict[str, Any]) -> Terms:
         classes=tuple(map(str, task["classes"])),
         target=int(task["logit"]),
     )
+
+
+def _check_input(path: Path, terms: Terms) -> None:
+    """Refuse a card by which every picture would get the same answer, or one under a false name."""
+    numbers = (*terms.mean, *terms.std)
+    if len(terms.mean) != 3 or len(terms.std) != 3 or not all(map(math.isfinite, numbers)):
+        wrong = "mean and std are not three finite numbers each"
+    elif min(terms.std) <= 0:
+        wrong = "a std is not above 0"
+    elif not 0 <= terms.target < len(terms.classes):
+        wrong = f"logit {terms.target} is none of its {len(terms.classes)} classes"
+    else:
+        return
+    raise BadDeployable(f"{path}: {wrong}; {AGAIN}")
 
 
 def _check_files(folder: Path, terms: Terms) -> None:

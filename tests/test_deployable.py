@@ -35,8 +35,7 @@ from fairq_utils import (
 )
 from fairq_utils.cli import app
 from fairq_utils.data import FaceData
-from fairq_utils.engines import ENGINES, NotInstalled
-from fairq_utils.engines.qdq import NotExact
+from fairq_utils.engines import ENGINES, NotExact, NotInstalled
 from fairq_utils.faults import BadInput, Fault
 from fairq_utils.model_card import Margins, measured
 from fairq_utils.params import Params, load_params
@@ -209,6 +208,11 @@ def test_who_answered_what(params: Params, test_faces: FaceData) -> None:
     assert accuracy["change_low"] < accuracy["change"] < accuracy["change_high"]
     differs = (margins.simulated > 0) != (margins.deployed > 0)
     assert found["simulation"]["differs"] == pytest.approx(differs.mean())
+    assert found["answered"] == {
+        "target": pytest.approx((margins.deployed > 0).mean()),
+        "target_fp32": pytest.approx((margins.fp32 > 0).mean()),
+        "accuracy_of_one_answer": pytest.approx(max(label.mean(), 1 - label.mean())),
+    }
     old = (test_faces.groups["age"] == "old").to_numpy()
     assert found["groups"]["age"]["old"]["accuracy"]["fp32"] == pytest.approx(
         right["fp32"][old].mean()
@@ -259,6 +263,12 @@ def test_the_readme_is_the_card(exported: Path) -> None:
     assert "| equalized odds difference | age | not defined (" in other
     assert "in the group male old, where it is most" in other
     assert "Calibrated on" not in other
+    assert "same answer about every picture" not in other
+    card["measured"]["answered"]["target"] = 0.0
+    assert "**It gives the same answer about every picture.**" in card_page.page(card)
+    card["quantization"]["spec"] |= {"activation_range": "percentile", "percentile": 99.5}
+    assert "percentile 99.5" in card_page.page(card)
+    assert "percentile" not in text and "iterations" not in text and "group_size" not in text
 
 
 def test_fewer_bits_are_packed_and_an_fp32_run_is_float(params: Params, tmp_path: Path) -> None:
@@ -506,7 +516,7 @@ def _cut(path: Path) -> None:
     [
         (lambda path: None, "there is no such file; check its name"),
         (lambda path: path.write_text("x"), "this is no picture that can be read; give a PNG or"),
-        (lambda path: path.mkdir(), r"cannot be read \(.*\); save the picture again"),
+        (lambda path: path.mkdir(), "this is a folder; name the pictures in it"),
         (_cut, r"cannot be read \(.*\); save the picture again"),
         (_sixteen, r"more than 8 bits a channel \(mode I;16\); save it with 8"),
     ],
@@ -606,6 +616,22 @@ def _vouch_for_nonsense(folder: Path) -> None:
         (lambda f: change(f, "format", to=2), r"card\.json: this card's format is 2, .* reads 1;"),
         (lambda f: change(f, "input", to=...), r"card\.json: .* lacks something.*'input'.*export"),
         (lambda f: change(f, "input", "size", to="x"), r"card\.json: .* in another form .*export"),
+        (
+            lambda f: change(f, "input", "size", to=100_000),
+            r"card\.json: the card says pictures of 100000 pixels, and model\..* takes \(3, .*;",
+        ),
+        (
+            lambda f: change(f, "input", "std", to=[0.2, 0.0, 0.2]),
+            r"card\.json: a std is not above 0; export",
+        ),
+        (
+            lambda f: change(f, "input", "mean", to=[0.5, float("nan"), 0.5]),
+            r"card\.json: mean and std are not three finite numbers each; export",
+        ),
+        (
+            lambda f: change(f, "task", "logit", to=2),
+            r"card\.json: logit 2 is none of its 2 classes; export",
+        ),
         (
             lambda f: change(f, "engine", "name", to="tvm"),
             r"card\.json: the engine 'tvm' is not on",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import shutil
 from importlib.machinery import ModuleSpec
@@ -15,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fairq_utils import engines
-from fairq_utils.engines import Answering, NotInstalled, NotRunning, load, write
+from fairq_utils.engines import Answering, NotExact, NotInstalled, NotRunning, load, write
 from fairq_utils.engines.exported import export
-from fairq_utils.engines.qdq import NotExact, to_qdq
+from fairq_utils.engines.qdq import to_qdq
 from fairq_utils.quantizers import QuantSpec, quantize_dynamic, quantize_static
 from fairq_utils.quantizers.layers import Quantized
 
@@ -322,6 +323,72 @@ def test_batches_of_any_size(engine: str, tmp_path: Path) -> None:
         parts = [found(np.ascontiguousarray(part)) for part in np.split(images.numpy(), [size])]
         np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-5)
         np.testing.assert_allclose(found.in_batches(images.numpy(), size), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        (np.zeros((2, 3, 16, 16)), "float64, 3x16x16 each"),
+        (np.zeros((2, 3, 16, 17), np.float32), "float32, 3x16x17 each"),
+        (np.zeros((2, 16, 16, 3), np.float32), "float32, 16x16x3 each"),
+        (np.zeros((2, 0), np.uint8), "uint8, 0 each"),
+    ],
+)
+def test_what_is_no_such_image_is_refused(
+    asked: NDArray[np.float32], found: str, engine: str, tmp_path: Path
+) -> None:
+    write(quantized(Convolutions, "W8A8"), engine, tmp_path, pictures(2))
+    running = load(engine, tmp_path, 1)
+    for ask in (running, lambda images: running.in_batches(images, 2)):
+        with pytest.raises(ValueError, match=f"{engine}: images are {found}, .* float32, 3x16x16"):
+            ask(asked)
+    with pytest.raises(ValueError, match="0 images in batches of 2; give at least one of each"):
+        running.in_batches(np.zeros((0, 3, 16, 16), np.float32), 2)
+
+
+@pytest.mark.parametrize(
+    ("example", "sentence"),
+    [
+        (pictures(1), r"example has shape \(1, 3, 16, 16\); give 2 or more images"),
+        (pictures(2)[0], r"example has shape \(3, 16, 16\); give 2 or more images"),
+        (pictures(2).double(), r"example is torch\.float64, not a float32 tensor"),
+        (pictures(2).numpy(), "example is ndarray, not a float32 tensor"),
+    ],
+)
+def test_an_example_of_another_kind_is_refused(
+    example: Tensor, sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        write(Convolutions().eval(), "onnxruntime", tmp_path, example)
+
+
+def test_a_model_that_cannot_be_followed_is_named(tmp_path: Path) -> None:
+    class Branching(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1)[:, :2] if x.sum() > 0 else x.flatten(1)[:, 2:4]
+
+    with pytest.raises(NotRunning, match=r"Branching: torch\.export cannot follow this model on"):
+        write(Branching(), "onnxruntime", tmp_path, pictures(2))
+
+
+def test_inductor_refuses_weights_with_zero_points(tmp_path: Path) -> None:
+    spec = QuantSpec.parse("W8A8", weight_scheme="affine")
+    model, _ = quantize_static(settled(Convolutions()), spec, [pictures(16)])
+    with pytest.raises(NotExact, match="layer stem: Inductor's integer kernels take weights"):
+        write(model, "inductor", tmp_path, pictures(2))
+
+
+def test_an_engine_that_cannot_be_imported_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(Convolutions().eval(), "onnxruntime", tmp_path, pictures(2))
+
+    def broken(path: Path, threads: int) -> Answering:
+        raise ImportError("libonnxruntime.so: cannot open shared object file")
+
+    monkeypatch.setattr(importlib.import_module("fairq_utils.engines.onnxruntime"), "load", broken)
+    with pytest.raises(NotInstalled, match=r"ONNX Runtime is installed but cannot .* \(libonnx"):
+        load("onnxruntime", tmp_path, 1)
 
 
 def test_batches_are_filled_up_and_cut() -> None:

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fairq_utils.engines.answering import Answering, Kernels, NotRunning
+from fairq_utils.engines.answering import Answering, Kernels, NotExact, NotRunning
 from fairq_utils.faults import Fault
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ __all__ = [
     "Answering",
     "Engine",
     "Kernels",
+    "NotExact",
     "NotInstalled",
     "NotRunning",
     "files",
@@ -124,7 +125,9 @@ def write(
 
     Raises
     ------
-    ValueError, NotInstalled
+    ValueError
+        There is no engine of that name, or the example is no batch of images of that kind.
+    NotInstalled
         See :func:`installed`.
     NotExact
         Integer kernels would not compute what the model computes.
@@ -132,6 +135,7 @@ def write(
         The engine cannot take this model.
     """
     installed(engine)
+    _check_example(example, 1 if engine == "inductor" else 2)
     paths = files(engine, folder)
     paths[0].parent.mkdir(parents=True, exist_ok=True)
     if engine == "inductor":
@@ -158,6 +162,19 @@ def write(
     return paths
 
 
+def _check_example(example: Tensor, least: int) -> None:
+    import torch
+
+    if not isinstance(example, torch.Tensor) or example.dtype != torch.float32:
+        found = example.dtype if isinstance(example, torch.Tensor) else type(example).__name__
+        raise ValueError(f"engines.write: example is {found}, not a float32 tensor; convert it")
+    if example.ndim != 4 or len(example) < least:
+        raise ValueError(
+            f"engines.write: example has shape {tuple(example.shape)}; give {least} or more "
+            "images, (N, 3, H, W)"
+        )
+
+
 def load(engine: str, folder: str | os.PathLike[str], threads: int) -> Answering:
     """Let an engine load a model.
 
@@ -180,5 +197,11 @@ def load(engine: str, folder: str | os.PathLike[str], threads: int) -> Answering
         if not path.is_file():
             raise NotRunning(f"{path}: there is no such file; export the model again")
     module = importlib.import_module(f"fairq_utils.engines.{engine}")
-    answering: Answering = module.load(files(engine, folder)[0], threads)
+    try:
+        answering: Answering = module.load(files(engine, folder)[0], threads)
+    except ImportError as error:
+        raise NotInstalled(
+            f"{ENGINES[engine].label} is installed but cannot be imported ({error}); install "
+            f"{ENGINES[engine].package} again"
+        ) from error
     return answering

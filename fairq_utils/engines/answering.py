@@ -15,6 +15,10 @@ class NotRunning(Fault):
     """An engine cannot load or run a file; the message names the file and the way out."""
 
 
+class NotExact(Fault):
+    """An integer engine would not compute what a model computes; the message says why."""
+
+
 @dataclass(frozen=True)
 class Kernels:
     """Which kernels an engine has chosen for convolutions, linear layers and products.
@@ -41,6 +45,7 @@ class Answering:
     threads : int
     kernels : Kernels, or None where the engine does not say
     batch : the only batch size that the file answers about; None where any will do
+    shape : of one image, such as (3, 224, 224); None where the engine does not say
     """
 
     engine: str
@@ -48,6 +53,7 @@ class Answering:
     threads: int
     kernels: Kernels | None = None
     batch: int | None = None
+    shape: tuple[int, ...] | None = None
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits of a batch.
@@ -55,8 +61,9 @@ class Answering:
         Raises
         ------
         ValueError
-            The file answers about batches of another size.
+            These are no images that the file answers about: their type, number or shape.
         """
+        self._check(images)
         if self.batch not in (None, len(images)):
             raise ValueError(
                 f"{self.engine}: this file answers about batches of {self.batch} images, not "
@@ -69,13 +76,24 @@ class Answering:
 
         A file that answers about one batch size is asked in that one.
 
+        Raises
+        ------
+        ValueError
+            There is no image, or they are not what the file answers about.
+
         Examples
         --------
         >>> echo = Answering("echo", lambda x: x.reshape(len(x), -1), 1)
         >>> echo.in_batches(np.zeros((5, 1, 1, 2), np.float32), 3).shape
         (5, 2)
         """
+        self._check(images)
         size = self.batch or size
+        if not len(images) or size < 1:
+            raise ValueError(
+                f"{self.engine}: {len(images)} images in batches of {size}; give at least one of "
+                "each"
+            )
         parts = []
         for start in range(0, len(images), size):
             batch = images[start : start + size]
@@ -84,3 +102,16 @@ class Answering:
                 batch = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
             parts.append(self.answer(np.ascontiguousarray(batch))[: size - missing])
         return np.concatenate(parts)
+
+    def _check(self, images: NDArray[np.float32]) -> None:
+        """Engines read another type or shape as if it were theirs, or fail in words of their own.
+
+        An array that is not contiguous is copied by them.
+        """
+        found, wanted = tuple(images.shape[1:]), self.shape
+        if images.dtype != np.float32 or (wanted is not None and found != wanted):
+            shape = "three axes of its own" if wanted is None else "x".join(map(str, wanted))
+            raise ValueError(
+                f"{self.engine}: images are {images.dtype}, {'x'.join(map(str, found)) or 'flat'} "
+                f"each, and this file answers about float32, {shape} each; convert them"
+            )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import Graph, Node
 
+from fairq_utils.engines.answering import NotRunning
 from fairq_utils.engines.qdq import to_qdq
 
 _ops = torch.ops.quantized_decomposed
@@ -51,13 +52,22 @@ def export(
     ------
     NotExact
         The model's quantization has no counterpart in integer engines.
+    NotRunning
+        torch.export cannot follow the model.
     """
     shapes: Any = None
     if any_batch:
         shapes = ({0: torch.export.Dim("batch", min=1, max=LARGEST_BATCH)},)
     prepared = to_qdq(model, signed_products=signed_products)
     with torch.no_grad():
-        program = torch.export.export(prepared, (example,), dynamic_shapes=shapes)
+        try:
+            program = torch.export.export(prepared, (example,), dynamic_shapes=shapes)
+        except Exception as error:  # what is raised depends on what it cannot follow
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise NotRunning(
+                f"{type(model).__name__}: torch.export cannot follow this model on images "
+                f"{tuple(example.shape)} ({reason}); what it computes may not depend on values"
+            ) from error
         module = program.module(check_guards=False)
         node: Any
         for node in module.graph.find_nodes(op="call_function", target=DROPOUT):

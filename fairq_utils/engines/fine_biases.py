@@ -13,7 +13,7 @@ import onnx
 from onnx import numpy_helper
 from torch import nn
 
-from fairq_utils.engines.qdq import NotExact
+from fairq_utils.engines.answering import NotExact
 from fairq_utils.quantizers.layers import Quantized
 
 BITS = 8

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fairq_utils.engines.answering import Answering, Kernels, NotRunning
+from fairq_utils.engines.answering import Answering, Kernels, NotExact, NotRunning
 from fairq_utils.silence import silence
 
 if TYPE_CHECKING:
@@ -53,8 +53,15 @@ def write(model: nn.Module, example: Tensor, path: str | os.PathLike[str]) -> No
     from torch._inductor import aoti_compile_and_package
 
     from fairq_utils.engines.exported import export
-    from fairq_utils.engines.qdq import NotExact
+    from fairq_utils.quantizers.layers import Quantized
 
+    for name, layer in model.named_modules():  # its kernels leave these zero-points out of account
+        static = isinstance(layer, Quantized) and layer.spec.activation == "static"
+        if static and layer.weight_zero_point.any():
+            raise NotExact(
+                f"layer {name}: Inductor's integer kernels take weights without zero-points; use "
+                "weight_scheme='symmetric', or another engine"
+            )
     with silence():  # registers the patterns that find integer kernels
         import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer  # noqa: F401
 
@@ -68,10 +75,10 @@ def write(model: nn.Module, example: Tensor, path: str | os.PathLike[str]) -> No
                 package_path=os.fspath(package),
                 inductor_configs={
                     "freezing": True,
-                    "aot_inductor.metadata": {"batch": str(len(images))},
+                    "aot_inductor.metadata": {"shape": "x".join(map(str, images.shape))},
                 },
             )
-        except NotExact:
+        except (NotExact, NotRunning):
             raise
         except Exception as error:  # what is raised depends on which of its parts failed
             raise NotRunning(
@@ -103,7 +110,7 @@ def load(path: str | os.PathLike[str], threads: int) -> Answering:
         with silence():
             kernels = _kernels(Path(path))
             package = aoti_load_package(os.fspath(path))
-            batch = int(package.get_metadata()["batch"])
+            batch, *shape = map(int, package.get_metadata()["shape"].split("x"))
     except (OSError, RuntimeError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise NotRunning(
             f"{path}: PyTorch {torch.__version__} cannot load this package "
@@ -116,7 +123,7 @@ def load(path: str | os.PathLike[str], threads: int) -> Answering:
             logits: NDArray[np.float32] = package(x).numpy()
         return logits
 
-    return Answering("inductor", answer, threads, kernels, batch)
+    return Answering("inductor", answer, threads, kernels, batch, tuple(shape))
 
 
 def _first_line(error: Exception) -> str:

@@ -50,13 +50,14 @@ def load(path: str | os.PathLike[str], threads: int) -> Answering:
                 f"({_first_line(error)}); export the model again with this version"
             ) from error
         kernels = _kernels(optimized)
-    name = session.get_inputs()[0].name
+    images = session.get_inputs()[0]
+    name, shape = images.name, tuple(images.shape[1:])
 
     def answer(images: NDArray[np.float32]) -> NDArray[np.float32]:
         logits: NDArray[np.float32] = session.run(None, {name: images})[0]
         return logits
 
-    return Answering("onnxruntime", answer, threads, kernels)
+    return Answering("onnxruntime", answer, threads, kernels, shape=shape)
 
 
 def _first_line(error: Exception) -> str:

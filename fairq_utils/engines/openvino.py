@@ -43,6 +43,7 @@ def load(path: str | os.PathLike[str], threads: int) -> Answering:
 
     try:
         model = core.read_model(os.fspath(path))
+        shape = tuple(axis.get_length() for axis in list(model.input(0).partial_shape)[1:])
         kernels = _kernels(core.compile_model(model, "CPU", settings).get_runtime_model())
     except RuntimeError as error:
         version = openvino.__version__.split("-")[0]
@@ -57,7 +58,7 @@ def load(path: str | os.PathLike[str], threads: int) -> Answering:
         logits: NDArray[np.float32] = running.get_output_tensor(0).data.copy()
         return logits
 
-    return Answering("openvino", answer, threads, kernels)
+    return Answering("openvino", answer, threads, kernels, shape=shape)
 
 
 def convert(onnx_file: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:

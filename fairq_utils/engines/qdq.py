@@ -15,7 +15,7 @@ import torch.ao.quantization.fx._decomposed  # registers the operators
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fairq_utils.faults import Fault
+from fairq_utils.engines.answering import NotExact
 from fairq_utils.quantizers.layers import QuantConv2d, Quantized
 from fairq_utils.quantizers.operations import Forward
 from fairq_utils.quantizers.places import replace
@@ -23,10 +23,6 @@ from fairq_utils.quantizers.sites import ATTENTION, PRODUCT, Site
 
 BYTE, MIDDLE = 255, 128
 _ops = torch.ops.quantized_decomposed
-
-
-class NotExact(Fault):
-    """Integer engines would not compute what this model computes; the message says why."""
 
 
 def to_qdq(model: nn.Module, *, signed_products: bool = False) -> nn.Module:
