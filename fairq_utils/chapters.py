@@ -410,5 +410,7 @@ def glue_shipping(latency: pd.DataFrame, deployed: pd.DataFrame) -> None:
     glue("threads", int(first.threads))
     glue("processor", str(first.processor))
     glue("flags", str(first["flags"]))
+    glue("calls_least", int(latency.calls.min()))
+    glue("pixels", int(first.pixels))
     glue("energy", shipping.energy(latency))
     glue("study_size", load_params(DEFAULT).data.size)

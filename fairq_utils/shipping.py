@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import pandas as pd
 
+from fairq_utils.quantizers import QuantSpec
+
 EAGER, FLOAT, OURS, TOOLKIT = "eager_fp32", "fp32", "int8", "toolkit_int8"
 # The published study's speed-ups of one image from FP32 to INT8 (its README, "Inference Speed").
 PUBLISHED_SPEEDUPS = {
@@ -17,7 +19,7 @@ PUBLISHED_SPEEDUPS = {
     "vit_small": 3.47,
 }
 LEVEL = 0.05  # two medians this close are level on a machine that others use too
-IDEAL = {"W8A8": 4.0, "W4A8": 8.0, "W4A4": 8.0}  # ratio of the bits of a weight
+FLOAT_BITS = 32
 
 
 def split_keys(latency: pd.DataFrame) -> pd.DataFrame:
@@ -121,7 +123,7 @@ def sizes(deployed: pd.DataFrame) -> pd.DataFrame:
         mebibytes=deployed.file_bytes / 2**20,
         ratio=deployed.float_bytes / deployed.file_bytes,
         packed_ratio=deployed.float_bytes / deployed.packed_bytes,
-        ideal=deployed.bits.map(IDEAL),
+        ideal=[FLOAT_BITS / QuantSpec.parse(bits).weight_bits for bits in deployed.bits],
     )
 
 

@@ -36,8 +36,11 @@ shipping_display.disagreements(deployed[deployed.bits == "W8A8"])
 # {glue:text}`07_shipping.ipynb::differ_worst:.2f` % of any group's
 # ({glue:text}`07_shipping.ipynb::differ_worst_case:s`). Kernels are counted after the engine's own
 # optimizations: *float* are the layers for which it found no integer kernel. For EfficientNet that
-# is decided by its SiLU, which stands between a convolution and the next rounding: an engine that
-# cannot fuse it computes the convolution in float too.
+# is decided by its SiLU, which stands between a convolution and the next rounding. OpenVINO and
+# Inductor fuse it; ONNX Runtime does not, and would compute these convolutions in float. Its files
+# therefore have grids of their own for both factors and the result of SiLU, and for the gates of
+# squeeze-and-excitation. These are roundings that the other files do without, each with its chance
+# to fall on the other side.
 #
 # ## Below eight bits
 #
@@ -49,12 +52,13 @@ shipping_display.disagreements(deployed[deployed.bits == "W8A8"])
 shipping_display.disagreements(deployed[deployed.bits != "W8A8"])
 
 # %% [markdown]
-# At `W4A4` the largest share is {glue:text}`07_shipping.ipynb::low_differ_most:.2f` %
-# ({glue:text}`07_shipping.ipynb::low_differ_most_case:s`). ONNX Runtime rounds the bias of a
-# convolution to a multiple of the product of two steps, $s_x s_w$, which the simulation does not.
-# Our files make these steps sixteen times finer than the grids do, and still a value now and then
-# falls on the other side; on a grid of sixteen values that weighs enough to be carried on. Four
-# bits buy size here, not speed: the kernels are those of eight bits, and the clamps come on top.
+# The largest share is {glue:text}`07_shipping.ipynb::low_differ_most:.2f` %
+# ({glue:text}`07_shipping.ipynb::low_differ_most_case:s`). ONNX Runtime is missing where inputs
+# have fewer than eight bits: it rounds the bias of a convolution to a multiple of the product of
+# two steps, $s_x s_w$, which the simulation does not, and on a grid of sixteen values a rounding
+# that falls on the other side weighs enough to change answers. `fairq export` refuses to write such
+# a file. Four bits buy size here, not speed: the kernels are those of eight bits, and the clamps
+# come on top.
 #
 # ## Size
 #
@@ -69,10 +73,11 @@ shipping_display.sizes(deployed)
 # %% [markdown]
 # ## Time
 #
-# Milliseconds per image at 224 pixels, {glue:text}`07_shipping.ipynb::threads:.0f` threads of an
+# Milliseconds per image at {glue:text}`07_shipping.ipynb::pixels:.0f` pixels,
+# {glue:text}`07_shipping.ipynb::threads:.0f` threads of an
 # {glue:text}`07_shipping.ipynb::processor:s` ({glue:text}`07_shipping.ipynb::flags:s`). Points are
-# medians, bars reach from quartile to quartile; every median is of at least five calls after a
-# warm-up. One image at a time:
+# medians, bars reach from quartile to quartile; every median is of at least
+# {glue:text}`07_shipping.ipynb::calls_least:.0f` calls after a warm-up. One image at a time:
 
 # %%
 shipping_display.latencies(latency, batch=1)

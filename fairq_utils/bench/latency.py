@@ -206,7 +206,7 @@ def frame(found: Found, threads: int) -> pd.DataFrame:
     for one in found.latencies:
         row = asdict(one)
         row |= row.pop("timing")
-        rows.append(row | {"threads": threads})
+        rows.append(row | {"pixels": SIZE, "threads": threads})
     table = pd.DataFrame(rows)
     return table.assign(processor=processor.model_name(), flags=" ".join(processor.flags()))
 
