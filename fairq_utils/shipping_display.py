@@ -127,15 +127,15 @@ def disagreements(deployed: pd.DataFrame) -> HTML:
                 "architecture": frame.architecture,
                 "bits": frame.bits,
                 "engine": frame.engine.map(ENGINE_LABELS),
+                "differ (%)": (100 * frame.disagreement).map("{:.2f}".format),
+                "worst group (%)": (100 * frame.worst_disagreement).map("{:.2f}".format),
+                "which": frame.worst_group.where(frame.worst_disagreement > 0, ""),
+                "accuracy": (100 * frame.accuracy).map("{:.2f}".format),
+                "simulated": (100 * frame.simulated_accuracy).map("{:.2f}".format),
                 "integer / float kernels": [
                     f"{i:.0f} / {f:.0f}"
                     for i, f in frame[["integer_kernels", "float_kernels"]].to_numpy(float)
                 ],
-                "accuracy": (100 * frame.accuracy).map("{:.2f}".format),
-                "simulated": (100 * frame.simulated_accuracy).map("{:.2f}".format),
-                "differ (%)": (100 * frame.disagreement).map("{:.2f}".format),
-                "worst group (%)": (100 * frame.worst_disagreement).map("{:.2f}".format),
-                "which": frame.worst_group.where(frame.worst_disagreement > 0, ""),
             }
         )
     )
