@@ -44,6 +44,29 @@ def finished(figure: Figure) -> Figure:
     return figure
 
 
+def panels(
+    count: int, *, each: tuple[float, float], around: tuple[float, float]
+) -> tuple[Figure, Any]:
+    """Axes of one panel per architecture, three in a row, on one vertical scale.
+
+    Parameters
+    ----------
+    count : panels; the places behind them stay empty
+    each, around : width and height in inches, of a panel and of what surrounds all of them
+
+    Returns
+    -------
+    figure, axes (rows, columns)
+    """
+    columns = min(count, 3)
+    rows = -(-count // columns)
+    size = (around[0] + each[0] * columns, each[1] * rows + around[1])
+    figure, axes = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False)
+    for axis in axes.flat[count:]:
+        axis.axis("off")
+    return figure, axes
+
+
 def title(name: str) -> str:
     """An architecture's name as it is printed."""
     return DISPLAY_NAMES.get(name, name)
@@ -221,13 +244,7 @@ def accuracy_over_bits(frame: pd.DataFrame) -> Figure:
     names = list(dict.fromkeys(lines.line))
     bits = sorted(set(lines.bits), key=width, reverse=True)
     colours = dict(zip(names, sns.color_palette("tab10", len(names)), strict=True))
-    columns = min(len(architectures), 3)
-    rows = -(-len(architectures) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(0.8 + 3 * columns, 2.9 * rows + 0.6), sharey=True, squeeze=False
-    )
-    for axis in axes.flat[len(architectures) :]:
-        axis.axis("off")
+    figure, axes = panels(len(architectures), each=(3, 2.9), around=(0.8, 0.6))
     for axis, architecture in zip(axes.flat, architectures, strict=False):
         part = frame[frame.architecture == architecture]
         for method, style in LEVELS.items():

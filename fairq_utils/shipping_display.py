@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from fairq_utils import shipping
 from fairq_utils.engines import ENGINES
-from fairq_utils.figures import finished, title
+from fairq_utils.figures import finished, panels, title
 from fairq_utils.tables import named, shown
 
 ENGINE_LABELS = {"eager": "PyTorch, eager", **{n: e.label for n, e in ENGINES.items()}}
@@ -31,13 +31,7 @@ def latencies(latency: pd.DataFrame, batch: int) -> Figure:
     frame = shipping.split_keys(latency[latency.batch == batch])
     architectures = list(dict.fromkeys(frame.architecture))
     engines = [name for name in ENGINE_LABELS if name in set(frame.engine)]
-    columns = min(len(architectures), 3)
-    rows = -(-len(architectures) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(1.4 + 2.7 * columns, 2.1 * rows + 0.7), sharey=True, squeeze=False
-    )
-    for axis in axes.flat[len(architectures) :]:
-        axis.axis("off")
+    figure, axes = panels(len(architectures), each=(2.7, 2.1), around=(1.4, 0.7))
     for axis, architecture in zip(axes.flat, architectures, strict=False):
         part = frame[frame.architecture == architecture]
         for shift, (kind, (_, colour, marker)) in zip((-0.2, 0.0, 0.2), KINDS.items(), strict=True):
@@ -52,7 +46,9 @@ def latencies(latency: pd.DataFrame, batch: int) -> Figure:
         axis.set_title(title(architecture), fontsize=10)
         axis.set_yticks(range(len(engines)), [ENGINE_LABELS[e] for e in engines], fontsize=8)
     axes[0, 0].invert_yaxis()
-    for axis in list(axes.flat[: len(architectures)])[-columns:]:  # the lowest of each column
+    for axis in list(axes.flat[: len(architectures)])[
+        -axes.shape[1] :
+    ]:  # the lowest of each column
         axis.set_xlabel("ms per image", fontsize=9)
     handles = [
         plt.Line2D([], [], color=colour, marker=marker, linestyle="")

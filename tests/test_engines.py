@@ -9,15 +9,19 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
+from onnx import helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fairq_utils import engines
 from fairq_utils.engines import Answering, NotExact, NotInstalled, NotRunning, load, write
 from fairq_utils.engines.exported import export
+from fairq_utils.engines.fine_biases import refine_weights
+from fairq_utils.engines.onnx_file import to_onnx
 from fairq_utils.engines.qdq import to_qdq
 from fairq_utils.quantizers import QuantSpec, quantize_dynamic, quantize_static
 from fairq_utils.quantizers.layers import Quantized
@@ -218,22 +222,53 @@ def test_below_eight_bits_nothing_larger_than_the_grid_gets_through(
     np.testing.assert_allclose(answers(model, asked).ravel(), [7, 15, 15], atol=1e-4)
 
 
-@pytest.mark.parametrize("bits", ["W2A8", "W3A8", "W4A8", "W6A8"])
-def test_biases_are_no_coarser_below_eight_bits(bits: str, engine: str, tmp_path: Path) -> None:
+def weights_of(proto: onnx.ModelProto) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Values and scales of every weight that is kept as bytes."""
+    held = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    found = []
+    for node in proto.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in held:
+            integers, scale, zero = (held[name] for name in node.input)
+            shape = (-1, *[1] * (integers.ndim - 1))
+            values = (integers - zero.astype(np.float32).reshape(shape)) * scale.reshape(shape)
+            found.append((values, scale))
+    return found
+
+
+@pytest.mark.parametrize(("bits", "finer"), [("W2A8", 64), ("W3A8", 32), ("W6A8", 4), ("W8A8", 1)])
+@pytest.mark.parametrize("scheme", ["symmetric", "affine"])
+def test_weights_of_few_bits_stand_on_finer_steps(bits: str, finer: int, scheme: str) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.ReLU(), nn.Flatten()
-    )
-    spec = QuantSpec.parse(bits, first_last_bits=None)
-    model, _ = quantize_static(model.eval(), spec, [pictures(64)])
-    write(model, engine, tmp_path, pictures(2), spec.weight_bits)
-    asked, last = pictures(50, 1), model.get_submodule("2")
-    assert isinstance(last, Quantized)
-    off = np.abs(load(engine, tmp_path, 1)(asked.numpy()) - answers(model, asked))
-    # A bias rounded to the step itself is off by a quarter of it on average.
-    step = float(last.input_scale * last.weight_scale.mean())
-    assert np.median(off) < step / 2 ** (8 - spec.weight_bits)
-    assert np.median(off) < step / 8
+    spec = QuantSpec.parse(bits, first_last_bits=None, weight_scheme=scheme)
+    model, _ = quantize_static(Convolutions().eval(), spec, [pictures(64)])
+    plain = weights_of(to_onnx(model, pictures(2)))
+    refined = weights_of(to_onnx(model, pictures(2), fine_biases=True))
+    assert len(plain) == len(refined) == 6
+    used = finer if scheme == "symmetric" else max(finer // 2, 1)  # reaches down to -2**(b-1)
+    for (values, scale), (same, step) in zip(plain, refined, strict=True):
+        np.testing.assert_array_equal(same, values)
+        np.testing.assert_array_equal(step * used, scale)
+
+
+def test_a_weight_that_two_read_is_refined_once() -> None:
+    """Each reader has a scale of its own, and both follow."""
+    constants = {
+        "w": np.array([-31, 5, 17], np.int8),
+        "s1": np.array(0.5, np.float32),
+        "s2": np.array(0.25, np.float32),
+        "z1": np.array(0, np.int8),
+        "z2": np.array(3, np.int8),
+    }
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", f"s{i}", f"z{i}"], [f"out{i}"]) for i in (1, 2)
+    ]
+    tensors = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "two", [], [], tensors)
+    refine_weights(graph)
+    found = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    assert found["w"].tolist() == [-124, 20, 68]
+    assert (float(found["s1"]), float(found["s2"])) == (0.125, 0.0625)
+    assert (int(found["z1"]), int(found["z2"])) == (0, 12)
 
 
 def test_onnx_runtime_refuses_what_its_biases_would_change(tmp_path: Path) -> None:

@@ -39,21 +39,30 @@ def refuse_coarse_inputs(model: nn.Module) -> None:
 
 
 def refine_weights(graph: onnx.GraphProto) -> None:
-    """Let weights that leave bits of their bytes unused use them, in place; values stay."""
+    """Let weights that leave bits of their bytes unused use them, in place; values stay.
+
+    Parameters
+    ----------
+    graph : of Q/DQ operators, every weight's scale and zero-point a constant of its own
+    """
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    done: set[str] = set()
+    shifts: dict[str, int] = {}  # of weights; several nodes may read one
     for node in graph.node:
         weight = constants.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
-        if weight is None or weight.data_type != onnx.TensorProto.INT8 or weight.name in done:
+        if weight is None or weight.data_type != onnx.TensorProto.INT8:
             continue
-        done.add(weight.name)
-        values = numpy_helper.to_array(weight)
-        shift = unused_bits(int(np.abs(values.astype(np.int16)).max()))
-        scale, zero = (constants[name] for name in node.input[1:3])
-        for tensor, times in ((weight, 2**shift), (scale, 0.5**shift), (zero, 2**shift)):
-            array = numpy_helper.to_array(tensor)
-            refined = (array * times).astype(array.dtype)
-            tensor.CopyFrom(numpy_helper.from_array(refined, tensor.name))
+        if weight.name not in shifts:
+            values = numpy_helper.to_array(weight).astype(np.int16)
+            shifts[weight.name] = unused_bits(int(np.abs(values).max()))
+            _multiply(weight, 2 ** shifts[weight.name])
+        scale, zero = (constants[name] for name in node.input[1:3])  # each node has its own
+        _multiply(scale, 0.5 ** shifts[weight.name])
+        _multiply(zero, 2 ** shifts[weight.name])
+
+
+def _multiply(tensor: onnx.TensorProto, times: float) -> None:
+    array = numpy_helper.to_array(tensor)
+    tensor.CopyFrom(numpy_helper.from_array((array * times).astype(array.dtype), tensor.name))
 
 
 def unused_bits(largest: int) -> int:

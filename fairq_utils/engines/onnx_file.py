@@ -121,7 +121,9 @@ def _pool_averages(graph: onnx.GraphProto) -> None:
     rounded = {node.output[0] for node in graph.node if node.op_type == DEQUANTIZE}
     ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in graph.value_info}
     for node in graph.node:
-        if node.op_type != "ReduceMean" or len(node.input) != 2 or node.input[0] not in rounded:
+        if node.op_type != "ReduceMean" or node.input[0] not in rounded:
+            continue
+        if len(node.input) != 2 or node.input[1] not in constants:
             continue
         rank, axes = ranks.get(node.input[0]), numpy_helper.to_array(constants[node.input[1]])
         kept = all(a.i for a in node.attribute if a.name == "keepdims")
