@@ -80,8 +80,25 @@ class _Section(BaseModel):
         return hash(self.model_dump_json())
 
 
+Joint = Literal["celeba"] | dict[str, Weight]
+Value = Literal["female", "male", "old", "young", "african", "asian", "caucasian"]
+Split = Literal["train", "calibration", "validation", "test"]
+
+
+class OfGroup(_Section):
+    """What is different in the pictures of one group; see ``GroupDials`` of the population."""
+
+    difficulty: Annotated[float, Field(ge=0, le=3)] | None = None
+    light: Annotated[float, Field(gt=0, le=2)] = 1.0
+    reflectance: Annotated[float, Field(gt=0, le=2)] = 1.0
+
+
 class Data(_Section):
-    """Who is in the pictures, and how many of them."""
+    """Who is in the pictures, and how many of them.
+
+    ``joint_of`` gives single splits a distribution of their own; ``of_group`` says what is
+    different in the pictures of a group.
+    """
 
     name: Literal["population"] = "population"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 2026
@@ -91,23 +108,17 @@ class Data(_Section):
     validation: Annotated[int, Field(ge=1)] = 500
     test: Annotated[int, Field(ge=50)] = 2000
     difficulty: Annotated[float, Field(ge=0, le=3)] = 1.0
-    joint: Literal["celeba"] | dict[str, Weight] = "celeba"
+    joint: Joint = "celeba"
+    joint_of: dict[Split, Joint] = {}
     race: dict[str, Weight] = {"african": 0.2, "asian": 0.2, "caucasian": 0.6}
+    of_group: dict[Value, OfGroup] = {}
 
     @model_validator(mode="after")
     def _shares(self) -> Data:
-        if isinstance(self.joint, dict):
-            if set(self.joint) != set(CELLS):
-                odd = sorted(set(self.joint) ^ set(CELLS))
-                raise ValueError(
-                    f"joint: {odd[0]!r} is unknown or missing; the cells are {', '.join(CELLS)}"
-                )
-            for gender, age in product(("female", "male"), ("old", "young")):
-                if self.joint[f"{gender}|{age}|0"] + self.joint[f"{gender}|{age}|1"] <= 0:
-                    raise ValueError(
-                        f"joint: the group {gender}|{age} has no weight, so it would have no "
-                        "image; give one of its cells a positive weight"
-                    )
+        places = {"joint": self.joint} | {f"joint_of.{k}": v for k, v in self.joint_of.items()}
+        for place, joint in places.items():
+            if isinstance(joint, dict):
+                _check_joint(place, joint)
         known = {"african", "asian", "caucasian"}
         if set(self.race) != known:
             odd = sorted(set(self.race) ^ known)
@@ -117,6 +128,20 @@ class Data(_Section):
         if sum(self.race.values()) <= 0:
             raise ValueError("race: all weights are zero; give one ancestry a positive weight")
         return self
+
+
+def _check_joint(place: str, joint: Mapping[str, float]) -> None:
+    if set(joint) != set(CELLS):
+        odd = sorted(set(joint) ^ set(CELLS))
+        raise ValueError(
+            f"{place}: {odd[0]!r} is unknown or missing; the cells are {', '.join(CELLS)}"
+        )
+    for gender, age in product(("female", "male"), ("old", "young")):
+        if joint[f"{gender}|{age}|0"] + joint[f"{gender}|{age}|1"] <= 0:
+            raise ValueError(
+                f"{place}: the group {gender}|{age} has no weight, so it would have no image; give "
+                "one of its cells a positive weight"
+            )
 
 
 class ModelRecipe(_Section):

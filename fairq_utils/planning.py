@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fairq_utils import calibration
-from fairq_utils.data.population import demographics
+from fairq_utils.data.population import SPLITS, demographics
 from fairq_utils.fingerprint import code_version
 from fairq_utils.ledger import Run
 from fairq_utils.params import Params, ParamsError
@@ -153,13 +153,17 @@ def _run(
     ranges: str | None = None,
     sampler: str | None = None,
     calibration_seed: int | None = None,
+    validates: bool = False,
 ) -> Run:
     data = params.data.model_dump(mode="json")
-    data["joint"] = dict(population(params).joint)
-    # The calibration pool matters only to runs that are calibrated.
-    if sampler is None:
-        data.pop("calibration")
-    data.pop("validation")
+    joints = {split: dict(population(params, split).joint) for split in SPLITS}
+    del data["joint_of"]
+    data["joint"] = {split: joints[split] for split in ("train", "test")}
+    # These matter only to runs that look at them.
+    for split, looked_at in (("calibration", sampler), ("validation", validates)):
+        images = data.pop(split)
+        if looked_at:
+            data[split] = {"images": images, "joint": joints[split]}
     return Run(
         data=data,
         architecture=architecture,
@@ -183,7 +187,7 @@ def _run(
 
 def baseline_of(run: Run) -> Run:
     """The FP32 run that a quantized run is compared with."""
-    data = {k: v for k, v in run.data.items() if k != "calibration"}
+    data = {k: v for k, v in run.data.items() if k not in ("calibration", "validation")}
     return Run(
         data=data,
         architecture=run.architecture,
@@ -211,8 +215,7 @@ def check(params: Params) -> None:
         A group of ``analysis.attributes`` without a test image, or with too few images in the
         calibration pool for a sampler; names the key, the group and the way out.
     """
-    who = population(params)
-    _, groups = demographics(who, "test", np.arange(params.data.test))
+    _, groups = demographics(population(params, "test"), "test", np.arange(params.data.test))
     attributes = list(params.analysis.attributes)
     sizes = groups.groupby(attributes, observed=False).size()
     empty = sizes[sizes == 0]
@@ -234,7 +237,8 @@ def check(params: Params) -> None:
 
 
 def _calibration_pool(params: Params) -> tuple[NDArray[np.int8], pd.DataFrame]:
-    return demographics(population(params), "calibration", np.arange(params.data.calibration))
+    who = population(params, "calibration")
+    return demographics(who, "calibration", np.arange(params.data.calibration))
 
 
 def calibration_draws(params: Params) -> pd.DataFrame:

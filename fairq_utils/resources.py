@@ -10,22 +10,28 @@ from pathlib import Path
 import torch
 
 from fairq_utils.data import FaceData, load
-from fairq_utils.data.population import CELEBA_JOINT, SPLITS, Population
+from fairq_utils.data.population import CELEBA_JOINT, SPLITS, GroupDials, Population
 from fairq_utils.faults import Fault
 from fairq_utils.ledger import Ledger
 from fairq_utils.params import Data, Params
 from fairq_utils.progress import rendering
 
 
-def population(params: Params) -> Population:
-    """The population that a params file describes."""
-    return _population(params.data)
+def population(params: Params, split: str = "train") -> Population:
+    """The population that a split is drawn from."""
+    return _population(params.data, split)
 
 
-def _population(data: Data) -> Population:
-    joint = CELEBA_JOINT if data.joint == "celeba" else data.joint
+def _population(data: Data, split: str) -> Population:
+    joint = data.joint_of.get(split, data.joint)  # type: ignore[call-overload]
     return Population(
-        seed=data.seed, difficulty=data.difficulty, joint=dict(joint), race=dict(data.race)
+        seed=data.seed,
+        difficulty=data.difficulty,
+        joint=dict(CELEBA_JOINT if joint == "celeba" else joint),
+        race=dict(data.race),
+        of_group={
+            value: GroupDials(**dials.model_dump()) for value, dials in data.of_group.items()
+        },
     )
 
 
@@ -40,7 +46,7 @@ def _faces(data: Data, cache: str) -> FaceData:
         data.name,
         sizes={split: getattr(data, split) for split in SPLITS},
         size=data.size,
-        population=_population(data),
+        population={split: _population(data, split) for split in SPLITS},
         cache=cache,
         progress=rendering(sys.stderr),
     )

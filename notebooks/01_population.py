@@ -53,7 +53,7 @@ glue("study", chapter.params.name)
 glue("faces", chapter.params.data.train)
 glue("tested", chapter.params.data.test)
 glue("seeds", len(chapter.params.training.seeds))
-glue("difficulty", data.meta["population"]["difficulty"])
+glue("difficulty", chapter.population.difficulty)
 glue("bayes", chapter.population.bayes_accuracy)
 figures.smile_scale(test)
 # %% [markdown]

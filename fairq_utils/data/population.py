@@ -60,6 +60,32 @@ UNIFORMS, NORMALS = 96, 192
 
 
 @dataclass(frozen=True)
+class GroupDials:
+    """What is different for the people of one group, in each of their pictures.
+
+    Attributes
+    ----------
+    difficulty : float or None
+        In place of the population's; None leaves it.
+    light : float
+        Factor on sun and sky; sensor noise stays, so that a dark picture has less contrast.
+    reflectance : float
+        Factor on the reflectance of skin and lips.
+    """
+
+    difficulty: float | None = None
+    light: float = 1.0
+    reflectance: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.difficulty is not None and not 0 <= self.difficulty <= 3:
+            raise ValueError(f"difficulty: {self.difficulty} is not between 0 and 3")
+        for name in ("light", "reflectance"):
+            if not 0 < getattr(self, name) <= 2:
+                raise ValueError(f"{name}: {getattr(self, name)} is not above 0 and at most 2")
+
+
+@dataclass(frozen=True)
 class Population:
     """The dials of a rendered population.
 
@@ -74,6 +100,9 @@ class Population:
         Eight cells, weights not negative; they need not sum to one.
     race : mapping of ancestry to weight
         Drawn independently of the other attributes.
+    of_group : mapping of a value of an attribute, such as ``female``, to :class:`GroupDials`
+        For whom the pictures differ. Who is in two such groups gets both factors, and the largest
+        difficulty.
     """
 
     seed: int = 2026
@@ -82,6 +111,7 @@ class Population:
     race: Mapping[str, float] = field(
         default_factory=lambda: {"african": 0.2, "asian": 0.2, "caucasian": 0.6}
     )
+    of_group: Mapping[str, GroupDials] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         cells = [f"{g}|{a}|{y}" for g, a, y in product(*_gender_age(), (0, 1))]
@@ -96,6 +126,10 @@ class Population:
                 raise ValueError(f"{name}: weights must be finite, not negative, and not all zero")
         if not 0 <= self.difficulty <= 3:
             raise ValueError(f"difficulty: {self.difficulty} is not between 0 and 3")
+        known = [value for values in ATTRIBUTES.values() for value in values]
+        unknown = [name for name in self.of_group if name not in known]
+        if unknown:
+            raise ValueError(f"of_group: {unknown[0]!r} is not one of {', '.join(known)}")
 
     @property
     def bayes_accuracy(self) -> float:
@@ -206,19 +240,50 @@ def draw(
         u[i] = generator.random(UNIFORMS)
         z[i] = generator.standard_normal(NORMALS)
     female, old, target, race = _labels(population, u)
+    groups = _groups(female, old, race)
+    difficulty = _difficulty(population, groups)
     # latent = +-SEPARATION + difficulty * normal; a logistic curve maps it to (0, 1).
-    latent = np.where(target == 1, SEPARATION, -SEPARATION) + population.difficulty * z[:, 0]
+    latent = np.where(target == 1, SEPARATION, -SEPARATION) + difficulty * z[:, 0]
     smile = 1 / (1 + np.exp(-1.3 * latent))
+    look = _look(female, old, race, u[:, 52:], z[:, 152:])
+    _dim(look, population, groups)
     return People(
         target=target,
-        groups=_groups(female, old, race),
+        groups=groups,
         smile=smile,
         phenotype=_phenotype(female, old, race, u[:, 2:16], z[:, 1:12]),
         actions=_actions(smile, u[:, 16:52]),
         shape=_shape(shape_labels, z[:, 12:152]),
-        look=_look(female, old, race, u[:, 52:], z[:, 152:]),
+        look=look,
         noise_seed=key ^ np.array([0x5EED, 0], np.uint64),
     )
+
+
+def _members(groups: pd.DataFrame, value: str) -> NDArray[np.bool_]:
+    attribute = next(name for name, values in ATTRIBUTES.items() if value in values)
+    return (groups[attribute] == value).to_numpy()
+
+
+def _difficulty(population: Population, groups: pd.DataFrame) -> Floats:
+    """Difficulty of each person's smile, (N,)."""
+    own = np.full(len(groups), -1.0)
+    for value, dials in population.of_group.items():
+        if dials.difficulty is not None:
+            inside = _members(groups, value)
+            own[inside] = np.maximum(own[inside], dials.difficulty)
+    return np.where(own < 0, population.difficulty, own)
+
+
+def _dim(look: dict[str, Floats], population: Population, groups: pd.DataFrame) -> None:
+    """Put the factors of groups on light and reflectance, in place."""
+    for value, dials in population.of_group.items():
+        inside = _members(groups, value)
+        for factor, names in (
+            (dials.light, ("light_colour", "ambient")),
+            (dials.reflectance, ("skin", "lip")),
+        ):
+            for name in names:
+                look[name][inside] *= factor
 
 
 def _labels(

@@ -53,7 +53,7 @@ def load_population(
     *,
     sizes: Mapping[str, int],
     size: int = 64,
-    population: Population | None = None,
+    population: Population | Mapping[str, Population] | None = None,
     cache: str | os.PathLike[str] = "build/cache",
     device: str | None = None,
     progress: Progress | None = None,
@@ -66,7 +66,7 @@ def load_population(
         Splits of :data:`fairq_utils.data.population.SPLITS`.
     size : int
         Pixels per side, 16 to 512.
-    population : Population, optional
+    population : Population, or mapping of split to Population, optional
     cache : path
         Folder of rendered splits; each carries the checksum of its files and what made them.
     device : str, optional
@@ -80,6 +80,11 @@ def load_population(
         Splits in the order given; ``factors`` holds the renderer's coefficients.
     """
     population = population or Population()
+    people = (
+        {split: population for split in sizes}
+        if isinstance(population, Population)
+        else dict(population)
+    )
     if not 16 <= size <= 512:
         raise ValueError(f"data.size: {size} pixels is not between 16 and 512")
     parts = []
@@ -88,7 +93,7 @@ def load_population(
             raise ValueError(f"data: split {split!r} is not one of {', '.join(SPLITS)}")
         if count < 1:
             raise ValueError(f"data.{split}: {count} faces; it needs at least one")
-        parts.append(_split(population, split, count, size, Path(cache), device, progress))
+        parts.append(_split(people[split], split, count, size, Path(cache), device, progress))
     images = torch.cat([torch.from_numpy(image) for image, _ in parts])
     table = pd.concat([table for _, table in parts], ignore_index=True)
     groups = pd.DataFrame(
@@ -106,7 +111,7 @@ def load_population(
         meta={
             "source": "rendered population (Anny, Warp)",
             "licence": "CC0-1.0 (MakeHuman assets)",
-            "population": asdict(population),
+            "population": {split: asdict(people[split]) for split in sizes},
             "size": size,
         },
     )

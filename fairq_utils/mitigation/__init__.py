@@ -1,0 +1,1 @@
+"""Fairness-aware quantization: group-aware ranges, allocation, training, and a certificate."""

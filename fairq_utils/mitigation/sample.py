@@ -1,0 +1,192 @@
+"""Images with labels and groups, as group-aware methods look at them; and who is too few.
+
+What is wrong with the groups is said before anything is computed: an attribute that is not there, a
+group without an image or with too few of them, a group that calibration never saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fairq_utils.batches import Batch, gather
+from fairq_utils.faults import BadInput
+from fairq_utils.metrics import rows
+from fairq_utils.metrics.rows import Features, Groups
+
+CHUNK = 64  # images per forward pass
+
+
+@dataclass(frozen=True)
+class Sample:
+    """N images, each with a label and a group.
+
+    Attributes
+    ----------
+    images : Tensor (N, ...)
+        As the model takes them.
+    labels : int64 tensor (N,)
+    groups : names of the groups and the code of each image; all attributes crossed
+    """
+
+    images: Tensor
+    labels: Tensor
+    groups: Groups
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def codes(self) -> Tensor:
+        """Group of each image, int64 (N,)."""
+        return torch.from_numpy(self.groups.codes)
+
+    @property
+    def present(self) -> list[int]:
+        """Codes of the groups that have an image, ascending."""
+        return [int(code) for code in np.unique(self.groups.codes)]
+
+    def name(self, code: int) -> str:
+        """A group as it is shown: ``female old``."""
+        return self.groups.names[code].replace("|", " ")
+
+    def take(self, at: Sequence[int] | np.ndarray[Any, Any]) -> Sample:
+        """The same at these rows."""
+        place = torch.as_tensor(np.asarray(at, np.int64))
+        groups = Groups(
+            self.groups.attributes, self.groups.names, self.groups.codes[np.asarray(at, np.int64)]
+        )
+        return Sample(self.images[place], self.labels[place], groups)
+
+    def members(self, code: int) -> Sample:
+        """The images of one group."""
+        return self.take(np.flatnonzero(self.groups.codes == code))
+
+    def batches(self, size: int = CHUNK) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Images, labels and group codes, ``size`` images at a time, in order."""
+        yield from zip(
+            self.images.split(size), self.labels.split(size), self.codes.split(size), strict=True
+        )
+
+
+def sample(
+    images: Tensor,
+    labels: Any,
+    groups: Features,
+    *,
+    least: int = 1,
+    what: str = "sample",
+) -> Sample:
+    """Images, labels and sensitive attributes as one :class:`Sample`, checked.
+
+    Parameters
+    ----------
+    images : Tensor (N, ...)
+    labels : 0, 1, ... (N,)
+    groups : DataFrame, mapping of name to values, Series, or array (N,) or (N, K)
+        Several attributes are crossed. The groups are the values that occur, or all categories of
+        a categorical column.
+    least : int
+        Images that every group must have.
+    what : str
+        Name of the images, for errors.
+
+    Raises
+    ------
+    BadInput
+        Another number of labels; a group with fewer than ``least`` images, by name; a row without
+        a value.
+
+    Examples
+    --------
+    >>> found = sample(torch.zeros(4, 3), [0, 1, 0, 1], {"gender": ["f", "f", "m", "m"]})
+    >>> found.groups.names, found.present
+    (('f', 'm'), [0, 1])
+    """
+    truth = torch.as_tensor(np.asarray(labels)).reshape(-1).to(torch.int64)
+    if len(truth) != len(images):
+        raise BadInput(f"{what}: {len(truth)} labels for {len(images)} images; each needs one")
+    try:
+        found = rows.groups(groups)
+    except ValueError as error:
+        raise BadInput(f"{what}: {error}") from None
+    if len(found.codes) != len(images):
+        raise BadInput(
+            f"{what}: groups of {len(found.codes)} images, but there are {len(images)} images"
+        )
+    refuse_few(found, least, what)
+    return Sample(images, truth, found)
+
+
+def of_batch(
+    batch: Batch, attributes: Sequence[str], *, least: int = 1, what: str = "sample"
+) -> Sample:
+    """A batch as a :class:`Sample`, by some of its attributes (all if none is named).
+
+    Raises
+    ------
+    BadInput
+        As :func:`sample`; no labels, no groups, or an attribute that is not there.
+    """
+    if batch.labels is None or batch.groups is None:
+        lacking = "labels" if batch.labels is None else "groups"
+        raise BadInput(
+            f"{what} has no {lacking}; let every batch be (images, labels, groups), with groups a "
+            "mapping of attribute to values"
+        )
+    names = list(attributes) or list(batch.groups)
+    for name in names:
+        if name not in batch.groups:
+            raise BadInput(
+                f"{what}: there is no attribute {name!r}; the batches have "
+                f"{', '.join(batch.groups)}"
+            )
+    groups = {name: batch.groups[name] for name in names}
+    return sample(batch.images, batch.labels, groups, least=least, what=what)
+
+
+def gathered(
+    loader: Iterable[Any],
+    attributes: Sequence[str],
+    most: int,
+    *,
+    least: int = 1,
+    what: str = "loader",
+) -> Sample:
+    """The first images of a loader as a :class:`Sample`, ``most`` of them or all there are.
+
+    Raises
+    ------
+    BadInput
+        See :func:`of_batch`.
+    """
+    return of_batch(gather(loader, most, what, attributes), attributes, least=least, what=what)
+
+
+def refuse_few(groups: Groups, least: int, what: str) -> None:
+    """Refuse groups of fewer than ``least`` images, by name."""
+    counts = np.bincount(groups.codes, minlength=len(groups.names))
+    for name, count in zip(groups.names, counts, strict=True):
+        if count < least:
+            shown = name.replace("|", " ")
+            raise BadInput(
+                f"{what}: the group {shown!r} of {', '.join(groups.attributes)} has {count} "
+                f"images where {least} are needed; add images of it, or leave an attribute out"
+            )
+
+
+def refuse_unseen(calibrated: Groups, tested: Groups, what: str = "calibration") -> None:
+    """Refuse a calibration set without a group that the test has, by name."""
+    seen = {calibrated.names[code] for code in calibrated.codes.tolist()}
+    there = {tested.names[code] for code in tested.codes.tolist()}
+    missing = sorted(there - seen)
+    if missing:
+        raise BadInput(
+            f"{what}: has no image of the group {missing[0].replace('|', ' ')!r}, which is among "
+            "the images to be tested on; add images of it"
+        )
