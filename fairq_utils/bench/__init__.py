@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from fairq_utils.bench.certificate import bench_certificate
 from fairq_utils.bench.coverage import bench_coverage
 from fairq_utils.bench.deployment import bench_deployment
 from fairq_utils.bench.latency import bench_latency
@@ -23,6 +24,7 @@ BENCHMARKS: dict[str, Callable[[], dict[str, Any]]] = {
     "render": bench_render,
     "stats": bench_stats,
     "coverage": bench_coverage,
+    "certificate": bench_certificate,
 }
 # These take the models of a study, and say themselves how their figures are to be read; what else
 # they found is kept as tables.

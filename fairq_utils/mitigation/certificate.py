@@ -1,0 +1,432 @@
+r"""A bound on what quantization does to a gap, with the chance of being wrong named in advance.
+
+A candidate is *certified* if the hypothesis that it does too much harm is rejected on images that
+had no part in making or choosing it. Harm is the increase of a gap over the float model (or the gap
+itself) beyond a limit :math:`\epsilon`, in any ordered pair of groups. For a gap in a rate r,
+
+.. math:: \text{increase} = \max_{g,h} (r^q_g - r^q_h) - \max_{k,l} (r_k - r_l) > \epsilon
+
+says that some pair (g, h) has gone too far, so it is rejected if each pair's own hypothesis is (an
+intersection-union test: no correction for their number). A pair has gone too far only if, for
+whichever (k, l) we like to name,
+
+.. math:: (r^q_g - r^q_h) - (r_k - r_l) > \epsilon .
+
+*Paired*, with (k, l) = (g, h), both sides are differences of the same images' answers, and only
+flips matter. *Apart*, (k, l) is the float model's widest pair: far better for groups that are
+nearly alike. Which of the two, and how high to stake, is decided on other images.
+
+Several candidates are tested one after the other, each at the full :math:`\delta`, until one
+fails: a fixed sequence keeps the family-wise error rate at :math:`\delta` (Angelopoulos et al.
+2021, "Learn then Test", section 2.2), whatever the order was learnt from, if not from these images
+(Laufer-Goldshtein et al. 2023, "Efficiently controlling multiple risks with Pareto testing").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+from fairq_utils.faults import BadInput
+from fairq_utils.metrics import FAIRNESS, difference
+from fairq_utils.stats.betting import VALUES, p_value_of_difference, stake
+
+Constrained = Literal["increase", "gap"]
+Evidence = Literal["betting", "normal"]
+Table = NDArray[Any]
+WIDEST_SHARE = 0.1  # of delta, for how wide the float model's widest pair is at least
+MOST = 1e5  # times the images at hand; more are called out of reach
+PRECISION = 1e-4  # of a bound
+COARSE = 1e-3  # of the bound on the float model's gap, which is on the safe side
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be certified.
+
+    Attributes
+    ----------
+    metric : a difference over groups in :data:`fairq_utils.metrics.FAIRNESS`
+        Of selection rates, true or false positive rates, or accuracies.
+    limit : float
+        The largest harm that is allowed, a fraction.
+    delta : float
+        The chance of certifying anything that does more harm, at most.
+    constrained : ``increase`` over the float model, or the ``gap`` itself
+    evidence : ``betting`` or ``normal``
+        ``betting`` holds at any number of images (:mod:`fairq_utils.stats.betting`); ``normal`` is
+        the usual z-test of a difference, asymptotic, for about a third of the images.
+    """
+
+    metric: str = "demographic_parity_difference"
+    limit: float = 0.01
+    delta: float = 0.05
+    constrained: Constrained = "increase"
+    evidence: Evidence = "betting"
+
+    def __post_init__(self) -> None:
+        known = [
+            name
+            for name, criterion in FAIRNESS.items()
+            if criterion.compare is difference
+            and criterion.agg == "worst_case"
+            and all(rate in OF_RATE for rate in criterion.rates)
+        ]
+        if self.metric not in known:
+            raise BadInput(f"metric: {self.metric!r} is not one of {', '.join(known)}")
+        if not 0 < self.limit < 1:
+            raise BadInput(f"limit: {self.limit} is not between 0 and 1; 0.01 is one point")
+        if not 0 < self.delta < 0.5:
+            raise BadInput(f"delta: {self.delta} is not between 0 and 0.5")
+        for name, kind in (("constrained", Constrained), ("evidence", Evidence)):
+            if getattr(self, name) not in get_args(kind):
+                raise BadInput(
+                    f"{name}: {getattr(self, name)!r} is not one of {', '.join(get_args(kind))}"
+                )
+
+
+# Table (G, label, float answer, answer) -> (G, float, quantized) of the images a rate rests on.
+OF_RATE: dict[str, Callable[[Table], Table]] = {
+    "selection_rate": lambda table: table.sum(axis=1),
+    "true_positive_rate": lambda table: table[:, 1],
+    "false_positive_rate": lambda table: table[:, 0],
+    "accuracy": lambda table: table[:, 1] + table[:, 0, ::-1, ::-1],
+}
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One ordered pair of groups, and how its hypothesis is tested.
+
+    Attributes
+    ----------
+    rate, first, second : the rate, and the codes of two groups
+    paired : whether against its own float difference, or apart, against the widest pair's
+    size : of the stake, at as many images as are to be tested on
+    """
+
+    rate: str
+    first: int
+    second: int
+    paired: bool
+    size: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a candidate is tested; decided without the images it is tested on.
+
+    Attributes
+    ----------
+    contrasts : every ordered pair of groups, in every rate of the metric
+    widest : the float model's widest pair, to which pairs are compared that are tested apart
+    """
+
+    contrasts: tuple[Contrast, ...]
+    widest: Contrast
+
+
+def plan(learnt: Table, images: int, question: Question) -> Plan:
+    """Decide how to test, from counts of other images.
+
+    Parameters
+    ----------
+    learnt : (G, 2, 2, 2)
+        Group x label x float answer x candidate's answer, on images that are not tested on.
+    images : int
+        How many will be tested on.
+
+    Raises
+    ------
+    BadInput
+        A group without an image that some rate rests on.
+    """
+    scale = images / max(float(learnt.sum()), 1.0)
+    rates = FAIRNESS[question.metric].rates
+    sides = {rate: OF_RATE[rate](learnt) for rate in rates}
+    for rate, side in sides.items():
+        if (side.sum(axis=(1, 2)) == 0).any():
+            code = int(np.argmin(side.sum(axis=(1, 2))))
+            raise BadInput(f"certificate: group number {code} has no image for the {rate}")
+    pairs = [
+        (rate, g, h)
+        for rate, side in sides.items()
+        for g in range(len(side))
+        for h in range(len(side))
+        if g != h
+    ]
+    widest = max(
+        pairs,
+        key=lambda pair: (
+            _mean(_float(sides[pair[0]][pair[1]])) - _mean(_float(sides[pair[0]][pair[2]]))
+        ),
+    )
+    level = question.delta
+    x, y = (_float(sides[widest[0]][group]) for group in widest[1:])
+    base = Contrast(*widest, False, _size(x, y, scale, level * WIDEST_SHARE))
+    scaled = learnt * scale
+    floor = _floor(scaled, base, question)
+    contrasts = []
+    for rate, g, h in pairs:
+        x, y = sides[rate][g], sides[rate][h]
+        choices = [Contrast(rate, g, h, False, _size(_answer(x), _answer(y), scale, level))]
+        if question.constrained == "increase":
+            choices.append(Contrast(rate, g, h, True, _size(_flips(x), _flips(y), scale, level)))
+        expected = [_p_value(scaled, choice, floor, question) for choice in choices]
+        contrasts.append(choices[int(np.argmin(expected))])
+    return Plan(tuple(contrasts), base)
+
+
+def p_value(table: Table, how: Plan, question: Question) -> float:
+    """P-value of "this candidate does too much harm": that of the pair that looks worst.
+
+    Parameters
+    ----------
+    table : (G, 2, 2, 2)
+        Counts of the images that are tested on.
+
+    Examples
+    --------
+    Two groups of 3,000 images; 15 answers flip each way in both.
+
+    >>> one = [[[1600, 15], [15, 0]], [[0, 0], [0, 1370]]]
+    >>> table = np.array([one, one])
+    >>> question = Question(limit=0.01, delta=0.05)
+    >>> bool(p_value(table, plan(table, 6000, question), question) < 0.05)
+    True
+    """
+    floor = 0.0
+    if not all(contrast.paired for contrast in how.contrasts):
+        floor = _floor(table, how.widest, question)
+    return max(_p_value(table, contrast, floor, question) for contrast in how.contrasts)
+
+
+def passes(table: Table, how: Plan, question: Question) -> bool:
+    """Whether :func:`p_value` is at most delta, without the pairs after the first that fails."""
+    apart = any(not contrast.paired for contrast in how.contrasts)
+    floor = _floor(table, how.widest, question) if apart else 0.0
+    return all(_p_value(table, c, floor, question) <= question.delta for c in how.contrasts)
+
+
+def _p_value(table: Table, contrast: Contrast, floor: float, question: Question) -> float:
+    """P-value of one pair; ``floor`` is a lower bound on the float model's gap."""
+    side = OF_RATE[contrast.rate](table)
+    x, y = side[contrast.first], side[contrast.second]
+    evidence = EVIDENCE[question.evidence]
+    if contrast.paired:
+        return evidence(_flips(x), _flips(y), question.limit, contrast.size)
+    if question.constrained == "gap":
+        return evidence(_answer(x), _answer(y), question.limit, contrast.size)
+    found = evidence(_answer(x), _answer(y), floor + question.limit, contrast.size)
+    return min(question.delta * WIDEST_SHARE + found, 1.0)
+
+
+def _floor(table: Table, widest: Contrast, question: Question) -> float:
+    """A lower bound on the float model's gap, at confidence 1 - ``WIDEST_SHARE`` delta."""
+    if question.constrained == "gap":
+        return 0.0
+    side = OF_RATE[widest.rate](table)
+    x, y = _float(side[widest.first]), _float(side[widest.second])
+    evidence, level = EVIDENCE[question.evidence], question.delta * WIDEST_SHARE
+    low, high = 0.0, _mean(x) - _mean(y)
+    while high - low > COARSE:
+        middle = (low + high) / 2
+        # Rejected is that the other way round the difference is -middle or more.
+        shown = evidence(y, x, -middle, widest.size) <= level
+        low, high = (middle, high) if shown else (low, middle)
+    return low
+
+
+def bound(table: Table, how: Plan, question: Question) -> float:
+    """The smallest limit that these counts would certify this candidate for: an upper bound.
+
+    It holds for one candidate at confidence 1 - delta, and is at most ``question.limit`` exactly
+    where the candidate is certified.
+    """
+    passed = p_value(table, how, question) <= question.delta
+    low, high = (0.0, question.limit) if passed else (question.limit, 1.0)
+    while high - low > PRECISION:
+        middle = (low + high) / 2
+        if p_value(table, how, replace(question, limit=middle)) <= question.delta:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def harm(table: Table, question: Question) -> float:
+    """What the limit is about, as observed: the increase of the gap, or the gap."""
+    metric = FAIRNESS[question.metric]
+    after = float(metric(table.sum(axis=2)))
+    return after if question.constrained == "gap" else after - float(metric(table.sum(axis=3)))
+
+
+def images_needed(table: Table, how: Plan, question: Question) -> int | None:
+    """How many images would have certified a candidate that goes on as it was observed.
+
+    A plan, not a promise: at that number the certificate comes about half of the time. None where
+    the observed harm is itself too large, or the number out of reach.
+    """
+    images = float(table.sum())
+
+    def enough(times: float) -> bool:
+        root = math.sqrt(times)
+        stretched = Plan(
+            tuple(replace(c, size=c.size * root) for c in how.contrasts),
+            replace(how.widest, size=how.widest.size * root),
+        )
+        return p_value(table * times, stretched, question) <= question.delta
+
+    high = 1.0
+    while not enough(high):
+        high *= 2
+        if high > MOST:
+            return None
+    low = high / 2 if high > 1 else 0.0
+    for _ in range(12):
+        middle = (low + high) / 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return math.ceil(high * images)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What became of one candidate.
+
+    Attributes
+    ----------
+    name : str
+    size_bytes : int
+    harm, bound : float
+        Observed on the held-out images; and its upper bound at confidence 1 - delta.
+    p_value : float
+    outcome : ``certified``, ``not certified``, or ``not tested`` where the sequence had ended
+    images_needed : int or None
+        See :func:`images_needed`; None also where it is certified.
+    seconds : float
+        What making it took.
+    """
+
+    name: str
+    size_bytes: int
+    harm: float
+    bound: float
+    p_value: float
+    outcome: str
+    images_needed: int | None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A quantized model's answers, for :func:`in_sequence`.
+
+    Attributes
+    ----------
+    learnt, held_out : (G, 2, 2, 2)
+        Counts on the images that order and stakes are learnt from, and on those for the test.
+    size_bytes : int
+    seconds : float
+    """
+
+    learnt: Table
+    held_out: Table
+    size_bytes: int = 0
+    seconds: float = 0.0
+
+
+def in_sequence(
+    candidates: Mapping[str, Candidate], question: Question, *, describe: bool = True
+) -> list[Trial]:
+    """Test candidates, the one that looked safest first, until one fails.
+
+    Parameters
+    ----------
+    candidates : mapping of name to :class:`Candidate`, cheapest first
+        Of equally safe ones the cheaper is tested first.
+    describe : bool
+        Whether bounds and numbers of images are found, which takes a second or two.
+
+    Returns
+    -------
+    list of Trial, in the order of the test
+        With a probability of at least 1 - delta none of those certified does more harm than
+        ``question.limit``.
+    """
+    plans: dict[str, Plan] = {}
+    expected: dict[str, float] = {}
+    for name, candidate in candidates.items():
+        images = int(candidate.held_out.sum())
+        plans[name] = plan(candidate.learnt, images, question)
+        scaled = candidate.learnt * (images / candidate.learnt.sum())
+        expected[name] = p_value(scaled, plans[name], question)
+    order = sorted(candidates, key=lambda name: (expected[name], list(candidates).index(name)))
+    trials, open_ = [], True
+    for name in order:
+        candidate, how = candidates[name], plans[name]
+        table = candidate.held_out
+        found = p_value(table, how, question) if describe or open_ else math.nan
+        passed = found <= question.delta
+        outcome = "not tested" if not open_ else "certified" if passed else "not certified"
+        open_ = open_ and passed
+        needed = images_needed(table, how, question) if describe and not passed else None
+        trials.append(
+            Trial(
+                name,
+                candidate.size_bytes,
+                harm(table, question),
+                bound(table, how, question) if describe else math.nan,
+                found,
+                outcome,
+                needed,
+                candidate.seconds,
+            )
+        )
+    return trials
+
+
+def _float(side: Table) -> Table:
+    """How often a rate's 0 and 1 occur in the float model's answers, among -1, 0, 1."""
+    return np.array([0, side[0].sum(), side[1].sum()], float)
+
+
+def _answer(side: Table) -> Table:
+    return np.array([0, side[:, 0].sum(), side[:, 1].sum()], float)
+
+
+def _flips(side: Table) -> Table:
+    """How often the answer changed by -1, 0 and 1."""
+    return np.array([side[1, 0], side[0, 0] + side[1, 1], side[0, 1]], float)
+
+
+def _mean(counts: Table) -> float:
+    return float(counts @ VALUES / counts.sum())
+
+
+def _variance(counts: Table) -> float:
+    """Variance of the average, one more flip assumed than was seen."""
+    n = float(counts.sum())
+    mean = _mean(counts)
+    square = (float(counts @ VALUES**2) + 1) / (n + 1)
+    return max(square - mean**2, 1 / (n + 1)) / n
+
+
+def _size(x: Table, y: Table, scale: float, level: float) -> float:
+    return stake((_variance(x) + _variance(y)) / scale, level)
+
+
+def _normal(x: Table, y: Table, limit: float, size: float) -> float:
+    z = (limit - (_mean(x) - _mean(y))) / math.sqrt(_variance(x) + _variance(y))
+    return float(norm.sf(z))
+
+
+EVIDENCE: dict[str, Callable[[Table, Table, float, float], float]] = {
+    "betting": lambda x, y, limit, size: p_value_of_difference(x, y, limit, size=size),
+    "normal": _normal,
+}

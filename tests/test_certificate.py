@@ -1,0 +1,195 @@
+"""Certificates: valid at every size, by simulation from known truths; and what they refuse."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fairq_utils.faults import BadInput
+from fairq_utils.metrics import FAIRNESS
+from fairq_utils.mitigation.certificate import (
+    Candidate,
+    Question,
+    bound,
+    harm,
+    images_needed,
+    in_sequence,
+    p_value,
+    passes,
+    plan,
+)
+from fairq_utils.mitigation.simulation import World, drawn, sequence, single
+from fairq_utils.stats.betting import p_value_of_difference, stake
+
+QUESTION = Question(limit=0.02)
+DRAWS = 500
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "flips"),
+    [(60, 60, 0.05), (40, 800, 0.02), (800, 40, 0.02), (400, 400, 0.0), (100, 100, 0.5)],
+)
+def test_bets_are_lost_where_the_difference_is_at_the_limit(first, second, flips) -> None:
+    """A p-value is at most 0.2 at most one time in five, at any size and rate of flips."""
+    rng = np.random.default_rng(first)
+    limit = 0.02
+    x = np.array([flips / 2, 1 - flips - limit, flips / 2 + limit])
+    y = np.array([flips / 2, 1 - flips, flips / 2])
+    size = stake((flips + 0.01) * (1 / first + 1 / second), 0.2)
+    found = [
+        p_value_of_difference(
+            rng.multinomial(first, x), rng.multinomial(second, y), limit, size=size
+        )
+        for _ in range(DRAWS)
+    ]
+    assert np.mean(np.array(found) <= 0.2) <= 0.2
+
+
+def test_the_expected_gain_of_every_stake_is_nothing() -> None:
+    """Exactly: the mean of 1 / p over all outcomes of three images each is at most 1."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        y = rng.dirichlet([1, 1, 1])
+        limit = float(rng.uniform(-0.5, 0.5))
+        mean = y[2] - y[0] + limit
+        if not -1 < mean < 1:
+            continue
+        zero = float(rng.uniform(0, 1 - abs(mean)))
+        x = np.array([(1 - zero - mean) / 2, zero, (1 - zero + mean) / 2])
+        size = float(rng.uniform(0.5, 5))
+        total = 0.0
+        for a in outcomes(3):
+            for b in outcomes(3):
+                p = p_value_of_difference(a, b, limit, size=size)
+                total += probability(a, x) * probability(b, y) * (p <= 0.5)
+        assert total <= 0.5 + 1e-9
+
+
+def outcomes(images: int) -> list[np.ndarray]:
+    return [
+        np.array([i, j, images - i - j]) for i in range(images + 1) for j in range(images + 1 - i)
+    ]
+
+
+def probability(counts: np.ndarray, cells: np.ndarray) -> float:
+    from scipy.stats import multinomial
+
+    return float(multinomial.pmf(counts, counts.sum(), cells))
+
+
+def test_evidence_grows_with_images_and_with_the_limit() -> None:
+    p = [
+        p_value_of_difference([n, 98 * n, n], [n, 98 * n, n], 0.02, size=stake(0.0004 / n, 0.05))
+        for n in (1, 5, 20, 80)
+    ]
+    assert p == sorted(p, reverse=True)
+    assert p[0] > 0.5
+    assert p[-1] < 1e-4
+    by_limit = [
+        p_value_of_difference([10, 980, 10], [10, 980, 10], limit, size=400)
+        for limit in (-0.1, 0.0, 0.01, 0.02, 0.05)
+    ]
+    assert by_limit == sorted(by_limit, reverse=True)
+    assert by_limit[:2] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("evidence", ["betting", "normal"])
+@pytest.mark.parametrize("balanced", [True, False])
+def test_false_certificates_are_rarer_than_delta(evidence, balanced) -> None:
+    question = replace(QUESTION, evidence=evidence)
+    world = World(0.02, question.limit + 1e-6, balanced)
+    assert harm(world.table(), question) > question.limit
+    assert single(world, 2000, question, DRAWS) <= question.delta
+
+
+@pytest.mark.parametrize("evidence", ["betting", "normal"])
+def test_a_sequence_with_unsafe_candidates_is_rarely_wrong(evidence) -> None:
+    question = replace(QUESTION, evidence=evidence)
+    times = (2.0, 0.0, 1.0)
+    worlds = [World(0.02, t * question.limit + 1e-6 * (t == 1)) for t in times]
+    wrong, _ = sequence(worlds, 3000, question, DRAWS // 2)
+    assert wrong <= question.delta
+
+
+def test_a_safe_candidate_is_certified_where_there_are_images_enough() -> None:
+    world = World(0.01, 0.0)
+    few, many = (single(world, images, QUESTION, 50) for images in (800, 12000))
+    assert few < 0.2
+    assert many > 0.9
+
+
+def test_order_is_learnt_and_the_sequence_ends_at_the_first_failure() -> None:
+    rng = np.random.default_rng(1)
+    worlds = {"bad": World(0.02, 0.05), "good": World(0.01, 0.0), "worse": World(0.02, 0.06)}
+    learnt = drawn(list(worlds.values()), 1000, rng)
+    held = drawn(list(worlds.values()), 8000, rng)
+    found = in_sequence(
+        {name: Candidate(a, b) for name, a, b in zip(worlds, learnt, held, strict=True)}, QUESTION
+    )
+    assert found[0].name == "good"
+    assert [t.outcome for t in found] == ["certified", "not certified", "not tested"]
+    assert found[0].bound <= QUESTION.limit < found[1].bound
+    assert found[0].images_needed is None
+
+
+def test_number_of_images_that_would_have_been_enough() -> None:
+    truth = World(0.01, 0.0).table()
+    learnt, held = truth * 1000, truth * 1200
+    how = plan(learnt, 1200, QUESTION)
+    needed = images_needed(held, how, QUESTION)
+    assert not passes(held, how, QUESTION)
+    assert needed is not None
+    for share, enough in ((1.0, True), (0.9, False)):
+        images = round(share * needed)
+        assert passes(truth * images, plan(learnt, images, QUESTION), QUESTION) == enough
+    assert images_needed(World(0.01, 0.1).table() * 1200, how, QUESTION) is None
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        "demographic_parity_difference",
+        "equalized_odds_difference",
+        "equal_opportunity_difference",
+        "accuracy_difference",
+    ],
+)
+def test_harm_is_the_change_of_the_metric(metric) -> None:
+    [table] = drawn([World(0.05, 0.03)], 5000, np.random.default_rng(3))
+    question = replace(QUESTION, metric=metric)
+    gap = FAIRNESS[metric]
+    change = gap(table.sum(axis=2)) - gap(table.sum(axis=3))
+    assert harm(table, question) == pytest.approx(float(change))
+    itself = replace(question, constrained="gap", limit=0.5)
+    assert harm(table, itself) == pytest.approx(float(gap(table.sum(axis=2))))
+    how = plan(table, 5000, itself)
+    assert float(gap(table.sum(axis=2))) < bound(table, how, itself) < 1
+
+
+def test_bound_covers_the_true_harm() -> None:
+    rng = np.random.default_rng(4)
+    world = World(0.03, 0.01)
+    true = harm(world.table(), QUESTION)
+    below = 0
+    for _ in range(60):
+        [learnt], [held] = drawn([world], 1000, rng), drawn([world], 2000, rng)
+        below += bound(held, plan(learnt, 2000, QUESTION), QUESTION) < true
+    assert below <= 60 * QUESTION.delta
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"metric": "accuracy"}, "metric: 'accuracy' is not one of"),
+        ({"metric": "predictive_parity_difference"}, "is not one of"),
+        ({"limit": 0.0}, "limit: 0.0"),
+        ({"delta": 0.7}, "delta: 0.7"),
+        ({"constrained": "both"}, "constrained: 'both'"),
+        ({"evidence": "luck"}, "evidence: 'luck'"),
+    ],
+)
+def test_questions_without_an_answer_are_refused(options, said) -> None:
+    with pytest.raises(BadInput, match=said):
+        Question(**options)
