@@ -17,8 +17,11 @@ from numpy.typing import NDArray
 
 from fairq_utils import metrics, stats
 from fairq_utils.ledger import Ledger, Run, RunRecord
+from fairq_utils.mitigation.methods import METHODS as FAIR
+from fairq_utils.mitigation.methods import RANGES
 from fairq_utils.params import Params
 from fairq_utils.planning import baseline_of, plan
+from fairq_utils.quantizers.methods import CONTROL
 
 Statistic = Callable[[NDArray[Any]], NDArray[Any]]
 Pair = tuple[RunRecord, RunRecord]
@@ -136,6 +139,78 @@ def of_mitigation(runs: list[RunRecord], params: Params) -> pd.DataFrame:
         frame.assign(sampler="random")[[*CONFIGURATION, "scope", "statistic"]]
     )
     return frame.assign(harm_random=harm.loc[random].to_numpy(), harm=harm.loc[mine].to_numpy())
+
+
+def against_plain(runs: list[RunRecord], params: Params) -> pd.DataFrame:
+    """Every fairness-aware method against plain quantization at the same bits, on the same images.
+
+    Plain is static quantization with least-error ranges from a random draw. Arms that train on are
+    there with their controls: training on without constraint, and in float.
+
+    Returns
+    -------
+    DataFrame
+        As :func:`by_configuration`, ``reference`` being the plainly quantized model; ``bits`` of
+        the float control are those of its reference. ``harm_plain`` and ``harm`` are the changes
+        of both from FP32, ``seconds`` what the method costs, ``bytes`` what its model takes, and
+        ``seconds_plain`` and ``bytes_plain`` the same of plain quantization.
+    """
+    pairs = _beside_plain(runs)
+    frame = _compared(pairs, params)
+    if frame.empty:
+        return frame
+    by_key = {record.run.key: record for record in runs}
+    parts = []
+    for place in (0, 1):
+        members = {
+            key: [(by_key[baseline_of(pair[place].run).key], pair[place]) for pair in found]
+            for key, found in pairs.items()
+        }
+        parts.append(_compared(members, params).change.to_numpy())
+    costs = {
+        key: [
+            float(np.mean([cost(pair[place]) for pair in found]))
+            for cost in (
+                lambda r: r.measures.get("quantize_seconds", np.nan),
+                lambda r: r.size_bytes,
+            )
+            for place in (0, 1)
+        ]
+        for key, found in pairs.items()
+    }
+    names = ["seconds_plain", "seconds", "bytes_plain", "bytes"]
+    keys = list(map(tuple, frame[CONFIGURATION].to_numpy()))
+    table = pd.DataFrame([costs[key] for key in keys], columns=names, index=frame.index)
+    return frame.assign(harm_plain=parts[0], harm=parts[1]).join(table)
+
+
+def _beside_plain(runs: list[RunRecord]) -> dict[tuple[Any, ...], list[Pair]]:
+    """By configuration: the plainly quantized run, and one that minds the groups."""
+
+    def place(run: Run, bits: str | None) -> tuple[Any, ...]:
+        return (run.architecture, bits, json.dumps(run.training, sort_keys=True))
+
+    def plain(run: Run) -> bool:
+        return run.method == "ptq" and run.sampler == "random" and run.ranges == RANGES
+
+    references: dict[tuple[Any, ...], list[RunRecord]] = {}
+    for record in runs:
+        if plain(record.run):
+            references.setdefault(place(record.run, record.run.bits), []).append(record)
+    bits = list(dict.fromkeys(key[1] for key in references))
+    found: dict[tuple[Any, ...], list[Pair]] = {}
+    for record in runs:
+        run = record.run
+        sampled = run.method == "ptq" and run.ranges == RANGES and not plain(run)
+        if not (sampled or run.method in FAIR or run.method in ("qat", CONTROL)):
+            continue
+        for width in [run.bits] if run.bits else bits:
+            for reference in references.get(place(run, width), []):
+                drawn = run.calibration_seed in (None, reference.run.calibration_seed)
+                if drawn:
+                    key = tuple({**configuration(run), "bits": width}.values())
+                    found.setdefault(key, []).append((reference, record))
+    return found
 
 
 def _compared(pairs: Mapping[tuple[Any, ...], Sequence[Pair]], params: Params) -> pd.DataFrame:

@@ -35,6 +35,33 @@ Further = Literal[
     "operations",
     "qat",
 ]
+# Of fairq_utils.mitigation.methods.METHODS, and the calibration samplers.
+Fair = Literal[
+    "one_group",
+    "label_balanced",
+    "group_balanced",
+    "intersection_balanced",
+    "worst_group",
+    "matched",
+    "core_set",
+    "ranges_mean",
+    "ranges_worst",
+    "layers_random",
+    "layers_overall",
+    "layers_worst",
+    "channels_random",
+    "channels_overall",
+    "channels_worst",
+    "mixed_overall",
+    "mixed_worst",
+    "mixed_cvar",
+    "control_overall",
+    "control_worst",
+    "qat_parity",
+    "qat_odds",
+    "qat_group_dro",
+    "qat_balancing_act",
+]
 ARCHITECTURES = get_args(Architecture)
 WIDTHS = (2, 3, 4, 6, 8)
 CELLS = tuple(f"{g}|{a}|{y}" for g, a, y in product(("female", "male"), ("old", "young"), "01"))
@@ -164,10 +191,14 @@ class Training(_Section):
 
 
 class Tuning(_Section):
-    """How quantization-aware training goes on from the calibrated model."""
+    """How quantization-aware training goes on from the calibrated model.
+
+    ``images`` are the first so many of the training pictures; all, if it is not given.
+    """
 
     epochs: Annotated[int, Field(ge=1, le=3)] = 1
     rate: Annotated[float, Field(gt=0, le=1)] = 0.1
+    images: Annotated[int, Field(ge=64)] | None = None
 
 
 class Quantization(_Section):
@@ -214,11 +245,69 @@ class Quantization(_Section):
 
 
 class Mitigation(_Section):
-    """Which calibration samplers are compared with a random draw."""
+    """What is compared with plain quantization.
+
+    ``samplers`` draw the calibration set in every configuration of the method ptq. ``methods`` are
+    all compared with it at ``bits`` and least-error ranges, on ``models`` (all if none is named):
+    other samplers (``one_group`` once for each group), and those of
+    :data:`fairq_utils.mitigation.methods.METHODS`. Those that train on do so by
+    ``quantization.tuning``, beside their two controls. ``kept`` is the budget of preservation, a
+    share of the quantized model's bytes; ``max_drop`` the tolerance of accuracy control.
+    """
 
     samplers: Annotated[tuple[Sampler, ...], Field(min_length=1), AfterValidator(_unique)] = (
         "group_balanced",
     )
+    methods: Annotated[tuple[Fair, ...], AfterValidator(_unique)] = ()
+    bits: Annotated[tuple[Bits, ...], Field(min_length=1), AfterValidator(_unique)] = (
+        "W8A8",
+        "W4A4",
+    )
+    models: Annotated[tuple[Architecture, ...], AfterValidator(_unique)] = ()
+    kept: Annotated[float, Field(gt=0, le=1)] = 0.05
+    max_drop: Annotated[float, Field(gt=0, lt=1)] = 0.01
+
+
+Share = Annotated[float, Field(gt=0, le=0.5)]
+
+
+class Dials(_Section):
+    """What is turned, one at a time, in a population that is otherwise the same for everybody.
+
+    Without any of it half of the people are of ``group``, half of them smile, and all are lit
+    alike. ``training_share`` and ``calibration_share`` are those of the group, ``base_rate`` is by
+    how much more of the group smile, ``light`` and ``reflectance`` are factors on its pictures,
+    ``ambiguity`` is the difficulty of its smiles. Each level is trained on ``train`` pictures with
+    the recipes of ``training.models``, for ``epochs`` of them where that is given.
+    """
+
+    models: Annotated[tuple[Architecture, ...], AfterValidator(_unique)] = ()
+    group: Literal["female", "male", "old", "young"] = "female"
+    size: Annotated[int, Field(ge=32, le=512)] = 64
+    train: Annotated[int, Field(ge=64)] = 4000
+    calibration: Annotated[int, Field(ge=16)] = 2000
+    validation: Annotated[int, Field(ge=16)] = 1000
+    test: Annotated[int, Field(ge=50)] = 2000
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_unique)] = (0,)
+    calibration_images: Annotated[int, Field(ge=2)] = 64
+    bits: Annotated[tuple[Bits, ...], Field(min_length=1), AfterValidator(_unique)] = (
+        "W8A8",
+        "W4A4",
+    )
+    methods: Annotated[tuple[Fair, ...], AfterValidator(_unique)] = ("group_balanced",)
+    training_share: Annotated[tuple[Share, ...], AfterValidator(_unique)] = ()
+    calibration_share: Annotated[tuple[Share, ...], AfterValidator(_unique)] = ()
+    base_rate: Annotated[
+        tuple[Annotated[float, Field(gt=-1, lt=1)], ...], AfterValidator(_unique)
+    ] = ()
+    light: Annotated[tuple[Annotated[float, Field(gt=0, le=2)], ...], AfterValidator(_unique)] = ()
+    reflectance: Annotated[
+        tuple[Annotated[float, Field(gt=0, le=2)], ...], AfterValidator(_unique)
+    ] = ()
+    ambiguity: Annotated[
+        tuple[Annotated[float, Field(ge=0, le=3)], ...], AfterValidator(_unique)
+    ] = ()
 
 
 class Analysis(_Section):
@@ -251,6 +340,7 @@ class Params(_Section):
     training: Training
     quantization: Quantization
     mitigation: Mitigation = Mitigation()
+    dials: Dials = Dials()
     analysis: Analysis = Analysis()
     execution: Execution = Execution()
 
@@ -267,6 +357,18 @@ class Params(_Section):
                 f"data.size: {self.data.size} pixels do not divide into vit_small's patches of 16; "
                 "take a multiple of 16, or leave vit_small out"
             )
+        tuned = self.quantization.tuning.images
+        if tuned is not None and tuned > self.data.train:
+            raise ValueError(
+                f"quantization.tuning.images: {tuned} is more than the {self.data.train} images of "
+                "data.train; ask for fewer"
+            )
+        for name in self.dials.models:
+            if name not in self.training.models:
+                raise ValueError(
+                    f"dials.models: {name!r} has no recipe; add it to training.models, or take it "
+                    "out"
+                )
         for name, recipe in self.training.models.items():
             if recipe.batch_size > self.data.train:
                 raise ValueError(

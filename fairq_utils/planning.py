@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fairq_utils import calibration
-from fairq_utils.data.population import SPLITS, demographics
+from fairq_utils.data.population import ATTRIBUTES, SPLITS, demographics
 from fairq_utils.fingerprint import code_version
 from fairq_utils.ledger import Run
+from fairq_utils.mitigation.methods import METHODS as FAIR
+from fairq_utils.mitigation.methods import ONE_GROUP, RANGES
 from fairq_utils.params import Params, ParamsError
 from fairq_utils.quantizers.methods import CONTROL, METHODS
 from fairq_utils.resources import population
@@ -59,6 +62,33 @@ QUANTIZED_BY = (
     ),
 )
 
+FAIR_BY = (
+    *QUANTIZED_BY,
+    *(
+        f"fairq_utils.mitigation.{name}"
+        for name in (
+            "sample",
+            "coverage",
+            "ranges",
+            "sensitivity",
+            "logits",
+            "reducers",
+            "allocation",
+            "control",
+            "spending",
+            "precision",
+            "channel_scores",
+            "preservation",
+            "group_facts",
+            "group_losses",
+            "balancing_act",
+            "constraints",
+            "fine_tuning",
+            "methods",
+        )
+    ),
+)
+
 
 def plan(params: Params, phases: Sequence[str] = PHASES) -> list[Run]:
     """All runs of these phases, in the order in which they are worth having."""
@@ -85,12 +115,61 @@ def plan(params: Params, phases: Sequence[str] = PHASES) -> list[Run]:
                                     calibration_seed=draw,
                                 )
                             )
+        if "mitigation" in phases:
+            runs += _fair(params, architecture, seed)
         if "quantization" in phases:
             if "dynamic" in q.methods:
                 bits = next(b for b in q.bits if b.endswith("A8"))
                 runs.append(_run(params, architecture, seed, method="dynamic", bits=bits))
             runs += _further(params, architecture, seed)
+    return list(dict.fromkeys(runs))
+
+
+def _fair(params: Params, architecture: str, seed: int) -> list[Run]:
+    """Plain quantization and what is compared with it, one run for each calibration draw."""
+    m = params.mitigation
+    if not m.methods or (m.models and architecture not in m.models):
+        return []
+    names = ["ptq", *_expanded(params, m.methods)]
+    if any(name in FAIR and FAIR[name].trains for name in names):
+        names.append("qat")
+    runs = [
+        _fair_run(params, architecture, seed, name, bits, draw)
+        for bits in m.bits
+        for name in names
+        for draw in params.quantization.calibration_seeds
+    ]
+    if "qat" in names:
+        runs.append(_run(params, architecture, seed, method=CONTROL))
     return runs
+
+
+def _expanded(params: Params, names: Sequence[str]) -> list[str]:
+    """Names of methods, ``one_group`` as a sampler for each group."""
+    out: list[str] = []
+    for name in names:
+        if name != "one_group":
+            out.append(name)
+            continue
+        cells = product(*(ATTRIBUTES[attribute] for attribute in params.analysis.attributes))
+        out += [f"{ONE_GROUP}{' '.join(cell)}" for cell in cells]
+    return out
+
+
+def _fair_run(params: Params, architecture: str, seed: int, name: str, bits: str, draw: int) -> Run:
+    """A method's run; a name that is no method is that of the sampler of plain quantization."""
+    method = name if name in FAIR or name == "qat" else "ptq"
+    return _run(
+        params,
+        architecture,
+        seed,
+        method=method,
+        bits=bits,
+        ranges=RANGES,
+        sampler="random" if method != "ptq" or name == "ptq" else name,
+        calibration_seed=draw,
+        validates=name in FAIR and FAIR[name].validates,
+    )
 
 
 def _further(params: Params, architecture: str, seed: int) -> list[Run]:
@@ -129,14 +208,25 @@ def further_run(
     )
 
 
-def _settings(params: Params, method: str) -> dict[str, Any]:
-    """What decides a learnt rounding or a further training, beyond the spec."""
-    q = params.quantization
-    if method in (CONTROL, "qat"):
-        return q.tuning.model_dump(mode="json")
+def _settings(params: Params, method: str, sampler: str | None) -> dict[str, Any]:
+    """What decides a result beyond the spec: of learnt rounding, further training, and groups."""
+    q, found = params.quantization, dict[str, Any]()
+    if method in (CONTROL, "qat") or (method in FAIR and FAIR[method].trains):
+        found |= q.tuning.model_dump(mode="json")
     if method in METHODS and METHODS[method].spec("W8A8").rounding != "nearest":
-        return {"iterations": q.iterations}
-    return {}
+        found["iterations"] = q.iterations
+    if method in FAIR:
+        found |= {name: getattr(params.mitigation, name) for name in FAIR[method].settings}
+    if method in FAIR or sampler not in (None, "random"):
+        found["attributes"] = list(params.analysis.attributes)
+    return found
+
+
+def _code(method: str, sampler: str | None) -> str:
+    """Version of the code that a run depends on."""
+    if method == "fp32":
+        return code_version(TRAINED_BY)
+    return code_version(FAIR_BY if method in FAIR or sampler == "core_set" else QUANTIZED_BY)
 
 
 def _models(params: Params) -> list[tuple[str, int]]:
@@ -180,8 +270,8 @@ def _run(
         sampler=sampler,
         calibration_images=params.quantization.calibration_images if sampler else None,
         calibration_seed=calibration_seed,
-        settings=_settings(params, method),
-        code=code_version(TRAINED_BY if method == "fp32" else QUANTIZED_BY),
+        settings=_settings(params, method, sampler),
+        code=_code(method, sampler),
     )
 
 
@@ -227,13 +317,41 @@ def check(params: Params) -> None:
             "more weight in data.joint or data.race, or take an attribute out"
         )
     target, groups = _calibration_pool(params)
-    for sampler in ("random", *params.mitigation.samplers):
+    wanted = params.quantization.calibration_images
+    named = [name for name in params.mitigation.methods if name not in FAIR]
+    for sampler in dict.fromkeys(("random", *params.mitigation.samplers, *named)):
+        key = "methods" if sampler in named else "samplers"
         try:
-            calibration.draw(
-                sampler, groups, target, params.quantization.calibration_images, seed=0
-            )
+            if sampler in ("one_group", "worst_group"):
+                # Which group is the worst is known only after training.
+                for cell in groups.groupby(attributes, observed=False).groups:
+                    only = " ".join(np.atleast_1d(np.asarray(cell, object)))
+                    calibration.draw(
+                        "one_group",
+                        groups,
+                        target,
+                        wanted,
+                        seed=0,
+                        group=only,
+                        attributes=attributes,
+                    )
+            elif sampler not in ("core_set", "matched"):
+                calibration.draw(sampler, groups, target, wanted, seed=0, attributes=attributes)
         except ValueError as error:
-            raise ParamsError(f"mitigation.samplers: {sampler}: {error}") from None
+            raise ParamsError(f"mitigation.{key}: {sampler}: {error}") from None
+
+
+def shares(data: dict[str, Any], attributes: Sequence[str]) -> dict[str, float]:
+    """Share of each crossed group among the test people of a run's data, by its name."""
+    found: dict[str, float] = {}
+    race = sum(data["race"].values())
+    for cell, weight in data["joint"]["test"].items():
+        gender, age, _ = cell.split("|")
+        for name, part in data["race"].items():
+            values = {"gender": gender, "age": age, "race": name}
+            group = " ".join(values[attribute] for attribute in attributes)
+            found[group] = found.get(group, 0.0) + weight * part / race
+    return found
 
 
 def _calibration_pool(params: Params) -> tuple[NDArray[np.int8], pd.DataFrame]:

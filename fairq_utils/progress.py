@@ -9,7 +9,8 @@ from typing import Any, TextIO
 
 from fairq_utils import models
 from fairq_utils.ledger import Run
-from fairq_utils.params import Params
+from fairq_utils.mitigation.methods import METHODS as FAIR
+from fairq_utils.quantizers.methods import CONTROL
 from fairq_utils.quantizers.reconstruction import BATCH
 
 QUIET = 15.0  # seconds of silence during a training
@@ -46,13 +47,11 @@ class Progress:
     Attributes
     ----------
     missing : runs that are to be computed
-    params : the study
     stream : where lines go; nowhere if the environment says ``FAIRQ_QUIET=1``
     total : runs of the study, those included that are in the ledger
     """
 
     missing: list[Run]
-    params: Params
     stream: TextIO
     total: int
     done: set[str] = field(default_factory=set)
@@ -61,12 +60,13 @@ class Progress:
     def cost(self, run: Run) -> float:
         """Seconds that a run is expected to take; only their ratios matter."""
         train, evaluate = COST.get(run.architecture, (5.0, 2.0))
-        seconds = self.params.data.test * evaluate / 1e3
+        seconds = int(run.data["test"]) * evaluate / 1e3
         if run.method == "fp32":
-            seconds += self.params.data.train * int(run.training["epochs"]) * train / 1e3
+            seconds += int(run.data["train"]) * int(run.training["epochs"]) * train / 1e3
         if "epochs" in run.settings:  # fake-quantized training costs about twice as much
-            epochs = int(run.settings["epochs"]) * (2 if run.method == "qat" else 1)
-            seconds += self.params.data.train * epochs * train / 1e3
+            epochs = int(run.settings["epochs"]) * (1 if run.method == CONTROL else 2)
+            images = run.settings["images"] or int(run.data["train"])
+            seconds += images * epochs * train / 1e3
         if "iterations" in run.settings:
             seconds += int(run.settings["iterations"]) * BATCH * 2 * train / 1e3
         return seconds
@@ -108,7 +108,8 @@ class Progress:
         """The phase that a run belongs to."""
         if run.method == "fp32":
             return "baseline"
-        return "quantization" if run.sampler in (None, "random") else "mitigation"
+        plain = run.sampler in (None, "random") and run.method not in FAIR
+        return "quantization" if plain else "mitigation"
 
     def finish(self, run: Run) -> None:
         """Count a run as done and say so."""

@@ -8,8 +8,9 @@ where it was.
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
 import dask
@@ -17,6 +18,7 @@ import torch
 from dask import delayed
 
 from fairq_utils import runs
+from fairq_utils.dials import worlds
 from fairq_utils.ledger import Ledger, Run
 from fairq_utils.params import Params
 from fairq_utils.planning import PHASES, baseline_of, check, plan
@@ -36,23 +38,31 @@ def execute(
     stream : text stream, optional
         Where progress goes; standard error if not given.
     """
-    check(params)
+    studies = [params]
+    if "mitigation" in phases:
+        studies += [world.params for world in worlds(params)]
+    for part in studies:
+        check(part)
     prepare(params)
     store = ledger(params)
-    wanted = plan(params, phases)
-    missing = [run for run in wanted if not store.contains(run.key)]
-    bars = Progress(missing, params, stream or sys.stderr, len(wanted))
+    wanted: dict[Run, Params] = {}
+    for part in studies:
+        wanted |= {run: part for run in plan(part, phases) if run not in wanted}
+    missing = {run: part for run, part in wanted.items() if not store.contains(run.key)}
+    bars = Progress(list(missing), stream or sys.stderr, len(wanted))
     if not missing:
         bars.say(f"all {len(wanted)} runs are in the ledger")
         return store
     if params.execution.threads:
         torch.set_num_threads(params.execution.threads)
     trained = {
-        base.key: delayed(runs.train_baseline, pure=False)(params, base, bars)
-        for base in dict.fromkeys(baseline_of(run) for run in missing)
+        base.key: delayed(runs.train_baseline, pure=False)(part, base, bars)
+        for base, part in {baseline_of(run): part for run, part in missing.items()}.items()
     }
     tasks = [
-        delayed(runs.evaluate_quantized, pure=False)(params, members, trained[base.key], bars)
+        delayed(runs.evaluate_quantized, pure=False)(
+            missing[members[0]], members, trained[base.key], bars
+        )
         for base, members in _by_calibration(missing)
     ]
     with dask.config.set(scheduler="synchronous"):
@@ -60,12 +70,13 @@ def execute(
     return store
 
 
-def _by_calibration(wanted: Sequence[Run]) -> list[tuple[Run, list[Run]]]:
+def _by_calibration(wanted: Iterable[Run]) -> list[tuple[Run, list[Run]]]:
     """Quantized runs in groups that share a calibration, each with its FP32 run."""
     grouped: dict[tuple[Any, ...], list[Run]] = {}
     for run in wanted:
         if run.method != "fp32":
             kind = runs.calibration_kind(run)
-            what = (kind, run.sampler, run.calibration_images, run.calibration_seed)
+            pool = json.dumps(run.data.get("calibration"))
+            what = (kind, run.sampler, run.calibration_images, run.calibration_seed, pool)
             grouped.setdefault((baseline_of(run).key, *what), []).append(run)
     return [(baseline_of(members[0]), members) for members in grouped.values()]

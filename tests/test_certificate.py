@@ -16,7 +16,6 @@ from fairq_utils.mitigation.certificate import (
     harm,
     images_needed,
     in_sequence,
-    p_value,
     passes,
     plan,
 )
