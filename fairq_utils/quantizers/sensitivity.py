@@ -11,11 +11,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
+import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,8 +32,10 @@ Labelled = Sequence[tuple[Tensor, Tensor]]
 COLUMNS = ["layer", "bits", "sensitivity", "sqnr", "bytes"]
 
 
-def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy, a scalar: of logits (N, C), or of one logit per image, (N, 1) or (N,).
+def classification_loss(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
+    """Cross-entropy of logits (N, C), or of one logit per image, (N, 1) or (N,).
+
+    A scalar, the mean over images; with ``reduction="none"`` that of each image, (N,).
 
     Examples
     --------
@@ -41,8 +45,9 @@ def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
     True
     """
     if logits.ndim == 1 or logits.shape[1:] == (1,):
-        return F.binary_cross_entropy_with_logits(logits.reshape(-1).float(), labels.float())
-    return F.cross_entropy(logits.float(), labels.long())
+        odds = logits.reshape(-1).float()
+        return F.binary_cross_entropy_with_logits(odds, labels.float(), reduction=reduction)
+    return F.cross_entropy(logits.float(), labels.long(), reduction=reduction)
 
 
 def sqnr(reference: Tensor, other: Tensor) -> float:
@@ -55,23 +60,23 @@ def sqnr(reference: Tensor, other: Tensor) -> float:
     >>> sqnr(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5]))  # 25 over 0.25
     20.0
     """
-    return _decibels(_noise([(reference, other)]))
+    return _decibels(noise_over_signal(*_powers(0, reference, other).tolist()))
 
 
-def _powers(reference: Tensor, other: Tensor) -> tuple[float, float]:
-    """Sums of squares of a signal and of what was added to it."""
+def squares(reference: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Squares of a signal and of what was added to it, in float64."""
     y = reference.double()
-    return float(y.square().sum()), float((y - other.double()).square().sum())
+    return y.square(), (y - other.double()).square()
 
 
-def _ratio(signal: float, noise: float) -> float:
+def noise_over_signal(signal: float, noise: float) -> float:
+    """Their ratio; 0 where nothing was added, infinite where something was added to nothing."""
     return 0.0 if noise == 0 else math.inf if signal == 0 else noise / signal
 
 
-def _noise(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """Noise over signal of references and what became of them."""
-    powers = [_powers(y, z) for y, z in pairs]
-    return _ratio(sum(s for s, _ in powers), sum(n for _, n in powers))
+def _powers(batch: int, reference: Tensor, other: Tensor) -> NDArray[np.float64]:
+    """Of a signal and of the noise, over all images of a batch."""
+    return np.array([float(squared.sum()) for squared in squares(reference, other)])
 
 
 def _decibels(noise: float) -> float:
@@ -123,7 +128,10 @@ def sensitivities(
     if labelled is not None:
         found = _loss_increases(seen, specs, labelled, loss)
     else:
-        found = (_output_noises if measure == "output" else _layer_noises)(seen, specs)
+        measured = (output_powers if measure == "output" else layer_powers)(
+            seen, specs, seen.batches, _powers
+        )
+        found = ((name, layer, noise_over_signal(*sums.tolist())) for name, layer, sums in measured)
     rows = []
     with torch.no_grad():
         for name, layer, value in found:
@@ -138,7 +146,11 @@ def sensitivities(
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-Found = Iterator[tuple[str, Quantized, float]]  # layer, its candidate, sensitivity
+T = TypeVar("T")
+# A layer, its candidate, and what was measured of the two.
+Found: TypeAlias = Iterator[tuple[str, Quantized, T]]
+# Number of the batch, what comes out in float, what came of it -> numbers that add up over batches.
+Powers: TypeAlias = Callable[[int, Tensor, Tensor], NDArray[np.float64]]
 
 
 def _loss_increases(
@@ -146,35 +158,52 @@ def _loss_increases(
     specs: Sequence[QuantSpec],
     labelled: Labelled,
     loss: Callable[[Tensor, Tensor], Tensor],
-) -> Found:
+) -> Found[float]:
     def mean_loss(model: nn.Module) -> float:
         total = sum(float(loss(model(x), y)) * len(x) for x, y in labelled)
         return total / sum(len(x) for x, _ in labelled)
 
     before = mean_loss(seen.model)
-    for name, layer, model in _one_at_a_time(seen, specs):
+    for name, layer, model in one_at_a_time(seen, specs):
         yield name, layer, mean_loss(model) - before
 
 
-def _output_noises(seen: Observed, specs: Sequence[QuantSpec]) -> Found:
-    reference = [seen.model(x) for x in seen.batches]
-    for name, layer, model in _one_at_a_time(seen, specs):
-        pairs = zip(reference, (model(x) for x in seen.batches), strict=True)
-        yield name, layer, _noise(pairs)
+def output_powers(
+    seen: Observed, specs: Sequence[QuantSpec], batches: Sequence[Tensor], powers: Powers
+) -> Found[NDArray[np.float64]]:
+    """What each quantized layer alone does to the model's output, summed over batches.
+
+    Parameters
+    ----------
+    batches : images, on the model's device
+    powers : ``powers(number of the batch, float output, output)``, an array
+    """
+    reference = [seen.model(x.clone()) for x in batches]
+    for name, layer, model in one_at_a_time(seen, specs):
+        found = [
+            powers(at, y, model(x.clone()))
+            for at, (x, y) in enumerate(zip(batches, reference, strict=True))
+        ]
+        yield name, layer, np.sum(found, axis=0)
 
 
-def _layer_noises(seen: Observed, specs: Sequence[QuantSpec]) -> Found:
-    """Every layer before a quantized one is in float, so one pass shows all layers' inputs."""
+def layer_powers(
+    seen: Observed, specs: Sequence[QuantSpec], batches: Sequence[Tensor], powers: Powers
+) -> Found[NDArray[np.float64]]:
+    """What quantizing a layer does to its own output, summed over batches and calls.
+
+    Every layer before a quantized one is in float, so one pass shows all layers' inputs. Parameters
+    as in :func:`output_powers`.
+    """
     candidates = {name: _candidates(seen, specs, name) for name in seen.order}
-    totals = {name: [[0.0, 0.0] for _ in layers] for name, layers in candidates.items()}
+    totals: dict[str, list[Any]] = {name: [0.0] * len(c) for name, c in candidates.items()}
+    number = 0
 
     def comparing(name: str) -> Any:
         def hook(module: nn.Module, inputs: Any, named: Any, output: Tensor) -> None:
             x = first_input(inputs, named)
-            for layer, total in zip(candidates[name], totals[name], strict=True):
-                signal, noise = _powers(output, layer(x))
-                total[0] += signal
-                total[1] += noise
+            for place, layer in enumerate(candidates[name]):
+                totals[name][place] = totals[name][place] + powers(number, output, layer(x))
                 layer.forget()  # the weight in float, of every candidate at once, would be large
 
         return hook
@@ -184,17 +213,18 @@ def _layer_noises(seen: Observed, specs: Sequence[QuantSpec]) -> Found:
         for name in seen.order
     ]
     with removed_after(hooks):
-        for x in seen.batches:
+        for at, x in enumerate(batches):
+            number = at  # the hooks read it
             seen.model(x.clone())
     for name, layers in candidates.items():
-        for layer, total in zip(layers, totals[name], strict=True):
-            yield name, layer, _ratio(*total)
+        yield from ((name, layer, sums) for layer, sums in zip(layers, totals[name], strict=True))
 
 
-def _one_at_a_time(
-    seen: Observed, specs: Sequence[QuantSpec]
-) -> Iterator[tuple[str, Quantized, nn.Module]]:
-    """The model with one layer quantized, for every layer and candidate."""
+def one_at_a_time(seen: Observed, specs: Sequence[QuantSpec]) -> Found[nn.Module]:
+    """The model with one layer quantized, for every layer and distinct candidate.
+
+    It is one working copy: what is yielded is another model once the next is asked for.
+    """
     work = copy.deepcopy(seen.model)
     for name in seen.order:
         kept = work.get_submodule(name)
@@ -220,24 +250,32 @@ def nearest(spec: QuantSpec) -> QuantSpec:
 def _check(
     seen: Observed, specs: Sequence[QuantSpec], labelled: Labelled | None, measure: str
 ) -> None:
-    if not specs:
-        raise ValueError("sensitivities: specs is empty; give at least one candidate")
-    if measure not in get_args(Measure):
-        raise ValueError(
-            f"sensitivities: measure {measure!r} is not one of {', '.join(get_args(Measure))}"
-        )
-    labels = [spec.label for spec in specs]
-    twice = [label for label in labels if labels.count(label) > 1]
-    if twice:
-        raise ValueError(
-            f"sensitivities: two candidates are called {twice[0]}; candidates differ in their bits"
-        )
+    refuse_measure(measure, get_args(Measure), "sensitivities")
     if labelled is not None and not len(labelled):
         raise ValueError("sensitivities: labelled is empty; give at least one (images, labels)")
     if labelled is None and not seen.batches:
         raise ValueError(
             "sensitivities: there are no labelled images, and the calibration images were not "
             "kept; give observe keep=True, or give labelled"
+        )
+    refuse_candidates(seen, specs, "sensitivities")
+
+
+def refuse_measure(measure: str, known: Sequence[str], what: str) -> None:
+    """Refuse a measure by a name that is not known."""
+    if measure not in known:
+        raise ValueError(f"{what}: measure {measure!r} is not one of {', '.join(known)}")
+
+
+def refuse_candidates(seen: Observed, specs: Sequence[QuantSpec], what: str) -> None:
+    """Refuse no candidates, two of the same bits, and those that were not observed for."""
+    if not specs:
+        raise ValueError(f"{what}: specs is empty; give at least one candidate")
+    labels = [spec.label for spec in specs]
+    twice = [label for label in labels if labels.count(label) > 1]
+    if twice:
+        raise ValueError(
+            f"{what}: two candidates are called {twice[0]}; candidates differ in their bits"
         )
     for spec in specs:
         layer_specs(seen, nearest(spec))
