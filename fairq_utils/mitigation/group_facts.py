@@ -1,0 +1,145 @@
+"""What a constraint knows of its groups before training: names, sizes, the reference's accuracy."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fairq_utils.data.faces import FaceData
+from fairq_utils.faults import BadInput
+from fairq_utils.metrics.answers import device_of, evaluating, predicted
+from fairq_utils.metrics.rows import Groups
+from fairq_utils.metrics.rows import groups as crossed
+from fairq_utils.mitigation.sample import Sample
+from fairq_utils.training import predict
+
+
+@dataclass(frozen=True)
+class GroupFacts:
+    """The G groups of the images that are trained on.
+
+    Attributes
+    ----------
+    names : G names, in the order of the group codes
+    sizes : images of each
+    accuracies : of the FP32 reference on each, fractions
+
+    Raises
+    ------
+    BadInput
+        One group only, or a group without an image, by name.
+
+    Examples
+    --------
+    >>> GroupFacts(("female", "male"), (300, 100), (0.9, 0.8)).overall
+    0.875
+    """
+
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+    accuracies: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.names) != len(self.sizes) or len(self.names) != len(self.accuracies):
+            raise BadInput(
+                f"GroupFacts: {len(self.names)} names, {len(self.sizes)} sizes and "
+                f"{len(self.accuracies)} accuracies; give one of each per group"
+            )
+        if len(self.names) < 2:
+            raise BadInput(
+                f"constraint: all images are of one group, {', '.join(self.names) or 'unnamed'}; a "
+                "constraint compares at least two, so name another sensitive attribute"
+            )
+        for name, size in zip(self.names, self.sizes, strict=True):
+            if size < 1:
+                raise BadInput(
+                    f"constraint: the group {name.replace('|', ' ')!r} has no image to train on; "
+                    "add images of it, or leave an attribute out"
+                )
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Of each group among all images, fractions that add up to 1."""
+        return tuple(size / sum(self.sizes) for size in self.sizes)
+
+    @property
+    def overall(self) -> float:
+        """Accuracy of the reference on all images."""
+        hits = sum(a * n for a, n in zip(self.accuracies, self.sizes, strict=True))
+        return hits / sum(self.sizes)
+
+
+def facts(model: torch.nn.Module, sample: Sample) -> GroupFacts:
+    """The groups of a sample and how well a float model serves them.
+
+    Parameters
+    ----------
+    model : module with logits (N, 2), (N, 1) or (N,)
+        Asked in evaluation mode, where it is; it stays as it was.
+    sample : Sample
+        The images that will be trained on.
+
+    Raises
+    ------
+    BadInput
+        A label other than 0 and 1, or what :class:`GroupFacts` refuses.
+    ValueError
+        Logits of another form.
+    """
+    labels = sample.labels.cpu().numpy()
+    refuse_other_labels(labels, "sample")
+    known = counted(sample.groups)
+    device = device_of(model)
+    with evaluating(model), torch.inference_mode():
+        parts = [predicted(model(x.to(device)), len(x)) for x, _, _ in sample.batches()]
+    return _with_answers(known, np.concatenate(parts) == labels, sample.groups)
+
+
+def facts_of_faces(
+    model: torch.nn.Module, data: FaceData, attributes: Sequence[str] = ("gender", "age")
+) -> GroupFacts:
+    """The same for a :class:`~fairq_utils.data.FaceData`, all attributes crossed."""
+    groups = groups_of(data, attributes)
+    with evaluating(model):
+        margins = predict(model, data.images, device=device_of(model))
+    right = (margins > 0) == (data.target == 1)
+    return _with_answers(counted(groups), right, groups)
+
+
+def groups_of(data: FaceData, attributes: Sequence[str]) -> Groups:
+    """Which group each picture belongs to; one without a picture is refused, and one group."""
+    for name in attributes:
+        if name not in data.groups:
+            raise BadInput(
+                f"attributes: there is no {name!r} in these pictures; they have "
+                f"{', '.join(map(str, data.groups))}"
+            )
+    groups = crossed(data.groups[list(attributes)])
+    counted(groups)
+    return groups
+
+
+def refuse_other_labels(labels: NDArray[np.int64], what: str) -> None:
+    """Refuse labels other than 0 and 1."""
+    other = np.flatnonzero((labels != 0) & (labels != 1))
+    if len(other):
+        raise BadInput(
+            f"{what}: image {other[0]} has the label {labels[other[0]]}; constraints are for two "
+            "classes, so call them 0 and 1"
+        )
+
+
+def counted(groups: Groups) -> GroupFacts:
+    """Names and sizes alone, refused as :class:`GroupFacts` does; all accuracies are NaN."""
+    sizes = np.bincount(groups.codes, minlength=len(groups.names))
+    return GroupFacts(groups.names, tuple(sizes.tolist()), (np.nan,) * len(sizes))
+
+
+def _with_answers(known: GroupFacts, right: NDArray[np.bool_], groups: Groups) -> GroupFacts:
+    hits = np.bincount(groups.codes, weights=right, minlength=len(known.names))
+    return dataclasses.replace(known, accuracies=tuple((hits / np.array(known.sizes)).tolist()))
