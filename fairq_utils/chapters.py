@@ -38,6 +38,7 @@ from fairq_utils.engines import ENGINES
 from fairq_utils.fingerprint import code_version, fingerprint
 from fairq_utils.injection import refuse_unknown_in
 from fairq_utils.ledger import Ledger, RunRecord
+from fairq_utils.mitigation.methods import METHODS as FAIR
 from fairq_utils.params import Params, load_params
 from fairq_utils.quantizers.methods import CONTROL
 
@@ -86,19 +87,19 @@ class Chapter:
     @cached_property
     def effects(self) -> pd.DataFrame:
         """:func:`fairq_utils.effects.by_configuration` of this study."""
-        return self._measured("effects", effects.by_configuration)
+        return self.measured("effects", effects.by_configuration)
 
     @cached_property
     def group_effects(self) -> pd.DataFrame:
         """:func:`fairq_utils.effects.by_group` of this study."""
-        return self._measured("groups", effects.by_group)
+        return self.measured("groups", effects.by_group)
 
     @cached_property
     def mitigation_effects(self) -> pd.DataFrame:
         """:func:`fairq_utils.effects.of_mitigation` of this study."""
-        return self._measured("mitigation", effects.of_mitigation)
+        return self.measured("mitigation", effects.of_mitigation)
 
-    def _measured(
+    def measured(
         self, name: str, measure: Callable[[list[RunRecord], Params], pd.DataFrame]
     ) -> pd.DataFrame:
         """A frame of all runs, kept beside them: several chapters read the same one."""
@@ -108,9 +109,10 @@ class Chapter:
             "seed": self.params.data.seed,
             "code": code_version(effects.MEASURED_BY),
         }
-        return self._kept(f"{name}-{fingerprint(recipe)}", lambda: measure(self.runs, self.params))
+        return self.kept(f"{name}-{fingerprint(recipe)}", lambda: measure(self.runs, self.params))
 
-    def _kept(self, key: str, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    def kept(self, key: str, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        """A frame under a key of the ledger, computed once."""
         found = self.store.read_table(key)
         if found is None:
             found = compute()
@@ -141,7 +143,7 @@ class Chapter:
             device = resources.device(self.params)
             return probe.recover(small, epochs=PROBE_EPOCHS, device=device)
 
-        return self._kept(f"probe-{fingerprint(recipe)}", recover)
+        return self.kept(f"probe-{fingerprint(recipe)}", recover)
 
     def specimen(self) -> anatomy.Specimen:
         """One FP32 model of the study under calibration, for the pictures of the methods."""
@@ -236,7 +238,8 @@ def accuracy(frame: pd.DataFrame, scope: str) -> pd.DataFrame:
 
 def static(frame: pd.DataFrame) -> pd.DataFrame:
     """Quantized configurations before mitigation: calibrated at random, or not at all."""
-    return frame[~frame.method.isin(["fp32", CONTROL]) & frame.sampler.isin(["", "random"])]
+    others = ["fp32", CONTROL, *FAIR]
+    return frame[~frame.method.isin(others) & frame.sampler.isin(["", "random"])]
 
 
 def at_bits(frame: pd.DataFrame, *, fewest: bool) -> pd.DataFrame:

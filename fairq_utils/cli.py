@@ -196,7 +196,8 @@ def bench(
     name: Annotated[
         str,
         typer.Argument(
-            help="What to measure: render, stats, coverage, toolkits, latency, deployment or study."
+            help="What to measure: render, stats, coverage, certificate, toolkits, latency, deployment, "
+            "study."
         ),
     ],
     params: ParamsFile = DEFAULT,

@@ -273,6 +273,35 @@ def _twins(runs: list[RunRecord]) -> dict[tuple[Any, ...], list[Pair]]:
     return found
 
 
+def between_seeds(runs: list[RunRecord], params: Params) -> pd.DataFrame:
+    """What another training seed alone makes of every statistic, by architecture and scope.
+
+    Returns
+    -------
+    DataFrame
+        ``architecture``, ``scope``, and the columns of :func:`fairq_utils.stats.seed_floors`; empty
+        where no architecture was trained from two seeds.
+    """
+    trained: dict[str, dict[int, RunRecord]] = {}
+    for record in runs:
+        if record.run.method == "fp32":
+            seed = int(record.run.training["seed"])
+            trained.setdefault(record.run.architecture, {})[seed] = record
+    parts = [
+        stats.seed_floors(
+            stats.seed_pairs(
+                {seed: counts(record, attributes).reference for seed, record in seeds.items()},
+                STATISTICS,
+            )
+        ).assign(architecture=architecture, scope=scope)
+        for architecture, seeds in trained.items()
+        if len(seeds) > 1
+        for scope, attributes in scopes(params).items()
+    ]
+    names = ["architecture", "scope", "statistic", "pairs", "mean", "floor", "largest"]
+    return pd.concat(parts, ignore_index=True)[names] if parts else pd.DataFrame(columns=names)
+
+
 def by_group(runs: list[RunRecord], params: Params) -> pd.DataFrame:
     """Accuracy of every intersectional group, its change under quantization, and who flips.
 

@@ -219,6 +219,52 @@ def dials(frame: pd.DataFrame, statistic: str) -> Figure:
     return finished(figure)
 
 
+def dial_table(verdicts: pd.DataFrame) -> HTML:
+    """What quantization adds to the group's disadvantage at the last level of each dial.
+
+    Parameters
+    ----------
+    verdicts : of :func:`fairq_utils.mitigation_chapter.dial_verdicts`
+    """
+    return shown(
+        pd.DataFrame(
+            {
+                "dial": [DIALS[dial] for dial in verdicts.dial],
+                "level": [f"{level:g}" for level in verdicts.level],
+                "architecture": [title(name) for name in verdicts.architecture],
+                "bits": verdicts.bits,
+                "behind in FP32 (points)": [f"{v * 100:+.1f}" for v in verdicts.reference],
+                "added by quantization": intervals(verdicts, "change"),
+                "noise floor": [f"±{v * 100:.1f}" for v in verdicts.floor],
+                "even world": [f"{v * 100:+.1f}" for v in verdicts.even],
+                "shown": ["yes" if value else "" for value in verdicts.shown],
+                "taken away by": verdicts.removed,
+            }
+        )
+    )
+
+
+def seeds(frame: pd.DataFrame) -> HTML:
+    """Mean and largest absolute difference between two FP32 seeds, in points.
+
+    Parameters
+    ----------
+    frame : of :func:`fairq_utils.effects.between_seeds`
+    """
+    rows = frame[frame.statistic.isin(STATISTICS)]
+    return shown(
+        pd.DataFrame(
+            {
+                "architecture": [title(name) for name in rows.architecture],
+                "statistic": rows.statistic.map(LABELS),
+                "pairs of seeds": rows.pairs.astype(int),
+                "mean difference": [f"{v * 100:.1f}" for v in rows["mean"]],
+                "largest": [f"{v * 100:.1f}" for v in rows.largest],
+            }
+        )
+    )
+
+
 def certificates(cells: pd.DataFrame, limit: float, delta: float) -> Figure:
     """How often certificates come, over held-out images; and how often they are false.
 

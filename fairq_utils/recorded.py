@@ -14,7 +14,8 @@ from typing import Any
 
 import pandas as pd
 
-from fairq_utils import effects
+from fairq_utils import dial_effects, effects
+from fairq_utils.dials import worlds
 from fairq_utils.faults import Fault
 from fairq_utils.ledger import RunRecord
 from fairq_utils.params import Params
@@ -84,6 +85,28 @@ def record(params: Params, folder: Path = FOLDER) -> list[Path]:
     frame.round(6).to_csv(paths[0], index=False)
     groups.round(6).to_csv(paths[1], index=False)
     paths[2].write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    return [*paths, *_record_mitigation(params, folder)]
+
+
+def _record_mitigation(params: Params, folder: Path) -> list[Path]:
+    """What minds the groups, against plain quantization; what seeds alone do; and the dials."""
+    store = ledger(params)
+    tables = {}
+    if params.mitigation.methods:
+        runs = effects.records(store, params)
+        crossed = list(effects.scopes(params))[-1]
+        for name, frame in (
+            ("methods", effects.against_plain(runs, params)),
+            ("seeds", effects.between_seeds(runs, params)),
+        ):
+            kept = (frame["scope"] == crossed) & frame.statistic.isin(KEPT)
+            tables[name] = frame[kept]
+    if params.dials.models:
+        tables["dials"] = dial_effects.harms(worlds(params), store, params)
+    paths = []
+    for name, frame in tables.items():
+        paths.append(folder / f"{params.name}_{name}.csv")
+        frame.round(6).to_csv(paths[-1], index=False)
     return paths
 
 
@@ -155,6 +178,29 @@ def read_rows(name: str, folder: Path = FOLDER) -> pd.DataFrame:
             f"build/bench/{name}.csv there"
         )
     return pd.read_csv(path)
+
+
+def read_part(name: str, part: str, folder: Path = FOLDER) -> pd.DataFrame:
+    """A further table of a recorded study: ``methods``, ``seeds`` or ``dials``.
+
+    Raises
+    ------
+    RecordError
+        It is not there; names the command that records it.
+    """
+    path = folder / f"{name}_{part}.csv"
+    if not path.exists():
+        raise RecordError(
+            f"{path}: this is not recorded; run `fairq run --params params/{name}.yaml`, then "
+            f"`fairq record --params params/{name}.yaml`"
+        )
+    words = dict.fromkeys(effects.CONFIGURATION, str)
+    found = pd.read_csv(path, dtype=words, keep_default_na=False)
+    for column in found.columns.difference(
+        [*effects.CONFIGURATION, "scope", "statistic", "dial", "line"]
+    ):
+        found[column] = pd.to_numeric(found[column])
+    return found
 
 
 def _paths(name: str, folder: Path) -> list[Path]:

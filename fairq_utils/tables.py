@@ -14,6 +14,7 @@ from IPython.display import HTML
 
 from fairq_utils import models
 from fairq_utils.effects import CONFIGURATION
+from fairq_utils.mitigation.methods import METHODS as FAIR
 from fairq_utils.quantizers.methods import CONTROL, METHODS
 
 LABELS = {
@@ -30,6 +31,7 @@ METHOD_LABELS = {
     "fp32": "FP32",
     CONTROL: "FP32 trained on",
     **{name: method.label for name, method in METHODS.items()},
+    **{name: f"{method.family}: {method.label}" for name, method in FAIR.items()},
 }
 TOOLKITS = {
     "fp32": "FP32",

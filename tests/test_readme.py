@@ -35,6 +35,8 @@ def names() -> dict[str, Any]:
         )
         for part in rows
     ]
+    people = {"gender": ["female", "male"] * 100, "age": ["old", "old", "young", "young"] * 50}
+    many = [(torch.randn(200, 3, 8, 8), torch.arange(200) // 4 % 2, people) for _ in range(3)]
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
     )
@@ -44,6 +46,7 @@ def names() -> dict[str, Any]:
         "loader": loader,
         "calibration_loader": loader,
         "test_loader": loader,
+        "certification_loader": many,
         "train_loader": loader,
         "gender": gender,
         "y_true": y_true,
