@@ -196,8 +196,8 @@ def bench(
     name: Annotated[
         str,
         typer.Argument(
-            help="What to measure: render, stats, coverage, certificate, toolkits, latency, deployment, "
-            "study."
+            help="What to measure: render, stats, coverage, certificate, toolkits, latency, "
+            "deployment or study."
         ),
     ],
     params: ParamsFile = DEFAULT,

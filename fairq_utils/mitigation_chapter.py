@@ -248,4 +248,3 @@ def glue_certificates(found: dict[str, Any]) -> pd.DataFrame:
 def bits_of(frame: pd.DataFrame) -> str:
     """The fewest bits of a frame."""
     return str(min(set(frame.bits), key=width))
-

@@ -18,8 +18,8 @@ from fairq_utils.metrics import count
 from fairq_utils.metrics.answers import Answers, answers, device_of
 from fairq_utils.mitigation.allocation import quantize_mixed_for_groups
 from fairq_utils.mitigation.certificate import Candidate, Question, Trial, in_sequence
-from fairq_utils.mitigation.fine_tuning import fine_tune
 from fairq_utils.mitigation.control import control_accuracy
+from fairq_utils.mitigation.fine_tuning import fine_tune
 from fairq_utils.mitigation.preservation import preservation
 from fairq_utils.mitigation.sample import CHUNK, Sample, of_batch
 from fairq_utils.quantizers import Observed, QuantReport, QuantSpec, observe, quantize_observed

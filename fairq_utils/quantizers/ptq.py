@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from dataclasses import replace as replace_fields
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from fairq_utils.quantizers.checks import (
 )
 from fairq_utils.quantizers.equalization import equalize
 from fairq_utils.quantizers.folding import fold_batch_norms
+from fairq_utils.quantizers.kept_rows import KeptRows, check_kept, keep_rows
 from fairq_utils.quantizers.layers import (
     QuantConv2d,
     QuantLinear,
@@ -42,7 +43,7 @@ from fairq_utils.quantizers.places import (
     removed_after,
     replace,
 )
-from fairq_utils.quantizers.ranges import InputStatistics
+from fairq_utils.quantizers.ranges import InputStatistics, Statistics
 from fairq_utils.quantizers.reconstruction import reconstruct
 from fairq_utils.quantizers.report import QuantReport, float_bytes, report
 from fairq_utils.quantizers.spec import QuantSpec
@@ -50,6 +51,7 @@ from fairq_utils.quantizers.survey import survey
 from fairq_utils.quantizers.weights import WeightIntegers, quantize_weight
 
 LayerSpecs = Mapping[str, QuantSpec | None]
+MakeStatistics = Callable[[Sequence[str]], Statistics]
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Observed:
 
     model: nn.Module
     order: list[str]
-    statistics: dict[str, InputStatistics]
+    statistics: dict[str, Statistics]
     equalized: dict[str, str] | None
     folded: list[str]
     left: dict[str, str]
@@ -89,7 +91,9 @@ class Observed:
             spec.activation_range, spec.activation_bits, spec.activation_scheme, spec.percentile
         )
 
-    def quantized(self, name: str, spec: QuantSpec) -> QuantConv2d | QuantLinear:
+    def quantized(
+        self, name: str, spec: QuantSpec, kept: KeptRows | None = None
+    ) -> QuantConv2d | QuantLinear:
         """The quantized counterpart of a layer, each weight rounded to nearest.
 
         Integers are found once for all specs that treat weights alike.
@@ -102,6 +106,8 @@ class Observed:
             self._weights[asked] = quantize_weight(layer.weight, spec)
         found = self._weights[asked]
         own = WeightIntegers(found.integers.clone(), found.scale.clone(), found.zero_point.clone())
+        if kept is not None:
+            own = keep_rows(own, cast(Tensor, layer.weight), spec, kept)
         out = quantized(layer, spec, own)
         if spec.activation == "static":
             out.set_input_range(*self.range(name, spec))
@@ -118,6 +124,7 @@ def observe(
     attention_products: bool = False,
     gates: bool = False,
     keep: bool = False,
+    statistics: MakeStatistics = InputStatistics,
 ) -> Observed:
     """Fold batch norms and watch the input of every quantizable layer under calibration.
 
@@ -135,6 +142,8 @@ def observe(
         Watch the operands of these operations too; see :class:`QuantSpec`.
     keep : bool
         Keep the images, which bias correction and learnt roundings look at again.
+    statistics : callable
+        ``statistics(rules)`` makes what is kept of one input or operand.
 
     Raises
     ------
@@ -166,11 +175,13 @@ def observe(
     left |= looked.direct | looked.read
     layers = {n: m for n, m in work.named_modules() if quantizable(m) and n not in looked.read}
     asked = {"residuals": residuals, "attention_products": attention_products, "gates": gates}
-    watch = Watch(work, looked.operations, [name for name in asked if asked[name]], rules)
-    statistics = {name: InputStatistics(rules) for name in layers}
+    watch = Watch(
+        work, looked.operations, [name for name in asked if asked[name]], rules, statistics
+    )
+    watched = {name: statistics(rules) for name in layers}
     order: list[str] = []
     hooks = [
-        layer.register_forward_pre_hook(_observing(name, statistics[name], order), with_kwargs=True)
+        layer.register_forward_pre_hook(_observing(name, watched[name], order), with_kwargs=True)
         for name, layer in layers.items()
     ]
     images, kept = 0, []
@@ -184,7 +195,7 @@ def observe(
     for name in layers:
         if name not in order:
             left[name] = "was never called during calibration; it stays in float"
-    seen = {name: statistics[name] for name in order}
+    seen = {name: watched[name] for name in order}
     return Observed(
         work,
         order,
@@ -201,7 +212,10 @@ def observe(
 
 
 def quantize_observed(
-    seen: Observed, spec: QuantSpec, layers: LayerSpecs | None = None
+    seen: Observed,
+    spec: QuantSpec,
+    layers: LayerSpecs | None = None,
+    kept: Mapping[str, KeptRows] | None = None,
 ) -> tuple[nn.Module, QuantReport]:
     """Quantize what was observed; ``seen`` stays as it is.
 
@@ -210,6 +224,8 @@ def quantize_observed(
     layers : mapping, optional
         Layer -> its own spec, or None to leave it in float; all others follow ``spec``. Its
         rounding and corrections are those of ``spec``.
+    kept : mapping, optional
+        Layer -> output channels whose weights are kept at 8 bits or in float.
 
     Returns
     -------
@@ -218,9 +234,12 @@ def quantize_observed(
     Raises
     ------
     ValueError
-        The spec asks for dynamic inputs, or for what was not observed; a layer is unknown.
+        The spec asks for dynamic inputs, or for what was not observed; a layer is unknown; or see
+        :func:`fairq_utils.quantizers.kept_rows.check_kept`.
     """
     specs, left = layer_specs(seen, spec, layers)
+    kept = kept or {}
+    check_kept(seen.model, specs, kept)
     notes: dict[str, Any] = {}
     if spec.rounding != "nearest" and specs:
         work, errors = reconstruct(seen.model, specs, seen.range, seen.batches)
@@ -228,7 +247,7 @@ def quantize_observed(
     else:
         work = copy.deepcopy(seen.model)
         for name, own in specs.items():
-            work = replace(work, name, seen.quantized(name, own))
+            work = replace(work, name, seen.quantized(name, own, kept.get(name)))
     work, left = restore_bypassed(work, seen, specs, left)
     quantize_operations(work, seen.operations, spec)
     if spec.bias_correction:
@@ -237,6 +256,8 @@ def quantize_observed(
         notes["bias_correction"] = correct_biases(work, seen.model, names, images)
     if spec.equalization:
         notes["equalization"] = dict(seen.equalized or {})
+    if kept:
+        notes["preserved"] = {n: len(own.rows) for n, own in kept.items() if n not in left}
     if spec.activation != "float":
         work.register_forward_pre_hook(refuse_not_finite, with_kwargs=True)
     left = {**seen.left, **left, **float_operations(work, seen.operations.found)}
@@ -377,7 +398,7 @@ def _chain(first: Tensor, rest: Iterable[Tensor]) -> Iterable[Tensor]:
     yield from rest
 
 
-def _observing(name: str, statistics: InputStatistics, order: list[str]) -> Any:
+def _observing(name: str, statistics: Statistics, order: list[str]) -> Any:
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Any]) -> None:
         x = first_input(inputs, named)
         check_finite(x, f"quantize_static: the input of layer {name}")
