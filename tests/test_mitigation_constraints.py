@@ -399,15 +399,15 @@ def test_only_the_model_is_trained(name: str, precision: str) -> None:
 @pytest.fixture(scope="module")
 def network() -> nn.Module:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU())
-    return model.append(nn.Linear(16, 2))
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Dropout())
+    return model.append(nn.Linear(16, 2)).eval()
 
 
 def test_facts_are_counts(network: nn.Module) -> None:
     people = population(count=150)
-    network.train()
-    found = facts(network, people)
+    found = facts(network.train(), people)
     assert network.training
+    network.eval()
     assert found.names == ("common", "rare") and sum(found.sizes) == 150
     assert found.accuracies == pytest.approx(tuple(accuracies(network, people)))
     with torch.no_grad():
@@ -416,7 +416,7 @@ def test_facts_are_counts(network: nn.Module) -> None:
     assert sum(found.shares) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("bits", ["W4A8", None])
+@pytest.mark.parametrize("bits", ["W2A8", None])
 @pytest.mark.parametrize("name", CONSTRAINTS)
 def test_fine_tuning(network: nn.Module, name: str, bits: str | None) -> None:
     people = population(count=300)
@@ -427,9 +427,10 @@ def test_fine_tuning(network: nn.Module, name: str, bits: str | None) -> None:
     state = torch.get_rng_state()
     settings = {"epochs": 2, "learning_rate": 1e-2, "batch_size": 60, **OPTIONS.get(name, {})}
     one, report = fine_tune(seen, spec, people, name, seed=3, **settings)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(1)
     two, _ = fine_tune(seen, spec, people, name, seed=3, **settings)
     other, _ = fine_tune(seen, spec, people, name, seed=4, **settings)
-    assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(seen.model.state_dict()[k], v) for k, v in before.items())
     assert torch.equal(people.images, images)
     with torch.no_grad():
@@ -440,14 +441,15 @@ def test_fine_tuning(network: nn.Module, name: str, bits: str | None) -> None:
         )
     assert not one.training and not any(p.requires_grad for p in one.parameters())
     notes = report.corrections["fine_tuning"]
-    assert notes["constraint"] == name and set(notes["accuracies"]) == {"common", "rare"}
+    assert notes["constraint"] == name
+    assert tuple(notes["accuracies"].values()) == facts(network, people).accuracies
     assert ("weights" in notes) == (name == "group_dro")
     assert ("multipliers" in notes) == (name == "balancing_act")
     if bits is None:
-        assert report.layers == {} and set(report.left_float) == {"0", "2", "4"}
+        assert report.layers == {} and set(report.left_float) == {"0", "2", "5"}
         assert report.size_bytes == report.float_bytes
     else:
-        assert report.layers == {"0": "W8A8", "2": "W4A8", "4": "W8A8"}
+        assert report.layers == {"0": "W8A8", "2": "W2A8", "5": "W8A8"}
 
 
 def test_arms_see_the_same_batches(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
