@@ -33,7 +33,12 @@ from fairq_utils.quantizers.sensitivity import classification_loss
 
 TWO = GroupFacts(("common", "rare"), (1800, 200), (0.9, 0.8))
 THREE = GroupFacts(("a", "b", "c"), (50, 100, 400), (0.9, 0.8, 0.7))
-OPTIONS = {"balancing_act": {"memory": 4}}
+OPTIONS = {
+    "parity": {"strength": 0.1},
+    "odds": {"strength": 0.1},
+    "group_dro": {"step": 0.1},
+    "balancing_act": {"memory": 4},
+}
 
 
 def hard(answers: list[int]) -> Tensor:
@@ -94,11 +99,11 @@ def test_penalties_are_of_probabilities() -> None:
     parity = abs((p[0] + p[1]) / 2 / mean - 1) + abs(p[2] / mean - 1)
     plain = classification_loss(logits, labels)
     for shape in (logits, logits[:, None], two_logits(logits)):
-        found = ParityPenalty(TWO)(shape, labels, groups) - plain
+        found = ParityPenalty(TWO, strength=1.0)(shape, labels, groups) - plain
         assert float(found) == pytest.approx(parity, abs=1e-6)
     # Only group 0 has a negative, so false positive rates are not compared.
     odds = (abs(p[1] - (p[1] + p[2]) / 2) + abs(p[2] - (p[1] + p[2]) / 2)) / ((p[1] + p[2]) / 2)
-    found = OddsPenalty(TWO)(logits, labels, groups) - plain
+    found = OddsPenalty(TWO, strength=1.0)(logits, labels, groups) - plain
     assert float(found) == pytest.approx(odds, abs=1e-6)
 
 
@@ -148,6 +153,7 @@ def test_weights_survive_steps_that_overflow() -> None:
         loss = constraint(hard([1, 0]), torch.tensor([1, 1]), torch.tensor([0, 1]))
         assert torch.isfinite(loss)
         assert constraint.weights.tolist() == [0, 1]
+    assert torch.isfinite(constraint(hard([0]), torch.tensor([1]), torch.tensor([0])))
 
 
 def test_state_rests_in_evaluation_mode() -> None:

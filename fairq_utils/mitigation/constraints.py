@@ -69,6 +69,7 @@ class ParityPenalty(nn.Module):
     ----------
     facts : GroupFacts
     strength : weight of the penalty
+        A relative violation of a tenth in each of four groups adds 0.4 of it to the loss, in nats.
     label_smoothing : float
 
     Raises
@@ -78,7 +79,7 @@ class ParityPenalty(nn.Module):
     """
 
     def __init__(
-        self, facts: GroupFacts, *, strength: float = 1.0, label_smoothing: float = 0.0
+        self, facts: GroupFacts, *, strength: float = 0.2, label_smoothing: float = 0.0
     ) -> None:
         super().__init__()
         refuse_number("ParityPenalty: strength", strength)
@@ -113,7 +114,7 @@ class OddsPenalty(nn.Module):
     """
 
     def __init__(
-        self, facts: GroupFacts, *, strength: float = 1.0, label_smoothing: float = 0.0
+        self, facts: GroupFacts, *, strength: float = 0.2, label_smoothing: float = 0.0
     ) -> None:
         super().__init__()
         refuse_number("OddsPenalty: strength", strength)
