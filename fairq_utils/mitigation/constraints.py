@@ -69,6 +69,7 @@ class ParityPenalty(nn.Module):
     ----------
     facts : GroupFacts
     strength : weight of the penalty
+        A relative violation of a tenth in each of four groups adds 0.4 of it to the loss, in nats.
     label_smoothing : float
 
     Raises
@@ -78,7 +79,7 @@ class ParityPenalty(nn.Module):
     """
 
     def __init__(
-        self, facts: GroupFacts, *, strength: float = 1.0, label_smoothing: float = 0.0
+        self, facts: GroupFacts, *, strength: float = 0.2, label_smoothing: float = 0.0
     ) -> None:
         super().__init__()
         refuse_number("ParityPenalty: strength", strength)
@@ -113,7 +114,7 @@ class OddsPenalty(nn.Module):
     """
 
     def __init__(
-        self, facts: GroupFacts, *, strength: float = 1.0, label_smoothing: float = 0.0
+        self, facts: GroupFacts, *, strength: float = 0.2, label_smoothing: float = 0.0
     ) -> None:
         super().__init__()
         refuse_number("OddsPenalty: strength", strength)
@@ -137,18 +138,16 @@ def _violation(
 ) -> Tensor:
     """Norm of the relative violations among groups that have the statistic; 0 where it has none."""
     statistic = penalty.statistic
-    # fairret multiplies matrices, which autocast would round to bfloat16.
-    with torch.autocast(logits.device.type, enabled=False):
-        two = two_logits(logits)
-        chance = torch.sigmoid(two[:, 1:] - two[:, :1])
-        members = F.one_hot(groups.long(), count).float()
-        given = [label.reshape(-1, 1).float() for label in labels]
-        compared = statistic.denom(chance, members, *given) > 0
-        # No group to compare with, nothing positive at all, or NaN, which the loop reports.
-        if compared.sum() < 2 or not statistic.num(chance, None, *given) >= VANISHING:
-            return chance.new_zeros(())
-        loss: Tensor = penalty(chance, members[:, compared], *given, pred_as_logit=False)
-        return loss
+    two = two_logits(logits)
+    chance = torch.sigmoid(two[:, 1:] - two[:, :1])
+    members = F.one_hot(groups.long(), count).float()
+    given = [label.reshape(-1, 1).float() for label in labels]
+    # No image of the label, nothing positive at all, or NaN, which the loop reports.
+    if not statistic.num(chance, None, *given) >= VANISHING:
+        return chance.new_zeros(())
+    compared = statistic.denom(chance, members, *given) > 0
+    loss: Tensor = penalty(chance, members[:, compared], *given, pred_as_logit=False)
+    return loss
 
 
 def _refuse_labels(labels: Tensor) -> None:

@@ -179,7 +179,7 @@ def _train(
 
     def epoch() -> Iterator[tuple[Tensor, ...]]:
         order = torch.randperm(len(sample), generator=generator)
-        for rows in order.split(size)[:steps]:
+        for rows in order.split(size):
             parts = sample.images[rows], sample.labels[rows], codes[rows]
             yield tuple(part.to(device) for part in parts)
 
