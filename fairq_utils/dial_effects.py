@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -105,7 +105,7 @@ def harms(worlds: list[World], store: Ledger, params: Params) -> pd.DataFrame:
 
 def _changes(
     pairs: list[Pair],
-    attributes: list[str],
+    attributes: Sequence[str],
     measured: Mapping[str, Statistic],
     params: Params,
     options: dict[str, Any],

@@ -371,10 +371,10 @@ class Params(_Section):
                 f"quantization.tuning.images: {tuned} is more than the {self.data.train} images of "
                 "data.train; ask for fewer"
             )
-        for name in self.dials.models:
-            if name not in self.training.models:
+        for dialled in self.dials.models:
+            if dialled not in self.training.models:
                 raise ValueError(
-                    f"dials.models: {name!r} has no recipe; add it to training.models, or take it "
+                    f"dials.models: {dialled!r} has no recipe; add it to training.models, or take it "
                     "out"
                 )
         for name, recipe in self.training.models.items():

@@ -243,8 +243,9 @@ def _quantized(
         history = _tune(params, run, tuned, data, bars)
         return tuned, round(models.float_megabytes(tuned) * 2**20), {}, history
     spec = _spec(run)
-    if run.method in FAIR and not FAIR[run.method].trains:
-        quantized, report = FAIR[run.method].make(_task(run, model, spec, seen, data))
+    make = FAIR[run.method].make if run.method in FAIR else None
+    if make is not None:
+        quantized, report = make(_task(run, model, spec, seen, data))
         return quantized, report.size_bytes, report.to_dict(), {}
     if known(run.method).trains:
         tuned = prepare_qat(seen, spec)

@@ -6,8 +6,8 @@
 #
 # The published study claims that calibrating on a demographically balanced set halves the harm for
 # free, and that fine-tuning halves it as well. Every method here is measured as that claim should
-# have been: against plain quantization of the *same* checkpoint at the *same* bits, on the same test
-# pictures, with the interval of the difference and its noise floor.
+# have been: against plain quantization of the *same* checkpoint at the *same* bits, on the same
+# test pictures, with the interval of the difference and its noise floor.
 
 # %% tags=["parameters", "remove-cell"]
 params_file = "../params/smoke.yaml"
@@ -44,10 +44,10 @@ tables.shown(planning.calibration_draws(chapter.params))
 # %% [markdown]
 # ### Does it matter who is in it?
 #
-# What decides is whether groups differ in the activations that ranges are set by. Left: the extremes
-# of a layer's input by group, over the range that least error over all pictures chooses (grey).
-# Right: the share of each group's values outside that range. Shown are the layers in which groups
-# differ most in what is clipped.
+# What decides is whether groups differ in the activations that ranges are set by. Left: the
+# extremes of a layer's input by group, over the range that least error over all pictures chooses
+# (grey). Right: the share of each group's values outside that range. Shown are the layers in which
+# groups differ most in what is clipped.
 
 # %%
 bits = mitigation_chapter.bits_of(plain)
@@ -56,11 +56,11 @@ mitigation_chapter.glue_clipping(clipped, bits)
 mitigation_display.clipping(clipped)
 # %% [markdown]
 # At {glue:text}`04_mitigation.ipynb::clipped_bits:s`, the most that the clipped share of two groups
-# differs in any layer is {glue:text}`04_mitigation.ipynb::clipped_apart:.2f` percentage points; in the median
-# layer it is {glue:text}`04_mitigation.ipynb::clipped_median:.3f`. The error that quantization leaves in
-# an input, relative to its power, is at most {glue:text}`04_mitigation.ipynb::error_ratio:.2f` times as
-# large for one group as for another, in the median layer
-# {glue:text}`04_mitigation.ipynb::error_median:.2f` times.
+# differs in any layer is {glue:text}`04_mitigation.ipynb::clipped_apart:.2f` percentage points; in
+# the median layer it is {glue:text}`04_mitigation.ipynb::clipped_median:.3f`. The error that
+# quantization leaves in an input, relative to its power, is at most
+# {glue:text}`04_mitigation.ipynb::error_ratio:.2f` times as large for one group as for another, in
+# the median layer {glue:text}`04_mitigation.ipynb::error_median:.2f` times.
 #
 # ### Random against balanced
 #
@@ -75,15 +75,14 @@ chapters.glue_mitigation(chapter)
 
 # %% [markdown]
 # Over {glue:text}`04_mitigation.ipynb::pairs:.0f` pairs, balanced calibration changes the
-# demographic parity gap by {glue:text}`04_mitigation.ipynb::mean_change:+.2f` points on
-# average. The interval excludes zero in favour of balance in
-# {glue:text}`04_mitigation.ipynb::better:.0f` pairs and against it in
-# {glue:text}`04_mitigation.ipynb::worse:.0f`; beyond its noise floor, in either direction, lie
-# {glue:text}`04_mitigation.ipynb::beyond_floor:.0f`. Accuracy changes by
+# demographic parity gap by {glue:text}`04_mitigation.ipynb::mean_change:+.2f` points on average.
+# The interval excludes zero in favour of balance in {glue:text}`04_mitigation.ipynb::better:.0f`
+# pairs and against it in {glue:text}`04_mitigation.ipynb::worse:.0f`; beyond its noise floor, in
+# either direction, lie {glue:text}`04_mitigation.ipynb::beyond_floor:.0f`. Accuracy changes by
 # {glue:text}`04_mitigation.ipynb::accuracy_change:+.2f` points on average.
 #
-# To halve a harm there must first be one: random calibration widens the gap, beyond its noise
-# floor and with an interval above zero, in {glue:text}`04_mitigation.ipynb::harmed:.0f` of
+# To halve a harm there must first be one: random calibration widens the gap, beyond its noise floor
+# and with an interval above zero, in {glue:text}`04_mitigation.ipynb::harmed:.0f` of
 # {glue:text}`04_mitigation.ipynb::static:.0f` static configurations.
 #
 # The noise floor is about test images, not about the draw. Each sampler was drawn
@@ -98,35 +97,37 @@ tables.mitigation(mitigated, scope)
 # ## The methods
 #
 # *Calibration.* The same number of images, drawn otherwise: labels alike, groups alike, alike over
-# gender, age and ancestry, in the proportions of the population, by coverage of the network's features
-# {cite}`sener2018active`, from the worst group alone. Probes: one group alone.
+# gender, age and ancestry, in the proportions of the population, by coverage of the network's
+# features {cite}`sener2018active`, from the worst group alone. Probes: one group alone.
 #
 # *Ranges.* Balance need not depend on how many images a group has. With $e_g(r)$ the mean relative
-# squared error that a range $r$ leaves in group $g$, plain ranges minimise $\sum_g n_g e_g(r)$; here they
-# minimise $\sum_g e_g(r)$, or $\max_g e_g(r)$.
+# squared error that a range $r$ leaves in group $g$, plain ranges minimise $\sum_g n_g e_g(r)$;
+# here they minimise $\sum_g e_g(r)$, or $\max_g e_g(r)$.
 #
-# *Preservation.* A budget of bytes goes to layers or channels whose quantization hurts the worst group most:
-# layers by ablation, channels by gradient times perturbation,
-# $\sum_{w \in c} \frac{\partial L_g}{\partial w} (\hat w - w)$. The controls spend the same budget by
-# everybody's harm, and at random.
+# *Preservation.* A budget of bytes goes to layers or channels whose quantization hurts the worst
+# group most: layers by ablation, channels by gradient times perturbation, $\sum_{w \in c}
+# \frac{\partial L_g}{\partial w} (\hat w - w)$. The controls spend the same budget by everybody's
+# harm, and at random.
 #
-# *Mixed precision.* Bits per layer within equal bytes {cite}`woergaard2026fairquant`. With
-# $S_g(x) = \sum_l s_{l g}(x_l)$ the noise that an allocation $x$ leaves in group $g$, it minimises
-# $\sum_g w_g S_g$, $\max_g S_g$, or the mean of the worst half (CVaR {cite}`rockafellar2000cvar`), exactly, as an
-# integer programme.
+# *Mixed precision.* Bits per layer within equal bytes {cite}`woergaard2026fairquant`. With $S_g(x)
+# = \sum_l s_{l g}(x_l)$ the noise that an allocation $x$ leaves in group $g$, it minimises $\sum_g
+# w_g S_g$, $\max_g S_g$, or the mean of the worst half (CVaR {cite}`rockafellar2000cvar`), exactly,
+# as an integer programme.
 #
-# *Accuracy control.* Layers go back to float until validation accuracy has dropped by no more than allowed:
-# everybody's, as toolkits do it, or the worst group's.
+# *Accuracy control.* Layers go back to float until validation accuracy has dropped by no more than
+# allowed: everybody's, as toolkits do it, or the worst group's.
 #
-# *Fine-tuning.* Quantization-aware training with a constraint: a penalty on unequal rates of positive
-# answers, or on unequal error rates {cite}`buyl2024fairret`; the worst group's loss weighted up
-# {cite}`sagawa2020dro`; or no group losing more accuracy than the average plus a tolerance
-# {cite}`hashemizadeh2024balancing`. Its two controls train on without a constraint, and in float.
+# *Fine-tuning.* Quantization-aware training with a constraint: a penalty on unequal rates of
+# positive answers, or on unequal error rates {cite}`buyl2024fairret`; the worst group's loss
+# weighted up {cite}`sagawa2020dro`; or no group losing more accuracy than the average plus a
+# tolerance {cite}`hashemizadeh2024balancing`. Its two controls train on without a constraint, and
+# in float.
 
 # %% [markdown]
 # ### In this study
 #
-# Change of the worst group's accuracy against plain quantization of the same model, for every method:
+# Change of the worst group's accuracy against plain quantization of the same model, for every
+# method:
 
 # %%
 mitigation_display.forest(plain, "worst_group_accuracy", scope)
@@ -136,17 +137,18 @@ mitigation_display.forest(plain, "demographic_parity_difference", scope)
 mitigation_chapter.glue_methods(plain, scope, "here", chapter.params.analysis.equivalence_margin)
 
 # %% [markdown]
-# Of {glue:text}`04_mitigation.ipynb::here_demographic_parity_compared:.0f` comparisons, the demographic parity
-# gap is shown to be narrower in {glue:text}`04_mitigation.ipynb::here_demographic_parity_better:.0f` and wider in
-# {glue:text}`04_mitigation.ipynb::here_demographic_parity_worse:.0f`; the equalized odds gap narrower in
-# {glue:text}`04_mitigation.ipynb::here_equalized_odds_better:.0f` and wider in
-# {glue:text}`04_mitigation.ipynb::here_equalized_odds_worse:.0f`; the worst group's accuracy higher in
-# {glue:text}`04_mitigation.ipynb::here_worst_group_accuracy_better:.0f` and lower in
-# {glue:text}`04_mitigation.ipynb::here_worst_group_accuracy_worse:.0f`. *Shown* means that interval, noise floor and
-# a p-value corrected for all comparisons of that statistic agree.
+# Of {glue:text}`04_mitigation.ipynb::here_demographic_parity_compared:.0f` comparisons, the
+# demographic parity gap is shown to be narrower in
+# {glue:text}`04_mitigation.ipynb::here_demographic_parity_better:.0f` and wider in
+# {glue:text}`04_mitigation.ipynb::here_demographic_parity_worse:.0f`; the equalized odds gap
+# narrower in {glue:text}`04_mitigation.ipynb::here_equalized_odds_better:.0f` and wider in
+# {glue:text}`04_mitigation.ipynb::here_equalized_odds_worse:.0f`; the worst group's accuracy higher
+# in {glue:text}`04_mitigation.ipynb::here_worst_group_accuracy_better:.0f` and lower in
+# {glue:text}`04_mitigation.ipynb::here_worst_group_accuracy_worse:.0f`. *Shown* means that
+# interval, noise floor and a p-value corrected for all comparisons of that statistic agree.
 #
-# Change against plain quantization in points, with its interval and (its noise floor); what the method costs
-# in seconds; and its size over the plain one's:
+# Change against plain quantization in points, with its interval and (its noise floor); what the
+# method costs in seconds; and its size over the plain one's:
 
 # %%
 mitigation_display.table(plain, scope)
@@ -156,7 +158,8 @@ mitigation_display.table(plain, scope)
 #
 # One training seed says what happened to one network. Recorded with `params/mitigation.yaml`:
 # {glue:text}`04_mitigation.ipynb::recorded_seeds:.0f` training seeds each of two architectures,
-# {glue:text}`04_mitigation.ipynb::recorded_test:.0f` test pictures. Seeds are resampled with the images.
+# {glue:text}`04_mitigation.ipynb::recorded_test:.0f` test pictures. Seeds are resampled with the
+# images.
 
 # %%
 study = recorded.read("mitigation")
@@ -176,8 +179,8 @@ mitigation_display.forest(found, "equalized_odds_difference", everywhere)
 # {glue:text}`04_mitigation.ipynb::recorded_plain_W8A8:s` points at `W8A8` and by
 # {glue:text}`04_mitigation.ipynb::recorded_plain_W4A4:s` points at `W4A4`.
 #
-# **Balanced calibration** {glue:text}`04_mitigation.ipynb::recorded_balanced_W8A8_says:s` at `W8A8` (mean change
-# {glue:text}`04_mitigation.ipynb::recorded_balanced_W8A8:+.2f` points, noise floor
+# **Balanced calibration** {glue:text}`04_mitigation.ipynb::recorded_balanced_W8A8_says:s` at `W8A8`
+# (mean change {glue:text}`04_mitigation.ipynb::recorded_balanced_W8A8:+.2f` points, noise floor
 # ±{glue:text}`04_mitigation.ipynb::recorded_balanced_W8A8_floor:.1f`), and
 # {glue:text}`04_mitigation.ipynb::recorded_balanced_W4A4_says:s` at `W4A4`
 # ({glue:text}`04_mitigation.ipynb::recorded_balanced_W4A4:+.2f`, floor
@@ -188,8 +191,8 @@ mitigation_display.forest(found, "equalized_odds_difference", everywhere)
 # {glue:text}`04_mitigation.ipynb::recorded_demographic_parity_compared:.0f` comparisons
 # ({glue:text}`04_mitigation.ipynb::recorded_demographic_parity_which:s`); the equalized odds gap in
 # {glue:text}`04_mitigation.ipynb::recorded_equalized_odds_better:.0f`
-# ({glue:text}`04_mitigation.ipynb::recorded_equalized_odds_which:s`); the worst group's accuracy is shown to be higher
-# in {glue:text}`04_mitigation.ipynb::recorded_worst_group_accuracy_better:.0f`
+# ({glue:text}`04_mitigation.ipynb::recorded_equalized_odds_which:s`); the worst group's accuracy is
+# shown to be higher in {glue:text}`04_mitigation.ipynb::recorded_worst_group_accuracy_better:.0f`
 # ({glue:text}`04_mitigation.ipynb::recorded_worst_group_accuracy_which:s`).
 
 # %%
@@ -204,11 +207,12 @@ mitigation_display.seeds(recorded.read_part("mitigation", "seeds"))
 # %% [markdown]
 # ## What makes a disparity
 #
-# Rendered people allow an experiment that photographs do not: one property is turned, all else stays. In the
-# *even* world half of the people belong to the dialled group, half of them smile, everybody is lit alike. Then
-# the group's share in training, or in calibration alone, is turned down; or it smiles more often; or its
-# pictures are darker; or its skin reflects less; or its smiles are harder to tell. The statistic is signed: by
-# how much more accuracy the group loses to quantization than the others.
+# Rendered people allow an experiment that photographs do not: one property is turned, all else
+# stays. In the *even* world half of the people belong to the dialled group, half of them smile,
+# everybody is lit alike. Then the group's share in training, or in calibration alone, is turned
+# down; or it smiles more often; or its pictures are darker; or its skin reflects less; or its
+# smiles are harder to tell. The statistic is signed: by how much more accuracy the group loses to
+# quantization than the others.
 
 # %%
 dials = mitigation_chapter.dial_harms(chapter)
@@ -219,8 +223,8 @@ mitigation_chapter.glue_dials(verdicts, "here")
 glue("dialled", chapter.params.dials.group)
 
 # %% [markdown]
-# Points above zero: the dialled group ({glue:text}`04_mitigation.ipynb::dialled:s`) loses more than the others. The
-# last level of each dial:
+# Points above zero: the dialled group ({glue:text}`04_mitigation.ipynb::dialled:s`) loses more than
+# the others. The last level of each dial:
 
 # %%
 mitigation_display.dial_table(verdicts)
@@ -237,26 +241,28 @@ mitigation_display.dials(recorded_dials, "behind")
 mitigation_display.dial_table(recorded_verdicts)
 
 # %% [markdown]
-# A disparity of quantization is shown in {glue:text}`04_mitigation.ipynb::recorded_dials_shown:.0f` of
-# {glue:text}`04_mitigation.ipynb::recorded_dials:.0f` cases:
-# {glue:text}`04_mitigation.ipynb::recorded_dials_which:s`. More than half of it is taken away, beyond the noise
-# floor, by: {glue:text}`04_mitigation.ipynb::recorded_dials_removed:s`.
+# A disparity of quantization is shown in {glue:text}`04_mitigation.ipynb::recorded_dials_shown:.0f`
+# of {glue:text}`04_mitigation.ipynb::recorded_dials:.0f` cases:
+# {glue:text}`04_mitigation.ipynb::recorded_dials_which:s`. More than half of it is taken away,
+# beyond the noise floor, by: {glue:text}`04_mitigation.ipynb::recorded_dials_removed:s`.
 #
 # ## A promise
 #
-# All of the above says what happened on average, or here. A practitioner wants to know about *this* quantized
-# model. {py:class}`FairnessAwareQuantizer <fairq_utils.mitigation.certified.FairnessAwareQuantizer>` makes candidates, and
-# returns one only if it is *certified*: on images that had no part in making it, the hypothesis that the gap
-# grew by more than a limit is rejected at level $\delta$. Candidates are tested one after the other until one fails
-# {cite}`angelopoulos2021learn`, the safest-looking first. If none passes, it raises `NotCertified`, and says how
-# many images would have been needed. The evidence is that of a bet {cite}`waudbysmith2024estimating`: valid at any
-# number of images, and about three times as expensive as a z-test, which is valid for many.
+# All of the above says what happened on average, or here. A practitioner wants to know about *this*
+# quantized model. {py:class}`FairnessAwareQuantizer
+# <fairq_utils.mitigation.certified.FairnessAwareQuantizer>` makes candidates, and returns one only
+# if it is *certified*: on images that had no part in making it, the hypothesis that the gap grew by
+# more than a limit is rejected at level $\delta$. Candidates are tested one after the other until
+# one fails {cite}`angelopoulos2021learn`, the safest-looking first. If none passes, it raises
+# `NotCertified`, and says how many images would have been needed. The evidence is that of a bet
+# {cite}`waudbysmith2024estimating`: valid at any number of images, and about three times as
+# expensive as a z-test, which is valid for many.
 #
 # How often is a certificate wrong? Simulated from known truths,
 # {glue:text}`04_mitigation.ipynb::certificate_draws:.0f` draws a point, limit
 # {glue:text}`04_mitigation.ipynb::certificate_limit:.0f` point, $\delta$ =
-# {glue:text}`04_mitigation.ipynb::certificate_delta:.0f` %. Above: how often a candidate that is safe is
-# certified. Below: how often one that is not.
+# {glue:text}`04_mitigation.ipynb::certificate_delta:.0f` %. Above: how often a candidate that is
+# safe is certified. Below: how often one that is not.
 
 # %%
 simulated = recorded.read_benchmark("certificate")
@@ -265,7 +271,8 @@ mitigation_display.certificates(cells, simulated["limit"], simulated["delta"])
 # %% [markdown]
 # The largest share of false certificates in any cell is
 # {glue:text}`04_mitigation.ipynb::certificate_wrong_most:.1f` %, also where
-# {glue:text}`04_mitigation.ipynb::certificate_candidates:.0f` candidates were tested in sequence, some of them unsafe.
+# {glue:text}`04_mitigation.ipynb::certificate_candidates:.0f` candidates were tested in sequence,
+# some of them unsafe.
 
 # %%
 mitigation_display.certificate_table(cells)
@@ -273,15 +280,16 @@ mitigation_display.certificate_table(cells)
 # %% [markdown]
 # ## Summary
 #
-# - Balanced calibration {glue:text}`04_mitigation.ipynb::recorded_balanced_W8A8_says:s` at `W8A8` and
-#   {glue:text}`04_mitigation.ipynb::recorded_balanced_W4A4_says:s` at `W4A4`, over
+# - Balanced calibration {glue:text}`04_mitigation.ipynb::recorded_balanced_W8A8_says:s` at `W8A8`
+#   and {glue:text}`04_mitigation.ipynb::recorded_balanced_W4A4_says:s` at `W4A4`, over
 #   {glue:text}`04_mitigation.ipynb::recorded_seeds:.0f` training seeds.
 # - Against plain quantization the worst group's accuracy is shown to rise in
 #   {glue:text}`04_mitigation.ipynb::recorded_worst_group_accuracy_better:.0f` of
-#   {glue:text}`04_mitigation.ipynb::recorded_worst_group_accuracy_compared:.0f` comparisons, the demographic
-#   parity gap to shrink in {glue:text}`04_mitigation.ipynb::recorded_demographic_parity_better:.0f`.
-# - A relative reduction ("half the harm") has no meaning where the harm is inside the noise floor; the paired
-#   difference does.
+#   {glue:text}`04_mitigation.ipynb::recorded_worst_group_accuracy_compared:.0f` comparisons, the
+#   demographic parity gap to shrink in
+#   {glue:text}`04_mitigation.ipynb::recorded_demographic_parity_better:.0f`.
+# - A relative reduction ("half the harm") has no meaning where the harm is inside the noise floor;
+#   the paired difference does.
 # - A bound on the harm of one model can be had, and costs thousands of held-out images.
-# - *What would change our mind*: a difference whose interval excludes zero across training seeds and
-#   calibration draws, in one direction.
+# - *What would change our mind*: a difference whose interval excludes zero across training seeds
+#   and calibration draws, in one direction.

@@ -100,8 +100,8 @@ def _preserved(unit: str, by: str) -> Callable[[Task], Result]:
             task.spec,
             task.validation(),
             budget=task.settings["kept"],
-            unit=unit,  # type: ignore[arg-type]
-            by=by,  # type: ignore[arg-type]
+            unit=unit,
+            by=by,
             seed=task.seed,
         )
 
