@@ -231,7 +231,9 @@ def compare_quantization_methods(
 
 
 def ideal_ratio(model: nn.Module) -> float:
-    """32 bits over the mean bits of the quantized weights; 1 where there are none.
+    """32 bits over the mean bits of the weights in quantized layers; 1 where there are none.
+
+    Channels that such a layer keeps at more bits count with these.
 
     Examples
     --------
@@ -240,7 +242,7 @@ def ideal_ratio(model: nn.Module) -> float:
     """
     layers = [module for module in model.modules() if isinstance(module, Quantized)]
     weights = sum(layer.weight_integers.numel() for layer in layers)
-    bits = sum(layer.weight_integers.numel() * layer.spec.weight_bits for layer in layers)
+    bits = sum(layer.packed_bits() for layer in layers)
     return 32 * weights / bits if bits else 1.0
 
 

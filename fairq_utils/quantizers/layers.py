@@ -11,7 +11,13 @@ from torch.nn import functional as F
 from fairq_utils.quantizers import kernels
 from fairq_utils.quantizers.grids import input_grid, on_grid, on_static_grid
 from fairq_utils.quantizers.spec import QuantSpec
-from fairq_utils.quantizers.weights import WeightIntegers, dequantize_weight, quantize_weight
+from fairq_utils.quantizers.weights import (
+    FLOAT_BITS,
+    KEPT_BITS,
+    WeightIntegers,
+    dequantize_weight,
+    quantize_weight,
+)
 
 
 class Quantized(nn.Module):
@@ -22,6 +28,11 @@ class Quantized(nn.Module):
     weight_integers : int8, shape of the weight
     weight_scale, weight_zero_point : float32 and int32, (out channels,) or (out channels, groups)
     input_scale, input_zero_point : float32 and int32 scalars (static only)
+    kept_rows : int32 (R,), or None
+        Output channels whose weights have more bits; their integers and scales are of the 8-bit
+        grid, unless there are
+    kept_values : float32 (R, ...), or None
+        which are these rows in float.
     """
 
     weight_integers: Tensor
@@ -30,6 +41,8 @@ class Quantized(nn.Module):
     bias: Tensor | None
     input_scale: Tensor
     input_zero_point: Tensor
+    kept_rows: Tensor | None
+    kept_values: Tensor | None
 
     def __init__(
         self,
@@ -48,6 +61,8 @@ class Quantized(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
         self.register_buffer("input_scale", torch.ones((), device=device))
         self.register_buffer("input_zero_point", torch.zeros((), dtype=torch.int32, device=device))
+        self.register_buffer("kept_rows", found.rows)
+        self.register_buffer("kept_values", found.values)
         self._weight: Tensor | None = None
         self._packed: tuple[Any, Tensor] | None = None
         self.register_load_state_dict_post_hook(_forget)
@@ -78,7 +93,11 @@ class Quantized(nn.Module):
         cached = self._weight
         if cached is None or cached.device != self.weight_integers.device:
             integers = WeightIntegers(
-                self.weight_integers, self.weight_scale, self.weight_zero_point
+                self.weight_integers,
+                self.weight_scale,
+                self.weight_zero_point,
+                self.kept_rows,
+                self.kept_values,
             )
             cached = dequantize_weight(integers, self.spec)
             if cached.ndim == 4:
@@ -102,6 +121,15 @@ class Quantized(nn.Module):
         shape = (-1, *[1] * (x.ndim - 1))
         return on_grid(x, scale.view(shape), zero.view(shape), 0, top)
 
+    def packed_bits(self) -> int:
+        """Bits of all weights together, every row at its own."""
+        bits = self.weight_integers.numel() * self.spec.weight_bits
+        if self.kept_rows is not None:
+            own = KEPT_BITS if self.kept_values is None else FLOAT_BITS
+            values = len(self.kept_rows) * self.weight_integers[0].numel()
+            bits += values * (own - self.spec.weight_bits)
+        return bits
+
     def input_grid(self) -> tuple[float, int, int]:
         """Scale, zero-point and largest integer of a static input."""
         top = 2**self.spec.activation_bits - 1
@@ -117,6 +145,7 @@ class Quantized(nn.Module):
             self.spec.activation == "static"
             and self.spec.weight_scheme == "symmetric"
             and self.spec.weight_granularity != "group"
+            and self.kept_values is None
             and not isinstance(getattr(self, "padding", None), str)
         )
 
@@ -187,8 +216,8 @@ def use_integers(model: nn.Module) -> int:
     int
         How many layers do; 0 where the processor has no exact kernels (see
         :func:`fairq_utils.quantizers.kernels.available`) and the model stays a float simulation.
-        Layers with dynamic or float inputs, affine or group-wise weights, and convolutions whose
-        padding is given in words, stay one.
+        Layers with dynamic or float inputs, affine or group-wise weights, or channels kept in
+        float, and convolutions whose padding is given in words, stay one.
     """
     if not kernels.available():
         return 0

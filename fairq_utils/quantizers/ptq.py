@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from dataclasses import replace as replace_fields
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from fairq_utils.quantizers.checks import (
 )
 from fairq_utils.quantizers.equalization import equalize
 from fairq_utils.quantizers.folding import fold_batch_norms
+from fairq_utils.quantizers.kept_rows import KeptRows, check_kept, keep_rows
 from fairq_utils.quantizers.layers import (
     QuantConv2d,
     QuantLinear,
@@ -89,7 +90,9 @@ class Observed:
             spec.activation_range, spec.activation_bits, spec.activation_scheme, spec.percentile
         )
 
-    def quantized(self, name: str, spec: QuantSpec) -> QuantConv2d | QuantLinear:
+    def quantized(
+        self, name: str, spec: QuantSpec, kept: KeptRows | None = None
+    ) -> QuantConv2d | QuantLinear:
         """The quantized counterpart of a layer, each weight rounded to nearest.
 
         Integers are found once for all specs that treat weights alike.
@@ -102,6 +105,8 @@ class Observed:
             self._weights[asked] = quantize_weight(layer.weight, spec)
         found = self._weights[asked]
         own = WeightIntegers(found.integers.clone(), found.scale.clone(), found.zero_point.clone())
+        if kept is not None:
+            own = keep_rows(own, cast(Tensor, layer.weight), spec, kept)
         out = quantized(layer, spec, own)
         if spec.activation == "static":
             out.set_input_range(*self.range(name, spec))
@@ -201,7 +206,10 @@ def observe(
 
 
 def quantize_observed(
-    seen: Observed, spec: QuantSpec, layers: LayerSpecs | None = None
+    seen: Observed,
+    spec: QuantSpec,
+    layers: LayerSpecs | None = None,
+    kept: Mapping[str, KeptRows] | None = None,
 ) -> tuple[nn.Module, QuantReport]:
     """Quantize what was observed; ``seen`` stays as it is.
 
@@ -210,6 +218,8 @@ def quantize_observed(
     layers : mapping, optional
         Layer -> its own spec, or None to leave it in float; all others follow ``spec``. Its
         rounding and corrections are those of ``spec``.
+    kept : mapping, optional
+        Layer -> output channels whose weights are kept at 8 bits or in float.
 
     Returns
     -------
@@ -218,9 +228,12 @@ def quantize_observed(
     Raises
     ------
     ValueError
-        The spec asks for dynamic inputs, or for what was not observed; a layer is unknown.
+        The spec asks for dynamic inputs, or for what was not observed; a layer is unknown; or see
+        :func:`fairq_utils.quantizers.kept_rows.check_kept`.
     """
     specs, left = layer_specs(seen, spec, layers)
+    kept = kept or {}
+    check_kept(seen.model, specs, kept)
     notes: dict[str, Any] = {}
     if spec.rounding != "nearest" and specs:
         work, errors = reconstruct(seen.model, specs, seen.range, seen.batches)
@@ -228,7 +241,7 @@ def quantize_observed(
     else:
         work = copy.deepcopy(seen.model)
         for name, own in specs.items():
-            work = replace(work, name, seen.quantized(name, own))
+            work = replace(work, name, seen.quantized(name, own, kept.get(name)))
     work, left = restore_bypassed(work, seen, specs, left)
     quantize_operations(work, seen.operations, spec)
     if spec.bias_correction:
@@ -237,6 +250,8 @@ def quantize_observed(
         notes["bias_correction"] = correct_biases(work, seen.model, names, images)
     if spec.equalization:
         notes["equalization"] = dict(seen.equalized or {})
+    if kept:
+        notes["preserved"] = {n: len(own.rows) for n, own in kept.items() if n not in left}
     if spec.activation != "float":
         work.register_forward_pre_hook(refuse_not_finite, with_kwargs=True)
     left = {**seen.left, **left, **float_operations(work, seen.operations.found)}

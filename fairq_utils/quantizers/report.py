@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from fairq_utils.quantizers.equalization import ChannelClip
+from fairq_utils.quantizers.kept_rows import INDEX_BYTES
 from fairq_utils.quantizers.layers import Quantized, why_not
 from fairq_utils.quantizers.operations import quantized_operations
 from fairq_utils.quantizers.sites import SILU
@@ -43,13 +44,15 @@ class QuantReport:
     size_bytes : int
         Integers packed at their bits, float32 scales (and int32 zero-points of affine weights), one
         float32 scale and one int32 zero-point per statically quantized input of a layer or operand
-        of an operation, and everything else in float32.
+        of an operation, and everything else in float32. Channels that are kept at more bits are
+        counted at these, with an int32 number each.
     float_bytes : int
         The same for the model that came in, all in float32.
     calibration_images : int
     corrections : what was done beyond rounding to nearest
         ``equalization``: first -> second layer of each pair; ``bias_correction``: layer -> size of
-        its correction; ``reconstruction``: unit -> its error before and after.
+        its correction; ``reconstruction``: unit -> its error before and after; ``preserved``: layer
+        -> how many of its output channels have more bits than ``layers`` says.
     operations : name -> ``A<bits>`` of every operation between layers that is quantized
         ``blocks.0.attn: scores x values``, ``layer1.0: addition``.
     """
@@ -82,8 +85,11 @@ def packed_bytes(model: nn.Module) -> int:
     for module in model.modules():
         if isinstance(module, Quantized):
             spec = module.spec
-            total += -(-module.weight_integers.numel() * spec.weight_bits // 8)
+            total += -(-module.packed_bits() // 8)
             scales = 1 if spec.weight_granularity == "tensor" else module.weight_scale.numel()
+            if module.kept_rows is not None:
+                total += INDEX_BYTES * len(module.kept_rows)
+                scales -= 0 if module.kept_values is None else len(module.kept_values)
             total += (8 if spec.weight_scheme == "affine" else 4) * scales
             total += 8 if spec.activation == "static" else 0
             total += 0 if module.bias is None else 4 * module.bias.numel()

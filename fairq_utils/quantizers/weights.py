@@ -12,6 +12,8 @@ from fairq_utils.quantizers.grids import to_integers, weight_codes, weight_grid
 from fairq_utils.quantizers.ranges import weight_limits
 from fairq_utils.quantizers.spec import QuantSpec
 
+KEPT_BITS, FLOAT_BITS = 8, 32  # of rows that are kept at more bits than the rest
+
 
 @dataclass(frozen=True)
 class WeightIntegers:
@@ -22,11 +24,18 @@ class WeightIntegers:
     integers : int8, shape of the weight
     scale, zero_point : float32 and int32, (out channels,), or (out channels, groups) where groups
         of input channels have scales of their own
+    rows : int32 (R,), or None
+        Output channels that are kept at more bits; see :mod:`fairq_utils.quantizers.kept_rows`.
+    values : float32 (R, ...), or None
+        Those rows, where they are kept in float; their integers are 0. Without it they are on the
+        8-bit grid.
     """
 
     integers: Tensor
     scale: Tensor
     zero_point: Tensor
+    rows: Tensor | None = None
+    values: Tensor | None = None
 
 
 def groups(weight: Tensor, spec: QuantSpec) -> int:
@@ -89,7 +98,10 @@ def quantize_weight(weight: Tensor, spec: QuantSpec) -> WeightIntegers:
 
 
 def dequantize_weight(found: WeightIntegers, spec: QuantSpec) -> Tensor:
-    """``s (q - z)``, float32."""
+    """``s (q - z)``, float32; rows that are kept in float as they are."""
     scale = spread(found.scale, found.integers, spec)
     zero = spread(found.zero_point, found.integers, spec)
-    return (found.integers.float() - zero) * scale
+    weight = (found.integers.float() - zero) * scale
+    if found.rows is not None and found.values is not None:
+        weight[found.rows.long()] = found.values
+    return weight
