@@ -116,7 +116,8 @@ def write(
     example : float32 (N, 3, H, W), normalized, N of 2 or more
         Inductor's file answers about batches of this size only, the others' about any.
     weight_bits : int
-        At 4 or less, weights are packed two to a byte (ONNX Runtime and OpenVINO).
+        At 4 or less, weights are packed two to a byte (ONNX Runtime and OpenVINO), but for layers
+        with integers beyond four bits, as those with channels kept at 8 bits are.
 
     Returns
     -------

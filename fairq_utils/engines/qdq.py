@@ -20,6 +20,7 @@ from fairq_utils.quantizers.layers import QuantConv2d, Quantized
 from fairq_utils.quantizers.operations import Forward
 from fairq_utils.quantizers.places import replace
 from fairq_utils.quantizers.sites import ATTENTION, PRODUCT, Site
+from fairq_utils.quantizers.weights import KEPT_BITS
 
 BYTE, MIDDLE = 255, 128
 _ops = torch.ops.quantized_decomposed
@@ -43,7 +44,8 @@ def to_qdq(model: nn.Module, *, signed_products: bool = False) -> nn.Module:
     Raises
     ------
     NotExact
-        A layer is dynamic (a range per sample), or its weights have scales by group.
+        A layer is dynamic (a range per sample), its weights have scales by group, or some of its
+        channels are kept in float.
     """
     model = copy.deepcopy(model).eval()
     for name, module in list(model.named_modules()):
@@ -72,6 +74,22 @@ def on_signed_grid(x: Tensor, scale: float) -> Tensor:
     return out
 
 
+def _as_bytes(layer: Quantized) -> tuple[Tensor, Tensor, Tensor]:
+    """Integers, scales and zero-points of a weight; with channels of 8 bits, all are such bytes.
+
+    The other channels' integers are multiplied and their steps divided by a power of two, which
+    changes no value: one row of bytes keeps the layer from being packed, and engines that round
+    biases to steps of the weight would round those of the coarse rows most.
+    """
+    found = layer.weight_integers, layer.weight_scale, layer.weight_zero_point
+    if layer.kept_rows is None:
+        return found
+    finer = torch.full_like(found[2], 2 ** (KEPT_BITS - layer.spec.weight_bits))
+    finer[layer.kept_rows.long()] = 1
+    times = finer.view(-1, *[1] * (found[0].ndim - 1)).to(torch.int8)
+    return found[0] * times, found[1] / finer, found[2] * finer
+
+
 class _Layer(nn.Module):
     """A quantized convolution or linear layer, in standard operators."""
 
@@ -92,10 +110,17 @@ class _Layer(nn.Module):
                 f"layer {name}: weights with a scale per group of input channels have no integer "
                 "kernel in these engines; use weight_granularity='channel'"
             )
+        if layer.kept_values is not None:
+            raise NotExact(
+                f"layer {name}: {len(layer.kept_values)} of its output channels are kept in float, "
+                "and integer kernels take all channels of a layer or none; keep them at 8 bits, or "
+                "the whole layer in float"
+            )
         self.grid = None if spec.activation == "float" else layer.input_grid()
-        self.register_buffer("weight_integers", layer.weight_integers)
-        self.register_buffer("weight_scale", layer.weight_scale)
-        self.register_buffer("weight_zero_point", layer.weight_zero_point.to(torch.int64))
+        integers, scale, zero = _as_bytes(layer)
+        self.register_buffer("weight_integers", integers)
+        self.register_buffer("weight_scale", scale)
+        self.register_buffer("weight_zero_point", zero.to(torch.int64))
         self.bias = layer.bias
         self.geometry = None
         if isinstance(layer, QuantConv2d):
