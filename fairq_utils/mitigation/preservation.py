@@ -1,0 +1,176 @@
+"""Sensitive-neuron preservation: more bits for what the worst group needs, under a budget of bytes.
+
+Channels or whole layers are ranked by how much quantizing them hurts each group, and the best per
+byte are kept at 8 bits or in float. Two controls spend the same budget: by the sensitivity of all
+images together, blind to groups, and at random.
+
+What counts is harm, not size: a score is the predicted increase of a loss, and one that is 0 or
+less buys nothing. To rank by the absolute value would keep what quantizing is predicted to help.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+from fairq_utils.faults import BadInput
+from fairq_utils.mitigation.channel_scores import (
+    MEASURES,
+    REDUCERS,
+    channel_scores,
+    check_sample,
+    reduced,
+)
+from fairq_utils.mitigation.precision import (
+    Kept,
+    channel_costs,
+    layer_costs,
+    noted,
+    plainly,
+    preserve_channels,
+    preserve_layers,
+)
+from fairq_utils.mitigation.sample import Sample
+from fairq_utils.mitigation.spending import choose, choose_at_random
+from fairq_utils.quantizers.ptq import Observed
+from fairq_utils.quantizers.report import QuantReport
+from fairq_utils.quantizers.spec import QuantSpec
+
+__all__ = [
+    "MEASURES",
+    "REDUCERS",
+    "channel_scores",
+    "choose",
+    "choose_at_random",
+    "preservation",
+    "preserve_channels",
+    "preserve_layers",
+]
+
+UNITS = ("layers", "channels")
+RANDOM = "random"
+
+
+def preservation(
+    seen: Observed,
+    spec: QuantSpec,
+    sample: Sample,
+    *,
+    budget: float = 0.05,
+    unit: str = "channels",
+    by: str = "worst_group",
+    kept: Kept = "more",
+    measure: str = "gradient",
+    seed: int = 0,
+    scores: pd.Series | None = None,
+) -> tuple[nn.Module, QuantReport]:
+    """Quantize, and spend a budget of bytes on what the worst group needs most.
+
+    Parameters
+    ----------
+    seen : from :func:`fairq_utils.quantizers.observe`
+        It stays as it is.
+    spec : QuantSpec
+        Of what is not preserved.
+    sample : images, labels and groups
+        Other images than those that are tested on.
+    budget : float
+        In (0, 1], of the bytes of the plainly quantized model, which the result exceeds by no more.
+    unit : ``channels`` or ``layers``
+        Weights of output channels, or layers with their inputs.
+    by : a name of :data:`REDUCERS`, or ``random``
+        ``worst_group``: the largest increase of any group's loss; ``overall``: that of the loss of
+        all images, blind to groups; ``random``: a control, drawn with ``seed``.
+    kept : bits, None for float, or ``more``
+        ``more`` is 8 bits, or float where there are 8 already.
+    measure : a name of :data:`MEASURES`
+        Of channels, where no ``scores`` are given.
+    seed : int
+        Of the random choice.
+    scores : Series, optional
+        Harm of quantizing each unit, by layer or by (layer, channel), instead of what ``by`` would
+        measure: for channels :func:`channel_scores`, for layers the ablation of
+        ``fairq_utils.mitigation.sensitivity.group_sensitivities``.
+
+    Returns
+    -------
+    module, report
+        As :func:`preserve_layers` and :func:`preserve_channels`, and
+        ``report.corrections["preservation"]`` has the choices above and the budget in bytes.
+
+    Raises
+    ------
+    BadInput
+        An empty group, a budget that is no such fraction or buys nothing, an unknown name, dynamic
+        inputs, scores that lack a unit, or no higher precision than the spec's.
+    ValueError
+        See :func:`preserve_layers` and :func:`preserve_channels`.
+    """
+    _check_choices(budget, unit, by, measure)
+    check_sample(sample, "preservation")
+    size = plainly(seen, spec)[1].size_bytes
+    costs, bits = (layer_costs if unit == "layers" else channel_costs)(seen, spec, kept)
+    allowed = budget * size
+    if costs.min() > allowed:
+        raise BadInput(
+            f"preservation: budget: {budget} of {size} bytes buys no {unit[:-1]}; the cheapest "
+            f"takes {costs.min()} bytes, a budget of {costs.min() / size:.3g}"
+        )
+    if by == RANDOM:
+        chosen = choose_at_random(costs, allowed, seed)
+    else:
+        if scores is None:
+            scores = _measured(seen, spec, sample, unit, by, bits, measure)
+        chosen = choose(_aligned(scores, costs), costs, allowed)
+    if unit == "layers":
+        module, report = preserve_layers(seen, spec, chosen, kept=bits)
+    else:
+        rows: dict[str, list[int]] = {}
+        for name, channel in chosen:
+            rows.setdefault(name, []).append(channel)
+        module, report = preserve_channels(seen, spec, rows, kept=bits)
+    note = {"unit": unit, "by": by, "kept": bits, "budget": int(allowed)}
+    return module, noted(report, preservation=note)
+
+
+def _measured(
+    seen: Observed,
+    spec: QuantSpec,
+    sample: Sample,
+    unit: str,
+    by: str,
+    bits: int | None,
+    measure: str,
+) -> pd.Series:
+    if unit == "channels":
+        table = channel_scores(seen, spec, sample, kept=bits, measure=measure)
+        return reduced(table, ["layer", "channel"], "score", by, sample)
+    ablation: Any = importlib.import_module("fairq_utils.mitigation.sensitivity")
+    table = ablation.group_sensitivities(seen, [spec], sample)
+    return reduced(table, ["layer"], "sensitivity", by, sample)
+
+
+def _aligned(scores: pd.Series, costs: pd.Series) -> pd.Series:
+    """The scores of what could be kept."""
+    missing = [unit for unit in costs.index if unit not in scores.index]
+    if missing:
+        raise BadInput(
+            f"preservation: scores: there is none for {missing[0]!r}; give one per "
+            f"{'(layer, channel)' if isinstance(missing[0], tuple) else 'layer'}"
+        )
+    return scores.loc[costs.index]
+
+
+def _check_choices(budget: float, unit: str, by: str, measure: str) -> None:
+    if isinstance(budget, bool) or not 0 < budget <= 1:
+        raise BadInput(
+            f"preservation: budget: {budget!r} is not a fraction in (0, 1] of the quantized "
+            "model's bytes, such as 0.05"
+        )
+    named = {"unit": (unit, UNITS), "by": (by, (*REDUCERS, RANDOM)), "measure": (measure, MEASURES)}
+    for argument, (name, known) in named.items():
+        if name not in known:
+            raise BadInput(f"preservation: {argument} {name!r} is not one of {', '.join(known)}")
