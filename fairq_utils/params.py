@@ -21,7 +21,15 @@ from pydantic import (
 
 from fairq_utils.faults import BadInput
 
-Sampler = Literal["label_balanced", "group_balanced"]
+# Those of calibration.SAMPLERS that need no more than a study can give: no group by name.
+Sampler = Literal[
+    "label_balanced",
+    "group_balanced",
+    "intersection_balanced",
+    "worst_group",
+    "matched",
+    "core_set",
+]
 Attribute = Literal["gender", "age", "race"]
 Architecture = Literal["resnet50", "mobilenet_v2", "efficientnet_b0", "vit_small", "squeezenet1_1"]
 Rule = Literal["minmax", "moving_average", "percentile", "mse", "entropy"]
