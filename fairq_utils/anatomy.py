@@ -32,6 +32,7 @@ from fairq_utils.quantizers import (
 from fairq_utils.quantizers.grids import input_grid, on_grid
 from fairq_utils.quantizers.layers import Quantized
 from fairq_utils.quantizers.learned import LearnedStep
+from fairq_utils.quantizers.ranges import InputStatistics
 from fairq_utils.quantizers.spec import WIDTHS
 from fairq_utils.resources import faces, ledger
 
@@ -71,6 +72,10 @@ class Specimen:
         seen = self.equalized if equalized else self.plain
         return cast(Layer, seen.model.get_submodule(name))
 
+    def inputs(self, name: str) -> InputStatistics:
+        """What calibration saw of a layer's input."""
+        return cast(InputStatistics, self.plain.statistics[name])
+
 
 def specimen(params: Params, baselines: list[Run]) -> Specimen:
     """MobileNetV2 where the study has it, the first of its models where it has not."""
@@ -91,15 +96,15 @@ def specimen(params: Params, baselines: list[Run]) -> Specimen:
     )
 
 
-def _longest_tail(seen: Observed) -> str:
+def _longest_tail(found: Specimen) -> str:
     """The layer whose input reaches furthest beyond its central 99 %, the first one left out."""
 
     def reach(name: str) -> float:
-        statistics = seen.statistics[name]
+        statistics = found.inputs(name)
         low, high = statistics.range("percentile", 8, percentile=99.0)
         return (statistics.extremes.high - statistics.extremes.low) / max(high - low, 1e-12)
 
-    return max(seen.order[1:] or seen.order, key=reach)
+    return max(found.plain.order[1:] or found.plain.order, key=reach)
 
 
 def grids(bits: int = 3) -> Figure:
@@ -121,8 +126,8 @@ def grids(bits: int = 3) -> Figure:
 
 def ranges(found: Specimen, bits: int = 4) -> Figure:
     """What each rule keeps of the input with the longest tail, and its squared error."""
-    name = _longest_tail(found.plain)
-    statistics = found.plain.statistics[name]
+    name = _longest_tail(found)
+    statistics = found.inputs(name)
     histogram = statistics.histogram
     if histogram is None:
         raise ValueError("ranges: the specimen was observed without histograms")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor
 
@@ -88,16 +91,45 @@ class Histogram:
 
     def central(self, percentile: float) -> tuple[float, float]:
         """Bounds of the central share of all values; half of the rest lies below, half above."""
-        total = float(self.counts.sum())
-        out = (1 - percentile / 100) / 2 * total
-        cumulative = self.counts.cumsum(0)
-        wanted = torch.tensor([out, total - out], dtype=torch.float64)
-        first = int(torch.searchsorted(cumulative, wanted[0], right=True))
-        last = int(torch.searchsorted(cumulative, wanted[1]))
-        return (
-            self.origin + min(first, BINS - 1) * self.width,
-            self.origin + (min(last, BINS - 1) + 1) * self.width,
-        )
+        return central([self], [1.0], percentile)
+
+
+def central(
+    histograms: Sequence[Histogram], weights: Sequence[float], percentile: float
+) -> tuple[float, float]:
+    """:meth:`Histogram.central` of a mixture: a value of each histogram counts by its weight."""
+    steps = torch.arange(BINS, dtype=torch.float64)
+    lower = torch.cat([h.origin + steps * h.width for h in histograms])
+    upper = torch.cat([h.origin + (steps + 1) * h.width for h in histograms])
+    counts = torch.cat([h.counts * w for h, w in zip(histograms, weights, strict=True)])
+    total = float(counts.sum())
+    out = (1 - percentile / 100) / 2 * total
+
+    def passed(edges: Tensor, wanted: float, right: bool) -> float:
+        """The first edge, from below, with more (or no less) than what is wanted."""
+        order = edges.argsort(stable=True)
+        at = int(torch.searchsorted(counts[order].cumsum(0), wanted, right=right))
+        return float(edges[order][min(at, len(edges) - 1)])
+
+    return passed(lower, out, True), passed(upper, total - out, False)
+
+
+@dataclass(frozen=True)
+class _Filled:
+    """The bins that hold something: one in ten, where there are statistics by the thousand."""
+
+    index: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    weights: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+
+    @classmethod
+    def of(cls, weights: Tensor) -> _Filled:
+        index = weights.nonzero()[:, 0]
+        return cls(index, weights[index])
+
+    def all(self) -> Tensor:
+        out = torch.zeros(1 << HALF, dtype=torch.float64)
+        out[self.index] = self.weights
+        return out
 
 
 class RelativeHistogram:
@@ -107,14 +139,15 @@ class RelativeHistogram:
     is ordinary keeps its resolution however far the extremes lie, and nothing ever has to be
     merged. Sums over the bins of a squared error times the weight are sums of every sample's error
     relative to its power.
-
-    Attributes
-    ----------
-    weights : float64 (65536,)
     """
 
     def __init__(self) -> None:
-        self.weights = torch.zeros(1 << HALF, dtype=torch.float64)
+        self._kept = _Filled()
+
+    @property
+    def weights(self) -> Tensor:
+        """Of every bin, float64 (65536,)."""
+        return self._kept.all()
 
     def see(self, x: Tensor) -> None:
         """Take one batch (B, ...) into account."""
@@ -122,19 +155,77 @@ class RelativeHistogram:
         power = torch.linalg.vector_norm(x, dim=1).double().square()
         each = torch.where(power > 0, x.shape[1] / power, 0.0)
         rows = max(COUNTED // x.shape[1], 1)
-        for some, weight in zip(x.view(torch.int32).split(rows), each.split(rows), strict=True):
-            upper = (some >> HALF).bitwise_and_((1 << HALF) - 1)
+        total = self.weights
+        for some, weight in zip(x.split(rows), each.split(rows), strict=True):
+            upper = _upper_half(some)
             weights = weight[:, None].expand_as(upper)
-            self.weights += torch.bincount(
-                upper.view(-1), weights.reshape(-1), minlength=1 << HALF
-            ).cpu()
+            total += torch.bincount(upper.view(-1), weights.reshape(-1), minlength=1 << HALF).cpu()
+        self._kept = _Filled.of(total)
 
     def filled(self) -> tuple[Tensor, Tensor]:
         """Value in the middle of every bin with a weight, ascending, and its weight; float64."""
-        index = self.weights.nonzero()[:, 0]
-        middles = ((index << HALF) + (1 << (HALF - 1))).to(torch.int32)
-        values, order = middles.view(torch.float32).double().sort()
-        return values, self.weights[index][order]
+        return filled(self.weights)
+
+
+class Counts:
+    """How many values there were, by the upper half of their float32."""
+
+    def __init__(self) -> None:
+        self._kept = _Filled()
+
+    @property
+    def total(self) -> float:
+        """How many values there were."""
+        return float(self._kept.weights.sum())
+
+    def see(self, x: Tensor) -> None:
+        """Take one batch into account."""
+        total = self._kept.all()
+        for some in _in_order_of_memory(x.detach().float()).view(-1).split(COUNTED):
+            total += torch.bincount(_upper_half(some), minlength=1 << HALF).cpu()
+        self._kept = _Filled.of(total)
+
+    def outside(self, low: float, high: float, extremes: tuple[float, float]) -> float:
+        """Share of the values below ``low`` or above ``high``.
+
+        Parameters
+        ----------
+        low, high : float
+        extremes : the smallest and the largest value that was seen
+            A bin that holds an end is taken to be evenly filled up to them.
+        """
+        index, counts = self._kept.index, self._kept.weights
+        ends = torch.stack([index << HALF, (index << HALF) + (1 << HALF) - 1]).to(torch.int32)
+        edges = ends.view(torch.float32).double().clamp(*extremes)
+        first, last = edges.amin(dim=0), edges.amax(dim=0)
+        lies_out = (low - first).clamp(min=0) + (last - high).clamp(min=0)
+        width = last - first
+        point = ((first < low) | (first > high)).double()
+        share = torch.where(width > 0, lies_out / width, point).clamp(max=1)
+        return float((counts * share).sum() / counts.sum())
+
+
+def filled(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Middles of the bins that have a weight in some row, and the weights.
+
+    Parameters
+    ----------
+    weights : float64 (65536,) or (G, 65536)
+        See :class:`RelativeHistogram`.
+
+    Returns
+    -------
+    float64 (K,), ascending, and (K,) or (G, K)
+    """
+    index = weights.view(-1, 1 << HALF).ne(0).any(dim=0).nonzero()[:, 0]
+    middles = ((index << HALF) + (1 << (HALF - 1))).to(torch.int32)
+    values, order = middles.view(torch.float32).double().sort()
+    return values, weights[..., index[order]]
+
+
+def _upper_half(x: Tensor) -> Tensor:
+    """Sign, exponent and seven bits of the mantissa of float32 values: their bin."""
+    return (x.view(torch.int32) >> HALF).bitwise_and_((1 << HALF) - 1)
 
 
 def _in_order_of_memory(x: Tensor) -> Tensor:

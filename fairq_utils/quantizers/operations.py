@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from fairq_utils.quantizers.checks import check_finite
 from fairq_utils.quantizers.grids import input_grid, on_static_grid
-from fairq_utils.quantizers.ranges import InputStatistics
+from fairq_utils.quantizers.ranges import InputStatistics, Statistics
 from fairq_utils.quantizers.sites import (
     ADDITION,
     ATTENTION,
@@ -90,7 +90,7 @@ class Operations:
     """
 
     found: tuple[Operation, ...]
-    statistics: dict[Site, tuple[InputStatistics, ...]] = field(default_factory=dict)
+    statistics: dict[Site, tuple[Statistics, ...]] = field(default_factory=dict)
     observed: frozenset[str] = frozenset()
 
     def chosen(self, spec: QuantSpec) -> tuple[Operation, ...]:
@@ -198,7 +198,7 @@ class Watch:
     found : its operations
     asked : options of :class:`QuantSpec` whose operations are watched
     rules : names of range rules
-        See :class:`fairq_utils.quantizers.ranges.InputStatistics`.
+    statistics : makes, from the rules, what is kept of one operand
     """
 
     def __init__(
@@ -207,10 +207,11 @@ class Watch:
         found: Sequence[Operation],
         asked: Sequence[str],
         rules: Sequence[str],
+        statistics: Callable[[Sequence[str]], Statistics] = InputStatistics,
     ) -> None:
         self._model, self._found, self._asked = model, tuple(found), frozenset(asked)
         self._statistics = {
-            op.site: tuple(InputStatistics(rules) for _ in op.operands)
+            op.site: tuple(statistics(rules) for _ in op.operands)
             for op in found
             if OPTIONS[op.site.kind] in self._asked
         }

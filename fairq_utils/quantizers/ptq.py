@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from dataclasses import replace as replace_fields
 from typing import Any
@@ -42,7 +42,7 @@ from fairq_utils.quantizers.places import (
     removed_after,
     replace,
 )
-from fairq_utils.quantizers.ranges import InputStatistics
+from fairq_utils.quantizers.ranges import InputStatistics, Statistics
 from fairq_utils.quantizers.reconstruction import reconstruct
 from fairq_utils.quantizers.report import QuantReport, float_bytes, report
 from fairq_utils.quantizers.spec import QuantSpec
@@ -50,6 +50,7 @@ from fairq_utils.quantizers.survey import survey
 from fairq_utils.quantizers.weights import WeightIntegers, quantize_weight
 
 LayerSpecs = Mapping[str, QuantSpec | None]
+MakeStatistics = Callable[[Sequence[str]], Statistics]
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Observed:
 
     model: nn.Module
     order: list[str]
-    statistics: dict[str, InputStatistics]
+    statistics: dict[str, Statistics]
     equalized: dict[str, str] | None
     folded: list[str]
     left: dict[str, str]
@@ -118,6 +119,7 @@ def observe(
     attention_products: bool = False,
     gates: bool = False,
     keep: bool = False,
+    statistics: MakeStatistics = InputStatistics,
 ) -> Observed:
     """Fold batch norms and watch the input of every quantizable layer under calibration.
 
@@ -135,6 +137,8 @@ def observe(
         Watch the operands of these operations too; see :class:`QuantSpec`.
     keep : bool
         Keep the images, which bias correction and learnt roundings look at again.
+    statistics : callable
+        ``statistics(rules)`` makes what is kept of one input or operand.
 
     Raises
     ------
@@ -166,11 +170,13 @@ def observe(
     left |= looked.direct | looked.read
     layers = {n: m for n, m in work.named_modules() if quantizable(m) and n not in looked.read}
     asked = {"residuals": residuals, "attention_products": attention_products, "gates": gates}
-    watch = Watch(work, looked.operations, [name for name in asked if asked[name]], rules)
-    statistics = {name: InputStatistics(rules) for name in layers}
+    watch = Watch(
+        work, looked.operations, [name for name in asked if asked[name]], rules, statistics
+    )
+    watched = {name: statistics(rules) for name in layers}
     order: list[str] = []
     hooks = [
-        layer.register_forward_pre_hook(_observing(name, statistics[name], order), with_kwargs=True)
+        layer.register_forward_pre_hook(_observing(name, watched[name], order), with_kwargs=True)
         for name, layer in layers.items()
     ]
     images, kept = 0, []
@@ -184,7 +190,7 @@ def observe(
     for name in layers:
         if name not in order:
             left[name] = "was never called during calibration; it stays in float"
-    seen = {name: statistics[name] for name in order}
+    seen = {name: watched[name] for name in order}
     return Observed(
         work,
         order,
@@ -377,7 +383,7 @@ def _chain(first: Tensor, rest: Iterable[Tensor]) -> Iterable[Tensor]:
     yield from rest
 
 
-def _observing(name: str, statistics: InputStatistics, order: list[str]) -> Any:
+def _observing(name: str, statistics: Statistics, order: list[str]) -> Any:
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Any]) -> None:
         x = first_input(inputs, named)
         check_finite(x, f"quantize_static: the input of layer {name}")

@@ -11,9 +11,11 @@ activations are a hundred times those of all others would weigh as much as ten t
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fairq_utils.quantizers.grids import (
     input_grid,
@@ -36,6 +38,21 @@ HISTOGRAM_RULES = ("percentile", "mse", "entropy")
 Grid = tuple[Tensor, Tensor, int, int]  # scale, zero-point, lowest and highest integer
 MakeGrid = Callable[[Tensor, Tensor], Grid]
 Error = Callable[[Tensor, Tensor], Tensor]  # of each of C ranges, from their ends (C,)
+
+
+class Statistics(Protocol):
+    """What calibration keeps of one tensor, whatever it keeps; see :class:`InputStatistics`."""
+
+    def see(self, x: Tensor) -> None:
+        """Take one batch (B, ...) into account."""
+
+    def has(self, rule: str) -> bool:
+        """Whether :meth:`range` can answer for this rule."""
+
+    def range(
+        self, rule: str, bits: int, scheme: str = "affine", percentile: float = 99.9
+    ) -> tuple[float, float]:
+        """Smallest and largest value to represent, within the extremes seen."""
 
 
 class InputStatistics:
@@ -87,20 +104,26 @@ class InputStatistics:
             return low, high
         if rule == "moving_average":
             return self.extremes.average or (low, high)
-
-        def grid(lower: Tensor, upper: Tensor) -> Grid:
-            scale, zero = input_grid(lower, upper, bits, scheme)
-            return scale, zero, 0, 2**bits - 1
-
+        grid = input_grids(bits, scheme)
         if rule == "mse" and self.relative is not None:
-            return _search_ends(_summed_error(*self.relative.filled(), grid), low, high)
+            return search_ends(summed_error(*self.relative.filled(), grid), low, high)
         if rule == "percentile" and self.histogram is not None:
             left, right = self.histogram.central(percentile)
             return max(low, left), min(high, right)
         if rule == "entropy" and self.histogram is not None:
             values, counts = self.histogram.centres(), self.histogram.without_zeros()
-            return _search_ends(_divergence_of(values[None], counts[None], grid), low, high)
+            return search_ends(_divergence_of(values[None], counts[None], grid), low, high)
         raise ValueError(f"the rule {rule!r} needs a histogram, and none was kept")
+
+
+def input_grids(bits: int, scheme: str) -> MakeGrid:
+    """From the ends of C ranges to the grids of inputs that hold them."""
+
+    def grid(lower: Tensor, upper: Tensor) -> Grid:
+        scale, zero = input_grid(lower, upper, bits, scheme)
+        return scale, zero, 0, 2**bits - 1
+
+    return grid
 
 
 def weight_limits(
@@ -146,10 +169,15 @@ def _fractions(count: int, last: float) -> Tensor:
     return last ** (torch.arange(count, dtype=torch.float64) / (count - 1))
 
 
-def _search_ends(error: Error, low: float, high: float) -> tuple[float, float]:
+def search_ends(error: Error, low: float, high: float) -> tuple[float, float]:
     """Shrink each end of a range to the least error.
 
     An end far out would hide what the other one gains: together first, then each in turn.
+
+    Parameters
+    ----------
+    error : of each of C ranges, from their ends (C,)
+    low, high : ends of the widest range
     """
     fractions = _fractions(*INPUT_FRACTIONS)
     lows, highs = low * fractions, high * fractions
@@ -164,6 +192,30 @@ def _search_ends(error: Error, low: float, high: float) -> tuple[float, float]:
         left = lows[best(lows, right.expand_as(lows))]
         right = highs[best(left.expand_as(highs), highs)]
     return float(left), float(right)
+
+
+def search_pairs(error: Error, least: Error, low: float, high: float) -> tuple[float, float]:
+    """The least error of all pairs of ends that :func:`search_ends` may come to.
+
+    For an error with kinks, where turning one end at a time stops short of the least.
+
+    Parameters
+    ----------
+    error, low, high : see :func:`search_ends`
+    least : what the error of a range cannot be below
+        Where it is above an error that was found, nothing is tried.
+    """
+    fractions = _fractions(*INPUT_FRACTIONS)
+    start = torch.tensor(search_ends(error, low, high), dtype=torch.float64)[:, None]
+    lows, highs = torch.cartesian_prod(low * fractions, high * fractions).T
+    bounds = least(lows, highs)
+    # The two are rounded differently, and an error of nothing may come out below nothing.
+    worth = bounds <= torch.maximum(error(*start) * (1 + 1e-9), bounds.min())
+    lows, highs = lows[worth], highs[worth]
+    parts = zip(lows.split(len(fractions)), highs.split(len(fractions)), strict=True)
+    errors = torch.cat([error(left, right) for left, right in parts])
+    at = int((errors == errors.min()).nonzero()[0])  # of equals the widest
+    return float(lows[at]), float(highs[at])
 
 
 def _search(
@@ -190,13 +242,19 @@ def _search(
     return left, right
 
 
-def _summed_error(values: Tensor, weights: Tensor, grid: MakeGrid) -> Error:
+def summed_error(values: Tensor, weights: Tensor, grid: MakeGrid) -> Error:
     """Weighted squared error of ascending values (K,) on the grids that hold C ranges.
 
     The values of one code lie side by side: their error is ``sum w x**2 - 2 c sum w x + c**2 sum
     w``, differences of sums that are made once.
+
+    Parameters
+    ----------
+    values : float64 (K,)
+    weights : float64 (K,), or (G, K) for an error (G, C)
+    grid : from the ends of C ranges to their grids
     """
-    sums = [torch.cat([torch.zeros(1).double(), (weights * values**n).cumsum(0)]) for n in range(3)]
+    sums = [F.pad((weights * values**n).cumsum(-1), (1, 0)) for n in range(3)]
 
     def error(left: Tensor, right: Tensor) -> Tensor:
         scale, zero, lowest, highest = grid(left, right)
@@ -205,8 +263,24 @@ def _summed_error(values: Tensor, weights: Tensor, grid: MakeGrid) -> Error:
         ends = torch.searchsorted(values, (codes[:, :-1] + 0.5) * scale[:, None])
         edge = torch.zeros(len(ends), 1, dtype=ends.dtype)
         ends = torch.cat([edge, ends, edge + len(values)], dim=1)
-        mass, first, second = (total[ends].diff(dim=1) for total in sums)
-        return (second - 2 * points * first + points.square() * mass).sum(dim=1)
+        mass, first, second = (total[..., ends].diff(dim=-1) for total in sums)
+        return (second - 2 * points * first + points.square() * mass).sum(dim=-1)
+
+    return error
+
+
+def clipping_error(values: Tensor, weights: Tensor, grid: MakeGrid) -> Error:
+    """The part of :func:`summed_error` of values beyond the ends of a grid."""
+    sums = [F.pad((weights * values**n).cumsum(-1), (1, 0)) for n in range(3)]
+
+    def error(left: Tensor, right: Tensor) -> Tensor:
+        scale, zero, lowest, highest = grid(left, right)
+        first, last = (lowest - zero) * scale, (highest - zero) * scale
+        below, above = torch.searchsorted(values, first), torch.searchsorted(values, last)
+        under = [total[..., below] for total in sums]
+        over = [total[..., -1:] - total[..., above] for total in sums]
+        parts = [s[2] - 2 * x * s[1] + x.square() * s[0] for s, x in ((under, first), (over, last))]
+        return parts[0] + parts[1]
 
     return error
 

@@ -30,8 +30,13 @@ Labelled = Sequence[tuple[Tensor, Tensor]]
 COLUMNS = ["layer", "bits", "sensitivity", "sqnr", "bytes"]
 
 
-def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy, a scalar: of logits (N, C), or of one logit per image, (N, 1) or (N,).
+def classification_loss(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
+    """Cross-entropy of logits (N, C), or of one logit per image, (N, 1) or (N,).
+
+    Parameters
+    ----------
+    reduction : str
+        ``mean`` or ``sum``, a scalar, or ``none``: (N,).
 
     Examples
     --------
@@ -41,8 +46,9 @@ def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
     True
     """
     if logits.ndim == 1 or logits.shape[1:] == (1,):
-        return F.binary_cross_entropy_with_logits(logits.reshape(-1).float(), labels.float())
-    return F.cross_entropy(logits.float(), labels.long())
+        one = logits.reshape(-1).float()
+        return F.binary_cross_entropy_with_logits(one, labels.float(), reduction=reduction)
+    return F.cross_entropy(logits.float(), labels.long(), reduction=reduction)
 
 
 def sqnr(reference: Tensor, other: Tensor) -> float:
