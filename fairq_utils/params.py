@@ -374,8 +374,8 @@ class Params(_Section):
         for dialled in self.dials.models:
             if dialled not in self.training.models:
                 raise ValueError(
-                    f"dials.models: {dialled!r} has no recipe; add it to training.models, or take it "
-                    "out"
+                    f"dials.models: {dialled!r} has no recipe; add it to training.models, or take "
+                    "it out"
                 )
         for name, recipe in self.training.models.items():
             if recipe.batch_size > self.data.train:

@@ -17,7 +17,7 @@ from fairq_utils.quantizers.grids import (
 )
 from fairq_utils.quantizers.layers import QuantConv2d
 from fairq_utils.quantizers.observers import MOMENTUM, Extremes, RelativeHistogram
-from fairq_utils.quantizers.ranges import InputStatistics, _summed_error, weight_limits
+from fairq_utils.quantizers.ranges import InputStatistics, summed_error, weight_limits
 from fairq_utils.quantizers.spec import WIDTHS
 from fairq_utils.quantizers.weights import dequantize_weight, quantize_weight, spread, to_rows
 
@@ -162,7 +162,7 @@ def test_error_from_sums_is_that_of_every_value(bits: int, scheme: str) -> None:
     scale, zero, lowest, highest = grid(low, high)
     back = on_grid(values, scale[:, None], zero[:, None], lowest, highest)
     expected = ((back - values).square() * weights).sum(dim=1)
-    torch.testing.assert_close(_summed_error(values, weights, grid)(low, high), expected)
+    torch.testing.assert_close(summed_error(values, weights, grid)(low, high), expected)
 
 
 def test_every_sample_weighs_alike_in_the_histogram() -> None:

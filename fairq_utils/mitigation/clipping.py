@@ -89,6 +89,7 @@ def clipped(seen: Observed, spec: QuantSpec, ranges: Ranges | None = None) -> pd
             "a spec with activation='static'"
         )
     chosen = input_ranges(seen, spec) if ranges is None else dict(ranges)
+    _check(seen, chosen)
     rows = []
     for name in (name for name in seen.order if name in chosen):
         statistics = seen.statistics[name]

@@ -251,9 +251,8 @@ def _group_by_group(sample: Sample, turn: Turn) -> Iterator[Tensor]:
     """Batches of one group each, in an order that the images alone decide."""
     for code in sample.present:
         images = sample.members(code).images
-        order = sorted(
-            range(len(images)), key=[_digest(image) for image in images.cpu()].__getitem__
-        )
+        digests = [_digest(image) for image in images.cpu()]
+        order = sorted(range(len(images)), key=digests.__getitem__)
         for part in images[order].split(CHUNK):
             turn.group = sample.name(code)
             yield part

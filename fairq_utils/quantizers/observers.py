@@ -139,7 +139,6 @@ class RelativeHistogram:
     is ordinary keeps its resolution however far the extremes lie, and nothing ever has to be
     merged. Sums over the bins of a squared error times the weight are sums of every sample's error
     relative to its power.
-
     """
 
     def __init__(self) -> None:
