@@ -39,13 +39,13 @@ OBJECTIVES = ("overall", "mean", "worst_group", "cvar")
 
 
 class Counting(nn.Module):
-    """Lets everything pass; how many images, all copies count together."""
+    """Halves its input in place; how many images it had, all copies count together."""
 
     images = 0
 
     def forward(self, x: Tensor) -> Tensor:
         Counting.images += len(x)
-        return x
+        return x.mul_(0.5)
 
 
 def network(outputs: int = 2) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fairq_utils.faults import BadInput
-from fairq_utils.mitigation import drops
+from fairq_utils.mitigation import control, drops
 from fairq_utils.mitigation.control import control_accuracy
 from fairq_utils.mitigation.drops import CRITERIA, Drop
 from fairq_utils.mitigation.sample import Sample, sample
@@ -258,6 +259,51 @@ def trained() -> tuple[nn.Module, Sample]:
     return model.eval(), people
 
 
+ROUGH = QuantSpec(
+    weight_bits=2, activation_bits=4, weight_granularity="tensor", first_last_bits=None
+)
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+def test_every_step_is_measured_on_the_model_that_it_names(
+    monkeypatch: pytest.MonkeyPatch, trained: tuple[nn.Module, Sample], corrected: bool
+) -> None:
+    model, people = trained
+    seen = observe(model, [people.images], keep=True)
+    spec = dataclasses.replace(ROUGH, bias_correction=corrected)
+    script, measured, looked_at = iter([0.5, 0.4, 0.45, 0.4, 0.3, 0.2]), [], []
+    plain, whole = control._ranked, control.logits_of
+
+    def ranked(*given: Any) -> list[str]:
+        looked_at.append(given[2])
+        return plain(*given)
+
+    def logits_of(model: nn.Module, sample: Sample, what: str) -> Tensor:
+        found = whole(model, sample, what)
+        measured.extend([found] if sample is people else [])
+        return found
+
+    monkeypatch.setitem(CRITERIA, "overall", lambda *_: Drop(next(script), (0, 1)))
+    monkeypatch.setattr(control, "_ranked", ranked)
+    monkeypatch.setattr(control, "logits_of", logits_of)
+    _, report = control_accuracy(seen, spec, people, criterion="overall", max_drop=0.2)
+    steps = report.corrections["accuracy_control"]["steps"]
+    assert [step["kept"] for step in steps] == [True, False, True, True, True]
+    states, reverted = [seen.model, quantize_observed(seen, spec)[0]], []
+    for step in steps:
+        layers = dict.fromkeys([*reverted, step["layer"]])
+        states.append(quantize_observed(seen, spec, layers)[0])
+        reverted += [step["layer"]] if step["kept"] else []
+    wanted = [whole(state, people, "") for state in states]
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(wanted, measured, strict=True))
+    assert not any(torch.allclose(a, b, atol=1e-2) for a, b in pairwise(wanted[1:]))
+    assert not torch.allclose(wanted[2], wanted[4], atol=1e-2)
+    # ranked with everything quantized, and again after the second step was taken back
+    assert all(
+        torch.equal(measured[at], found) for at, found in zip((1, 2), looked_at, strict=True)
+    )
+
+
 @pytest.mark.parametrize("criterion", ["overall", "worst_group", "gap"])
 @pytest.mark.parametrize("corrected", [False, True])
 def test_what_is_returned_is_what_was_measured(
@@ -265,13 +311,7 @@ def test_what_is_returned_is_what_was_measured(
 ) -> None:
     model, people = trained
     seen = observe(model, people.images.split(60), keep=True)
-    spec = QuantSpec(
-        weight_bits=2,
-        activation_bits=4,
-        weight_granularity="tensor",
-        first_last_bits=None,
-        bias_correction=corrected,
-    )
+    spec = dataclasses.replace(ROUGH, bias_correction=corrected)
     before = {k: v.clone() for k, v in seen.model.state_dict().items()}
     images = people.images.clone()
     module, report = control_accuracy(seen, spec, people, criterion=criterion, max_drop=0.0)

@@ -160,7 +160,7 @@ def _loss_increases(
     loss: Callable[[Tensor, Tensor], Tensor],
 ) -> Found[float]:
     def mean_loss(model: nn.Module) -> float:
-        total = sum(float(loss(model(x), y)) * len(x) for x, y in labelled)
+        total = sum(float(loss(model(x.clone()), y)) * len(x) for x, y in labelled)
         return total / sum(len(x) for x, _ in labelled)
 
     before = mean_loss(seen.model)
