@@ -316,6 +316,7 @@ def check(params: Params) -> None:
             f"analysis.attributes ({', '.join(attributes)}); enlarge data.test, give the group "
             "more weight in data.joint or data.race, or take an attribute out"
         )
+    _check_tuning(params)
     target, groups = _calibration_pool(params)
     wanted = params.quantization.calibration_images
     named = [name for name in params.mitigation.methods if name not in FAIR]
@@ -339,6 +340,21 @@ def check(params: Params) -> None:
                 calibration.draw(sampler, groups, target, wanted, seed=0, attributes=attributes)
         except ValueError as error:
             raise ParamsError(f"mitigation.{key}: {sampler}: {error}") from None
+
+
+def _check_tuning(params: Params) -> None:
+    """Refuse to train under a constraint on a group that has no picture among those trained on."""
+    if not any(name in FAIR and FAIR[name].trains for name in params.mitigation.methods):
+        return
+    images = params.quantization.tuning.images or params.data.train
+    _, groups = demographics(population(params), "train", np.arange(images))
+    sizes = groups.groupby(list(params.analysis.attributes), observed=False).size()
+    if (sizes == 0).any():
+        name = " ".join(np.atleast_1d(np.asarray(sizes.index[int(np.argmin(sizes))], object)))
+        raise ParamsError(
+            f"quantization.tuning.images: the first {images} training pictures show nobody of the "
+            f"group {name!r}, whose losses are constrained; enlarge it"
+        )
 
 
 def shares(data: dict[str, Any], attributes: Sequence[str]) -> dict[str, float]:

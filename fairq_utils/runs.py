@@ -24,6 +24,7 @@ from fairq_utils.data import FaceData
 from fairq_utils.data.population import ATTRIBUTES
 from fairq_utils.faults import BadInput, Fault
 from fairq_utils.ledger import Run, RunRecord
+from fairq_utils.mitigation.balancing_act import MEMORY
 from fairq_utils.mitigation.constraints import CONSTRAINTS
 from fairq_utils.mitigation.coverage import pool_features, pool_losses
 from fairq_utils.mitigation.fine_tuning import OnFaces
@@ -308,9 +309,10 @@ def _tune(
     if run.method in FAIR and fp32 is not None:
         attributes = run.settings["attributes"]
         about = facts_of_faces(fp32, train, attributes)
-        constraint = CONSTRAINTS[str(FAIR[run.method].constraint)](
-            about, label_smoothing=recipe.label_smoothing
-        )
+        name = str(FAIR[run.method].constraint)
+        # A group's accuracy cannot be estimated from more answers than it has pictures.
+        options = {"memory": min(MEMORY, *about.sizes)} if name == "balancing_act" else {}
+        constraint = CONSTRAINTS[name](about, label_smoothing=recipe.label_smoothing, **options)
         objective = OnFaces(train, constraint, attributes)
     torch.manual_seed(seed)  # dropout
     history = training.fit(

@@ -16,6 +16,8 @@ from fairq_utils.mitigation.group_losses import (
     two_logits,
 )
 
+MEMORY = 40  # answers of a group from which its accuracy is estimated
+
 
 class BalancingAct(nn.Module):
     r"""Bounds on every group's excess loss of accuracy against FP32.
@@ -74,7 +76,7 @@ class BalancingAct(nn.Module):
         *,
         tolerance: float = 0.01,
         dual_rate: float = 0.1,
-        memory: int = 40,
+        memory: int = MEMORY,
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
