@@ -5,11 +5,11 @@ output channel, the loss changes, to first order, by::
 
     s_i = sum over w in channel of  dl_i/dw dw
 
-so that a group's mean loss changes by the mean of ``s_i`` over its images (as in Molchanov et al.
-2017, who score what pruning a feature map does). That term is small where a model was trained to
-make it so. The second-order term ``dw' H dw / 2``, with the empirical Fisher information ``mean of
-g_i g_i'`` in the place of the Hessian, is half the mean of ``s_i^2`` (as in Theis et al. 2018, who
-prune by it).
+so that a group's mean loss changes by the mean of ``s_i`` over its images (Molchanov et al. 2017
+rank feature maps to prune by the absolute value of such a term). It is small where a model was
+trained to make it so. The second-order term ``dw' H dw / 2``, with the empirical Fisher information
+``mean of g_i g_i'`` in the place of the Hessian, is half the mean of ``s_i^2`` (as in Theis et al.
+2018, who prune by it).
 
 All ``s_i`` come from one backward pass: a layer's output is linear in its weight, so ``s_i`` is the
 derivative of ``l_i`` by a factor ``t`` before what ``dw`` alone would add to the output, at 0.

@@ -29,10 +29,10 @@ class Quantized(nn.Module):
     weight_scale, weight_zero_point : float32 and int32, (out channels,) or (out channels, groups)
     input_scale, input_zero_point : float32 and int32 scalars (static only)
     kept_rows : int32 (R,), or None
-        Output channels whose weights have more bits; their integers and scales are of the 8-bit
-        grid, unless there are
+        Output channels whose weights have more bits; their integers and scales are those of the
+        8-bit grid.
     kept_values : float32 (R, ...), or None
-        which are these rows in float.
+        These rows, where they are kept in float instead.
     """
 
     weight_integers: Tensor
