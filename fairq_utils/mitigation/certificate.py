@@ -168,16 +168,31 @@ def plan(learnt: Table, images: int, question: Question) -> Plan:
         ),
     )
     level = question.delta
-    x, y = (_float(sides[widest[0]][group]) for group in widest[1:])
-    base = Contrast(*widest, False, _size(x, y, scale, level * WIDEST_SHARE))
+
+    def tests(times: float) -> tuple[Contrast, dict[bool, list[Contrast]]]:
+        """The widest pair, and both tests of every pair, staked for so many times the images."""
+        x, y = (_float(sides[widest[0]][group]) for group in widest[1:])
+        wide = Contrast(*widest, False, _size(x, y, times, level * WIDEST_SHARE))
+        both: dict[bool, list[Contrast]] = {True: [], False: []}
+        for rate, g, h in pairs:
+            x, y = sides[rate][g], sides[rate][h]
+            for paired, values in ((True, _flips), (False, _answer)):
+                size = _size(values(x), values(y), times, level)
+                both[paired].append(Contrast(rate, g, h, paired, size))
+        return wide, both
+
+    base, here = tests(scale)
+    if question.constrained == "gap":
+        return Plan(tuple(here[False]), base)
+    # Rates of few images lie apart by chance: apart only what is shown to be so by these alone.
+    wide, alone = tests(1.0)
+    floor = _floor(learnt, wide, question)
+    shown = [_p_value(learnt, contrast, floor, question) <= level for contrast in alone[False]]
     scaled = learnt * scale
     floor = _floor(scaled, base, question)
     contrasts = []
-    for rate, g, h in pairs:
-        x, y = sides[rate][g], sides[rate][h]
-        choices = [Contrast(rate, g, h, False, _size(_answer(x), _answer(y), scale, level))]
-        if question.constrained == "increase":
-            choices.append(Contrast(rate, g, h, True, _size(_flips(x), _flips(y), scale, level)))
+    for paired, apart, allowed in zip(here[True], here[False], shown, strict=True):
+        choices = [paired, apart] if allowed else [paired]
         expected = [_p_value(scaled, choice, floor, question) for choice in choices]
         contrasts.append(choices[int(np.argmin(expected))])
     return Plan(tuple(contrasts), base)

@@ -221,6 +221,7 @@ class FairnessAwareQuantizer:
     ----------
     certificate : Certificate or None
     report : QuantReport of the model that was returned
+    not_made : candidates that this model or these images do not allow, and why
     final_dp_gap : float
         The upper bound, at confidence 1 - delta, on what is constrained; below ``max_dp_gap``
         exactly where the model is certified.
@@ -244,6 +245,7 @@ class FairnessAwareQuantizer:
     certificate: Certificate | None = field(default=None, init=False)
     report: QuantReport | None = field(default=None, init=False)
     final_dp_gap: float = field(default=float("nan"), init=False)
+    not_made: dict[str, str] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.question = Question(
@@ -330,10 +332,21 @@ class FairnessAwareQuantizer:
         models: dict[str, nn.Module] = {FLOAT: model}
         reports: dict[str, QuantReport] = {}
         seconds: dict[str, float] = {}
+        self.not_made = {}
         for name in (name for name in CANDIDATES if name in names):
             began = time.perf_counter()
-            models[name], reports[name] = CANDIDATES[name](made)
+            try:
+                models[name], reports[name] = CANDIDATES[name](made)
+            except BadInput as error:
+                # Not every model has, say, a channel that the budget buys; others may still do.
+                self.not_made[name] = str(error)
+                continue
             seconds[name] = time.perf_counter() - began
+        if not reports:
+            raise BadInput(
+                "FairnessAwareQuantizer: no candidate could be made; "
+                + "; ".join(f"{name}: {why}" for name, why in self.not_made.items())
+            )
         learnt = answers(models, _triples([sample]), self._named, argument="sensitive_attributes")
         held_out = answers(models, rest, self._named, argument="sensitive_attributes")
         found = {
@@ -423,6 +436,13 @@ class FairnessAwareQuantizer:
                 "shuffle the images, or add some of it"
             )
         cells = pd.Categorical(crossed, categories=list(known))
+        sizes = cells.value_counts()
+        if sizes.min() < LEAST:
+            few = str(sizes.idxmin())
+            raise BadInput(
+                f"calibration_data: the group {few.replace('|', ' ')!r} has {sizes.min()} images to "
+                f"test on where {LEAST} are needed; add images of it, or leave an attribute out"
+            )
         return count(
             found.truth,
             found.predictions[name],

@@ -10,9 +10,6 @@ less buys nothing. To rank by the absolute value would keep what quantizing is p
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
-
 import pandas as pd
 from torch import nn
 
@@ -34,6 +31,7 @@ from fairq_utils.mitigation.precision import (
     preserve_layers,
 )
 from fairq_utils.mitigation.sample import Sample
+from fairq_utils.mitigation.sensitivity import group_sensitivities
 from fairq_utils.mitigation.spending import choose, choose_at_random
 from fairq_utils.quantizers.ptq import Observed
 from fairq_utils.quantizers.report import QuantReport
@@ -148,8 +146,7 @@ def _measured(
     if unit == "channels":
         table = channel_scores(seen, spec, sample, kept=bits, measure=measure)
         return reduced(table, ["layer", "channel"], "score", by, sample)
-    ablation: Any = importlib.import_module("fairq_utils.mitigation.sensitivity")
-    table = ablation.group_sensitivities(seen, [spec], sample)
+    table = group_sensitivities(seen, [spec], sample)
     return reduced(table, ["layer"], "sensitivity", by, sample)
 
 
