@@ -32,6 +32,7 @@ from fairq_utils.quantizers.ranges import (
     clipping_error,
     input_grids,
     search_ends,
+    search_pairs,
     summed_error,
 )
 
@@ -188,6 +189,11 @@ def test_turning_one_end_at_a_time_would_miss_the_least_of_the_largest_errors() 
     assert missed
 
 
+def test_an_error_of_nothing_may_be_rounded_below_nothing() -> None:
+    found = search_pairs(lambda a, b: 0 * a - 1e-17, lambda a, b: 0 * a, -1.0, 2.0)
+    assert found == (-1.0, 2.0)
+
+
 @pytest.mark.parametrize("scheme", ["affine", "symmetric"])
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_what_lies_beyond_a_grid_is_a_part_of_its_error(bits: int, scheme: str) -> None:
@@ -340,6 +346,7 @@ def test_what_is_observed_by_groups_is_quantized_like_anything_observed(
         layer = quantized.get_submodule(name)
         assert float(layer.input_scale) == pytest.approx((high - min(low, 0)) / 15, rel=1e-6)
     [pair] = seen.operations.statistics.values()
+    assert all(s.images == {"old": 4, "young": 40} for s in pair)
     scales = [(high - min(low, 0)) / 15 for low, high in (s.range("mse", 4) for s in pair)]
     assert quantized.operation_scales.tolist() == pytest.approx(scales)
     learnt = QuantSpec.parse(
@@ -418,6 +425,20 @@ def test_what_was_not_asked_for_is_refused(model: nn.Module, people: Sample) -> 
         observe_groups(model, people.take([]))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU; none was found")
+def test_cuda_agrees_with_cpu(model: nn.Module, people: Sample) -> None:
+    here = observe_groups(model, people, weighting="worst", residuals=True)
+    moved = Sample(people.images.cuda(), people.labels.cuda(), people.groups)
+    there = observe_groups(copy.deepcopy(model).cuda(), moved, weighting="worst", residuals=True)
+    for name, ends in input_ranges(here, MSE).items():
+        assert input_ranges(there, MSE)[name] == pytest.approx(ends, rel=0.02)
+    assert quantize_observed(there, MSE)[0](moved.images).is_cuda
+    features = pool_features(model.cuda(), people.images)
+    np.testing.assert_allclose(
+        features, pool_features(model.cpu(), people.images), rtol=1e-2, atol=1e-3
+    )
+
+
 # ---- who is clipped
 
 
@@ -436,6 +457,7 @@ def test_who_is_clipped_by_hand() -> None:
     assert table["clipped"].to_dict() == {"old": 0.75, "young": 0.25}
     old, young = ((9 + 25) / 100 + 16.25 / 22.25) / 2, (1 / 2 + 0) / 2
     assert table["error"].to_dict() == pytest.approx({"old": old, "young": young}, rel=0.01)
+    assert seen.statistics[""].outside(-4.01, 8.01) == {"old": 0.0, "young": 0.0}  # nor its bin
     # A symmetric grid of two bits that holds -3 to 3 has the points -6, -3, 0 and 3.
     symmetric = QuantSpec.parse("W8A2", activation_scheme="symmetric", first_last_bits=None)
     for ends in ((-1.0, 3.0), (-3.0, 1.0)):
