@@ -18,6 +18,7 @@ from fairq_utils.mitigation import control, drops
 from fairq_utils.mitigation.control import control_accuracy
 from fairq_utils.mitigation.drops import CRITERIA, Drop
 from fairq_utils.mitigation.sample import Sample, sample
+from fairq_utils.mitigation.sensitivity import group_sensitivities
 from fairq_utils.quantizers import Observed, QuantSpec, observe, quantize_observed
 
 SPEC = QuantSpec(weight_bits=2, weight_granularity="tensor", first_last_bits=8)
@@ -405,3 +406,18 @@ def test_what_cannot_be_controlled_is_refused(seen: Observed, people: Sample) ->
     broken.images[5] = torch.inf
     with pytest.raises(BadInput, match="answer about image 5 of the sample is not finite"):
         ask(sample=broken)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU; none was found")
+def test_a_model_on_a_gpu_is_controlled_there(people: Sample) -> None:
+    seen = observe(routes().cuda(), [people.images.cuda()])
+    module, report = control_accuracy(seen, SPEC, people, max_drop=0.03)
+    assert report.corrections["accuracy_control"]["reverted"] == ["2"]
+    assert torch.equal(answers(module, people.images.cuda()).cpu(), people.labels)
+    there = observe(routes(), [people.images])
+    for measure in ("output", "loss", "layer"):
+        one, two = (
+            group_sensitivities(where, [SPEC], people, measure=measure)  # type: ignore[arg-type]
+            for where in (seen, there)
+        )
+        assert np.allclose(one.sensitivity, two.sensitivity, rtol=1e-3, atol=1e-6)
