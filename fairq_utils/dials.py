@@ -150,6 +150,7 @@ def _study(params: Params, data: Data) -> Params:
         bits=dials.bits,
         kept=params.mitigation.kept,
         max_drop=params.mitigation.max_drop,
+        max_reverted=params.mitigation.max_reverted,
     )
     return params.model_copy(
         update={

@@ -260,7 +260,8 @@ class Mitigation(_Section):
     other samplers (``one_group`` once for each group), and those of
     :data:`fairq_utils.mitigation.methods.METHODS`. Those that train on do so by
     ``quantization.tuning``, beside their two controls. ``kept`` is the budget of preservation, a
-    share of the quantized model's bytes; ``max_drop`` the tolerance of accuracy control.
+    share of the quantized model's bytes; ``max_drop`` the tolerance of accuracy control, which puts
+    no more than ``max_reverted`` layers back to float.
     """
 
     samplers: Annotated[tuple[Sampler, ...], Field(min_length=1), AfterValidator(_unique)] = (
@@ -274,6 +275,7 @@ class Mitigation(_Section):
     models: Annotated[tuple[Architecture, ...], AfterValidator(_unique)] = ()
     kept: Annotated[float, Field(gt=0, le=1)] = 0.05
     max_drop: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    max_reverted: Annotated[int, Field(ge=1)] = 10
 
 
 Share = Annotated[float, Field(gt=0, le=0.5)]

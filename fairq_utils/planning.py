@@ -55,7 +55,9 @@ QUANTIZED_BY = (
             "ptq",
             "dynamic",
             "qat",
+            "kept_rows",
             "sensitivity",
+            "allocation",
             "mixed",
             "methods",
         )

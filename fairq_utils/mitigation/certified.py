@@ -440,8 +440,8 @@ class FairnessAwareQuantizer:
         if sizes.min() < LEAST:
             few = str(sizes.idxmin())
             raise BadInput(
-                f"calibration_data: the group {few.replace('|', ' ')!r} has {sizes.min()} images to "
-                f"test on where {LEAST} are needed; add images of it, or leave an attribute out"
+                f"calibration_data: the group {few.replace('|', ' ')!r} has {sizes.min()} images "
+                f"to test on where {LEAST} are needed; add images of it, or leave an attribute out"
             )
         return count(
             found.truth,

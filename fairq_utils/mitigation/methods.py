@@ -8,7 +8,7 @@ validation images, never on the test.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -40,7 +40,7 @@ class Task:
     spec : QuantSpec of plain quantization
     seen : what calibration on random images left behind
     calibration, validation : give the images of these splits, with labels and groups
-    settings : ``kept``, ``max_drop``
+    settings : ``kept``, ``max_drop``, ``max_reverted``
     seed : int
     """
 
@@ -72,7 +72,7 @@ class Method:
     make: Callable[[Task], Result] | None = None
     validates: bool = False
     constraint: str | None = None
-    settings: tuple[str, ...] = field(default=())
+    settings: tuple[str, ...] = ()
 
     @property
     def trains(self) -> bool:
@@ -95,10 +95,12 @@ def _ranges(weighting: str) -> Callable[[Task], Result]:
 
 def _preserved(unit: str, by: str) -> Callable[[Task], Result]:
     def make(task: Task) -> Result:
+        # Ablation passes over the images once for every layer; a gradient, once.
+        images = task.calibration() if unit == "layers" else task.validation()
         return preservation(
             task.seen,
             task.spec,
-            task.validation(),
+            images,
             budget=task.settings["kept"],
             unit=unit,
             by=by,
@@ -110,8 +112,6 @@ def _preserved(unit: str, by: str) -> Callable[[Task], Result]:
 
 def mixed_budget(seen: Observed, spec: QuantSpec) -> int:
     """Bytes for mixed precision: of uniform bits, or of six where uniform is eight."""
-    from dataclasses import replace
-
     width = spec.weight_bits
     if width == max(WIDTHS):
         width -= FEWER
@@ -139,6 +139,7 @@ def _controlled(criterion: str) -> Callable[[Task], Result]:
             task.spec,
             task.validation(),
             max_drop=task.settings["max_drop"],
+            max_reverted=task.settings["max_reverted"],
             criterion=criterion,  # type: ignore[arg-type]
             least=LEAST,
         )
@@ -146,23 +147,21 @@ def _controlled(criterion: str) -> Callable[[Task], Result]:
     return make
 
 
-KEPT, DROP = ("kept",), ("max_drop",)
+KEPT, DROP = ("kept",), ("max_drop", "max_reverted")
 METHODS: dict[str, Method] = {
     "ranges_mean": Method("each group's error alike", "ranges", _ranges("mean")),
     "ranges_worst": Method("worst group's error", "ranges", _ranges("worst")),
     "layers_random": Method(
-        "layers, at random", "preservation", _preserved("layers", "random"), True, None, KEPT
+        "layers, at random", "preservation", _preserved("layers", "random"), settings=KEPT
     ),
     "layers_overall": Method(
-        "layers, by everybody", "preservation", _preserved("layers", "overall"), True, None, KEPT
+        "layers, by everybody", "preservation", _preserved("layers", "overall"), settings=KEPT
     ),
     "layers_worst": Method(
         "layers, by the worst group",
         "preservation",
         _preserved("layers", "worst_group"),
-        True,
-        None,
-        KEPT,
+        settings=KEPT,
     ),
     "channels_random": Method(
         "channels, at random", "preservation", _preserved("channels", "random"), True, None, KEPT

@@ -31,7 +31,7 @@ AROUND = np.array([0.7, 1.0, 1.4])  # sizes of the stake, times the guess
 ALONE = 0.1  # weight of stakes that each group chooses without the other
 STAKES = np.array([0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 0.9])  # of those, times the largest allowed
 ALLOWED = 0.9  # of the stake that could lose everything
-NEAR, FAR = 200, 30  # cells of m within a few standard errors, and on either side of that
+NEAR, FAR = 160, 80  # cells of m within a few standard errors, and on either side of that
 REACH = 8.0  # standard errors
 
 
@@ -119,11 +119,10 @@ def _cells(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.f
         spreads.append(math.sqrt((float(counts @ VALUES**2) + 1) / (total + 1) / total))
     reach = REACH * max(spreads)
     low, high = max(min(middles) - reach, -1.0), min(max(middles) + reach, 1.0)
-    edges = np.unique(
-        np.concatenate(
-            [np.linspace(-1, low, FAR), np.linspace(low, high, NEAR), np.linspace(high, 1, FAR)]
-        )
-    )
+    # Further out the evidence grows fast, and cells may grow with the distance.
+    below = low - np.geomspace(reach / FAR, 2, FAR)
+    above = high + np.geomspace(reach / FAR, 2, FAR)
+    edges = np.unique(np.concatenate([below, np.linspace(low, high, NEAR), above]).clip(-1, 1))
     return edges[:-1], edges[1:]
 
 
