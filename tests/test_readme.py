@@ -65,4 +65,4 @@ def test_example_runs(
 
 
 def test_examples_are_found() -> None:
-    assert len(EXAMPLES) == 5
+    assert len(EXAMPLES) == 6
