@@ -16,7 +16,7 @@ from fairq_utils.mitigation.clipping import clipped
 from fairq_utils.mitigation.methods import RANGES
 from fairq_utils.mitigation.ranges import observe_groups
 from fairq_utils.mitigation.sample import Sample, sample
-from fairq_utils.mitigation_display import STATISTICS, names
+from fairq_utils.mitigation_display import STATISTICS, called, names
 from fairq_utils.models import DISPLAY_NAMES
 from fairq_utils.planning import FAIR_BY
 from fairq_utils.quantizers import QuantSpec
@@ -225,7 +225,8 @@ def glue_dials(verdicts: pd.DataFrame, prefix: str) -> None:
     ]
     glue(f"{prefix}_dials_which", "; ".join(cases) or "none")
     mended = [
-        f"{DIALS[row.dial]} ({DISPLAY_NAMES[row.architecture]}, {row.bits}): {row.removed}"
+        f"{DIALS[row.dial]} ({DISPLAY_NAMES[row.architecture]}, {row.bits}): "
+        + ", ".join(called(line) for line in row.removed.split(", "))
         for row in shown.itertuples()
         if row.removed
     ]

@@ -10,7 +10,9 @@ import pandas as pd
 import seaborn as sns
 from IPython.display import HTML
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
+from fairq_utils.dial_effects import PLAIN
 from fairq_utils.dials import LABELS as DIALS
 from fairq_utils.figures import COLOURS, finished, title
 from fairq_utils.mitigation.methods import METHODS, ONE_GROUP
@@ -31,6 +33,14 @@ SAMPLERS = {
     "core_set": "core-set",
 }
 CONTROLS = {"qat": "no constraint (QAT)", CONTROL: "no constraint, in float"}
+FAMILIES = (
+    "calibration",
+    "ranges",
+    "preservation",
+    "mixed precision",
+    "accuracy control",
+    "fine-tuning",
+)
 EVIDENCE = {"betting": "bets, any size", "normal": "z-test, asymptotic"}
 
 
@@ -38,6 +48,13 @@ def names(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
     """Family and label of each row's method."""
     found = [_name(row.method, row.sampler) for row in frame.itertuples()]
     return [family for family, _ in found], [label for _, label in found]
+
+
+def called(line: str) -> str:
+    """A mitigation of the dials in words."""
+    if line == PLAIN:
+        return "plain quantization"
+    return ": ".join(_name(line if line in METHODS else "ptq", line))
 
 
 def _name(method: str, sampler: str) -> tuple[str, str]:
@@ -59,7 +76,10 @@ def table(frame: pd.DataFrame, scope: str) -> HTML:
     """
     rows = frame[frame["scope"] == scope]
     keys = ["architecture", "method", "bits", "ranges", "sampler"]
-    first = rows[rows.statistic == STATISTICS[0]].reset_index(drop=True)
+    first = rows[rows.statistic == STATISTICS[0]]
+    place = [FAMILIES.index(family) for family in names(first)[0]]
+    order = ["architecture", "bits", "place"]
+    first = first.assign(place=place).sort_values(order, kind="stable").reset_index(drop=True)
     family, label = names(first)
     columns: dict[str, Any] = {
         "architecture": [title(a) for a in first.architecture],
@@ -83,6 +103,7 @@ def forest(frame: pd.DataFrame, statistic: str, scope: str) -> Figure:
     family, label = names(rows)
     rows = rows.assign(family=family, line=label)
     lines = list(dict.fromkeys(zip(rows.family, rows.line, strict=True)))
+    lines.sort(key=lambda line: FAMILIES.index(line[0]))
     models = list(dict.fromkeys(rows.architecture))
     bits = sorted(set(rows.bits), key=width, reverse=True)
     step = 0.8 / len(models)
@@ -158,6 +179,7 @@ def clipping(frame: pd.DataFrame, layers: int = 12) -> Figure:
     left.set_yticks(range(len(order)), order, fontsize=8)
     left.set_ylim(len(order) - 0.5, -0.5)
     left.set_xscale("symlog", linthresh=1)
+    left.xaxis.set_major_formatter(ScalarFormatter())
     left.set_xlabel("smallest to largest input (range = 1)")
     right.set_xlabel("values clipped (%)")
     figure.tight_layout()
@@ -236,7 +258,10 @@ def dial_table(verdicts: pd.DataFrame) -> HTML:
                 "noise floor": [f"±{v * 100:.1f}" for v in verdicts.floor],
                 "even world": [f"{v * 100:+.1f}" for v in verdicts.even],
                 "shown": ["yes" if value else "" for value in verdicts.shown],
-                "taken away by": verdicts.removed,
+                "taken away by": [
+                    ", ".join(called(line) for line in row.split(", ") if line)
+                    for row in verdicts.removed
+                ],
             }
         )
     )
@@ -294,6 +319,9 @@ def certificates(cells: pd.DataFrame, limit: float, delta: float) -> Figure:
         axes[1, column].axhline(100 * delta, color="firebrick", linewidth=1)
         axes[1, column].set_xlabel("held-out images")
         axes[1, column].set_xscale("log")
+        numbers = sorted(set(part.images))
+        axes[1, column].set_xticks(numbers, [f"{n:,}" for n in numbers], minor=False)
+        axes[1, column].minorticks_off()
         axes[0, column].set_ylim(-3, 103)
         axes[1, column].set_ylim(-0.2, 1.3 * 100 * delta)
     axes[0, 0].set_ylabel("certified rightly (%)")

@@ -1,0 +1,235 @@
+"""The quantizer that certifies: what it returns, what it refuses, and what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fairq_utils import FairnessAwareQuantizer, NotCertified
+from fairq_utils.faults import BadInput
+from fairq_utils.metrics import FAIRNESS, count
+from fairq_utils.metrics.answers import answers
+from fairq_utils.mitigation import certified
+from fairq_utils.quantizers.layers import Quantized
+
+
+class Net(nn.Module):
+    """A small classifier of pictures; its first channel tells the label."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(16, 2)
+        self.body = nn.Conv2d(16, 16, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.body(torch.relu(self.stem(x))))
+        out: Tensor = self.head(x.mean(dim=(2, 3)))
+        return out
+
+
+def batches(count_: int, seed: int, *, size: int = 250, **changes: Any) -> list[Any]:
+    """Batches of (images, labels, groups): two genders, two ages."""
+    generator = torch.Generator().manual_seed(seed)
+    out = []
+    for _ in range(count_ // size):
+        labels = torch.randint(2, (size,), generator=generator)
+        codes = torch.randint(2, (size, 2), generator=generator)
+        images = torch.randn(size, 3, 5, 5, generator=generator)
+        images[:, 0] += 1.6 * (labels - 0.5)[:, None, None]
+        images[:, 1] += codes[:, :1, None]
+        groups = {
+            "gender": ["f" if c else "m" for c in codes[:, 0].tolist()],
+            "age": ["old" if c else "young" for c in codes[:, 1].tolist()],
+        }
+        out.append((images, labels, {**groups, **changes}))
+    return out
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    net = Net()
+    optimizer = torch.optim.Adam(net.parameters(), 5e-3)
+    for images, labels, _ in batches(6000, 1):
+        loss = nn.functional.cross_entropy(net(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return net.eval()
+
+
+def quantizer(**options: Any) -> FairnessAwareQuantizer:
+    return FairnessAwareQuantizer(
+        **{
+            "bit_width": 8,
+            "max_dp_gap": 0.02,
+            "sensitive_attributes": ["gender"],
+            "making_images": 1000,
+            **options,
+        }
+    )
+
+
+def test_a_safe_model_is_certified(model: nn.Module) -> None:
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    asked = quantizer()
+    out = asked.quantize(model=model, calibration_data=batches(12_000, 2), fairness_constraint=True)
+    found = asked.certificate
+    assert found is not None
+    assert found.candidate == "static"  # the cheapest of those that passed
+    assert asked.final_dp_gap == found.bound < asked.max_dp_gap
+    assert sum(found.images.values()) == 11_000
+    assert any(isinstance(layer, Quantized) for layer in out.modules())
+    assert asked.report is not None
+    assert asked.report.layers["body"] == "W8A8"
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+    said = str(found)
+    for word in ("static", "95%", "11000", "f ", "m "):
+        assert word in said
+    assert {trial.outcome for trial in found.trials} <= {
+        "certified",
+        "not certified",
+        "not tested",
+    }
+
+
+def test_harm_is_that_of_the_images_it_was_tested_on(model: nn.Module) -> None:
+    data = batches(6000, 3)
+    asked = quantizer(bit_width=4, max_dp_gap=0.4, options={"first_last_bits": None})
+    out = asked.quantize(model, data)
+    found = asked.certificate
+    assert found is not None
+    rest = answers({"a": model, "b": out}, data[4:], ["gender"])
+    gap = FAIRNESS["demographic_parity_difference"]
+    table = count(
+        rest.truth,
+        rest.predictions["b"],
+        sensitive_features=rest.groups[["gender"]],
+        reference=rest.predictions["a"],
+    ).table
+    assert found.harm == pytest.approx(float(gap(table.sum(2))) - float(gap(table.sum(3))))
+
+
+def test_too_few_images_are_said_to_be_too_few(model: nn.Module) -> None:
+    asked = quantizer(bit_width=4, max_dp_gap=0.005)
+    with pytest.raises(NotCertified, match=r"about \d+ held-out images") as caught:
+        asked.quantize(model, batches(1500, 4))
+    refusal = caught.value
+    assert refusal.images_needed is not None
+    assert refusal.images_needed > 500
+    assert refusal.best(batches(250, 5)[0][0]).shape == (250, 2)
+    assert refusal.trial.bound > 0.005
+    assert asked.certificate is None
+    assert np.isnan(asked.final_dp_gap)
+
+
+def test_a_harmful_model_is_not_returned(model: nn.Module, monkeypatch: Any) -> None:
+    """A candidate that takes answers from one group alone is never certified."""
+
+    class Harmful(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.inner(x).clone()
+            logits[:, 1] -= 50.0 * (x[:, 1].mean(dim=(1, 2)) > 0.5)  # mostly women
+            return logits
+
+    static = certified.CANDIDATES["static"]
+
+    def harmful(made: certified.Making) -> certified.Result:
+        module, report = static(made)
+        return Harmful(module), report
+
+    monkeypatch.setitem(certified.CANDIDATES, "static", harmful)
+    asked = quantizer(candidates=["static"])
+    with pytest.raises(NotCertified, match="more images would not help") as caught:
+        asked.quantize(model, batches(6000, 6))
+    assert caught.value.images_needed is None
+    with_others = quantizer(candidates=["static", "balanced calibration"])
+    with_others.quantize(model, batches(12_000, 6))
+    assert with_others.certificate is not None
+    assert with_others.certificate.candidate == "balanced calibration"
+    # Without the constraint it is returned, and its bound says what it does.
+    free = quantizer()
+    free.quantize(model, batches(6000, 6), fairness_constraint=False)
+    assert free.certificate is None
+    assert free.final_dp_gap > free.max_dp_gap
+
+
+def test_every_candidate_can_be_made(model: nn.Module) -> None:
+    asked = quantizer(bit_width=4, max_dp_gap=0.5, options={"first_last_bits": None})
+    asked.quantize(model, batches(4000, 7), train_data=batches(1000, 8))
+    assert asked.certificate is not None
+    assert {trial.name for trial in asked.certificate.trials} == set(certified.CANDIDATES)
+    assert asked.not_made == {}
+
+
+def test_a_candidate_that_cannot_be_made_is_named(model: nn.Module) -> None:
+    asked = quantizer(max_dp_gap=0.4)
+    small = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+    asked.quantize(small, batches(3000, 9))
+    assert "preserved channels" in asked.not_made
+    assert asked.certificate is not None
+
+
+def test_images_are_streamed_once(model: nn.Module) -> None:
+    taken = []
+
+    def once() -> Iterator[Any]:
+        for number, batch in enumerate(batches(4000, 10)):
+            taken.append(number)
+            yield batch
+
+    asked = quantizer(max_dp_gap=0.3)
+    asked.quantize(model, once())
+    assert taken == list(range(16))
+    other = quantizer(max_dp_gap=0.3)
+    other.quantize(model, batches(1000, 10), certification_data=batches(3000, 11))
+    assert other.certificate is not None
+    assert sum(other.certificate.images.values()) == 3000
+
+
+@pytest.mark.parametrize(
+    ("options", "data", "said"),
+    [
+        ({"sensitive_attributes": ["race"]}, {}, "race"),
+        ({"bit_width": "W8"}, {}, "static inputs"),
+        ({"candidates": ["hope"]}, {}, "'hope' is not one of static"),
+        ({"candidates": ["fine-tuned"]}, {}, "learns from train_data"),
+        ({"sensitive_attributes": []}, {}, "at least one attribute"),
+        ({"max_dp_gap": 2}, {}, "limit: 2"),
+        ({}, {"gender": ["f"] * 250}, "there is nothing to compare"),
+        ({}, {"gender": ["f"] * 248 + ["m"] * 2}, "the group 'm' of gender has 8 images where 20"),
+        ({"making_images": 5000}, {}, "none are left to test"),
+    ],
+)
+def test_bad_input_is_refused_with_a_sentence(model, options, data, said) -> None:
+    with pytest.raises(BadInput, match=said):
+        quantizer(**options).quantize(model, batches(2000, 12, **data))
+
+
+def test_groups_that_calibration_never_saw(model: nn.Module) -> None:
+    first, later = batches(1000, 13), batches(1000, 14)
+    for _, _, groups in later:
+        groups["gender"][:30] = ["x"] * 30
+    with pytest.raises(BadInput, match="the group 'x' is among the images"):
+        quantizer(making_images=1000).quantize(model, first + later)
+    for _, _, groups in later:
+        groups["gender"] = ["f"] * 250
+    with pytest.raises(BadInput, match="'m' has 0 images to test on"):
+        quantizer(making_images=1000).quantize(model, first + later)
+
+
+def test_labels_other_than_two_are_refused(model: nn.Module) -> None:
+    data = batches(2000, 15)
+    data[0][1][0] = 2
+    with pytest.raises(BadInput, match="label 2 is neither 0 nor 1"):
+        quantizer().quantize(model, data)

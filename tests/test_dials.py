@@ -1,0 +1,250 @@
+"""Dials: one thing is turned, all else stays; and what is measured of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fairq_utils import dial_effects, mitigation_chapter, planning
+from fairq_utils.data.population import GroupDials, Population, demographics, draw
+from fairq_utils.dials import attribute_of, worlds
+from fairq_utils.ledger import Ledger, Run, RunRecord
+from fairq_utils.params import Params, ParamsError, load_params
+from fairq_utils.resources import population
+
+ROOT = Path(__file__).resolve().parents[1]
+N = np.arange(4000)
+
+
+@pytest.fixture(scope="module")
+def params() -> Params:
+    return load_params(ROOT / "params" / "default.yaml")
+
+
+def turned(params: Params, dial: str) -> Params:
+    return next(world.params for world in worlds(params) if world.dial == dial)
+
+
+def women(params: Params, split: str) -> tuple[float, float, float]:
+    """Share of women, and share of smiles among women and among men."""
+    target, groups = demographics(population(params, split), split, N)
+    inside = (groups.gender == "female").to_numpy()
+    return inside.mean(), target[inside].mean(), target[~inside].mean()
+
+
+def test_the_even_world_is_even(params: Params) -> None:
+    for split in ("train", "calibration", "validation", "test"):
+        assert women(turned(params, ""), split) == pytest.approx((0.5, 0.5, 0.5), abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("dial", "splits"),
+    [
+        ("training_share", {"train"}),
+        ("calibration_share", {"calibration"}),
+        ("base_rate", {"train", "calibration", "validation", "test"}),
+        ("light", set()),
+    ],
+)
+def test_a_dial_turns_its_splits_alone(params: Params, dial: str, splits: set[str]) -> None:
+    found = turned(params, dial)
+    for split in ("train", "calibration", "validation", "test"):
+        share, of_women, of_men = women(found, split)
+        if split in splits and dial == "base_rate":
+            assert (of_women, of_men) == pytest.approx((0.7, 0.3), abs=0.03)
+        elif split in splits:
+            assert share == pytest.approx(0.05, abs=0.01)
+        else:
+            assert (share, of_women, of_men) == pytest.approx((0.5, 0.5, 0.5), abs=0.03)
+
+
+def look(dials: dict[str, GroupDials]) -> Any:
+    who = Population(of_group=dials)
+    return draw(who, "test", np.arange(64), ["a", "b"])
+
+
+def test_light_and_reflectance_touch_the_group_alone() -> None:
+    plain, dim = look({}), look({"female": GroupDials(light=0.25, reflectance=0.5)})
+    inside = (plain.groups.gender == "female").to_numpy()
+    for name, factor in (("light_colour", 0.25), ("ambient", 0.25), ("skin", 0.5), ("lip", 0.5)):
+        np.testing.assert_allclose(dim.look[name][inside], factor * plain.look[name][inside])
+        np.testing.assert_array_equal(dim.look[name][~inside], plain.look[name][~inside])
+    for name in set(plain.look) - {"light_colour", "ambient", "skin", "lip"}:
+        np.testing.assert_array_equal(dim.look[name], plain.look[name])
+    np.testing.assert_array_equal(dim.smile, plain.smile)
+
+
+def test_ambiguity_is_the_groups_own() -> None:
+    plain, hard = look({}), look({"old": GroupDials(difficulty=3.0)})
+    inside = (plain.groups.age == "old").to_numpy()
+    np.testing.assert_array_equal(hard.smile[~inside], plain.smile[~inside])
+    doubt = np.abs(hard.smile - 0.5)[inside].mean()
+    assert (hard.smile != plain.smile)[inside].all()
+    assert doubt < np.abs(plain.smile - 0.5)[inside].mean()
+
+
+def test_two_groups_of_one_person_both_count() -> None:
+    both = look({"female": GroupDials(light=0.5), "old": GroupDials(light=0.5, difficulty=2.0)})
+    one = look({"female": GroupDials(light=0.5)})
+    old = (one.groups.age == "old").to_numpy()
+    ratio = both.look["ambient"] / one.look["ambient"]
+    np.testing.assert_allclose(ratio, np.where(old, 0.5, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: GroupDials(light=0), "light: 0"),
+        (lambda: GroupDials(reflectance=2.5), "reflectance: 2.5"),
+        (lambda: GroupDials(difficulty=4), "difficulty: 4"),
+        (lambda: Population(of_group={"tall": GroupDials()}), "'tall' is not one of female"),
+    ],
+)
+def test_impossible_dials_are_refused(make: Callable[[], object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("dials.models", ["vit_small"], "dials.models: 'vit_small' has no recipe"),
+        ("dials.training_share", [0.7], "training_share"),
+        ("dials.group", "tall", "dials.group"),
+        ("data.of_group", {"tall": {"light": 0.5}}, "of_group"),
+        ("data.joint_of", {"train": {"female|old|1": 1}}, "joint_of.train: 'female|old|0'"),
+        ("mitigation.methods", ["hope"], "mitigation.methods"),
+        ("quantization.tuning", {"images": 10_000}, "tuning.images: 10000 is more than the 600"),
+    ],
+)
+def test_params_refuse_what_cannot_be(key: str, value: object, said: str) -> None:
+    with pytest.raises(ParamsError, match=said):
+        load_params(ROOT / "params" / "smoke.yaml", {key: value})
+
+
+def test_a_group_that_nobody_shows_cannot_be_constrained() -> None:
+    params = load_params(
+        ROOT / "params" / "smoke.yaml",
+        {
+            "data.joint": dict.fromkeys(planning_cells(), 1.0)
+            | {"female|old|0": 1e-9, "female|old|1": 1e-9},
+            "data.joint_of": {"test": "celeba", "calibration": "celeba"},
+        },
+    )
+    with pytest.raises(ParamsError, match=r"tuning.images: the first 128 .* 'female old'"):
+        planning.check(params)
+
+
+def planning_cells() -> list[str]:
+    from fairq_utils.params import CELLS
+
+    return list(CELLS)
+
+
+def test_worlds_share_what_a_dial_does_not_touch(params: Params) -> None:
+    """Turning the calibration trains nothing anew."""
+
+    def trained(dial: str) -> set[str]:
+        found = planning.plan(turned(params, dial))
+        return {run.key for run in found if run.method == "fp32"}
+
+    assert trained("calibration_share") == trained("")
+    for dial in ("training_share", "base_rate", "light", "reflectance", "ambiguity"):
+        assert not trained(dial) & trained("")
+
+
+def test_every_level_is_planned_and_the_group_is_one_attribute(params: Params) -> None:
+    found = worlds(params)
+    assert found[0].dial == ""
+    assert len(found) == 7
+    assert attribute_of(params.dials) == "gender"
+    for world in found:
+        planning.check(world.params)
+        assert world.params.analysis.attributes == ("gender",)
+        methods = {run.method for run in planning.plan(world.params)}
+        assert methods == {"fp32", "ptq", "ranges_worst"}
+    none = params.model_copy(update={"dials": type(params.dials)()})
+    assert worlds(none) == []
+
+
+def record(run: Run, answers: np.ndarray[Any, Any], who: np.ndarray[Any, Any]) -> RunRecord:
+    """Men first half, women second; everybody smiles."""
+    names = ("female", "male")
+    cells = np.where(who, 1, 3)
+    counts = np.zeros((2, 2, 2, 2), np.int64)
+    return RunRecord(
+        run=run,
+        attributes=("gender",),
+        groups=names,
+        counts=counts,
+        scores=np.where(answers, 1, -1).astype(np.float16),
+        cells=cells.astype(np.int16),
+        size_bytes=1,
+        seconds=0.0,
+        measures={},
+        provenance={},
+        report={},
+    )
+
+
+def test_harm_is_signed_and_belongs_to_the_group(params: Params, tmp_path: Path) -> None:
+    """Quantization takes 40 of 200 women's right answers and 10 of 200 men's: 15 points."""
+    one = params.model_copy(
+        update={
+            "dials": params.dials.model_copy(
+                update={
+                    "models": ("squeezenet1_1",),
+                    "bits": ("W4A4",),
+                    "methods": ("group_balanced",),
+                    "training_share": (),
+                    "base_rate": (),
+                    "light": (),
+                    "reflectance": (),
+                    "ambiguity": (),
+                    "calibration_share": (0.05,),
+                }
+            )
+        }
+    )
+    store = Ledger(str(tmp_path))
+    store.prepare()
+    women_ = np.arange(400) < 200
+    right = np.ones(400, bool)
+    plain, mended = right.copy(), right.copy()
+    plain[:40] = plain[200:210] = False
+    mended[:10] = mended[200:210] = False
+    found = worlds(one)
+    for world in found:
+        for run in planning.plan(world.params):
+            answers = {"fp32": right}.get(run.method, plain if run.sampler == "random" else mended)
+            store.write(record(run, answers, women_))
+    frame = dial_effects.harms(found, store, one)
+    behind = frame[(frame.statistic == "behind") & (frame.dial == "calibration_share")]
+    by_line = behind.set_index("line")
+    assert by_line.change["plain"] == pytest.approx(0.15)
+    assert by_line.low["plain"] > 0
+    assert by_line.change["group_balanced"] == pytest.approx(0.0)
+    assert by_line.mended["group_balanced"] == pytest.approx(-0.15)
+    verdicts = mitigation_chapter.dial_verdicts(frame)
+    assert len(verdicts) == 1
+    assert bool(verdicts.shown.item())
+    assert verdicts.removed.item() == "group_balanced"
+    weaker = frame.assign(mended=np.where(frame.mended < 0, -0.05, frame.mended))
+    assert mitigation_chapter.dial_verdicts(weaker).removed.item() == ""
+    assert isinstance(verdicts, pd.DataFrame)
+
+
+def test_men_can_be_dialled_too(params: Params) -> None:
+    other = params.model_copy(update={"dials": params.dials.model_copy(update={"group": "male"})})
+    table = np.zeros((2, 2, 2))
+    table[0, 1] = [0, 100]  # women: all right
+    table[1, 1] = [20, 80]
+    assert dial_effects.statistics(params)["behind"](table) == pytest.approx(-0.2)
+    assert dial_effects.statistics(other)["behind"](table) == pytest.approx(0.2)
+    assert replace(GroupDials(), light=0.5).light == 0.5
