@@ -123,6 +123,10 @@ def glue_methods(frame: pd.DataFrame, scope: str, prefix: str, margin: float) ->
     margin : within which a change counts as none
     """
     for name in STATISTICS:
+        if frame.empty:
+            for count in ("compared", "better", "worse"):
+                glue(f"{prefix}_{name.removesuffix('_difference')}_{count}", 0)
+            continue
         rows = judged(of(frame, name, scope))
         better = -1 if name.endswith("difference") else 1
         short = name.removesuffix("_difference")
@@ -130,6 +134,8 @@ def glue_methods(frame: pd.DataFrame, scope: str, prefix: str, margin: float) ->
         glue(f"{prefix}_{short}_better", int((rows.shown & (better * rows.change > 0)).sum()))
         glue(f"{prefix}_{short}_worse", int((rows.shown & (better * rows.change < 0)).sum()))
         glue(f"{prefix}_{short}_which", _which(rows[rows.shown & (better * rows.change > 0)]))
+    if frame.empty:
+        return
     rows = of(frame, PARITY, scope)
     glue(f"{prefix}_seeds", int(rows.seeds.max()))
     glue(f"{prefix}_none", int(((rows.low > -margin) & (rows.high < margin)).sum()))
@@ -188,6 +194,8 @@ def dial_verdicts(frame: pd.DataFrame, statistic: str = "behind") -> pd.DataFram
         no dial is turned), and ``removed``: mitigations that take away more than half of a shown
         harm, beyond their own floor.
     """
+    if frame.empty:
+        return frame
     rows = frame[frame.statistic == statistic]
     key = ["architecture", "bits"]
     even = rows[(rows.dial == "") & (rows.line == dial_effects.PLAIN)].set_index(key).change
@@ -215,6 +223,12 @@ def dial_verdicts(frame: pd.DataFrame, statistic: str = "behind") -> pd.DataFram
 
 def glue_dials(verdicts: pd.DataFrame, prefix: str) -> None:
     """Glue which dials were shown to make a disparity, and what removed it."""
+    if verdicts.empty:
+        for name in ("dials", "dials_shown"):
+            glue(f"{prefix}_{name}", 0)
+        for name in ("dials_which", "dials_removed"):
+            glue(f"{prefix}_{name}", "none")
+        return
     glue(f"{prefix}_dials", len(verdicts))
     glue(f"{prefix}_dials_shown", int(verdicts.shown.sum()))
     shown = verdicts[verdicts.shown]
@@ -246,6 +260,6 @@ def glue_certificates(found: dict[str, Any]) -> pd.DataFrame:
     return cells
 
 
-def bits_of(frame: pd.DataFrame) -> str:
-    """The fewest bits of a frame."""
-    return str(min(set(frame.bits), key=width))
+def fewest_bits(chapter: Chapter) -> str:
+    """The fewest bits at which methods are compared."""
+    return min(chapter.params.mitigation.bits, key=width)

@@ -67,6 +67,15 @@ def _name(method: str, sampler: str) -> tuple[str, str]:
     return "calibration", SAMPLERS[sampler]
 
 
+NOTHING = "This study names no mitigation.methods, so there is nothing to compare."
+UNTURNED = "This study names no dials.models, so no dial was turned."
+
+
+def note(text: str) -> HTML:
+    """A sentence in the place of a figure or table."""
+    return HTML(f"<p><em>{text}</em></p>")
+
+
 def table(frame: pd.DataFrame, scope: str) -> HTML:
     """Every method against plain quantization: changes with intervals and floors, and costs.
 
@@ -74,6 +83,8 @@ def table(frame: pd.DataFrame, scope: str) -> HTML:
     ----------
     frame : of :func:`fairq_utils.effects.against_plain`
     """
+    if frame.empty:
+        return note(NOTHING)
     rows = frame[frame["scope"] == scope]
     keys = ["architecture", "method", "bits", "ranges", "sampler"]
     first = rows[rows.statistic == STATISTICS[0]]
@@ -97,8 +108,10 @@ def table(frame: pd.DataFrame, scope: str) -> HTML:
     return shown(pd.DataFrame(columns))
 
 
-def forest(frame: pd.DataFrame, statistic: str, scope: str) -> Figure:
+def forest(frame: pd.DataFrame, statistic: str, scope: str) -> Figure | HTML:
     """Each method's change against plain quantization, over its noise floor; a panel per bits."""
+    if frame.empty:
+        return note(NOTHING)
     rows = frame[(frame.statistic == statistic) & (frame["scope"] == scope)].reset_index(drop=True)
     family, label = names(rows)
     rows = rows.assign(family=family, line=label)
@@ -187,13 +200,15 @@ def clipping(frame: pd.DataFrame, layers: int = 12) -> Figure:
     return finished(figure)
 
 
-def dials(frame: pd.DataFrame, statistic: str) -> Figure:
+def dials(frame: pd.DataFrame, statistic: str) -> Figure | HTML:
     """The group's disadvantage under quantization, over the level of each dial.
 
     Parameters
     ----------
     frame : of :func:`fairq_utils.dial_effects.harms`
     """
+    if frame.empty:
+        return note(UNTURNED)
     rows = frame[frame.statistic == statistic]
     turned = [dial for dial in dict.fromkeys(rows.dial) if dial]
     bits = sorted(set(rows.bits), key=width, reverse=True)
@@ -246,6 +261,8 @@ def dial_table(verdicts: pd.DataFrame) -> HTML:
     ----------
     verdicts : of :func:`fairq_utils.mitigation_chapter.dial_verdicts`
     """
+    if verdicts.empty:
+        return note(UNTURNED)
     return shown(
         pd.DataFrame(
             {

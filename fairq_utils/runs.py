@@ -273,7 +273,7 @@ def _task(
         model,
         spec,
         seen,
-        partial(_sample, pool.take(_rows(run, pool, model)), attributes),
+        partial(_sample, pool.take(calibration_rows(run, pool, model)), attributes),
         partial(_sample, data.subset("validation"), attributes),
         run.settings,
         int(run.calibration_seed or 0),
@@ -349,7 +349,7 @@ def known(method: str) -> Method | FairMethod:
     return FAIR[method] if method in FAIR else METHODS[method]
 
 
-def _rows(run: Run, pool: FaceData, model: torch.nn.Module) -> NDArray[np.int64]:
+def calibration_rows(run: Run, pool: FaceData, model: torch.nn.Module) -> NDArray[np.int64]:
     """Rows of the calibration pool that a run is calibrated on."""
     sampler = str(run.sampler)
     options: dict[str, Any] = {}
@@ -378,7 +378,7 @@ def _observed(runs: Sequence[Run], model: torch.nn.Module, data: FaceData) -> Ob
     if first.sampler is None:  # the control: nothing is calibrated, batch norms are folded
         example = models.normalize(data.subset("train").images[:8])
         return observe(model, [example])
-    rows = _rows(first, pool, model)
+    rows = calibration_rows(first, pool, model)
     images = pool.images[torch.from_numpy(rows)]
     batches = (models.normalize(images[i : i + 64]) for i in range(0, len(images), 64))
     specs = [_spec(run) for run in runs]

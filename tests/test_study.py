@@ -381,7 +381,7 @@ def test_what_training_on_does_is_in_the_ledger(params: Params) -> None:
     tuned = [r for r in runs if r.run.method in ("qat", "control")]
     assert len(tuned) == 4
     for record in tuned:
-        assert record.run.settings == {"epochs": 1, "rate": 0.1}
+        assert record.run.settings == {"epochs": 1, "rate": 0.1, "images": None}
         assert np.isfinite(record.measures["loss_1"])
     qat, control = tuned[0], tuned[1]
     assert qat.size_bytes < control.size_bytes / 3

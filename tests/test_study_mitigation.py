@@ -1,0 +1,269 @@
+"""Every method that minds groups, in a study: planned, run, compared with plain, recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from fairq_utils import (
+    chapters,
+    effects,
+    mitigation_chapter,
+    mitigation_display,
+    planning,
+    recorded,
+    resources,
+    runs,
+    study,
+)
+from fairq_utils.calibration import SAMPLERS
+from fairq_utils.ledger import RunRecord
+from fairq_utils.mitigation.methods import METHODS
+from fairq_utils.mitigation.simulation import rates
+from fairq_utils.params import CELLS, Fair, Params, load_params
+from fairq_utils.quantizers.methods import CONTROL
+
+NAMES = get_args(Fair)
+SCOPE = "gender x age"
+
+
+@pytest.fixture(scope="module")
+def params(tmp_path_factory: pytest.TempPathFactory) -> Params:
+    """A study of all methods, which has run once; groups are even, so that each can be drawn."""
+    folder = tmp_path_factory.mktemp("minding")
+    path = folder / "minding.yaml"
+    path.write_text("{}")
+    found = load_params(
+        path,
+        {
+            "name": "minding",
+            "data": {
+                "size": 32,
+                "train": 64,
+                "calibration": 240,
+                "validation": 120,
+                "test": 160,
+                "joint": dict.fromkeys(CELLS, 1.0),
+                "race": {"african": 1, "asian": 1, "caucasian": 1},
+            },
+            "training.models": {
+                "squeezenet1_1": {"epochs": 1, "learning_rate": 0.0003, "batch_size": 16}
+            },
+            "training.seeds": [0, 1],
+            "quantization": {
+                "bits": ["W4A4"],
+                "ranges": ["mse"],
+                "methods": ["ptq"],
+                "calibration_images": 16,
+                "tuning": {"images": 64},
+            },
+            "mitigation": {"methods": list(NAMES), "bits": ["W4A4"], "max_reverted": 2},
+            "analysis.replicates": 100,
+        },
+    )
+    study.execute(found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def records(params: Params) -> list[RunRecord]:
+    return effects.records(resources.ledger(params), params)
+
+
+def of_method(records: list[RunRecord], name: str, seed: int = 0) -> RunRecord:
+    return next(r for r in records if r.run.method == name and r.run.training["seed"] == seed)
+
+
+def test_every_name_of_a_params_file_is_a_method_or_a_sampler() -> None:
+    assert set(NAMES) == set(METHODS) | (set(SAMPLERS) - {"random"})
+
+
+def test_the_plan_has_every_method_once(params: Params, records: list[RunRecord]) -> None:
+    planned = planning.plan(params)
+    assert len(records) == len(planned) == len({run.key for run in planned})
+    of_one = [run for run in planned if run.training["seed"] == 0]
+    samplers = {run.sampler for run in of_one if run.method == "ptq"}
+    groups = {f"one_group={g} {a}" for g in ("female", "male") for a in ("old", "young")}
+    assert samplers == (set(SAMPLERS) - {"one_group"}) | groups
+    assert {run.method for run in of_one} == {"fp32", "ptq", "qat", CONTROL, *METHODS}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_leaves_what_it_did(records: list[RunRecord], name: str) -> None:
+    record = of_method(records, name)
+    plain = next(r for r in records if r.run.method == "ptq" and r.run.sampler == "random")
+    assert record.counts.sum() == 160
+    assert record.report["layers"]
+    family = METHODS[name].family
+    if family == "preservation":
+        notes = record.report["corrections"]
+        assert notes["preservation"]["by"] in ("random", "overall", "worst_group")
+        assert plain.size_bytes < record.size_bytes <= 1.05 * plain.size_bytes
+    elif family == "mixed precision":
+        assert record.size_bytes <= plain.size_bytes
+        assert len(set(record.report["layers"].values())) > 1
+    elif family == "accuracy control":
+        assert record.report["corrections"]["accuracy_control"]["tolerance"] == 0.01
+    elif family == "fine-tuning":
+        assert np.isfinite(record.measures["loss_1"])
+        assert record.run.settings["images"] == 64
+        assert record.size_bytes == plain.size_bytes
+    assert record.measures["quantize_seconds"] > 0
+
+
+def test_constraints_train_otherwise_than_their_control(records: list[RunRecord]) -> None:
+    losses = {
+        name: of_method(records, name).measures["loss_1"]
+        for name in ("qat", "qat_parity", "qat_odds", "qat_group_dro")
+    }
+    assert len(set(losses.values())) == len(losses)
+
+
+def test_samplers_calibrate_on_whom_they_say(params: Params, records: list[RunRecord]) -> None:
+    data = resources.faces(params)
+    pool = data.subset("calibration")
+    model = runs.trained(params, "squeezenet1_1", planning.baseline_of(records[0].run).key)
+    cells = pool.groups.gender.astype(str) + " " + pool.groups.age.astype(str)
+    rows = {
+        str(r.run.sampler): runs.calibration_rows(r.run, pool, model)
+        for r in records
+        if r.run.method == "ptq" and r.run.training["seed"] == 0
+    }
+    for sampler, found in rows.items():
+        assert len(set(found)) == 16, sampler
+    assert set(cells.iloc[rows["one_group=male old"]]) == {"male old"}
+    assert len(set(cells.iloc[rows["worst_group"]])) == 1
+    for sampler in ("group_balanced", "matched"):
+        assert cells.iloc[rows[sampler]].value_counts().tolist() == [4, 4, 4, 4]
+    races = pool.groups.race.iloc[rows["intersection_balanced"]].value_counts()
+    assert races.max() - races.min() <= 4
+    assert pool.target[rows["label_balanced"]].sum() == 8
+
+
+def test_methods_are_paired_with_plain_of_the_same_seed(
+    params: Params, records: list[RunRecord]
+) -> None:
+    frame = effects.against_plain(records, params)
+    rows = frame[(frame.statistic == "accuracy") & (frame["scope"] == SCOPE)]
+    assert (rows.seeds == 2).all()
+    assert set(rows.method) == {"ptq", "qat", CONTROL, *METHODS}
+    assert len(rows) == len(set(zip(rows.method, rows.sampler, strict=True)))
+    assert "random" not in set(rows[rows.method == "ptq"].sampler)
+    accuracy = {
+        (r.run.method, r.run.sampler, r.run.training["seed"]): float(
+            np.mean((r.scores > 0) == (r.cells % 2 == 1))
+        )
+        for r in records
+    }
+    plain = np.mean([accuracy["ptq", "random", seed] for seed in (0, 1)])
+    fp32 = np.mean([accuracy["fp32", None, seed] for seed in (0, 1)])
+    for name, sampler in (("mixed_worst", "random"), ("ptq", "core_set"), (CONTROL, None)):
+        row = rows[(rows.method == name) & (rows.sampler == (sampler or ""))].iloc[0]
+        mine = np.mean([accuracy[name, sampler, seed] for seed in (0, 1)])
+        assert row.change == pytest.approx(mine - plain)
+        assert row.harm == pytest.approx(mine - fp32)
+        assert row.harm_plain == pytest.approx(plain - fp32)
+        assert row.bits == "W4A4"
+    sizes = {r.run.method: r.size_bytes for r in records if r.run.sampler in ("random", None)}
+    row = rows[rows.method == "channels_worst"].iloc[0]
+    assert (row.bytes, row.bytes_plain) == (sizes["channels_worst"], sizes["ptq"])
+    assert row.seconds > row.seconds_plain > 0
+
+
+def test_seeds_alone_make_a_difference(params: Params, records: list[RunRecord]) -> None:
+    found = effects.between_seeds(records, params)
+    row = found[(found.statistic == "accuracy") & (found["scope"] == SCOPE)].iloc[0]
+    scores = [r for r in records if r.run.method == "fp32"]
+    right = [np.mean((r.scores > 0) == (r.cells % 2 == 1)) for r in scores]
+    assert row.largest == pytest.approx(abs(right[1] - right[0]))
+    assert row.pairs == 1
+    assert effects.between_seeds(records[:1], params).empty
+
+
+@pytest.fixture
+def glued(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, float | str]]:
+    kept: dict[str, float | str] = {}
+    monkeypatch.setattr(mitigation_chapter, "glue", kept.__setitem__)
+    yield kept
+
+
+def test_recorded_tables_are_read_as_they_were_written(
+    params: Params, records: list[RunRecord], tmp_path: Path, glued: dict[str, float | str]
+) -> None:
+    names = [path.name for path in recorded.record(params, tmp_path)]
+    assert names[3:] == ["minding_methods.csv", "minding_seeds.csv"]
+    frame = recorded.read_part("minding", "methods", tmp_path)
+    direct = effects.against_plain(records, params)
+    direct = direct[(direct["scope"] == SCOPE) & direct.statistic.isin(recorded.KEPT)]
+    direct = direct.reset_index(drop=True)
+    assert frame.method.tolist() == direct.method.tolist()
+    assert frame.sampler.tolist() == direct.sampler.tolist()
+    np.testing.assert_allclose(frame.change, direct.change, atol=1e-6)
+    mitigation_chapter.glue_methods(frame, SCOPE, "x", 0.01)
+    assert glued["x_worst_group_accuracy_compared"] == len(frame) / len(recorded.KEPT)
+    assert glued["x_seeds"] == 2
+    assert "networks" in str(glued["x_balanced_W4A4_says"]) or "nothing" in str(
+        glued["x_balanced_W4A4_says"]
+    )
+    with pytest.raises(recorded.RecordError, match=r"fairq record --params params/other.yaml"):
+        recorded.read_part("other", "dials", tmp_path)
+
+
+def test_pictures_and_tables_are_drawn(params: Params, records: list[RunRecord]) -> None:
+    frame = effects.against_plain(records, params)
+    assert isinstance(mitigation_display.forest(frame, "worst_group_accuracy", SCOPE), Figure)
+    text = mitigation_display.table(frame, SCOPE).data
+    for method in METHODS.values():
+        assert method.label in text
+    assert "female old only" in text
+    chapter = chapters.Chapter(params, resources.ledger(params))
+    clipped = mitigation_chapter.clipping(chapter, "W4A4")
+    assert set(clipped.group) == {"female old", "female young", "male old", "male young"}
+    assert ((clipped.range_low >= clipped.low.min()) & (clipped.clipped < 0.5)).all()
+    assert isinstance(mitigation_display.clipping(clipped), Figure)
+    seeds = effects.between_seeds(records, params)
+    assert "Worst-group accuracy" in mitigation_display.seeds(seeds[seeds["scope"] == SCOPE]).data
+
+
+def test_a_study_without_methods_says_so(glued: dict[str, float | str]) -> None:
+    none = pd.DataFrame(columns=["scope", "statistic"])
+    assert "no mitigation.methods" in str(mitigation_display.table(none, SCOPE).data)
+    assert "no mitigation.methods" in str(mitigation_display.forest(none, "accuracy", SCOPE).data)
+    assert "no dial was turned" in str(mitigation_display.dials(none, "behind").data)
+    assert "no dial was turned" in str(mitigation_display.dial_table(none).data)
+    mitigation_chapter.glue_methods(none, SCOPE, "x", 0.01)
+    assert glued["x_demographic_parity_better"] == 0
+
+
+def test_balance_in_words() -> None:
+    rows = pd.DataFrame(
+        {
+            "change": [-0.02, 0.001],
+            "low": [-0.03, -0.01],
+            "high": [-0.01, 0.01],
+            "floor": [0.01, 0.01],
+        }
+    )
+    assert mitigation_chapter._balance(rows) == "narrows the gap on 1 of 2 networks"
+    assert mitigation_chapter._balance(rows.iloc[1:]).startswith("gives nothing")
+    both = pd.concat([rows, rows.iloc[:1] * -1]).assign(floor=0.01)
+    both.loc[both.change > 0.01, ["low", "high"]] = [0.01, 0.03]
+    assert "and widens it on 1" in mitigation_chapter._balance(both)
+
+
+def test_certificates_are_drawn(glued: dict[str, float | str]) -> None:
+    cells = rates(images=(300,), flips=(0.01,), draws=2)
+    assert set(cells.candidates) == {1, 4}
+    kept = cells.astype(object).where(cells.notna(), None).to_dict("records")
+    found = {"cells": kept, "draws": 2, "delta": 0.05, "limit": 0.01, "wrong_most": 0.0}
+    read = mitigation_chapter.glue_certificates(found)
+    pd.testing.assert_series_equal(read.wrong, cells.wrong)
+    assert isinstance(mitigation_display.certificates(read, 0.01, 0.05), Figure)
+    assert "several in sequence" in mitigation_display.certificate_table(read).data
+    assert glued["certificate_delta"] == 5
