@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,12 @@ from fairq_utils.chapters import POINT, Chapter, glue, of
 from fairq_utils.dials import LABELS as DIALS
 from fairq_utils.dials import worlds
 from fairq_utils.fingerprint import code_version, fingerprint
+from fairq_utils.mitigation.certificate import EVIDENCE, Question
 from fairq_utils.mitigation.clipping import clipped
 from fairq_utils.mitigation.methods import RANGES
 from fairq_utils.mitigation.ranges import observe_groups
 from fairq_utils.mitigation.sample import Sample, sample
+from fairq_utils.mitigation.simulation import needed
 from fairq_utils.mitigation_display import STATISTICS, called, names
 from fairq_utils.models import DISPLAY_NAMES
 from fairq_utils.planning import FAIR_BY
@@ -257,6 +260,17 @@ def glue_certificates(found: dict[str, Any]) -> pd.DataFrame:
     glue("certificate_limit", found["limit"] / POINT)
     glue("certificate_wrong_most", 100 * found["wrong_most"])
     glue("certificate_candidates", int(cells.candidates.max()))
+    flips = float(cells.flips.min())
+    asked = Question(found["metric"], found["limit"], found["delta"])
+    by_bets, by_z = (
+        needed(flips, replace(asked, evidence=name))  # type: ignore[arg-type]
+        for name in EVIDENCE
+    )
+    if by_bets is None or by_z is None:
+        raise ValueError(f"certificate: no number of images certifies {flips:.0%} flips")
+    glue("certificate_flips", 100 * flips)
+    glue("certificate_needed", by_bets)
+    glue("certificate_price", by_bets / by_z)
     return cells
 
 

@@ -43,15 +43,9 @@ Further = Literal[
     "operations",
     "qat",
 ]
-# Of fairq_utils.mitigation.methods.METHODS, and the calibration samplers.
-Fair = Literal[
+# Of fairq_utils.mitigation.methods.METHODS, and a sampler that stands for one run per group.
+Minding = Literal[
     "one_group",
-    "label_balanced",
-    "group_balanced",
-    "intersection_balanced",
-    "worst_group",
-    "matched",
-    "core_set",
     "ranges_mean",
     "ranges_worst",
     "layers_random",
@@ -267,7 +261,7 @@ class Mitigation(_Section):
     samplers: Annotated[tuple[Sampler, ...], Field(min_length=1), AfterValidator(_unique)] = (
         "group_balanced",
     )
-    methods: Annotated[tuple[Fair, ...], AfterValidator(_unique)] = ()
+    methods: Annotated[tuple[Sampler | Minding, ...], AfterValidator(_unique)] = ()
     bits: Annotated[tuple[Bits, ...], Field(min_length=1), AfterValidator(_unique)] = (
         "W8A8",
         "W4A4",
@@ -305,7 +299,7 @@ class Dials(_Section):
         "W8A8",
         "W4A4",
     )
-    methods: Annotated[tuple[Fair, ...], AfterValidator(_unique)] = ("group_balanced",)
+    methods: Annotated[tuple[Sampler | Minding, ...], AfterValidator(_unique)] = ("group_balanced",)
     training_share: Annotated[tuple[Share, ...], AfterValidator(_unique)] = ()
     calibration_share: Annotated[tuple[Share, ...], AfterValidator(_unique)] = ()
     base_rate: Annotated[

@@ -29,6 +29,7 @@ KEPT = (
     "demographic_parity_difference",
     "equalized_odds_difference",
 )
+WORDS = [*effects.CONFIGURATION, "scope", "statistic", "group", "dial", "line"]
 
 
 class RecordError(Fault):
@@ -130,18 +131,21 @@ def read(name: str, folder: Path = FOLDER) -> Recorded:
         It is not there; names the command that records it.
     """
     paths = _paths(name, folder)
-    missing = [path for path in paths if not path.exists()]
-    if missing:
-        raise RecordError(
-            f"{missing[0]}: this study is not recorded; run `fairq run --params "
-            f"params/{name}.yaml`, then `fairq record --params params/{name}.yaml`"
-        )
-    frame, groups = (pd.read_csv(path, keep_default_na=False) for path in paths[:2])
-    for table in (frame, groups):
-        words = [*effects.CONFIGURATION, "scope", "statistic", "group"]
-        for column in table.columns.difference(words):
-            table[column] = pd.to_numeric(table[column])
+    frame, groups = (_rows(path, name) for path in paths[:2])
     return Recorded(frame, groups, json.loads(paths[2].read_text(encoding="utf-8")))
+
+
+def _rows(path: Path, name: str) -> pd.DataFrame:
+    """One table of a recorded study; what is not in :data:`WORDS` is a number."""
+    if not path.exists():
+        raise RecordError(
+            f"{path}: this study is not recorded; run `fairq run --params params/{name}.yaml`, "
+            f"then `fairq record --params params/{name}.yaml`"
+        )
+    found = pd.read_csv(path, keep_default_na=False)
+    for column in found.columns.difference(WORDS):
+        found[column] = pd.to_numeric(found[column])
+    return found
 
 
 def read_benchmark(name: str, folder: Path = FOLDER) -> dict[str, Any]:
@@ -188,19 +192,7 @@ def read_part(name: str, part: str, folder: Path = FOLDER) -> pd.DataFrame:
     RecordError
         It is not there; names the command that records it.
     """
-    path = folder / f"{name}_{part}.csv"
-    if not path.exists():
-        raise RecordError(
-            f"{path}: this is not recorded; run `fairq run --params params/{name}.yaml`, then "
-            f"`fairq record --params params/{name}.yaml`"
-        )
-    words = dict.fromkeys(effects.CONFIGURATION, str)
-    found = pd.read_csv(path, dtype=words, keep_default_na=False)
-    for column in found.columns.difference(
-        [*effects.CONFIGURATION, "scope", "statistic", "dial", "line"]
-    ):
-        found[column] = pd.to_numeric(found[column])
-    return found
+    return _rows(folder / f"{name}_{part}.csv", name)
 
 
 def _paths(name: str, folder: Path) -> list[Path]:

@@ -26,10 +26,10 @@ from fairq_utils.calibration import SAMPLERS
 from fairq_utils.ledger import RunRecord
 from fairq_utils.mitigation.methods import METHODS
 from fairq_utils.mitigation.simulation import rates
-from fairq_utils.params import CELLS, Fair, Params, load_params
+from fairq_utils.params import CELLS, Minding, Params, Sampler, load_params
 from fairq_utils.quantizers.methods import CONTROL
 
-NAMES = get_args(Fair)
+NAMES = (*get_args(Sampler), *get_args(Minding))
 SCOPE = "gender x age"
 
 
@@ -261,9 +261,17 @@ def test_certificates_are_drawn(glued: dict[str, float | str]) -> None:
     cells = rates(images=(300,), flips=(0.01,), draws=2)
     assert set(cells.candidates) == {1, 4}
     kept = cells.astype(object).where(cells.notna(), None).to_dict("records")
-    found = {"cells": kept, "draws": 2, "delta": 0.05, "limit": 0.01, "wrong_most": 0.0}
+    found = {
+        "cells": kept,
+        "draws": 2,
+        "delta": 0.05,
+        "limit": 0.01,
+        "metric": "demographic_parity_difference",
+        "wrong_most": 0.0,
+    }
     read = mitigation_chapter.glue_certificates(found)
     pd.testing.assert_series_equal(read.wrong, cells.wrong)
     assert isinstance(mitigation_display.certificates(read, 0.01, 0.05), Figure)
     assert "several in sequence" in mitigation_display.certificate_table(read).data
     assert glued["certificate_delta"] == 5
+    assert float(glued["certificate_price"]) > 1.5

@@ -61,7 +61,7 @@ class Question:
     constrained : ``increase`` over the float model, or the ``gap`` itself
     evidence : ``betting`` or ``normal``
         ``betting`` holds at any number of images (:mod:`fairq_utils.stats.betting`); ``normal`` is
-        the usual z-test of a difference, asymptotic, for about a third of the images.
+        the usual z-test of a difference: asymptotic, and content with fewer images.
     """
 
     metric: str = "demographic_parity_difference"
@@ -285,8 +285,9 @@ def harm(table: Table, question: Question) -> float:
 def images_needed(table: Table, how: Plan, question: Question) -> int | None:
     """How many images would have certified a candidate that goes on as it was observed.
 
-    A plan, not a promise: at that number the certificate comes about half of the time. None where
-    the observed harm is itself too large, or the number out of reach.
+    A plan, not a promise: at that number counts in the same proportions just pass, and those that
+    come out a little worse do not. None where the observed harm is itself too large, or the number
+    out of reach.
     """
     images = float(table.sum())
 

@@ -17,6 +17,7 @@ from fairq_utils.faults import BadInput, Fault
 from fairq_utils.metrics import count
 from fairq_utils.metrics.answers import Answers, answers, device_of
 from fairq_utils.mitigation.allocation import quantize_mixed_for_groups
+from fairq_utils.mitigation.balancing_act import MEMORY
 from fairq_utils.mitigation.certificate import Candidate, Question, Trial, in_sequence
 from fairq_utils.mitigation.control import control_accuracy
 from fairq_utils.mitigation.fine_tuning import fine_tune
@@ -106,7 +107,18 @@ def _mixed(made: Making) -> Result:
 
 def _fine_tuned(made: Making) -> Result:
     assert made.train is not None
-    return fine_tune(made.seen, made.spec, made.train, "balancing_act", seed=made.seed)
+    smallest = min(len(made.train.members(code)) for code in made.train.present)
+    memory = min(MEMORY, smallest)
+    batch = min(CHUNK, len(made.train))
+    return fine_tune(
+        made.seen,
+        made.spec,
+        made.train,
+        "balancing_act",
+        batch_size=batch,
+        seed=made.seed,
+        memory=memory,
+    )
 
 
 # In order of cost: the first of those certified is returned.

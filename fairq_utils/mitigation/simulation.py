@@ -21,6 +21,7 @@ from fairq_utils.mitigation.certificate import (
     Candidate,
     Question,
     harm,
+    images_needed,
     in_sequence,
     passes,
     plan,
@@ -141,6 +142,24 @@ def sequence(
         wrong += any(above)
         right += not all(above)
     return wrong / draws, right / draws
+
+
+def needed(flips: float, question: Question) -> int | None:
+    """Held-out images, of four even groups, that certify a harmless candidate, counts as expected.
+
+    Parameters
+    ----------
+    flips : share of answers that flip, half of them either way
+
+    Examples
+    --------
+    >>> few, many = (needed(flips, Question(evidence="normal")) for flips in (0.01, 0.04))
+    >>> few < many
+    True
+    """
+    truth = World(flips, 0.0).table()
+    how = plan(truth * LEARNT, LEARNT, question)
+    return images_needed(truth * LEARNT, how, question)
 
 
 def rates(
