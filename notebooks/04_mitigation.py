@@ -250,8 +250,8 @@ mitigation_display.dial_table(verdicts)
 # {glue:text}`04_mitigation.ipynb::certificate_flips:.0f` % of the answers flip and the gap stays as
 # it was, counts as expected are certified from
 # {glue:text}`04_mitigation.ipynb::certificate_needed:,.0f` held-out images of four even groups on,
-# {glue:text}`04_mitigation.ipynb::certificate_price:.1f` times as many as a z-test asks for, which is
-# valid for many.
+# {glue:text}`04_mitigation.ipynb::certificate_price:.1f` times as many as a z-test asks for, which
+# is valid for many.
 #
 # How often is a certificate wrong? Simulated from known truths,
 # {glue:text}`04_mitigation.ipynb::certificate_draws:.0f` draws a point, limit
