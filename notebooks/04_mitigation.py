@@ -243,9 +243,10 @@ mitigation_display.dial_table(verdicts)
 # quantized model. {py:class}`FairnessAwareQuantizer
 # <fairq_utils.mitigation.certified.FairnessAwareQuantizer>` makes candidates, and returns one only
 # if it is *certified*: on images that had no part in making it, the hypothesis that the gap grew by
-# more than a limit is rejected at level $\delta$. Candidates are tested one after the other until
-# one fails {cite}`angelopoulos2021learn`, the safest-looking first. If none passes, it raises
-# `NotCertified`, and says how many images would have been needed. The evidence is that of a bet
+# more than a limit is rejected at level $\delta$. Candidates are tested in a fixed sequence
+# {cite}`angelopoulos2021learn`, the safest-looking first, each at its part of $\delta$, which it
+# passes on if it is certified {cite}`wiens2003fixed`. If none passes, it raises `NotCertified`, and
+# says how many images would have been needed. The evidence is that of a bet
 # {cite}`waudbysmith2024estimating`, valid at any number of images. It has its price: where
 # {glue:text}`04_mitigation.ipynb::certificate_flips:.0f` % of the answers flip and the gap stays as
 # it was, counts as expected are certified from

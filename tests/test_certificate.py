@@ -119,18 +119,49 @@ def test_a_safe_candidate_is_certified_where_there_are_images_enough() -> None:
     assert many > 0.9
 
 
-def test_order_is_learnt_and_the_sequence_ends_at_the_first_failure() -> None:
+def test_order_is_learnt_and_levels_are_passed_on() -> None:
     rng = np.random.default_rng(1)
-    worlds = {"bad": World(0.02, 0.05), "good": World(0.01, 0.0), "worse": World(0.02, 0.06)}
-    learnt = drawn(list(worlds.values()), 1000, rng)
-    held = drawn(list(worlds.values()), 8000, rng)
+    worlds = {
+        "bad": World(0.02, 0.05),
+        "good": World(0.004, 0.0),
+        "worse": World(0.02, 0.06),
+        "fair": World(0.008, 0.0),
+    }
+    learnt = drawn(list(worlds.values()), 4000, rng)
+    held = drawn(list(worlds.values()), 16_000, rng)
     found = in_sequence(
         {name: Candidate(a, b) for name, a, b in zip(worlds, learnt, held, strict=True)}, QUESTION
     )
-    assert found[0].name == "good"
-    assert [t.outcome for t in found] == ["certified", "not certified", "not tested"]
-    assert found[0].bound <= QUESTION.limit < found[1].bound
-    assert found[0].images_needed is None
+    assert [t.name for t in found] == ["good", "fair", "bad", "worse"]
+    assert [t.outcome for t in found] == ["certified", "certified", *["not certified"] * 2]
+    delta = QUESTION.delta
+    assert [t.level for t in found] == pytest.approx(
+        [delta / 2, delta * 3 / 4, delta * 7 / 8, delta / 8]
+    )
+    for trial in found:
+        passed = trial.outcome == "certified"
+        assert (trial.bound <= QUESTION.limit) == (trial.p_value <= trial.level) == passed
+        assert trial.images_needed is None  # certified, or harmful whatever their number
+
+
+def test_one_failure_does_not_end_the_sequence() -> None:
+    """The order was learnt from images that made the harmful candidate look safe."""
+    rng = np.random.default_rng(5)
+    [safe], [harmful] = (
+        drawn([World(0.01, 0.0)], 16_000, rng),
+        drawn([World(0.01, 0.05)], 16_000, rng),
+    )
+    [looks_safe], [looks_bad] = (
+        drawn([World(0.001, 0.0)], 1000, rng),
+        drawn([World(0.1, 0.0)], 1000, rng),
+    )
+    found = in_sequence(
+        {"harmful": Candidate(looks_safe, harmful), "safe": Candidate(looks_bad, safe)}, QUESTION
+    )
+    assert [(t.name, t.outcome) for t in found] == [
+        ("harmful", "not certified"),
+        ("safe", "certified"),
+    ]
 
 
 def test_number_of_images_that_would_have_been_enough() -> None:

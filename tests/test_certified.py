@@ -92,11 +92,7 @@ def test_a_safe_model_is_certified(model: nn.Module) -> None:
     said = str(found)
     for word in ("static", "95%", "11000", "f ", "m "):
         assert word in said
-    assert {trial.outcome for trial in found.trials} <= {
-        "certified",
-        "not certified",
-        "not tested",
-    }
+    assert len(found.trials) == len(certified.CANDIDATES) - 1  # nothing to train on
 
 
 def test_harm_is_that_of_the_images_it_was_tested_on(model: nn.Module) -> None:

@@ -16,10 +16,14 @@ whichever (k, l) we like to name,
 flips matter. *Apart*, (k, l) is the float model's widest pair: far better for groups that are
 nearly alike. Which of the two, and how high to stake, is decided on other images.
 
-Several candidates are tested one after the other, each at the full :math:`\delta`, until one
-fails: a fixed sequence keeps the family-wise error rate at :math:`\delta` (Angelopoulos et al.
-2021, "Learn then Test", section 2.2), whatever the order was learnt from, if not from these images
-(Laufer-Goldshtein et al. 2023, "Efficiently controlling multiple risks with Pareto testing").
+Several candidates are tested in a fixed sequence (Angelopoulos et al. 2021, "Learn then Test",
+section 2), the one that looked safest first. A plain sequence ends at the first that fails, and an
+order that a thousand images suggest is often wrong. So each candidate has a part of :math:`\delta`
+of its own, half of it for the first and half of what is left for each next one, and one that is
+certified passes its level on: the fallback procedure (Wiens 2003, "A fixed sequence Bonferroni
+procedure for testing multiple endpoints"), which keeps the family-wise error rate at
+:math:`\delta`. The order may be learnt from anything but these images (Laufer-Goldshtein et al.
+2023, "Efficiently controlling multiple risks with Pareto testing").
 """
 
 from __future__ import annotations
@@ -320,9 +324,11 @@ class Trial:
     name : str
     size_bytes : int
     harm, bound : float
-        Observed on the held-out images; and its upper bound at confidence 1 - delta.
-    p_value : float
-    outcome : ``certified``, ``not certified``, or ``not tested`` where the sequence had ended
+        Observed on the held-out images; and its upper bound at confidence 1 - ``level``.
+    p_value, level : float
+        It is certified if the first is at most the second, which is the part of delta that its
+        place in the sequence gives it.
+    outcome : ``certified`` or ``not certified``
     images_needed : int or None
         See :func:`images_needed`; None also where it is certified.
     seconds : float
@@ -334,6 +340,7 @@ class Trial:
     harm: float
     bound: float
     p_value: float
+    level: float
     outcome: str
     images_needed: int | None
     seconds: float = 0.0
@@ -360,7 +367,7 @@ class Candidate:
 def in_sequence(
     candidates: Mapping[str, Candidate], question: Question, *, describe: bool = True
 ) -> list[Trial]:
-    """Test candidates, the one that looked safest first, until one fails.
+    """Test candidates, the one that looked safest first; each at its part of delta.
 
     Parameters
     ----------
@@ -375,36 +382,46 @@ def in_sequence(
         With a probability of at least 1 - delta none of those certified does more harm than
         ``question.limit``.
     """
-    plans: dict[str, Plan] = {}
     expected: dict[str, float] = {}
     for name, candidate in candidates.items():
         images = int(candidate.held_out.sum())
-        plans[name] = plan(candidate.learnt, images, question)
+        how = plan(candidate.learnt, images, question)
         scaled = candidate.learnt * (images / candidate.learnt.sum())
-        expected[name] = p_value(scaled, plans[name], question)
+        expected[name] = p_value(scaled, how, question)
     order = sorted(candidates, key=lambda name: (expected[name], list(candidates).index(name)))
-    trials, open_ = [], True
-    for name in order:
-        candidate, how = candidates[name], plans[name]
+    trials, passed_on = [], 0.0
+    for name, part in zip(order, parts(len(order)), strict=True):
+        candidate = candidates[name]
+        asked = replace(question, delta=part * question.delta + passed_on)
         table = candidate.held_out
-        found = p_value(table, how, question) if describe or open_ else math.nan
-        passed = found <= question.delta
-        outcome = "not tested" if not open_ else "certified" if passed else "not certified"
-        open_ = open_ and passed
-        needed = images_needed(table, how, question) if describe and not passed else None
+        how = plan(candidate.learnt, int(table.sum()), asked)
+        passed = passes(table, how, asked)
+        passed_on = asked.delta if passed else 0.0
         trials.append(
             Trial(
                 name,
                 candidate.size_bytes,
-                harm(table, question),
-                bound(table, how, question) if describe else math.nan,
-                found,
-                outcome,
-                needed,
+                harm(table, asked),
+                bound(table, how, asked) if describe else math.nan,
+                p_value(table, how, asked) if describe else math.nan,
+                asked.delta,
+                "certified" if passed else "not certified",
+                images_needed(table, how, asked) if describe and not passed else None,
                 candidate.seconds,
             )
         )
     return trials
+
+
+def parts(count: int) -> list[float]:
+    """Shares of delta: a half, a quarter ..., the last as much as the one before; they sum to 1.
+
+    Examples
+    --------
+    >>> parts(1), parts(4)
+    ([1.0], [0.5, 0.25, 0.125, 0.125])
+    """
+    return [2.0 ** -min(place, count - 1) for place in range(1, count + 1)]
 
 
 def _float(side: Table) -> Table:

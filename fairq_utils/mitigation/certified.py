@@ -140,7 +140,8 @@ class Certificate:
     candidate : which one it is, a name in :data:`CANDIDATES`
     question : metric, limit, delta
     harm, bound : float
-        Observed on the held-out images; and its upper bound at confidence 1 - delta.
+        Observed on the held-out images; and its upper bound, at the confidence that its place in
+        the sequence of trials gives it.
     images : held-out images by group
     trials : all candidates, in the order of the test
     """
@@ -235,8 +236,8 @@ class FairnessAwareQuantizer:
     report : QuantReport of the model that was returned
     not_made : candidates that this model or these images do not allow, and why
     final_dp_gap : float
-        The upper bound, at confidence 1 - delta, on what is constrained; below ``max_dp_gap``
-        exactly where the model is certified.
+        The upper bound on what is constrained, at the confidence of its trial (at least 1 -
+        delta); at most ``max_dp_gap`` exactly where the model is certified.
 
     Examples
     --------
