@@ -161,7 +161,7 @@ def plan(params: ParamsFile = DEFAULT, overrides: Overrides = None) -> None:
         from fairq_utils import planning, resources
 
         store = resources.ledger(settings)
-        runs = planning.plan(settings)
+        runs = planning.with_dials(settings)
         for entry in runs:
             state = "done   " if store.contains(entry.key) else "missing"
             what = [entry.architecture, f"seed {entry.training['seed']}", entry.method]

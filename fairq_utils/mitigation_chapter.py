@@ -137,6 +137,7 @@ def glue_methods(frame: pd.DataFrame, scope: str, prefix: str, margin: float) ->
         glue(f"{prefix}_{short}_better", int((rows.shown & (better * rows.change > 0)).sum()))
         glue(f"{prefix}_{short}_worse", int((rows.shown & (better * rows.change < 0)).sum()))
         glue(f"{prefix}_{short}_which", _which(rows[rows.shown & (better * rows.change > 0)]))
+        glue(f"{prefix}_{short}_hurt", _which(rows[rows.shown & (better * rows.change < 0)]))
     if frame.empty:
         return
     rows = of(frame, PARITY, scope)

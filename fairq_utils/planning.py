@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fairq_utils import calibration
 from fairq_utils.data.population import ATTRIBUTES, SPLITS, demographics
+from fairq_utils.dials import LABELS, worlds
 from fairq_utils.fingerprint import code_version
 from fairq_utils.ledger import Run
 from fairq_utils.mitigation.methods import METHODS as FAIR
@@ -125,6 +126,15 @@ def plan(params: Params, phases: Sequence[str] = PHASES) -> list[Run]:
                 runs.append(_run(params, architecture, seed, method="dynamic", bits=bits))
             runs += _further(params, architecture, seed)
     return list(dict.fromkeys(runs))
+
+
+def with_dials(params: Params, phases: Sequence[str] = PHASES) -> dict[Run, Params]:
+    """All runs of these phases, those of the dials' worlds behind, each with its own params."""
+    found = dict.fromkeys(plan(params, phases), params)
+    if "mitigation" in phases:
+        for world in worlds(params):
+            found |= {run: world.params for run in plan(world.params) if run not in found}
+    return found
 
 
 def _fair(params: Params, architecture: str, seed: int) -> list[Run]:
@@ -318,6 +328,12 @@ def check(params: Params) -> None:
             f"analysis.attributes ({', '.join(attributes)}); enlarge data.test, give the group "
             "more weight in data.joint or data.race, or take an attribute out"
         )
+    for world in worlds(params):
+        try:
+            check(world.params)
+        except ParamsError as error:
+            where = f"{LABELS[world.dial]} {world.level:g}".strip()
+            raise ParamsError(f"dials: {where}: {error}") from None
     _check_tuning(params)
     target, groups = _calibration_pool(params)
     wanted = params.quantization.calibration_images

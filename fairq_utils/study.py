@@ -18,10 +18,9 @@ import torch
 from dask import delayed
 
 from fairq_utils import runs
-from fairq_utils.dials import worlds
 from fairq_utils.ledger import Ledger, Run
 from fairq_utils.params import Params
-from fairq_utils.planning import PHASES, baseline_of, check, plan
+from fairq_utils.planning import PHASES, baseline_of, check, with_dials
 from fairq_utils.progress import Progress
 from fairq_utils.resources import ledger, prepare
 
@@ -38,16 +37,10 @@ def execute(
     stream : text stream, optional
         Where progress goes; standard error if not given.
     """
-    studies = [params]
-    if "mitigation" in phases:
-        studies += [world.params for world in worlds(params)]
-    for part in studies:
-        check(part)
+    check(params)
     prepare(params)
     store = ledger(params)
-    wanted: dict[Run, Params] = {}
-    for part in studies:
-        wanted |= {run: part for run in plan(part, phases) if run not in wanted}
+    wanted = with_dials(params, phases)
     missing = {run: part for run, part in wanted.items() if not store.contains(run.key)}
     bars = Progress(list(missing), stream or sys.stderr, len(wanted))
     if not missing:

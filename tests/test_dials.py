@@ -147,6 +147,26 @@ def planning_cells() -> list[str]:
     return list(CELLS)
 
 
+def test_a_world_without_enough_of_the_group_says_which_dial() -> None:
+    params = load_params(
+        ROOT / "params" / "smoke.yaml",
+        {"dials.calibration_share": [0.01], "dials.calibration_images": 40},
+    )
+    with pytest.raises(ParamsError, match=r"dials: share in calibration 0.01: .*'female' has"):
+        planning.check(params)
+
+
+def test_the_plan_with_dials_begins_with_the_study(params: Params) -> None:
+    found = planning.with_dials(params)
+    own = planning.plan(params)
+    assert list(found)[: len(own)] == own
+    worlds_ = {run for world in worlds(params) for run in planning.plan(world.params)}
+    assert set(found) == set(own) | worlds_
+    assert all(found[run] is params for run in own)
+    without = planning.with_dials(params, ["baseline", "quantization"])
+    assert set(without) <= set(own)
+
+
 def test_worlds_share_what_a_dial_does_not_touch(params: Params) -> None:
     """Turning the calibration trains nothing anew."""
 
