@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
@@ -17,6 +18,7 @@ from fairq_utils import calibration
 from fairq_utils.batches import Batch, gather, read, rows_of
 from fairq_utils.faults import BadInput
 from fairq_utils.metrics.answers import device_of, evaluating
+from fairq_utils.mitigation.sample import Sample, of_batch
 from fairq_utils.published_methods import METHODS, Task, known
 from fairq_utils.quantizers import QuantSpec, folded_float
 from fairq_utils.quantizers.checks import check_model
@@ -70,7 +72,22 @@ def apply_quantization(
 
         ``equalization`` : cross-layer equalization and bias correction
 
-        ``qat`` and the last three set ranges by least squared error, the others by the extremes.
+        ``group_ranges`` : ranges by least squared error, that of each group counted alike
+
+        ``preservation`` : output channels that the worst group needs most stay at 8 bits, or in
+        float where all have 8, within ``budget``, a share of the quantized size (0.05)
+
+        ``group_mixed_precision`` : as ``mixed_precision``, by the noise that the worst group sees
+
+        ``accuracy_control`` : layers go back to float until no group loses more than a point of
+        accuracy
+
+        ``fairness_finetuning`` : as ``qat``, and no group may lose more than the average and a
+        point (Balancing Act)
+
+        The last five look at labels and groups. All but ``ptq``, ``bias_aware_calibration``,
+        ``dynamic``, ``weight_only``, ``mixed_precision`` and ``float_classifier`` set ranges by
+        least squared error; these by the extremes.
     bit_width : int or str
         8 is W8A8, 4 is W4A4 (weights alone for ``weight_only``, W4A8 for ``dynamic``); or as
         ``"W4A8"``. The first and the last layer have at least 8 bits unless
@@ -88,11 +105,12 @@ def apply_quantization(
         At most so many images of ``calibration_data`` are held in memory, to draw from.
     train_data : iterable of (images, labels), optional
         For ``qat``: one pass per epoch, batches as they come. Without it, the pool is trained on.
-    epochs, learning_rate, batch_size : for ``qat``
+    epochs, learning_rate, batch_size : for ``qat`` and ``fairness_finetuning``
         AdamW with a one-cycle schedule. ``batch_size`` is that of the pool.
     budget : int or float, optional
-        For ``mixed_precision``: bytes, or a fraction of the float model's; the size at uniform
-        ``bit_width`` if not given (6 bits instead of 8, which would leave no choice).
+        For mixed precision: bytes, or a fraction of the float model's; the size at uniform
+        ``bit_width`` if not given (6 bits instead of 8, which would leave no choice). For
+        ``preservation``: see there.
     seed : int
         Of the draw and of the training's order.
     **options
@@ -243,11 +261,13 @@ def _task(
             "cannot be replaced; give the module that it was made from"
         )
     device = device_of(model)
-    batches = []
+    batches, rows = [], list[int]()
     classes = 1
     if pool is not None:
-        rows = _drawn(pool, METHODS[name].sampler, sensitive_attrs, calibration_images, seed)
-        drawn = rows_of(pool, rows.tolist())
+        rows = _drawn(
+            pool, METHODS[name].sampler, sensitive_attrs, calibration_images, seed
+        ).tolist()
+        drawn = rows_of(pool, rows)
         batches = [part.to(device) for part in drawn.images.split(CHUNK)]
         classes = _classes(model, batches[0][:1])
     epoch, steps = _training(pool, train_data, recipe, classes, device, seed)
@@ -258,7 +278,33 @@ def _task(
             "apply_quantization: qat learns from labels, and calibration_data has none; let it "
             "yield (images, labels), or give train_data that does"
         )
-    return Task(model, spec, batches, epoch, steps, recipe, None, seed)
+
+    def people(training: bool) -> Sample:
+        return _people(pool, train_data if training else None, name, sensitive_attrs, device)
+
+    return Task(model, spec, batches, rows, epoch, steps, recipe, people, None, seed)
+
+
+def _people(
+    pool: Batch | None,
+    train_data: Iterable[Any] | None,
+    name: str,
+    sensitive_attrs: Sequence[str],
+    device: torch.device,
+) -> Sample:
+    """What there is to train on, or the pool, with labels and groups; on the model's device."""
+    what, batch = "calibration_data", pool
+    if train_data is not None:
+        what, batch = "train_data", gather(train_data, sys.maxsize, "train_data", sensitive_attrs)
+    if batch is None:
+        raise BadInput(f"apply_quantization: method {name!r} looks at images; give {what}")
+    try:
+        found = of_batch(batch, sensitive_attrs, what=what)
+    except BadInput as error:
+        raise BadInput(f"apply_quantization: method {name!r}: {error}") from None
+    return dataclasses.replace(
+        found, images=found.images.to(device), labels=found.labels.to(device)
+    )
 
 
 def _drawn(

@@ -5,7 +5,6 @@ Those that this study has too (:data:`fairq_utils.quantizers.methods.METHODS`) a
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +14,14 @@ from torch import Tensor, nn
 
 from fairq_utils.faults import BadInput
 from fairq_utils.metrics.answers import device_of
+from fairq_utils.mitigation.allocation import quantize_mixed_for_groups
+from fairq_utils.mitigation.balancing_act import MEMORY
+from fairq_utils.mitigation.control import control_accuracy
+from fairq_utils.mitigation.fine_tuning import fine_tune
+from fairq_utils.mitigation.methods import mixed_budget
+from fairq_utils.mitigation.preservation import preservation
+from fairq_utils.mitigation.ranges import observe_groups
+from fairq_utils.mitigation.sample import Sample
 from fairq_utils.quantizers import (
     Observed,
     QuantReport,
@@ -27,12 +34,10 @@ from fairq_utils.quantizers import (
     quantize_mixed,
     quantize_observed,
 )
+from fairq_utils.quantizers.methods import BEST_RANGES
 from fairq_utils.quantizers.methods import METHODS as STUDIED
 from fairq_utils.quantizers.sensitivity import classification_loss, nearest
 from fairq_utils.training import Recipe, optimise
-
-# Eight bits everywhere leave mixed precision nothing to choose.
-MIXED_AT_EIGHT = 6
 
 
 class _OnLabels(nn.Module):
@@ -50,10 +55,12 @@ class Task:
     ----------
     model : as it was given
     spec : QuantSpec
-    batches : calibration images on the model's device
+    batches, rows : calibration images on the model's device, and their places in the pool
     epoch : gives the batches of one pass of training: images and labels on the model's device
     steps : batches of one pass
     recipe : Recipe
+    people : gives the pool, or what there is to train on, with labels and groups
+        Refuses, by name, what has none.
     budget : of mixed precision, or None
     seed : int
     """
@@ -61,9 +68,11 @@ class Task:
     model: nn.Module
     spec: QuantSpec
     batches: list[Tensor]
+    rows: list[int]
     epoch: Callable[[], Iterator[tuple[Tensor, ...]]]
     steps: int
     recipe: Recipe
+    people: Callable[[bool], Sample]
     budget: int | float | None
     seed: int
 
@@ -109,13 +118,56 @@ def _trained(task: Task) -> Result:
 
 def _mixed(task: Task) -> Result:
     seen = task.observed(keep=True)
-    budget = task.budget
-    if budget is None:
-        width = MIXED_AT_EIGHT if task.spec.weight_bits == 8 else task.spec.weight_bits
-        uniform = dataclasses.replace(nearest(task.spec), weight_bits=width)
-        budget = quantize_observed(seen, uniform)[1].size_bytes
     # Not by the loss, though there may be labels: of a calibration set, it is mostly chance.
-    return quantize_mixed(seen, budget, task.spec)
+    return quantize_mixed(seen, _budget(task, seen), task.spec)
+
+
+def _budget(task: Task, seen: Observed) -> int | float:
+    return mixed_budget(seen, nearest(task.spec)) if task.budget is None else task.budget
+
+
+def _group_ranges(task: Task) -> Result:
+    rules = [task.spec.activation_range]
+    options = {"equalization": task.spec.equalization, "keep": task.spec.bias_correction}
+    drawn = task.people(False).take(task.rows)
+    seen = observe_groups(task.model, drawn, rules, weighting="mean", **options)
+    return quantize_observed(seen, task.spec)
+
+
+def _preserved(task: Task) -> Result:
+    budget: dict[str, Any] = {} if task.budget is None else {"budget": task.budget}
+    return preservation(task.observed(), task.spec, task.people(False), seed=task.seed, **budget)
+
+
+def _group_mixed(task: Task) -> Result:
+    seen = task.observed()
+    return quantize_mixed_for_groups(
+        seen,
+        _budget(task, seen),
+        task.spec,
+        task.people(False),
+        objective="worst_group",
+        measure="layer",
+    )
+
+
+def _controlled(task: Task) -> Result:
+    return control_accuracy(task.observed(), task.spec, task.people(False))
+
+
+def _fairly_tuned(task: Task) -> Result:
+    people = task.people(True)
+    return fine_tune(
+        task.observed(),
+        task.spec,
+        people,
+        "balancing_act",
+        epochs=task.recipe.epochs,
+        learning_rate=task.recipe.learning_rate,
+        batch_size=min(task.recipe.batch_size, len(people)),
+        seed=task.seed,
+        memory=min(MEMORY, *(len(people.members(code)) for code in people.present)),
+    )
 
 
 def _float_classifier(task: Task) -> Result:
@@ -148,6 +200,11 @@ METHODS: dict[str, Method] = {
     "weight_only": Method(_static, {"activation": "float"}),
     "qat": Method(_trained, STUDIED["qat"].options, trains=True),
     "mixed_precision": Method(_mixed),
+    "group_ranges": Method(_group_ranges, BEST_RANGES),
+    "preservation": Method(_preserved, BEST_RANGES),
+    "group_mixed_precision": Method(_group_mixed, BEST_RANGES),
+    "accuracy_control": Method(_controlled, BEST_RANGES),
+    "fairness_finetuning": Method(_fairly_tuned, STUDIED["qat"].options, trains=True),
     "float_classifier": Method(_float_classifier),
     "adaround": Method(_static, STUDIED["adaround"].options),
     "reconstruction": Method(_static, STUDIED["block"].options),

@@ -188,7 +188,7 @@ def test_every_method(method: str, bits: int | str, model: nn.Module) -> None:
         assert report.left_float["classifier"] == "was asked to stay in float"
     if method not in ("dynamic",):
         assert report.calibration_images == 60
-    if bits == "W4A8" and method != "mixed_precision":
+    if bits == "W4A8" and "mixed_precision" not in method:
         assert layers["blocks.0"] == ("W4" if method == "weight_only" else "W4A8")
     images, labels, _ = rows()
     with torch.no_grad():
@@ -198,6 +198,34 @@ def test_every_method(method: str, bits: int | str, model: nn.Module) -> None:
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert torch.equal(torch.get_rng_state(), state)
+
+
+MINDING = ["group_ranges", "preservation", "group_mixed_precision", "accuracy_control"]
+
+
+@pytest.mark.parametrize("method", [*MINDING, "fairness_finetuning"])
+def test_methods_that_mind_groups_say_what_they_lack(method: str, model: nn.Module) -> None:
+    with pytest.raises(BadInput, match=f"'{method}': calibration_data has no groups"):
+        apply_quantization(model, method, 8, loader("labelled"))
+    with pytest.raises(BadInput, match=f"'{method}': calibration_data: there is no attribute 'x'"):
+        apply_quantization(model, method, 8, loader(), sensitive_attrs=["x"])
+
+
+def test_groups_are_those_that_were_named(model: nn.Module) -> None:
+    found: Any = apply_quantization(
+        model, "group_mixed_precision", 4, loader(), sensitive_attrs=["age"], first_last_bits=None
+    )
+    note = found.report.corrections["mixed_precision"]
+    assert set(note["groups"]) == {"old", "young"}
+    assert found.report.size_bytes <= note["budget"]
+    tuned: Any = apply_quantization(
+        model, "fairness_finetuning", 4, loader(), train_data=loader(), epochs=2
+    )
+    assert len(tuned.report.corrections["fine_tuning"]["multipliers"]) == 4
+    kept: Any = apply_quantization(
+        model, "preservation", 4, loader(), budget=0.5, first_last_bits=None
+    )
+    assert kept.report.corrections["preservation"]["by"] == "worst_group"
 
 
 @pytest.mark.parametrize("form", ["bare", "alone", "labelled", *NAMED, *UNNAMED, *SINGLE])
@@ -500,7 +528,7 @@ def test_a_group_without_a_label_is_listed(model: nn.Module) -> None:
     ("methods", "named", "sentence"),
     [
         (["PTQ_INT5"], {}, "bit_width 5 is not one of"),
-        (["GPTQ_INT8"], {}, "'GPTQ_INT8' is not known; a name is one of ADAROUND, bias_aware"),
+        (["GPTQ_INT8"], {}, "'GPTQ_INT8' is not known; a name is one of ACCURACY_CONTROL, ADAROUND, bias_aware"),
         (["PTQ_FP16"], {}, "'PTQ_FP16' is not known"),
         (["PTQ_INT8"], {"test_loader": None}, "test_loader is missing"),
         (["PTQ_INT8"], {"sensitive_attrs": ["race"]}, "sensitive_attrs: 'race' is not among"),
@@ -527,7 +555,7 @@ def test_an_attribute_with_one_value(model: nn.Module) -> None:
 def test_the_package_is_light() -> None:
     code = "import sys, fairq_utils; print('torch' in sys.modules, len(fairq_utils.__all__))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.split() == ["False", "2"]
+    assert found.stdout.split() == ["False", "5"]
     with pytest.raises(ImportError, match="cannot import name 'apply_quantisation'"):
         from fairq_utils import apply_quantisation  # type: ignore[attr-defined]  # noqa: F401
 
