@@ -528,7 +528,11 @@ def test_a_group_without_a_label_is_listed(model: nn.Module) -> None:
     ("methods", "named", "sentence"),
     [
         (["PTQ_INT5"], {}, "bit_width 5 is not one of"),
-        (["GPTQ_INT8"], {}, "'GPTQ_INT8' is not known; a name is one of ACCURACY_CONTROL, ADAROUND, bias_aware"),
+        (
+            ["GPTQ_INT8"],
+            {},
+            "'GPTQ_INT8' is not known; a name is one of ACCURACY_CONTROL, ADAROUND, bias_aware",
+        ),
         (["PTQ_FP16"], {}, "'PTQ_FP16' is not known"),
         (["PTQ_INT8"], {"test_loader": None}, "test_loader is missing"),
         (["PTQ_INT8"], {"sensitive_attrs": ["race"]}, "sensitive_attrs: 'race' is not among"),
