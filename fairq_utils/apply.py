@@ -104,7 +104,8 @@ def apply_quantization(
     pool_images : int
         At most so many images of ``calibration_data`` are held in memory, to draw from.
     train_data : iterable of (images, labels), optional
-        For ``qat``: one pass per epoch, batches as they come. Without it, the pool is trained on.
+        For ``qat``: one pass per epoch, batches as they come. For ``fairness_finetuning``: with
+        groups too, and held in memory. Without it, the pool is trained on.
     epochs, learning_rate, batch_size : for ``qat`` and ``fairness_finetuning``
         AdamW with a one-cycle schedule. ``batch_size`` is that of the pool.
     budget : int or float, optional
@@ -261,6 +262,8 @@ def _task(
             "cannot be replaced; give the module that it was made from"
         )
     device = device_of(model)
+    if isinstance(train_data, Iterator):  # gone through more than once
+        train_data = list(train_data)
     batches, rows = [], list[int]()
     classes = 1
     if pool is not None:
@@ -275,7 +278,7 @@ def _task(
         raise BadInput(f"apply_quantization: epochs: {recipe.epochs} is not at least 1")
     if METHODS[name].trains and not steps:
         raise BadInput(
-            "apply_quantization: qat learns from labels, and calibration_data has none; let it "
+            f"apply_quantization: {name} learns from labels, and calibration_data has none; let it "
             "yield (images, labels), or give train_data that does"
         )
 
@@ -352,7 +355,7 @@ def _training(
     generator = torch.Generator().manual_seed(seed)
     if train_data is not None:
         # Every epoch goes through it again, which an iterator would not allow.
-        source = list(train_data) if isinstance(train_data, Iterator) else train_data
+        source = train_data
         what = "train_data"
         steps = len(source) if isinstance(source, Sized) else sum(1 for _ in source)
 

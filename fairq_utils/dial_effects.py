@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,6 @@ from fairq_utils.data.population import ATTRIBUTES
 from fairq_utils.dials import World, attribute_of
 from fairq_utils.effects import Pair, records, shared
 from fairq_utils.ledger import Ledger, RunRecord
-from fairq_utils.mitigation.methods import METHODS
 from fairq_utils.params import Params
 from fairq_utils.planning import baseline_of
 from fairq_utils.stats import Statistic
@@ -42,7 +42,7 @@ def statistics(params: Params) -> dict[str, Statistic]:
 
 def _line(record: RunRecord) -> str:
     run = record.run
-    if run.method in METHODS:
+    if run.method != "ptq":
         return run.method
     return PLAIN if run.sampler == "random" else str(run.sampler)
 
@@ -92,8 +92,8 @@ def harms(worlds: list[World], store: Ledger, params: Params) -> pd.DataFrame:
             )
             plain = lines.get((architecture, bits, PLAIN), [])
             table[["mended", "mended_low", "mended_high", "mended_floor"]] = np.nan
-            if line != PLAIN and len(plain) == len(members):
-                pairs = [(a[1], b[1]) for a, b in zip(plain, members, strict=True)]
+            pairs = _beside(plain, members)
+            if line != PLAIN and pairs:
                 against = _changes(pairs, attributes, measured, params, options)
                 table["mended"] = against.change.to_numpy()
                 table["mended_low"] = against.low.to_numpy()
@@ -101,6 +101,16 @@ def harms(worlds: list[World], store: Ledger, params: Params) -> pd.DataFrame:
                 table["mended_floor"] = against.floor.to_numpy()
             parts.append(table)
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def _beside(plain: list[Pair], members: list[Pair]) -> list[Pair]:
+    """Runs beside the plain ones of the same training and calibration draw."""
+
+    def place(record: RunRecord) -> tuple[str, int | None]:
+        return json.dumps(record.run.training, sort_keys=True), record.run.calibration_seed
+
+    by_place = {place(record): record for _, record in plain}
+    return [(by_place[place(r)], r) for _, r in members if place(r) in by_place]
 
 
 def _changes(

@@ -16,14 +16,6 @@ from fairq_utils.data.population import ATTRIBUTES
 from fairq_utils.params import Data, Dials, Mitigation, OfGroup, Params, Quantization
 
 EVEN = 0.5  # share of the group, and of smiles in it
-NEUTRAL = {
-    "training_share": EVEN,
-    "calibration_share": EVEN,
-    "base_rate": 0.0,
-    "light": 1.0,
-    "reflectance": 1.0,
-    "ambiguity": None,  # the population's own
-}
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,11 @@ def of_mitigation(runs: list[RunRecord], params: Params) -> pd.DataFrame:
         ``compared`` the one calibrated by ``sampler``; both are quantized. ``harm_random`` and
         ``harm`` are their changes from FP32.
     """
-    twins = _twins(runs)
+    twins = {
+        key: pairs
+        for key, pairs in _twins(runs).items()
+        if pairs[0][1].run.sampler in params.mitigation.samplers
+    }
     frame = _compared(twins, params)
     if frame.empty:
         return frame
@@ -160,13 +164,15 @@ def against_plain(runs: list[RunRecord], params: Params) -> pd.DataFrame:
     if frame.empty:
         return frame
     by_key = {record.run.key: record for record in runs}
-    parts = []
-    for place in (0, 1):
-        members = {
-            key: [(by_key[baseline_of(pair[place].run).key], pair[place]) for pair in found]
-            for key, found in pairs.items()
-        }
-        parts.append(_compared(members, params).change.to_numpy())
+    harms: list[list[float]] = [[], []]
+    for found in pairs.values():
+        bases = [by_key[baseline_of(pair[0].run).key] for pair in found]
+        for attributes in scopes(params).values():
+            for place, harm in enumerate(harms):
+                behind = [(base, pair[place]) for base, pair in zip(bases, found, strict=True)]
+                tables = shared(behind, attributes).tables
+                before, after = tables.sum(axis=-1), tables.sum(axis=-2)
+                harm += [float(np.mean(s(after) - s(before))) for s in STATISTICS.values()]
     costs = {
         key: [
             float(np.mean([cost(pair[place]) for pair in found]))
@@ -181,7 +187,7 @@ def against_plain(runs: list[RunRecord], params: Params) -> pd.DataFrame:
     names = ["seconds_plain", "seconds", "bytes_plain", "bytes"]
     keys = list(map(tuple, frame[CONFIGURATION].to_numpy()))
     table = pd.DataFrame([costs[key] for key in keys], columns=names, index=frame.index)
-    return frame.assign(harm_plain=parts[0], harm=parts[1]).join(table)
+    return frame.assign(harm_plain=harms[0], harm=harms[1]).join(table)
 
 
 def _beside_plain(runs: list[RunRecord]) -> dict[tuple[Any, ...], list[Pair]]:

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
-from fairq_utils import dial_effects, effects, models, stats, study
+from fairq_utils import dial_effects, effects, models, resources, stats, study
 from fairq_utils.chapters import POINT, Chapter, glue, of
 from fairq_utils.dials import LABELS as DIALS
 from fairq_utils.dials import worlds
+from fairq_utils.faults import BadInput
 from fairq_utils.fingerprint import code_version, fingerprint
 from fairq_utils.mitigation.certificate import EVIDENCE, Question
 from fairq_utils.mitigation.clipping import clipped
@@ -27,6 +29,7 @@ from fairq_utils.runs import trained
 from fairq_utils.tables import width
 
 PARITY = "demographic_parity_difference"
+LEVEL = 0.95  # of the intervals that are judged
 FAR = 0.5  # a mitigation removes a cause if it takes away more than this share of the harm
 
 
@@ -56,6 +59,7 @@ def clipping(chapter: Chapter, bits: str) -> pd.DataFrame:
         "model": key,
         "bits": bits,
         "images": chapter.params.data.calibration,
+        "people": dict(resources.population(chapter.params, "calibration").joint),
         "attributes": chapter.params.analysis.attributes,
         "code": code_version((*FAIR_BY, "fairq_utils.mitigation.clipping")),
     }
@@ -69,8 +73,9 @@ def clipping(chapter: Chapter, bits: str) -> pd.DataFrame:
     return chapter.kept(f"clipping-{fingerprint(recipe)}", compute)
 
 
-def glue_clipping(frame: pd.DataFrame, bits: str) -> None:
+def glue_clipping(chapter: Chapter, frame: pd.DataFrame, bits: str) -> None:
     """Glue how far groups differ in what is clipped, and in the error that is left."""
+    glue("clipped_model", DISPLAY_NAMES[specimen(chapter)[0]])
     by_layer = frame.groupby("layer")
     apart = 100 * by_layer.clipped.agg(np.ptp)
     ratio = by_layer.error.max() / by_layer.error.min()
@@ -101,9 +106,21 @@ def dial_harms(chapter: Chapter) -> pd.DataFrame:
     )
 
 
-def judged(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows with their p-values corrected over all of them, and whether a change is shown."""
+def judged(rows: pd.DataFrame, replicates: int) -> pd.DataFrame:
+    """Rows with their p-values corrected over all of them, and whether a change is shown.
+
+    Raises
+    ------
+    BadInput
+        So many rows at so few replicates that nothing could be shown.
+    """
     rows = rows.reset_index(drop=True)
+    if len(rows) / (replicates + 1) >= 1 - LEVEL:
+        raise BadInput(
+            f"analysis.replicates: {len(rows)} comparisons are corrected for their number, and "
+            f"with {replicates} replicates none could be shown; ask for at least "
+            f"{2 * len(rows) / (1 - LEVEL):.0f}"
+        )
     p = {str(i): value for i, value in enumerate(rows.p_value.fillna(1.0))}
     adjusted = stats.adjusted(p).holm.to_numpy()
     shown = [
@@ -116,21 +133,21 @@ def judged(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(p_adjusted=adjusted, shown=shown)
 
 
-def glue_methods(frame: pd.DataFrame, scope: str, prefix: str, margin: float) -> None:
+def glue_methods(frame: pd.DataFrame, scope: str, prefix: str, replicates: int) -> None:
     """Glue what was shown of all methods, and what balance does at the most bits.
 
     Parameters
     ----------
     frame : of :func:`fairq_utils.effects.against_plain`
     prefix : of the glued names
-    margin : within which a change counts as none
+    replicates : of the exchange test that the frame's p-values come from
     """
     for name in STATISTICS:
         if frame.empty:
             for count in ("compared", "better", "worse"):
                 glue(f"{prefix}_{name.removesuffix('_difference')}_{count}", 0)
             continue
-        rows = judged(of(frame, name, scope))
+        rows = judged(of(frame, name, scope), replicates)
         better = -1 if name.endswith("difference") else 1
         short = name.removesuffix("_difference")
         glue(f"{prefix}_{short}_compared", len(rows))
@@ -140,9 +157,9 @@ def glue_methods(frame: pd.DataFrame, scope: str, prefix: str, margin: float) ->
         glue(f"{prefix}_{short}_hurt", _which(rows[rows.shown & (better * rows.change < 0)]))
     if frame.empty:
         return
-    rows = of(frame, PARITY, scope)
-    glue(f"{prefix}_seeds", int(rows.seeds.max()))
-    glue(f"{prefix}_none", int(((rows.low > -margin) & (rows.high < margin)).sum()))
+    rows = judged(of(frame, PARITY, scope), replicates)
+    glue(f"{prefix}_seeds", int(rows.seeds.min()))
+    glue(f"{prefix}_models", rows.architecture.nunique())
     balanced = rows[rows.sampler == "group_balanced"]
     for bits in sorted(set(balanced.bits)):
         part = balanced[balanced.bits == bits]
@@ -155,7 +172,9 @@ def glue_methods(frame: pd.DataFrame, scope: str, prefix: str, margin: float) ->
     harm = rows.drop_duplicates(["architecture", "bits"])
     for bits in sorted(set(harm.bits)):
         values = harm[harm.bits == bits].harm_plain / POINT
-        glue(f"{prefix}_plain_{bits}", ", ".join(f"{value:+.1f}" for value in values))
+        cases = zip(harm[harm.bits == bits].architecture, values, strict=True)
+        text = ", ".join(f"{value:+.1f} ({DISPLAY_NAMES[name]})" for name, value in cases)
+        glue(f"{prefix}_plain_{bits}", text)
 
 
 def _which(rows: pd.DataFrame) -> str:
@@ -172,8 +191,8 @@ def _which(rows: pd.DataFrame) -> str:
 
 def _balance(rows: pd.DataFrame) -> str:
     """What balanced calibration gives, in words."""
-    helps = ((rows.high < 0) & (rows.change.abs() > rows.floor)).sum()
-    hurts = ((rows.low > 0) & (rows.change.abs() > rows.floor)).sum()
+    helps = (rows.shown & (rows.change < 0)).sum()
+    hurts = (rows.shown & (rows.change > 0)).sum()
     if helps and not hurts:
         return f"narrows the gap on {helps} of {len(rows)} networks"
     if hurts and not helps:
@@ -186,25 +205,28 @@ def _balance(rows: pd.DataFrame) -> str:
 def dial_verdicts(frame: pd.DataFrame, statistic: str = "behind") -> pd.DataFrame:
     """Which dial makes quantization unequal, and which mitigation takes that away again.
 
-    The harm of a dial is what plain quantization adds to the group's disadvantage, at its last
-    level. It is shown if its interval excludes zero and it is beyond its floor; p-values are
-    corrected over all dials, bits and architectures.
+    The harm of a dial is what plain quantization adds to the group's disadvantage at its last
+    level, beyond what it adds in the even world. The two worlds are different people, so their
+    variances add: the half-width of the difference is the root of the summed squares, likewise its
+    floor. It is shown if zero is outside the interval, it is beyond the floor, and so says a normal
+    p-value corrected over all dials, bits and architectures (Holm); either sign counts.
 
     Returns
     -------
     DataFrame
         ``dial``, ``level``, ``architecture``, ``bits``, ``reference`` (the group's disadvantage
-        under FP32), ``change``, ``low``, ``high``, ``floor``, ``shown``, ``even`` (the change where
-        no dial is turned), and ``removed``: mitigations that take away more than half of a shown
-        harm, beyond their own floor.
+        under FP32), ``change``, ``low``, ``high``, ``floor``, ``even`` (the change where no dial is
+        turned), ``added`` (change less even), ``added_half`` (half-width), ``shown``, and
+        ``removed``: mitigations under which less than half of a shown change is left, either way,
+        and whose own effect is beyond its floor.
     """
     if frame.empty:
         return frame
     rows = frame[frame.statistic == statistic]
     key = ["architecture", "bits"]
-    even = rows[(rows.dial == "") & (rows.line == dial_effects.PLAIN)].set_index(key).change
+    even = rows[(rows.dial == "") & (rows.line == dial_effects.PLAIN)].set_index(key)
     last = rows[rows.dial != ""].groupby(["dial", *key, "line"], sort=False).tail(1)
-    plain = judged(last[last.line == dial_effects.PLAIN])
+    plain = _beyond(last[last.line == dial_effects.PLAIN].reset_index(drop=True), even)
     removed = []
     for row in plain.itertuples():
         others = last[
@@ -214,15 +236,25 @@ def dial_verdicts(frame: pd.DataFrame, statistic: str = "behind") -> pd.DataFram
             & (last.line != dial_effects.PLAIN)
         ]
         helps = others[
-            (np.sign(others.mended) == -np.sign(row.change))
-            & (others.mended.abs() > others.mended_floor)
-            & (others.mended.abs() > FAR * abs(row.change))
+            (others.mended.abs() > others.mended_floor)
+            & ((row.change + others.mended).abs() < (1 - FAR) * abs(row.change))
         ]
         removed.append(", ".join(helps.line) if row.shown else "")
-    return plain.assign(
-        even=[even.get((r.architecture, r.bits), np.nan) for r in plain.itertuples()],
-        removed=removed,
-    )
+    return plain.assign(removed=removed)
+
+
+def _beyond(plain: pd.DataFrame, even: pd.DataFrame) -> pd.DataFrame:
+    """Changes less those of the even world, and whether the difference is shown."""
+    there = even.loc[list(zip(plain.architecture, plain.bits, strict=True))].reset_index(drop=True)
+    added = plain.change - there.change
+    half = np.hypot(plain.high - plain.low, there.high - there.low) / 2
+    floor = np.hypot(plain.floor, there.floor)
+    # Where no answer flips in either world there is no width, and no difference.
+    z = np.where(half > 0, added / half.where(half > 0, 1) * norm.ppf(0.5 + LEVEL / 2), 0.0)
+    p = {str(i): float(value) for i, value in enumerate(2 * norm.sf(np.abs(z)))}
+    adjusted = stats.adjusted(p).holm.to_numpy()
+    shown = (added.abs() > half) & (added.abs() > floor) & (adjusted < 1 - LEVEL)
+    return plain.assign(even=there.change, added=added, added_half=half, shown=shown)
 
 
 def glue_dials(verdicts: pd.DataFrame, prefix: str) -> None:
@@ -238,7 +270,7 @@ def glue_dials(verdicts: pd.DataFrame, prefix: str) -> None:
     shown = verdicts[verdicts.shown]
     cases = [
         f"{DIALS[row.dial]} at {row.level:g} ({DISPLAY_NAMES[row.architecture]}, {row.bits}, "
-        f"{row.change / POINT:+.1f} points)"
+        f"{row.added / POINT:+.1f} points)"
         for row in shown.itertuples()
     ]
     glue(f"{prefix}_dials_which", "; ".join(cases) or "none")
@@ -260,6 +292,7 @@ def glue_certificates(found: dict[str, Any]) -> pd.DataFrame:
     glue("certificate_delta", 100 * found["delta"])
     glue("certificate_limit", found["limit"] / POINT)
     glue("certificate_wrong_most", 100 * found["wrong_most"])
+    glue("certificate_most", f"{int(cells.images.max()):,}")
     glue("certificate_candidates", int(cells.candidates.max()))
     flips = float(cells.flips.min())
     asked = Question(found["metric"], found["limit"], found["delta"])

@@ -54,7 +54,7 @@ def called(line: str) -> str:
     """A mitigation of the dials in words."""
     if line == PLAIN:
         return "plain quantization"
-    return ": ".join(_name(line if line in METHODS else "ptq", line))
+    return ": ".join(_name(line if line in METHODS or line in CONTROLS else "ptq", line))
 
 
 def _name(method: str, sampler: str) -> tuple[str, str]:
@@ -273,7 +273,11 @@ def dial_table(verdicts: pd.DataFrame) -> HTML:
                 "behind in FP32 (points)": [f"{v * 100:+.1f}" for v in verdicts.reference],
                 "added by quantization": intervals(verdicts, "change"),
                 "noise floor": [f"±{v * 100:.1f}" for v in verdicts.floor],
-                "even world": [f"{v * 100:+.1f}" for v in verdicts.even],
+                "in the even world": [f"{v * 100:+.1f}" for v in verdicts.even],
+                "beyond it": [
+                    f"{row.added * 100:+.1f} ± {row.added_half * 100:.1f}"
+                    for row in verdicts.itertuples()
+                ],
                 "shown": ["yes" if value else "" for value in verdicts.shown],
                 "taken away by": [
                     ", ".join(called(line) for line in row.split(", ") if line)
@@ -340,7 +344,7 @@ def certificates(cells: pd.DataFrame, limit: float, delta: float) -> Figure:
         axes[1, column].set_xticks(numbers, [f"{n:,}" for n in numbers], minor=False)
         axes[1, column].minorticks_off()
         axes[0, column].set_ylim(-3, 103)
-        axes[1, column].set_ylim(-0.2, 1.3 * 100 * delta)
+        axes[1, column].set_ylim(-0.2, 1.3 * 100 * max(delta, cells.wrong.max()))
     axes[0, 0].set_ylabel("certified rightly (%)")
     axes[1, 0].set_ylabel("certified wrongly (%)")
     handles = [

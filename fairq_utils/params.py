@@ -367,11 +367,21 @@ class Params(_Section):
                 f"quantization.tuning.images: {tuned} is more than the {self.data.train} images of "
                 "data.train; ask for fewer"
             )
+        if "vit_small" in self.dials.models and self.dials.size % 16:
+            raise ValueError(
+                f"dials.size: {self.dials.size} pixels do not divide into vit_small's patches of "
+                "16; take a multiple of 16"
+            )
         for dialled in self.dials.models:
             if dialled not in self.training.models:
                 raise ValueError(
                     f"dials.models: {dialled!r} has no recipe; add it to training.models, or take "
                     "it out"
+                )
+            if self.training.models[dialled].batch_size > self.dials.train:
+                raise ValueError(
+                    f"dials.train: {self.dials.train} images are fewer than a batch of {dialled} "
+                    f"({self.training.models[dialled].batch_size}); ask for more"
                 )
         for name, recipe in self.training.models.items():
             if recipe.batch_size > self.data.train:

@@ -57,6 +57,8 @@ QUANTIZED_BY = (
             "dynamic",
             "qat",
             "kept_rows",
+            "report",
+            "checks",
             "sensitivity",
             "allocation",
             "mixed",
@@ -67,6 +69,8 @@ QUANTIZED_BY = (
 
 FAIR_BY = (
     *QUANTIZED_BY,
+    "fairq_utils.metrics.rows",
+    "fairq_utils.metrics.answers",
     *(
         f"fairq_utils.mitigation.{name}"
         for name in (
@@ -77,6 +81,7 @@ FAIR_BY = (
             "logits",
             "reducers",
             "allocation",
+            "drops",
             "control",
             "spending",
             "precision",
@@ -238,7 +243,8 @@ def _code(method: str, sampler: str | None) -> str:
     """Version of the code that a run depends on."""
     if method == "fp32":
         return code_version(TRAINED_BY)
-    return code_version(FAIR_BY if method in FAIR or sampler == "core_set" else QUANTIZED_BY)
+    looks = sampler in ("core_set", "worst_group")  # at what the FP32 model makes of the pool
+    return code_version(FAIR_BY if method in FAIR or looks else QUANTIZED_BY)
 
 
 def _models(params: Params) -> list[tuple[str, int]]:
@@ -322,7 +328,7 @@ def check(params: Params) -> None:
     sizes = groups.groupby(attributes, observed=False).size()
     empty = sizes[sizes == 0]
     if len(empty):
-        name = " ".join(str(value) for value in np.atleast_1d(empty.index[0]))
+        name = _name(empty.index[0])
         raise ParamsError(
             f"data.test: none of {params.data.test} test images shows the group {name!r} of "
             f"analysis.attributes ({', '.join(attributes)}); enlarge data.test, give the group "
@@ -343,8 +349,8 @@ def check(params: Params) -> None:
         try:
             if sampler in ("one_group", "worst_group"):
                 # Which group is the worst is known only after training.
-                for cell in groups.groupby(attributes, observed=False).groups:
-                    only = " ".join(np.atleast_1d(np.asarray(cell, object)))
+                for cell in product(*(ATTRIBUTES[attribute] for attribute in attributes)):
+                    only = " ".join(cell)
                     calibration.draw(
                         "one_group",
                         groups,
@@ -354,21 +360,48 @@ def check(params: Params) -> None:
                         group=only,
                         attributes=attributes,
                     )
-            elif sampler not in ("core_set", "matched"):
+            elif sampler == "matched":
+                who = population(params, "test")
+                calibration.draw(
+                    sampler,
+                    groups,
+                    target,
+                    wanted,
+                    seed=0,
+                    attributes=attributes,
+                    population=shares({"race": who.race, "joint": {"test": who.joint}}, attributes),
+                )
+            elif sampler != "core_set":
                 calibration.draw(sampler, groups, target, wanted, seed=0, attributes=attributes)
         except ValueError as error:
             raise ParamsError(f"mitigation.{key}: {sampler}: {error}") from None
 
 
+def _name(cell: Any) -> str:
+    """A crossed group in words."""
+    return " ".join(str(value) for value in np.atleast_1d(np.asarray(cell, object)))
+
+
 def _check_tuning(params: Params) -> None:
-    """Refuse to train under a constraint on a group that has no picture among those trained on."""
-    if not any(name in FAIR and FAIR[name].trains for name in params.mitigation.methods):
+    """Refuse methods that need a picture of each group where there is none."""
+    fair = [FAIR[name] for name in params.mitigation.methods if name in FAIR]
+    if any(method.validates for method in fair):
+        people = population(params, "validation")
+        _, groups = demographics(people, "validation", np.arange(params.data.validation))
+        sizes = groups.groupby(list(params.analysis.attributes), observed=False).size()
+        if (sizes == 0).any():
+            raise ParamsError(
+                f"data.validation: none of {params.data.validation} pictures shows the group "
+                f"{_name(sizes.index[int(np.argmin(sizes))])!r}, which methods look at there; "
+                "enlarge it"
+            )
+    if not any(method.trains for method in fair):
         return
     images = params.quantization.tuning.images or params.data.train
     _, groups = demographics(population(params), "train", np.arange(images))
     sizes = groups.groupby(list(params.analysis.attributes), observed=False).size()
     if (sizes == 0).any():
-        name = " ".join(np.atleast_1d(np.asarray(sizes.index[int(np.argmin(sizes))], object)))
+        name = _name(sizes.index[int(np.argmin(sizes))])
         raise ParamsError(
             f"quantization.tuning.images: the first {images} training pictures show nobody of the "
             f"group {name!r}, whose losses are constrained; enlarge it"
@@ -394,17 +427,20 @@ def _calibration_pool(params: Params) -> tuple[NDArray[np.int8], pd.DataFrame]:
 
 
 def calibration_draws(params: Params) -> pd.DataFrame:
-    """Images per crossed group in the first draw of each sampler; one column per sampler."""
+    """Images per crossed group in the first draw of each sampler that needs no model."""
     target, groups = _calibration_pool(params)
     attributes = list(params.analysis.attributes)
     columns = {}
     for sampler in ("random", *params.mitigation.samplers):
+        if sampler in calibration.NEEDS:  # a model's answers, or a population
+            continue
         rows = calibration.draw(
             sampler,
             groups,
             target,
             params.quantization.calibration_images,
             seed=params.quantization.calibration_seeds[0],
+            attributes=attributes,
         )
         drawn = groups.iloc[rows].groupby(attributes, observed=False).size()
         columns[sampler.replace("_", " ")] = drawn

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fairq_utils.faults import BadInput
 from fairq_utils.metrics.answers import device_of
 from fairq_utils.mitigation.allocation import quantize_mixed_for_groups
-from fairq_utils.mitigation.balancing_act import MEMORY
+from fairq_utils.mitigation.balancing_act import affordable_memory
 from fairq_utils.mitigation.control import control_accuracy
 from fairq_utils.mitigation.fine_tuning import fine_tune
 from fairq_utils.mitigation.methods import mixed_budget
@@ -166,7 +166,7 @@ def _fairly_tuned(task: Task) -> Result:
         learning_rate=task.recipe.learning_rate,
         batch_size=min(task.recipe.batch_size, len(people)),
         seed=task.seed,
-        memory=min(MEMORY, *(len(people.members(code)) for code in people.present)),
+        memory=affordable_memory(people.sizes),
     )
 
 

@@ -19,7 +19,7 @@ from fairq_utils.dials import worlds
 from fairq_utils.faults import Fault
 from fairq_utils.ledger import RunRecord
 from fairq_utils.params import Params
-from fairq_utils.planning import plan
+from fairq_utils.planning import plan, with_dials
 from fairq_utils.resources import ledger
 
 FOLDER = Path(__file__).resolve().parents[1] / "book" / "results"
@@ -74,10 +74,13 @@ def record(params: Params, folder: Path = FOLDER) -> list[Path]:
     frame = frame.merge(effects.sizes(runs), on=effects.CONFIGURATION, how="left")
     frame = frame.merge(_costs(runs), on=effects.CONFIGURATION, how="left")
     groups = effects.by_group(runs, params)
+    minding = list(with_dials(params, ("mitigation",)))
     about = {
         "name": params.name,
         "planned": len(wanted),
         "recorded": len(runs),
+        "mitigation_planned": len(minding),
+        "mitigation_recorded": sum(store.contains(run.key) for run in minding),
         "params": params.model_dump(mode="json", exclude={"execution"}),
         "provenance": runs[-1].provenance,
     }

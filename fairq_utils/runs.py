@@ -24,7 +24,7 @@ from fairq_utils.data import FaceData
 from fairq_utils.data.population import ATTRIBUTES
 from fairq_utils.faults import BadInput, Fault
 from fairq_utils.ledger import Run, RunRecord
-from fairq_utils.mitigation.balancing_act import MEMORY
+from fairq_utils.mitigation.balancing_act import affordable_memory
 from fairq_utils.mitigation.constraints import CONSTRAINTS
 from fairq_utils.mitigation.coverage import pool_features, pool_losses
 from fairq_utils.mitigation.fine_tuning import OnFaces
@@ -273,16 +273,17 @@ def _task(
         model,
         spec,
         seen,
-        partial(_sample, pool.take(calibration_rows(run, pool, model)), attributes),
-        partial(_sample, data.subset("validation"), attributes),
+        # A draw may lack a rare group; a method that cannot do without says so.
+        partial(_sample, pool.take(calibration_rows(run, pool, model)), attributes, 0),
+        partial(_sample, data.subset("validation"), attributes, 1),
         run.settings,
         int(run.calibration_seed or 0),
     )
 
 
-def _sample(data: FaceData, attributes: Sequence[str]) -> Sample:
+def _sample(data: FaceData, attributes: Sequence[str], least: int) -> Sample:
     images = models.normalize(data.images)
-    return sample(images, data.target, data.groups[list(attributes)])
+    return sample(images, data.target, data.groups[list(attributes)], least=least)
 
 
 def _tune(
@@ -311,7 +312,8 @@ def _tune(
         about = facts_of_faces(fp32, train, attributes)
         name = str(FAIR[run.method].constraint)
         # A group's accuracy cannot be estimated from more answers than it has pictures.
-        options = {"memory": min(MEMORY, *about.sizes)} if name == "balancing_act" else {}
+        memory = affordable_memory(about.sizes)
+        options = {"memory": memory} if name == "balancing_act" else {}
         constraint = CONSTRAINTS[name](about, label_smoothing=recipe.label_smoothing, **options)
         objective = OnFaces(train, constraint, attributes)
     torch.manual_seed(seed)  # dropout

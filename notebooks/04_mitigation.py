@@ -30,13 +30,15 @@ scope = chapter.crossed
 mitigated = chapter.mitigation_effects
 plain = mitigation_chapter.against_plain(chapter)
 glue("rare", chapter.share(gender="female", age="old"))
+glue("images", chapter.params.quantization.calibration_images)
 
 # %% [markdown]
 # ## Who is in the calibration set
 #
-# A static quantizer sees a few hundred images before it is deployed, and sets its ranges by them.
-# If old women are {glue:text}`04_mitigation.ipynb::rare:.1%` of those images, ranges are set by
-# everybody else. Images per group in one random and one balanced draw of equal size:
+# A static quantizer sees {glue:text}`04_mitigation.ipynb::images:.0f` images here before it is
+# deployed, and sets its ranges by them. If old women are {glue:text}`04_mitigation.ipynb::rare:.1%`
+# of those images, ranges are set by everybody else. Images per group in one random and one balanced
+# draw of equal size:
 
 # %% tags=["nbval-check-output"]
 tables.shown(planning.calibration_draws(chapter.params))
@@ -52,10 +54,11 @@ tables.shown(planning.calibration_draws(chapter.params))
 # %%
 bits = mitigation_chapter.fewest_bits(chapter)
 clipped = mitigation_chapter.clipping(chapter, bits)
-mitigation_chapter.glue_clipping(clipped, bits)
+mitigation_chapter.glue_clipping(chapter, clipped, bits)
 mitigation_display.clipping(clipped)
 # %% [markdown]
-# At {glue:text}`04_mitigation.ipynb::clipped_bits:s`, the most that the clipped share of two groups
+# This is {glue:text}`04_mitigation.ipynb::clipped_model:s` at
+# {glue:text}`04_mitigation.ipynb::clipped_bits:s`. The most that the clipped share of two groups
 # differs in any layer is {glue:text}`04_mitigation.ipynb::clipped_apart:.2f` percentage points; in
 # the median layer it is {glue:text}`04_mitigation.ipynb::clipped_median:.3f`. The error that
 # quantization leaves in an input, relative to its power, is at most
@@ -134,7 +137,7 @@ mitigation_display.forest(plain, "worst_group_accuracy", scope)
 # %%
 mitigation_display.forest(plain, "demographic_parity_difference", scope)
 # %% tags=["remove-cell"]
-mitigation_chapter.glue_methods(plain, scope, "here", chapter.params.analysis.equivalence_margin)
+mitigation_chapter.glue_methods(plain, scope, "here", chapter.params.analysis.replicates)
 
 # %% [markdown]
 # Of {glue:text}`04_mitigation.ipynb::here_demographic_parity_compared:.0f` comparisons, the
@@ -157,17 +160,17 @@ mitigation_display.table(plain, scope)
 # ### Over several training seeds
 #
 # One training seed says what happened to one network. Recorded with `params/mitigation.yaml`:
-# {glue:text}`04_mitigation.ipynb::recorded_seeds:.0f` training seeds each of two architectures,
-# {glue:text}`04_mitigation.ipynb::recorded_test:.0f` test pictures. Seeds are resampled with the
+# {glue:text}`04_mitigation.ipynb::recorded_seeds:.0f` training seeds each of
+# {glue:text}`04_mitigation.ipynb::recorded_models:.0f` architectures,
+# {glue:text}`04_mitigation.ipynb::recorded_test:,.0f` test pictures. Seeds are resampled with the
 # images.
 
 # %%
 study = recorded.read("mitigation")
 found = recorded.read_part("mitigation", "methods")
 everywhere = found["scope"].iloc[0]
-mitigation_chapter.glue_methods(
-    found, everywhere, "recorded", chapter.params.analysis.equivalence_margin
-)
+replicates = study.about["params"]["analysis"]["replicates"]
+mitigation_chapter.glue_methods(found, everywhere, "recorded", replicates)
 glue("recorded_test", study.about["params"]["data"]["test"])
 mitigation_display.forest(found, "worst_group_accuracy", everywhere)
 # %%
@@ -243,7 +246,7 @@ mitigation_display.dial_table(verdicts)
 # {glue:text}`04_mitigation.ipynb::here_dials_which:s`. More than half of it is taken away, beyond
 # the noise floor, by: {glue:text}`04_mitigation.ipynb::here_dials_removed:s`. What is not shown is
 # not excluded: an interval says how large it could still be. `params/study.yaml` has the same dials
-# at more levels, with more pictures and five training seeds.
+# at more levels, with more pictures and more training seeds.
 #
 # ## A promise
 #
@@ -296,6 +299,9 @@ mitigation_display.certificate_table(cells)
 #   {glue:text}`04_mitigation.ipynb::recorded_demographic_parity_better:.0f`.
 # - A relative reduction ("half the harm") has no meaning where the harm is inside the noise floor;
 #   the paired difference does.
-# - A bound on the harm of one model can be had, and costs thousands of held-out images.
+# - A bound on the harm of one model can be had, and its price is held-out images: where
+#   {glue:text}`04_mitigation.ipynb::certificate_flips:.0f` % of the answers flip,
+#   {glue:text}`04_mitigation.ipynb::certificate_needed:,.0f` of them for a limit of
+#   {glue:text}`04_mitigation.ipynb::certificate_limit:.0f` point.
 # - *What would change our mind*: a difference whose interval excludes zero across training seeds
 #   and calibration draws, in one direction.

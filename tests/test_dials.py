@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fairq_utils import dial_effects, mitigation_chapter, planning
+from fairq_utils import dial_effects, mitigation_chapter, mitigation_display, planning
 from fairq_utils.data.population import GroupDials, Population, demographics, draw
 from fairq_utils.dials import attribute_of, worlds
 from fairq_utils.ledger import Ledger, Run, RunRecord
@@ -134,7 +134,7 @@ def test_a_group_that_nobody_shows_cannot_be_constrained() -> None:
         {
             "data.joint": dict.fromkeys(planning_cells(), 1.0)
             | {"female|old|0": 1e-9, "female|old|1": 1e-9},
-            "data.joint_of": {"test": "celeba", "calibration": "celeba"},
+            "data.joint_of": dict.fromkeys(("test", "calibration", "validation"), "celeba"),
         },
     )
     with pytest.raises(ParamsError, match=r"tuning.images: the first 128 .* 'female old'"):
@@ -194,7 +194,7 @@ def test_every_level_is_planned_and_the_group_is_one_attribute(params: Params) -
 
 
 def record(run: Run, answers: np.ndarray[Any, Any], who: np.ndarray[Any, Any]) -> RunRecord:
-    """Men first half, women second; everybody smiles."""
+    """Women first, then men; everybody smiles."""
     names = ("female", "male")
     cells = np.where(who, 1, 3)
     counts = np.zeros((2, 2, 2, 2), np.int64)
@@ -242,7 +242,8 @@ def test_harm_is_signed_and_belongs_to_the_group(params: Params, tmp_path: Path)
     found = worlds(one)
     for world in found:
         for run in planning.plan(world.params):
-            answers = {"fp32": right}.get(run.method, plain if run.sampler == "random" else mended)
+            harmed = plain if run.sampler == "random" else mended
+            answers = right if run.method == "fp32" or not world.dial else harmed
             store.write(record(run, answers, women_))
     frame = dial_effects.harms(found, store, one)
     behind = frame[(frame.statistic == "behind") & (frame.dial == "calibration_share")]
@@ -255,9 +256,24 @@ def test_harm_is_signed_and_belongs_to_the_group(params: Params, tmp_path: Path)
     assert len(verdicts) == 1
     assert bool(verdicts.shown.item())
     assert verdicts.removed.item() == "group_balanced"
-    weaker = frame.assign(mended=np.where(frame.mended < 0, -0.05, frame.mended))
-    assert mitigation_chapter.dial_verdicts(weaker).removed.item() == ""
-    assert isinstance(verdicts, pd.DataFrame)
+    assert verdicts.added.item() == pytest.approx(0.15)
+    for mended_by in (-0.05, -0.4):  # too little, and as much the other way
+        other = frame.assign(mended=np.where(frame.mended < 0, mended_by, frame.mended))
+        assert mitigation_chapter.dial_verdicts(other).removed.item() == ""
+    # Where the even world is as unequal, no dial is to blame.
+    there = frame.dial == "calibration_share"
+    same = pd.concat([frame[there].assign(dial="", level=0.0), frame[there]])
+    assert not mitigation_chapter.dial_verdicts(same).shown.item()
+
+
+def test_the_control_of_a_constraint_is_not_plain(params: Params) -> None:
+    run = planning.plan(turned(params, ""))[1]
+    lines = {
+        dial_effects._line(record(replace(run, method=method, sampler=sampler), N > 0, N > 0))
+        for method, sampler in (("ptq", "random"), ("qat", "random"), ("ptq", "core_set"))
+    }
+    assert lines == {dial_effects.PLAIN, "qat", "core_set"}
+    assert mitigation_display.called("qat").startswith("fine-tuning")
 
 
 def test_men_can_be_dialled_too(params: Params) -> None:
@@ -267,4 +283,3 @@ def test_men_can_be_dialled_too(params: Params) -> None:
     table[1, 1] = [20, 80]
     assert dial_effects.statistics(params)["behind"](table) == pytest.approx(-0.2)
     assert dial_effects.statistics(other)["behind"](table) == pytest.approx(0.2)
-    assert replace(GroupDials(), light=0.5).light == 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -23,14 +24,17 @@ from fairq_utils import (
     study,
 )
 from fairq_utils.calibration import SAMPLERS
+from fairq_utils.faults import BadInput
 from fairq_utils.ledger import RunRecord
 from fairq_utils.mitigation.methods import METHODS
 from fairq_utils.mitigation.simulation import rates
+from fairq_utils.mitigation_chapter import PARITY
 from fairq_utils.params import CELLS, Minding, Params, Sampler, load_params
 from fairq_utils.quantizers.methods import CONTROL
 
 NAMES = (*get_args(Sampler), *get_args(Minding))
 SCOPE = "gender x age"
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -205,12 +209,13 @@ def test_recorded_tables_are_read_as_they_were_written(
     assert frame.method.tolist() == direct.method.tolist()
     assert frame.sampler.tolist() == direct.sampler.tolist()
     np.testing.assert_allclose(frame.change, direct.change, atol=1e-6)
-    mitigation_chapter.glue_methods(frame, SCOPE, "x", 0.01)
+    with pytest.raises(BadInput, match=r"analysis\.replicates: 29 comparisons"):
+        mitigation_chapter.glue_methods(frame, SCOPE, "x", 100)
+    mitigation_chapter.glue_methods(frame, SCOPE, "x", 2000)
     assert glued["x_worst_group_accuracy_compared"] == len(frame) / len(recorded.KEPT)
     assert glued["x_seeds"] == 2
-    assert "networks" in str(glued["x_balanced_W4A4_says"]) or "nothing" in str(
-        glued["x_balanced_W4A4_says"]
-    )
+    balanced = frame[(frame.sampler == "group_balanced") & (frame.statistic == PARITY)]
+    assert glued["x_balanced_W4A4"] == pytest.approx(100 * balanced.change.item())
     with pytest.raises(recorded.RecordError, match=r"fairq record --params params/other.yaml"):
         recorded.read_part("other", "dials", tmp_path)
 
@@ -237,24 +242,74 @@ def test_a_study_without_methods_says_so(glued: dict[str, float | str]) -> None:
     assert "no mitigation.methods" in str(mitigation_display.forest(none, "accuracy", SCOPE).data)
     assert "no dial was turned" in str(mitigation_display.dials(none, "behind").data)
     assert "no dial was turned" in str(mitigation_display.dial_table(none).data)
-    mitigation_chapter.glue_methods(none, SCOPE, "x", 0.01)
+    mitigation_chapter.glue_methods(none, SCOPE, "x", 100)
     assert glued["x_demographic_parity_better"] == 0
 
 
 def test_balance_in_words() -> None:
-    rows = pd.DataFrame(
-        {
-            "change": [-0.02, 0.001],
-            "low": [-0.03, -0.01],
-            "high": [-0.01, 0.01],
-            "floor": [0.01, 0.01],
-        }
-    )
+    rows = pd.DataFrame({"change": [-0.02, 0.03], "shown": [True, False]})
     assert mitigation_chapter._balance(rows) == "narrows the gap on 1 of 2 networks"
     assert mitigation_chapter._balance(rows.iloc[1:]).startswith("gives nothing")
-    both = pd.concat([rows, rows.iloc[:1] * -1]).assign(floor=0.01)
-    both.loc[both.change > 0.01, ["low", "high"]] = [0.01, 0.03]
-    assert "and widens it on 1" in mitigation_chapter._balance(both)
+    assert "and widens it on 1" in mitigation_chapter._balance(rows.assign(shown=True))
+
+
+def test_a_blatant_effect_among_many_is_shown() -> None:
+    rows = pd.DataFrame(
+        {"change": 0.001, "low": -0.01, "high": 0.01, "floor": 0.01, "p_value": 0.5},
+        index=range(116),
+    )
+    rows.loc[7] = [0.2, 0.15, 0.25, 0.02, 1 / 8001]
+    assert mitigation_chapter.judged(rows, 8000).shown.tolist() == [i == 7 for i in range(116)]
+    with pytest.raises(BadInput, match=r"116 comparisons .* with 2000 replicates"):
+        mitigation_chapter.judged(rows, 2000)
+
+
+def imports(module: str) -> set[str]:
+    """Modules of the package that a module imports."""
+    path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
+    path = path if path.exists() else path.with_suffix("") / "__init__.py"
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fairq_utils"):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            inner = [n for n in names if ROOT.joinpath(*n.split(".")).with_suffix(".py").exists()]
+            found |= set(inner) or {str(node.module)}
+    return found
+
+
+def test_what_a_run_is_computed_by_names_it() -> None:
+    """Every module that a method imports, or imports in turn, is in the version of its code."""
+    seen: set[str] = set()
+    left = ["fairq_utils.mitigation.methods", "fairq_utils.mitigation.constraints"]
+    left += ["fairq_utils.mitigation.fine_tuning", "fairq_utils.mitigation.coverage"]
+    while left:
+        module = left.pop()
+        if module not in seen:
+            seen.add(module)
+            left += imports(module)
+    # What only says, holds or refuses; and metrics that a run is measured by, not made by.
+    others = {"fairq_utils.faults", "fairq_utils.batches", "fairq_utils.data.faces"}
+    named = {m for m in seen if not m.endswith("quantizers") and "metrics" not in m} - others
+    assert named <= set(planning.FAIR_BY), sorted(named - set(planning.FAIR_BY))
+
+
+def test_what_decides_a_result_is_in_its_key(params: Params) -> None:
+    def keys(**changes: object) -> dict[tuple[str, str | None], str]:
+        other = params
+        for name, change in changes.items():
+            section = getattr(params, name).model_copy(update=change)
+            other = other.model_copy(update={name: section})
+        return {(r.method, r.sampler): r.key for r in planning.plan(other) if r.bits}
+
+    own = keys()
+    for changed, methods in (
+        (keys(mitigation={"kept": 0.1}), {m for m in METHODS if "layers" in m or "channels" in m}),
+        (keys(mitigation={"max_reverted": 3}), {m for m in METHODS if m.startswith("control")}),
+        (keys(data={"validation": 130}), {m for m in METHODS if METHODS[m].validates}),
+        (keys(analysis={"attributes": ("gender", "race")}), set(METHODS)),
+    ):
+        moved = {key[0] for key in own if changed.get(key) != own[key]} - {"ptq"}
+        assert moved == methods
 
 
 def test_certificates_are_drawn(glued: dict[str, float | str]) -> None:

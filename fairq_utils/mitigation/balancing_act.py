@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,6 +19,11 @@ from fairq_utils.mitigation.group_losses import (
 )
 
 MEMORY = 40  # answers of a group from which its accuracy is estimated
+
+
+def affordable_memory(sizes: Iterable[int]) -> int:
+    """:data:`MEMORY`, or as many answers as the smallest group has images."""
+    return min(MEMORY, *sizes)
 
 
 class BalancingAct(nn.Module):

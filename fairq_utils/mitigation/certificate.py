@@ -29,7 +29,7 @@ procedure for testing multiple endpoints"), which keeps the family-wise error ra
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -130,10 +130,12 @@ class Plan:
     ----------
     contrasts : every ordered pair of groups, in every rate of the metric
     widest : the float model's widest pair, to which pairs are compared that are tested apart
+    spent : what the bound on that pair costs, a part of delta
     """
 
     contrasts: tuple[Contrast, ...]
     widest: Contrast
+    spent: float
 
 
 def plan(learnt: Table, images: int, question: Question) -> Plan:
@@ -154,10 +156,7 @@ def plan(learnt: Table, images: int, question: Question) -> Plan:
     scale = images / max(float(learnt.sum()), 1.0)
     rates = FAIRNESS[question.metric].rates
     sides = {rate: OF_RATE[rate](learnt) for rate in rates}
-    for rate, side in sides.items():
-        if (side.sum(axis=(1, 2)) == 0).any():
-            code = int(np.argmin(side.sum(axis=(1, 2))))
-            raise BadInput(f"certificate: group number {code} has no image for the {rate}")
+    refuse_empty(learnt, question, [str(code) for code in range(len(learnt))], "the first images")
     pairs = [
         (rate, g, h)
         for rate, side in sides.items()
@@ -171,12 +170,12 @@ def plan(learnt: Table, images: int, question: Question) -> Plan:
             _mean(_float(sides[pair[0]][pair[1]])) - _mean(_float(sides[pair[0]][pair[2]]))
         ),
     )
-    level = question.delta
+    level, spent = question.delta, question.delta * WIDEST_SHARE
 
     def tests(times: float) -> tuple[Contrast, dict[bool, list[Contrast]]]:
         """The widest pair, and both tests of every pair, staked for so many times the images."""
         x, y = (_float(sides[widest[0]][group]) for group in widest[1:])
-        wide = Contrast(*widest, False, _size(x, y, times, level * WIDEST_SHARE))
+        wide = Contrast(*widest, False, _size(x, y, times, spent))
         both: dict[bool, list[Contrast]] = {True: [], False: []}
         for rate, g, h in pairs:
             x, y = sides[rate][g], sides[rate][h]
@@ -187,19 +186,34 @@ def plan(learnt: Table, images: int, question: Question) -> Plan:
 
     base, here = tests(scale)
     if question.constrained == "gap":
-        return Plan(tuple(here[False]), base)
+        return Plan(tuple(here[False]), base, spent)
     # Rates of few images lie apart by chance: apart only what is shown to be so by these alone.
     wide, alone = tests(1.0)
-    floor = _floor(learnt, wide, question)
-    shown = [_p_value(learnt, contrast, floor, question) <= level for contrast in alone[False]]
+    floor = _floor(learnt, wide, spent, question)
+    shown = [
+        _p_value(learnt, contrast, floor, spent, question) <= level for contrast in alone[False]
+    ]
     scaled = learnt * scale
-    floor = _floor(scaled, base, question)
+    floor = _floor(scaled, base, spent, question)
     contrasts = []
     for paired, apart, allowed in zip(here[True], here[False], shown, strict=True):
         choices = [paired, apart] if allowed else [paired]
-        expected = [_p_value(scaled, choice, floor, question) for choice in choices]
+        expected = [_p_value(scaled, choice, floor, spent, question) for choice in choices]
         contrasts.append(choices[int(np.argmin(expected))])
-    return Plan(tuple(contrasts), base)
+    return Plan(tuple(contrasts), base, spent)
+
+
+def refuse_empty(table: Table, question: Question, groups: Sequence[str], what: str) -> None:
+    """Refuse, by name, a group without an image that one of the metric's rates rests on."""
+    rests_on = {"true_positive_rate": " of label 1", "false_positive_rate": " of label 0"}
+    for rate in FAIRNESS[question.metric].rates:
+        for group, count in zip(groups, OF_RATE[rate](table).sum(axis=(1, 2)), strict=True):
+            if count == 0:
+                raise BadInput(
+                    f"certificate: {what} show nobody of the group {group!r}"
+                    f"{rests_on.get(rate, '')}, on whom the {rate.replace('_', ' ')} rests; add "
+                    "images, or leave an attribute out"
+                )
 
 
 def p_value(table: Table, how: Plan, question: Question) -> float:
@@ -222,19 +236,26 @@ def p_value(table: Table, how: Plan, question: Question) -> float:
     """
     floor = 0.0
     if not all(contrast.paired for contrast in how.contrasts):
-        floor = _floor(table, how.widest, question)
-    return max(_p_value(table, contrast, floor, question) for contrast in how.contrasts)
+        floor = _floor(table, how.widest, how.spent, question)
+    return max(_p_value(table, contrast, floor, how.spent, question) for contrast in how.contrasts)
 
 
 def passes(table: Table, how: Plan, question: Question) -> bool:
     """Whether :func:`p_value` is at most delta, without the pairs after the first that fails."""
     apart = any(not contrast.paired for contrast in how.contrasts)
-    floor = _floor(table, how.widest, question) if apart else 0.0
-    return all(_p_value(table, c, floor, question) <= question.delta for c in how.contrasts)
+    floor = _floor(table, how.widest, how.spent, question) if apart else 0.0
+    return all(
+        _p_value(table, c, floor, how.spent, question) <= question.delta for c in how.contrasts
+    )
 
 
-def _p_value(table: Table, contrast: Contrast, floor: float, question: Question) -> float:
-    """P-value of one pair; ``floor`` is a lower bound on the float model's gap."""
+def _p_value(
+    table: Table, contrast: Contrast, floor: float, spent: float, question: Question
+) -> float:
+    """P-value of one pair; ``floor``, at level ``spent``, bounds the float model's gap from below.
+
+    What is spent does not depend on the level that the p-value is compared with.
+    """
     side = OF_RATE[contrast.rate](table)
     x, y = side[contrast.first], side[contrast.second]
     evidence = EVIDENCE[question.evidence]
@@ -243,21 +264,21 @@ def _p_value(table: Table, contrast: Contrast, floor: float, question: Question)
     if question.constrained == "gap":
         return evidence(_answer(x), _answer(y), question.limit, contrast.size)
     found = evidence(_answer(x), _answer(y), floor + question.limit, contrast.size)
-    return min(question.delta * WIDEST_SHARE + found, 1.0)
+    return min(spent + found, 1.0)
 
 
-def _floor(table: Table, widest: Contrast, question: Question) -> float:
-    """A lower bound on the float model's gap, at confidence 1 - ``WIDEST_SHARE`` delta."""
+def _floor(table: Table, widest: Contrast, spent: float, question: Question) -> float:
+    """A lower bound on the float model's gap, at confidence 1 - ``spent``."""
     if question.constrained == "gap":
         return 0.0
     side = OF_RATE[widest.rate](table)
     x, y = _float(side[widest.first]), _float(side[widest.second])
-    evidence, level = EVIDENCE[question.evidence], question.delta * WIDEST_SHARE
+    evidence = EVIDENCE[question.evidence]
     low, high = 0.0, _mean(x) - _mean(y)
     while high - low > COARSE:
         middle = (low + high) / 2
         # Rejected is that the other way round the difference is -middle or more.
-        shown = evidence(y, x, -middle, widest.size) <= level
+        shown = evidence(y, x, -middle, widest.size) <= spent
         low, high = (middle, high) if shown else (low, middle)
     return low
 
@@ -265,8 +286,8 @@ def _floor(table: Table, widest: Contrast, question: Question) -> float:
 def bound(table: Table, how: Plan, question: Question) -> float:
     """The smallest limit that these counts would certify this candidate for: an upper bound.
 
-    It holds for one candidate at confidence 1 - delta, and is at most ``question.limit`` exactly
-    where the candidate is certified.
+    It holds at confidence 1 - ``question.delta`` for one candidate, named in advance, and is at
+    most ``question.limit`` exactly where that one is certified.
     """
     passed = p_value(table, how, question) <= question.delta
     low, high = (0.0, question.limit) if passed else (question.limit, 1.0)
@@ -300,6 +321,7 @@ def images_needed(table: Table, how: Plan, question: Question) -> int | None:
         stretched = Plan(
             tuple(replace(c, size=c.size * root) for c in how.contrasts),
             replace(how.widest, size=how.widest.size * root),
+            how.spent,
         )
         return p_value(table * times, stretched, question) <= question.delta
 
@@ -324,7 +346,8 @@ class Trial:
     name : str
     size_bytes : int
     harm, bound : float
-        Observed on the held-out images; and its upper bound at confidence 1 - ``level``.
+        Observed on the held-out images; and its upper bound at confidence 1 - ``level``, for this
+        candidate alone. What holds of all that are certified together is the limit.
     p_value, level : float
         It is certified if the first is at most the second, which is the part of delta that its
         place in the sequence gives it.
@@ -385,16 +408,18 @@ def in_sequence(
     expected: dict[str, float] = {}
     for name, candidate in candidates.items():
         images = int(candidate.held_out.sum())
-        how = plan(candidate.learnt, images, question)
         scaled = candidate.learnt * (images / candidate.learnt.sum())
+        how = plan(candidate.learnt, images, question)
         expected[name] = p_value(scaled, how, question)
     order = sorted(candidates, key=lambda name: (expected[name], list(candidates).index(name)))
     trials, passed_on = [], 0.0
     for name, part in zip(order, parts(len(order)), strict=True):
         candidate = candidates[name]
-        asked = replace(question, delta=part * question.delta + passed_on)
+        own = part * question.delta
         table = candidate.held_out
-        how = plan(candidate.learnt, int(table.sum()), asked)
+        # Planned at the level it has in any case: a p-value must not depend on what came before.
+        how = plan(candidate.learnt, int(table.sum()), replace(question, delta=own))
+        asked = replace(question, delta=own + passed_on)
         passed = passes(table, how, asked)
         passed_on = asked.delta if passed else 0.0
         trials.append(

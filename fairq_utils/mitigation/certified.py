@@ -17,8 +17,14 @@ from fairq_utils.faults import BadInput, Fault
 from fairq_utils.metrics import count
 from fairq_utils.metrics.answers import Answers, answers, device_of
 from fairq_utils.mitigation.allocation import quantize_mixed_for_groups
-from fairq_utils.mitigation.balancing_act import MEMORY
-from fairq_utils.mitigation.certificate import Candidate, Question, Trial, in_sequence
+from fairq_utils.mitigation.balancing_act import affordable_memory
+from fairq_utils.mitigation.certificate import (
+    Candidate,
+    Question,
+    Trial,
+    in_sequence,
+    refuse_empty,
+)
 from fairq_utils.mitigation.control import control_accuracy
 from fairq_utils.mitigation.fine_tuning import fine_tune
 from fairq_utils.mitigation.preservation import preservation
@@ -107,8 +113,6 @@ def _mixed(made: Making) -> Result:
 
 def _fine_tuned(made: Making) -> Result:
     assert made.train is not None
-    smallest = min(len(made.train.members(code)) for code in made.train.present)
-    memory = min(MEMORY, smallest)
     batch = min(CHUNK, len(made.train))
     return fine_tune(
         made.seen,
@@ -117,7 +121,7 @@ def _fine_tuned(made: Making) -> Result:
         "balancing_act",
         batch_size=batch,
         seed=made.seed,
-        memory=memory,
+        memory=affordable_memory(made.train.sizes),
     )
 
 
@@ -159,7 +163,7 @@ class Certificate:
         metric = asked.metric.removesuffix("_difference").replace("_", " ")
         lines = [
             f"{self.candidate}: the {what} {metric} gap is at most {asked.limit:.4f} "
-            f"with confidence {1 - asked.delta:.0%}".replace("  ", " "),
+            f"with confidence {100 * (1 - asked.delta):g}%".replace("  ", " "),
             f"observed {self.harm:+.4f}, bound {self.bound:.4f}, on {sum(self.images.values())} "
             f"held-out images ({', '.join(f'{k} {v}' for k, v in self.images.items())})",
             *(_line(trial) for trial in self.trials),
@@ -186,7 +190,7 @@ class NotCertified(Fault):
     trials : of all candidates, in the order of the test
     images_needed : int or None
         How many held-out images would have certified one of them, had it gone on as observed; None
-        where what was observed is itself too much.
+        where no number would.
     """
 
     def __init__(
@@ -261,6 +265,10 @@ class FairnessAwareQuantizer:
     not_made: dict[str, str] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
+        if not 0 < self.max_dp_gap < 1:
+            raise BadInput(
+                f"max_dp_gap: {self.max_dp_gap} is not between 0 and 1; 0.01 is one point"
+            )
         self.question = Question(
             self.metric,
             self.max_dp_gap,
@@ -304,15 +312,18 @@ class FairnessAwareQuantizer:
             It is not changed.
         calibration_data : iterable of (images, labels, groups)
             Labels 0 or 1, groups a mapping of attribute to values. The first ``making_images`` make
-            the candidates; all others, streamed and not kept, are tested on. Within a group the
-            order must be random; groups may be sampled evenly, which needs the fewest images.
+            the candidates; all others, streamed and not kept, are tested on. No image may come
+            twice (a sampler that draws with replacement voids the certificate), nor be one that the
+            model was trained on. Within a group the order must be random; groups may be drawn
+            evenly, which needs the fewest images.
         fairness_constraint : bool
             Without it the static candidate is returned whatever it does; ``final_dp_gap`` says
             what that is.
         certification_data : iterable like ``calibration_data``, optional
-            To test on instead, so that all of ``calibration_data`` may make candidates.
+            Other images, to test on instead.
         train_data : iterable like ``calibration_data``, optional
-            Allows the candidate that is fine-tuned, and is held in memory.
+            Allows the candidate that is fine-tuned; held in memory, and none of it among the
+            images that are tested on.
 
         Returns
         -------
@@ -335,7 +346,7 @@ class FairnessAwareQuantizer:
         if not fairness_constraint:
             names = ["static"]
         train = None
-        if train_data is not None:
+        if train_data is not None and "fine-tuned" in names:
             train = self._sample(list(read(train_data, "train_data", self._named)), "train_data")
         elif "fine-tuned" in names:
             if self.candidates:
@@ -456,12 +467,15 @@ class FairnessAwareQuantizer:
                 f"calibration_data: the group {few.replace('|', ' ')!r} has {sizes.min()} images "
                 f"to test on where {LEAST} are needed; add images of it, or leave an attribute out"
             )
-        return count(
+        table = count(
             found.truth,
             found.predictions[name],
             sensitive_features=pd.DataFrame({"group": cells.rename_categories(range(len(known)))}),
             reference=found.predictions[FLOAT],
         ).table
+        shown = [group.replace("|", " ") for group in known]
+        refuse_empty(table, self.question, shown, "the images of calibration_data")
+        return table
 
     def _returned(
         self,
@@ -475,6 +489,9 @@ class FairnessAwareQuantizer:
         by_name = {trial.name: trial for trial in trials}
         certified = [name for name in found if by_name[name].outcome == "certified"]
         table = next(iter(found.values())).held_out
+        for module in models.values():
+            if module is not models[FLOAT]:
+                module.eval()
         images = {
             name.replace("|", " "): int(n)
             for name, n in zip(sample.groups.names, table.sum(axis=(1, 2, 3)), strict=True)
@@ -496,12 +513,18 @@ class FairnessAwareQuantizer:
     def _refusal(self, nearest: Trial, trials: tuple[Trial, ...], images: dict[str, int]) -> str:
         smallest = min(images, key=lambda group: images[group])
         numbers = [t.images_needed for t in trials if t.images_needed is not None]
-        way = (
-            f"about {min(numbers)} held-out images like these would be needed"
-            if numbers
-            else "more images would not help: what was observed is too much; allow more, or more "
-            "bits"
-        )
+        if numbers:
+            way = f"about {min(numbers)} held-out images like these would be needed"
+        elif nearest.harm > self.max_dp_gap:
+            way = (
+                "more images would not help: what was observed is too much; allow it, or more bits"
+            )
+        else:
+            way = (
+                "no number of images like these would show it: between some groups more has "
+                "changed than is allowed; give more making_images, which may show that these "
+                "groups lie apart, or allow more"
+            )
         return (
             f"FairnessAwareQuantizer: none of {', '.join(t.name for t in trials)} is certified to "
             f"stay within {self.max_dp_gap} at confidence {1 - self.delta:g}; nearest came "

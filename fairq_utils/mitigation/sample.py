@@ -1,7 +1,7 @@
 """Images with labels and groups, as group-aware methods look at them; and who is too few.
 
 What is wrong with the groups is said before anything is computed: an attribute that is not there, a
-group without an image or with too few of them, a group that calibration never saw.
+group without an image or with too few of them.
 """
 
 from __future__ import annotations
@@ -50,6 +50,11 @@ class Sample:
     def present(self) -> list[int]:
         """Codes of the groups that have an image, ascending."""
         return [int(code) for code in np.unique(self.groups.codes)]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Images of each group that has one, in the order of :attr:`present`."""
+        return [int((self.groups.codes == code).sum()) for code in self.present]
 
     def name(self, code: int) -> str:
         """A group as it is shown: ``female old``."""
@@ -178,15 +183,3 @@ def refuse_few(groups: Groups, least: int, what: str) -> None:
                 f"{what}: the group {shown!r} of {', '.join(groups.attributes)} has {count} "
                 f"images where {least} are needed; add images of it, or leave an attribute out"
             )
-
-
-def refuse_unseen(calibrated: Groups, tested: Groups, what: str = "calibration") -> None:
-    """Refuse a calibration set without a group that the test has, by name."""
-    seen = {calibrated.names[code] for code in calibrated.codes.tolist()}
-    there = {tested.names[code] for code in tested.codes.tolist()}
-    missing = sorted(there - seen)
-    if missing:
-        raise BadInput(
-            f"{what}: has no image of the group {missing[0].replace('|', ' ')!r}, which is among "
-            "the images to be tested on; add images of it"
-        )

@@ -71,16 +71,15 @@ class World:
 
     def table(self) -> NDArray[np.float64]:
         """Probability of group x label x float answer x answer, (4, 2, 2, 2)."""
-        return _split(self.float_cells(), self.flipping()[:, None])
+        cells = self.float_cells()
+        return _split(cells, cells * self.flipping()[:, None])
 
 
-def _split(cells: NDArray[Any], flipped: NDArray[Any]) -> NDArray[Any]:
-    """From (..., float answer) and the share of each that flips to (..., float answer, answer)."""
-    moved = cells * flipped
-    stayed = cells - moved
-    out = np.zeros((*cells.shape, 2), np.result_type(cells, flipped))
+def _split(cells: NDArray[Any], moved: NDArray[Any]) -> NDArray[Any]:
+    """From (..., float answer) and how many of each flip to (..., float answer, answer)."""
+    out = np.zeros((*cells.shape, 2), cells.dtype)
     for answer in (0, 1):
-        out[..., answer, answer] = stayed[..., answer]
+        out[..., answer, answer] = (cells - moved)[..., answer]
         out[..., answer, 1 - answer] = moved[..., answer]
     return out
 
@@ -94,11 +93,7 @@ def drawn(
     tables = []
     for world in worlds:
         moved = rng.binomial(counts, np.broadcast_to(world.flipping()[:, None], counts.shape))
-        table = np.zeros((*counts.shape, 2), np.int64)
-        for answer in (0, 1):
-            table[..., answer, answer] = (counts - moved)[..., answer]
-            table[..., answer, 1 - answer] = moved[..., answer]
-        tables.append(table)
+        tables.append(_split(counts, moved))
     return tables
 
 

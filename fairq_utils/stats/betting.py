@@ -71,7 +71,7 @@ def p_value_of_difference(
     -------
     float
         Valid at any number of images: at most ``u`` with a probability of at most ``u``. It falls
-        as ``limit`` grows.
+        as ``limit`` grows, on either side of 0.
 
     Raises
     ------
@@ -96,8 +96,8 @@ def p_value_of_difference(
     if limit < -1:
         raise ValueError(f"limit: {limit} is below -1")
     left, right = _cells(x, y)
-    # Within a cell the stakes are the same, so that each m in it has an e-value of its own; the
-    # first factor grows with m and the second falls, so that the ends bound it from below.
+    # Stakes are min(size / n, cap(m)), whatever the counts: an e-value for every m. The caps let
+    # the first product grow with m and the second fall, so that a cell's ends bound it from below.
     # No stake may lose more than there is, also where the limit is as low as -1.
     top_x, top_y = ALLOWED / (1 - left + (limit < 0)), ALLOWED / (1 + right)
     shares = size * AROUND[:, None]
