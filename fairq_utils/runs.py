@@ -31,7 +31,6 @@ from fairq_utils.mitigation.fine_tuning import OnFaces
 from fairq_utils.mitigation.group_facts import facts_of_faces
 from fairq_utils.mitigation.methods import METHODS as FAIR
 from fairq_utils.mitigation.methods import ONE_GROUP, Task
-from fairq_utils.mitigation.methods import Method as FairMethod
 from fairq_utils.mitigation.sample import Sample, sample
 from fairq_utils.params import Params
 from fairq_utils.planning import baseline_of, shares
@@ -49,7 +48,7 @@ from fairq_utils.quantizers import (
     quantize_observed,
     use_integers,
 )
-from fairq_utils.quantizers.methods import BEST_RANGES, CONTROL, METHODS, Method
+from fairq_utils.quantizers.methods import BEST_RANGES, CONTROL, METHODS
 from fairq_utils.resources import device, faces, ledger
 
 INITIAL_IMAGES = 2000  # training pictures that a data-dependent initialisation looks at
@@ -192,7 +191,7 @@ def rebuild(params: Params, run: Run) -> Rebuilt:
     Fault
         See :func:`trained`.
     """
-    if run.method == CONTROL or known(run.method).trains:
+    if trains_on(run.method):
         raise BadInput(
             f"run {run.key}: {run.method} trains on after the FP32 checkpoint, and a study keeps "
             "no weights of that; name a run of another method"
@@ -248,7 +247,7 @@ def _quantized(
     if make is not None:
         quantized, report = make(_task(run, model, spec, seen, data))
         return quantized, report.size_bytes, report.to_dict(), {}
-    if known(run.method).trains:
+    if trains_on(run.method):
         tuned = prepare_qat(seen, spec)
         history = _tune(params, run, tuned, data, bars, model)
         quantized, report = finish_qat(tuned, seen, spec)
@@ -346,9 +345,11 @@ def _spec(run: Run) -> QuantSpec:
     return METHODS[run.method].spec(str(run.bits), **options)
 
 
-def known(method: str) -> Method | FairMethod:
-    """A method of either registry."""
-    return FAIR[method] if method in FAIR else METHODS[method]
+def trains_on(method: str) -> bool:
+    """Whether a method trains on after the FP32 checkpoint."""
+    return method == CONTROL or any(
+        method in known and known[method].trains for known in (METHODS, FAIR)
+    )
 
 
 def calibration_rows(run: Run, pool: FaceData, model: torch.nn.Module) -> NDArray[np.int64]:

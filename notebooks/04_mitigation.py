@@ -203,7 +203,7 @@ mitigation_display.forest(found, "equalized_odds_difference", everywhere)
 # Two things to read these by. A penalty on unequal rates of positive answers narrows the parity gap
 # whatever was there before: where base rates differ, it asks for a gap smaller than that of a
 # classifier without errors, and what it closes need not be what quantization opened. And what a
-# budget of bytes buys is often bought as well by everybody's harm, or at random: compare a method
+# budget of bytes buys may be bought as well by everybody's harm, or at random: compare a method
 # with its own controls before with plain quantization.
 
 # %%

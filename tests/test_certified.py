@@ -201,7 +201,7 @@ def test_images_are_streamed_once(model: nn.Module) -> None:
         ({"candidates": ["hope"]}, {}, "'hope' is not one of static"),
         ({"candidates": ["fine-tuned"]}, {}, "learns from train_data"),
         ({"sensitive_attributes": []}, {}, "at least one attribute"),
-        ({"max_dp_gap": 2}, {}, "limit: 2"),
+        ({"max_dp_gap": 2}, {}, "max_dp_gap: 2"),
         ({}, {"gender": ["f"] * 250}, "there is nothing to compare"),
         ({}, {"gender": ["f"] * 248 + ["m"] * 2}, "the group 'm' of gender has 8 images where 20"),
         ({"making_images": 5000}, {}, "none are left to test"),

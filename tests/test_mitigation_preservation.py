@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-import importlib
-import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import onnx
@@ -23,6 +20,7 @@ from fairq_utils.engines import NotExact, NotInstalled, installed, load, write
 from fairq_utils.engines.onnx_file import to_onnx
 from fairq_utils.engines.qdq import to_qdq
 from fairq_utils.faults import BadInput
+from fairq_utils.mitigation import preservation as preserving
 from fairq_utils.mitigation.channel_scores import reduced
 from fairq_utils.mitigation.preservation import (
     channel_scores,
@@ -770,10 +768,7 @@ def test_layers_are_measured_by_the_ablation_of_each_group(
         ]
         return pd.DataFrame(rows, columns=["layer", "bits", "group", "sensitivity", "bytes"])
 
-    fake = ModuleType("fairq_utils.mitigation.sensitivity")
-    fake.group_sensitivities = group_sensitivities  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, fake.__name__, fake)
-    assert importlib.import_module(fake.__name__) is fake
+    monkeypatch.setattr(preserving, "group_sensitivities", group_sensitivities)
     plain = quantize_observed(seen, FOUR)[1].size_bytes
     for by, name in (("worst_group", "twice"), ("overall", "deep")):
         _, report = preservation(seen, FOUR, everybody, budget=27.5 / plain, unit="layers", by=by)
