@@ -250,7 +250,14 @@ def dials(frame: pd.DataFrame, statistic: str) -> Figure | HTML:
         axes[at, 0].set_ylabel(f"{title(model)}\n{width_}", fontsize=9)
     handles = [plt.Line2D([], [], color=colours[m], marker="o", markersize=4) for m in methods]
     figure.tight_layout()
-    figure.legend(handles, methods, loc="upper center", bbox_to_anchor=(0.5, 0), ncol=3, fontsize=8)
+    figure.legend(
+        handles,
+        [called(m) for m in methods],
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0),
+        ncol=3,
+        fontsize=8,
+    )
     return finished(figure)
 
 
