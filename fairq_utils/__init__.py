@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from fairq_utils.apply import apply_quantization
     from fairq_utils.comparison import compare_quantization_methods
     from fairq_utils.metrics import compute_fairness_metrics
-    from fairq_utils.mitigation.certified import FairnessAwareQuantizer, NotCertified
+    from fairq_utils.mitigation.certified import FairnessAwareQuantizer
+    from fairq_utils.mitigation.outcomes import NotCertified
 
 __all__ = [
     "FairnessAwareQuantizer",
@@ -21,7 +22,7 @@ __all__ = [
 
 _HOMES = {
     "FairnessAwareQuantizer": "fairq_utils.mitigation.certified",
-    "NotCertified": "fairq_utils.mitigation.certified",
+    "NotCertified": "fairq_utils.mitigation.outcomes",
     "apply_quantization": "fairq_utils.apply",
     "compare_quantization_methods": "fairq_utils.comparison",
     "compute_fairness_metrics": "fairq_utils.metrics",

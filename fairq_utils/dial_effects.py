@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fairq_utils import metrics, stats
-from fairq_utils.data.population import ATTRIBUTES
+from fairq_utils.data.attributes import ATTRIBUTES
 from fairq_utils.dials import World, attribute_of
 from fairq_utils.effects import Pair, records, shared
 from fairq_utils.ledger import Ledger, RunRecord

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 
-from fairq_utils.data.population import ATTRIBUTES
+from fairq_utils.data.attributes import ATTRIBUTES
 from fairq_utils.params import Data, Dials, Mitigation, OfGroup, Params, Quantization
 
 EVEN = 0.5  # share of the group, and of smiles in it

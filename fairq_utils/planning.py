@@ -11,7 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fairq_utils import calibration
-from fairq_utils.data.population import ATTRIBUTES, SPLITS, demographics
+from fairq_utils.data.attributes import ATTRIBUTES
+from fairq_utils.data.population import SPLITS, demographics
 from fairq_utils.dials import LABELS, worlds
 from fairq_utils.fingerprint import code_version
 from fairq_utils.ledger import Run
@@ -24,6 +25,8 @@ from fairq_utils.resources import population
 PHASES = ("baseline", "quantization", "mitigation")
 TRAINED_BY = (
     "fairq_utils.data.population",
+    "fairq_utils.data.attributes",
+    "fairq_utils.data.group_dials",
     "fairq_utils.data.head",
     "fairq_utils.data.kernels",
     "fairq_utils.data.render",

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from fairq_utils.data import FaceData, load
-from fairq_utils.data.population import CELEBA_JOINT, SPLITS, GroupDials, Population
+from fairq_utils.data.group_dials import GroupDials
+from fairq_utils.data.population import CELEBA_JOINT, SPLITS, Population
 from fairq_utils.faults import Fault
 from fairq_utils.ledger import Ledger
 from fairq_utils.params import Data, Params

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from fairq_utils import calibration, models, training
 from fairq_utils.data import FaceData
-from fairq_utils.data.population import ATTRIBUTES
+from fairq_utils.data.attributes import ATTRIBUTES
 from fairq_utils.faults import BadInput, Fault
 from fairq_utils.ledger import Run, RunRecord
 from fairq_utils.mitigation.balancing_act import affordable_memory

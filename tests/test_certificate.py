@@ -10,16 +10,15 @@ import pytest
 from fairq_utils.faults import BadInput
 from fairq_utils.metrics import FAIRNESS
 from fairq_utils.mitigation.certificate import (
-    Candidate,
     Question,
     bound,
     harm,
     images_needed,
-    in_sequence,
     passes,
     plan,
 )
 from fairq_utils.mitigation.simulation import World, drawn, sequence, single
+from fairq_utils.mitigation.trials import Candidate, in_sequence
 from fairq_utils.stats.betting import p_value_of_difference, stake
 
 QUESTION = Question(limit=0.02)

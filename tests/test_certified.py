@@ -14,7 +14,7 @@ from fairq_utils import FairnessAwareQuantizer, NotCertified
 from fairq_utils.faults import BadInput
 from fairq_utils.metrics import FAIRNESS, count
 from fairq_utils.metrics.answers import answers
-from fairq_utils.mitigation import certified
+from fairq_utils.mitigation import candidates
 from fairq_utils.quantizers.layers import Quantized
 
 
@@ -92,7 +92,7 @@ def test_a_safe_model_is_certified(model: nn.Module) -> None:
     said = str(found)
     for word in ("static", "95%", "11000", "f ", "m "):
         assert word in said
-    assert len(found.trials) == len(certified.CANDIDATES) - 1  # nothing to train on
+    assert len(found.trials) == len(candidates.CANDIDATES) - 1  # nothing to train on
 
 
 def test_harm_is_that_of_the_images_it_was_tested_on(model: nn.Module) -> None:
@@ -138,13 +138,13 @@ def test_a_harmful_model_is_not_returned(model: nn.Module, monkeypatch: Any) -> 
             logits[:, 1] -= 50.0 * (x[:, 1].mean(dim=(1, 2)) > 0.5)  # mostly women
             return logits
 
-    static = certified.CANDIDATES["static"]
+    static = candidates.CANDIDATES["static"]
 
-    def harmful(made: certified.Making) -> certified.Result:
+    def harmful(made: candidates.Making) -> candidates.Result:
         module, report = static(made)
         return Harmful(module), report
 
-    monkeypatch.setitem(certified.CANDIDATES, "static", harmful)
+    monkeypatch.setitem(candidates.CANDIDATES, "static", harmful)
     asked = quantizer(candidates=["static"])
     with pytest.raises(NotCertified, match="more images would not help") as caught:
         asked.quantize(model, batches(6000, 6))
@@ -164,7 +164,7 @@ def test_every_candidate_can_be_made(model: nn.Module) -> None:
     asked = quantizer(bit_width=4, max_dp_gap=0.5, options={"first_last_bits": None})
     asked.quantize(model, batches(4000, 7), train_data=batches(1000, 8))
     assert asked.certificate is not None
-    assert {trial.name for trial in asked.certificate.trials} == set(certified.CANDIDATES)
+    assert {trial.name for trial in asked.certificate.trials} == set(candidates.CANDIDATES)
     assert asked.not_made == {}
 
 

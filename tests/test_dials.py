@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 
 from fairq_utils import dial_effects, mitigation_chapter, mitigation_display, planning
-from fairq_utils.data.population import GroupDials, Population, demographics, draw
+from fairq_utils.data.group_dials import GroupDials
+from fairq_utils.data.population import Population, demographics, draw
 from fairq_utils.dials import attribute_of, worlds
 from fairq_utils.ledger import Ledger, Run, RunRecord
 from fairq_utils.params import Params, ParamsError, load_params

@@ -21,13 +21,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from fairq_utils.data.attributes import ATTRIBUTES
+from fairq_utils.data.group_dials import GroupDials, difficulties, dim
 
-ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "gender": ("female", "male"),
-    "age": ("old", "young"),
-    "race": ("african", "asian", "caucasian"),
-}
+Floats = NDArray[np.float64]
 
 # Liu et al. 2015, list_attr_celeba.txt: images per (Male, Young, Smiling).
 CELEBA_JOINT: dict[str, float] = {
@@ -57,32 +54,6 @@ FACIAL_ACTIONS = (
 ).split()
 
 UNIFORMS, NORMALS = 96, 192
-
-
-@dataclass(frozen=True)
-class GroupDials:
-    """What is different for the people of one group, in each of their pictures.
-
-    Attributes
-    ----------
-    difficulty : float or None
-        In place of the population's; None leaves it.
-    light : float
-        Factor on sun and sky; sensor noise stays, so that a dark picture has less contrast.
-    reflectance : float
-        Factor on the reflectance of skin and lips.
-    """
-
-    difficulty: float | None = None
-    light: float = 1.0
-    reflectance: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.difficulty is not None and not 0 <= self.difficulty <= 3:
-            raise ValueError(f"difficulty: {self.difficulty} is not between 0 and 3")
-        for name in ("light", "reflectance"):
-            if not 0 < getattr(self, name) <= 2:
-                raise ValueError(f"{name}: {getattr(self, name)} is not above 0 and at most 2")
 
 
 @dataclass(frozen=True)
@@ -241,12 +212,12 @@ def draw(
         z[i] = generator.standard_normal(NORMALS)
     female, old, target, race = _labels(population, u)
     groups = _groups(female, old, race)
-    difficulty = _difficulty(population, groups)
+    difficulty = difficulties(population.difficulty, population.of_group, groups)
     # latent = +-SEPARATION + difficulty * normal; a logistic curve maps it to (0, 1).
     latent = np.where(target == 1, SEPARATION, -SEPARATION) + difficulty * z[:, 0]
     smile = 1 / (1 + np.exp(-1.3 * latent))
     look = _look(female, old, race, u[:, 52:], z[:, 152:])
-    _dim(look, population, groups)
+    dim(look, population.of_group, groups)
     return People(
         target=target,
         groups=groups,
@@ -257,33 +228,6 @@ def draw(
         look=look,
         noise_seed=key ^ np.array([0x5EED, 0], np.uint64),
     )
-
-
-def _members(groups: pd.DataFrame, value: str) -> NDArray[np.bool_]:
-    attribute = next(name for name, values in ATTRIBUTES.items() if value in values)
-    return (groups[attribute] == value).to_numpy()
-
-
-def _difficulty(population: Population, groups: pd.DataFrame) -> Floats:
-    """Difficulty of each person's smile, (N,)."""
-    own = np.full(len(groups), -1.0)
-    for value, dials in population.of_group.items():
-        if dials.difficulty is not None:
-            inside = _members(groups, value)
-            own[inside] = np.maximum(own[inside], dials.difficulty)
-    return np.where(own < 0, population.difficulty, own)
-
-
-def _dim(look: dict[str, Floats], population: Population, groups: pd.DataFrame) -> None:
-    """Put the factors of groups on light and reflectance, in place."""
-    for value, dials in population.of_group.items():
-        inside = _members(groups, value)
-        for factor, names in (
-            (dials.light, ("light_colour", "ambient")),
-            (dials.reflectance, ("skin", "lip")),
-        ):
-            for name in names:
-                look[name][inside] *= factor
 
 
 def _labels(

@@ -18,13 +18,16 @@ import numpy as np
 import pandas as pd
 import torch
 
+from fairq_utils.data.attributes import ATTRIBUTES
 from fairq_utils.data.faces import FaceData
-from fairq_utils.data.population import ATTRIBUTES, SPLITS, Population
+from fairq_utils.data.population import SPLITS, Population
 from fairq_utils.fingerprint import code_version, fingerprint
 
 Progress = Callable[[str, int, int], None]
 RENDERER = (
     "fairq_utils.data.population",
+    "fairq_utils.data.attributes",
+    "fairq_utils.data.group_dials",
     "fairq_utils.data.head",
     "fairq_utils.data.kernels",
     "fairq_utils.data.render",

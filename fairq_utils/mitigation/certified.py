@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,195 +11,19 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from fairq_utils import calibration
 from fairq_utils.batches import first, joined, read, rows_of
-from fairq_utils.faults import BadInput, Fault
+from fairq_utils.faults import BadInput
 from fairq_utils.metrics import count
 from fairq_utils.metrics.answers import Answers, answers, device_of
-from fairq_utils.mitigation.allocation import quantize_mixed_for_groups
-from fairq_utils.mitigation.balancing_act import affordable_memory
-from fairq_utils.mitigation.certificate import (
-    Candidate,
-    Question,
-    Trial,
-    in_sequence,
-    refuse_empty,
-)
-from fairq_utils.mitigation.control import control_accuracy
-from fairq_utils.mitigation.fine_tuning import fine_tune
-from fairq_utils.mitigation.preservation import preservation
-from fairq_utils.mitigation.sample import CHUNK, Sample, of_batch
-from fairq_utils.quantizers import Observed, QuantReport, QuantSpec, observe, quantize_observed
-from fairq_utils.quantizers.spec import WIDTHS
+from fairq_utils.mitigation.candidates import CANDIDATES, Making, calibrated
+from fairq_utils.mitigation.certificate import Question, refuse_empty
+from fairq_utils.mitigation.outcomes import Certificate, NotCertified
+from fairq_utils.mitigation.sample import Sample, of_batch
+from fairq_utils.mitigation.trials import Candidate, Trial, in_sequence
+from fairq_utils.quantizers import QuantReport, QuantSpec
 
 FLOAT = "FP32"
 LEAST = 20  # images of every group, among those that make the candidates, and among the others
-WIDER = 2  # bits that mixed precision may spend per weight, beyond bit_width
-CALIBRATED = 512  # images that set ranges, of those that make the candidates
-
-Result = tuple[nn.Module, QuantReport]
-
-
-@dataclass(frozen=True)
-class Making:
-    """What candidates are made from.
-
-    Attributes
-    ----------
-    model : the float model
-    spec : QuantSpec
-    sample : Sample
-        On the model's device.
-    seen : what calibration on a random draw from it left behind
-    train : images to fine-tune on; None where that is not allowed
-    limit : of the harm
-    seed : int
-    """
-
-    model: nn.Module
-    spec: QuantSpec
-    sample: Sample
-    seen: Observed
-    train: Sample | None
-    limit: float
-    seed: int
-
-
-def _drawn(model: nn.Module, sample: Sample, spec: QuantSpec, sampler: str, seed: int) -> Observed:
-    """Calibration on at most :data:`CALIBRATED` images of a sample."""
-    cells = pd.DataFrame({"group": [sample.name(code) for code in sample.groups.codes]})
-    count_ = min(CALIBRATED, len(sample))
-    if sampler == "group_balanced":
-        count_ = min(count_, int(cells.value_counts().min()) * cells.nunique().item())
-    rows = calibration.draw(
-        sampler,
-        cells,
-        sample.labels.cpu().numpy().astype(np.int8),
-        count_,
-        seed=seed,
-        attributes=["group"],
-    )
-    batches = sample.images[rows].split(CHUNK)
-    # Kept: which layers mind few bits is measured on these images.
-    return observe(model, batches, [spec.activation_range], keep=True)
-
-
-def _static(made: Making) -> Result:
-    return quantize_observed(made.seen, made.spec)
-
-
-def _balanced(made: Making) -> Result:
-    seen = _drawn(made.model, made.sample, made.spec, "group_balanced", made.seed)
-    return quantize_observed(seen, made.spec)
-
-
-def _preserved(made: Making) -> Result:
-    return preservation(made.seen, made.spec, made.sample, unit="channels", by="worst_group")
-
-
-def _mixed(made: Making) -> Result:
-    """Bits where the worst group needs them; of eight bits, layers back to float."""
-    bits = made.spec.weight_bits
-    if bits == max(WIDTHS):
-        return control_accuracy(
-            made.seen, made.spec, made.sample, criterion="gap", max_drop=made.limit / 2
-        )
-    wider = replace(made.spec, weight_bits=min(w for w in WIDTHS if w >= bits + WIDER))
-    budget = quantize_observed(made.seen, wider)[1].size_bytes
-    return quantize_mixed_for_groups(
-        made.seen, budget, made.spec, made.sample, objective="worst_group", measure="layer"
-    )
-
-
-def _fine_tuned(made: Making) -> Result:
-    assert made.train is not None
-    batch = min(CHUNK, len(made.train))
-    return fine_tune(
-        made.seen,
-        made.spec,
-        made.train,
-        "balancing_act",
-        batch_size=batch,
-        seed=made.seed,
-        memory=affordable_memory(made.train.sizes),
-    )
-
-
-# In order of cost: the first of those certified is returned.
-CANDIDATES: dict[str, Callable[[Making], Result]] = {
-    "static": _static,
-    "balanced calibration": _balanced,
-    "preserved channels": _preserved,
-    "mixed precision": _mixed,
-    "fine-tuned": _fine_tuned,
-}
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """What was shown about the model that was returned.
-
-    Attributes
-    ----------
-    candidate : which one it is, a name in :data:`CANDIDATES`
-    question : metric, limit, delta
-    harm, bound : float
-        Observed on the held-out images; and its upper bound, at the confidence that its place in
-        the sequence of trials gives it.
-    images : held-out images by group
-    trials : all candidates, in the order of the test
-    """
-
-    candidate: str
-    question: Question
-    harm: float
-    bound: float
-    images: dict[str, int]
-    trials: tuple[Trial, ...]
-
-    def __str__(self) -> str:
-        asked = self.question
-        what = "increase of the" if asked.constrained == "increase" else ""
-        metric = asked.metric.removesuffix("_difference").replace("_", " ")
-        lines = [
-            f"{self.candidate}: the {what} {metric} gap is at most {asked.limit:.4f} "
-            f"with confidence {100 * (1 - asked.delta):g}%".replace("  ", " "),
-            f"observed {self.harm:+.4f}, bound {self.bound:.4f}, on {sum(self.images.values())} "
-            f"held-out images ({', '.join(f'{k} {v}' for k, v in self.images.items())})",
-            *(_line(trial) for trial in self.trials),
-        ]
-        return "\n".join(lines)
-
-
-def _line(trial: Trial) -> str:
-    needed = "" if trial.images_needed is None else f", about {trial.images_needed} images needed"
-    return (
-        f"  {trial.name}: {trial.outcome}, observed {trial.harm:+.4f}, bound {trial.bound:.4f}, "
-        f"{trial.size_bytes} bytes, {trial.seconds:.1f} s{needed}"
-    )
-
-
-class NotCertified(Fault):
-    """No candidate could be certified.
-
-    Attributes
-    ----------
-    best : module
-        The candidate that came nearest.
-    trial : what became of it
-    trials : of all candidates, in the order of the test
-    images_needed : int or None
-        How many held-out images would have certified one of them, had it gone on as observed; None
-        where no number would.
-    """
-
-    def __init__(
-        self, message: str, best: nn.Module, trial: Trial, trials: tuple[Trial, ...]
-    ) -> None:
-        super().__init__(message)
-        self.best, self.trial, self.trials = best, trial, trials
-        numbers = [t.images_needed for t in trials if t.images_needed is not None]
-        self.images_needed = min(numbers, default=None)
 
 
 @dataclass
@@ -445,7 +269,7 @@ class FairnessAwareQuantizer:
             for s in (sample, train)
         )
         assert here is not None
-        seen = _drawn(model, here, self.spec, "random", self.seed)
+        seen = calibrated(model, here, self.spec, "random", self.seed)
         return Making(model, self.spec, here, seen, there, self.max_dp_gap, self.seed)
 
     def _table(self, found: Answers, name: str, sample: Sample) -> np.ndarray[Any, Any]:

@@ -18,14 +18,13 @@ from numpy.typing import NDArray
 from fairq_utils.data.population import CELEBA_JOINT
 from fairq_utils.mitigation.certificate import (
     EVIDENCE,
-    Candidate,
     Question,
     harm,
     images_needed,
-    in_sequence,
     passes,
     plan,
 )
+from fairq_utils.mitigation.trials import Candidate, in_sequence
 
 ACCURACY = 0.92  # of the float model, in every group
 LEARNT = 1000  # images that order and stakes are learnt from
