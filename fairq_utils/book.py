@@ -21,7 +21,7 @@ import nbformat
 
 from fairq_utils.execution import ROOT, Progress, execute_notebooks
 from fairq_utils.faults import Fault
-from fairq_utils.params import load_params
+from fairq_utils.params_file import load_params
 
 BOOKS = ROOT / "build" / "book"
 # Attributes through which a page makes the browser load something, by tag. An <a> is not among

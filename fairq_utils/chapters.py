@@ -39,7 +39,8 @@ from fairq_utils.fingerprint import code_version, fingerprint
 from fairq_utils.injection import refuse_unknown_in
 from fairq_utils.ledger import Ledger, RunRecord
 from fairq_utils.mitigation.methods import METHODS as FAIR
-from fairq_utils.params import Params, load_params
+from fairq_utils.params import Params
+from fairq_utils.params_file import load_params
 from fairq_utils.quantizers.methods import CONTROL
 
 PROBE_IMAGES = 6000  # training pictures of the probe; fewer where the study has fewer
@@ -206,7 +207,7 @@ def open_chapter(
     Raises
     ------
     ParamsError
-        See :func:`fairq_utils.params.load_params`.
+        See :func:`fairq_utils.params_file.load_params`.
     UnknownParameterError
         papermill was given a parameter that the chapter does not have.
     """

@@ -12,7 +12,8 @@ from typing import Annotated
 import typer
 
 from fairq_utils.faults import Fault
-from fairq_utils.params import Params, ParamsError, load_params, parse_overrides
+from fairq_utils.params import Params, ParamsError
+from fairq_utils.params_file import load_params, parse_overrides
 
 app = typer.Typer(
     add_completion=False,

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fairq_utils import models, planning, resources, runs, training
+from fairq_utils import models, planning, resources, run_models, training
 from fairq_utils.card_page import page
 from fairq_utils.data import FaceData
 from fairq_utils.engines import ENGINES, Answering, files, installed, load, write
@@ -81,7 +81,7 @@ def export(
     threads = params.execution.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
     with _written_whole(folder) as place:
-        rebuilt = runs.rebuild(params, run)
+        rebuilt = run_models.rebuild(params, run)
         data = resources.faces(params)
         test = data.subset("test")
         count = (batch or BATCH) if engine == "inductor" else EXAMPLES

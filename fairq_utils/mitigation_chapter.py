@@ -25,7 +25,8 @@ from fairq_utils.mitigation_display import STATISTICS, called, names
 from fairq_utils.models import DISPLAY_NAMES
 from fairq_utils.planning import FAIR_BY
 from fairq_utils.quantizers import QuantSpec
-from fairq_utils.runs import trained
+from fairq_utils.recorded import Recorded
+from fairq_utils.run_models import trained
 from fairq_utils.tables import width
 
 PARITY = "demographic_parity_difference"
@@ -217,7 +218,7 @@ def dial_verdicts(frame: pd.DataFrame, statistic: str = "behind") -> pd.DataFram
         ``dial``, ``level``, ``architecture``, ``bits``, ``reference`` (the group's disadvantage
         under FP32), ``change``, ``low``, ``high``, ``floor``, ``even`` (the change where no dial is
         turned), ``added`` (change less even), ``added_half`` (half-width), ``shown``, and
-        ``removed``: mitigations under which less than half of a shown change is left, either way,
+        ``removed``: mitigations that take more than :data:`FAR` of a shown change away, either way,
         and whose own effect is beyond its floor.
     """
     if frame.empty:
@@ -281,6 +282,16 @@ def glue_dials(verdicts: pd.DataFrame, prefix: str) -> None:
         if row.removed
     ]
     glue(f"{prefix}_dials_removed", "; ".join(mended) or "none")
+
+
+def glue_dial_study(found: Recorded) -> None:
+    """Glue whose dials were turned in a recorded study, and how large its worlds are."""
+    about = found.about["params"]["dials"]
+    glue("dialled", about["group"])
+    glue("dial_seeds", len(about["seeds"]))
+    glue("dial_train", about["train"])
+    glue("dial_test", about["test"])
+    glue("far", FAR)
 
 
 def glue_certificates(found: dict[str, Any]) -> pd.DataFrame:

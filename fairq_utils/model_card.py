@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fairq_utils import effects, metrics, models, processor, runs, stats
+from fairq_utils import effects, metrics, models, processor, run_models, runs, stats
 from fairq_utils.data import FaceData
 from fairq_utils.engines import ENGINES, Answering, files
 from fairq_utils.ledger import Run, RunRecord
@@ -54,7 +54,7 @@ class Margins:
 def card(
     params: Params,
     run: Run,
-    rebuilt: runs.Rebuilt,
+    rebuilt: run_models.Rebuilt,
     answering: Answering,
     folder: Path,
     data: FaceData,
@@ -137,7 +137,7 @@ def _versions() -> dict[str, str]:
     return found | {"commit": runs.provenance()["commit"]}
 
 
-def _size(rebuilt: runs.Rebuilt, run: Run, on_disk: int) -> dict[str, Any]:
+def _size(rebuilt: run_models.Rebuilt, run: Run, on_disk: int) -> dict[str, Any]:
     full = rebuilt.report.get("float_bytes", float_bytes(rebuilt.fp32))
     bits = QuantSpec.parse(run.bits).weight_bits if run.bits else 32
     return {
@@ -149,7 +149,9 @@ def _size(rebuilt: runs.Rebuilt, run: Run, on_disk: int) -> dict[str, Any]:
     }
 
 
-def _quantization(rebuilt: runs.Rebuilt, run: Run, answering: Answering) -> dict[str, Any] | None:
+def _quantization(
+    rebuilt: run_models.Rebuilt, run: Run, answering: Answering
+) -> dict[str, Any] | None:
     if not rebuilt.report:
         return None
     kept = ("spec", "layers", "operations", "left_float", "folded")

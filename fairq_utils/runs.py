@@ -7,8 +7,7 @@ import subprocess
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,36 +18,15 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from fairq_utils import calibration, models, training
+from fairq_utils import models, run_models, training
 from fairq_utils.data import FaceData
 from fairq_utils.data.attributes import ATTRIBUTES
-from fairq_utils.faults import BadInput, Fault
 from fairq_utils.ledger import Run, RunRecord
-from fairq_utils.mitigation.balancing_act import affordable_memory
-from fairq_utils.mitigation.constraints import CONSTRAINTS
-from fairq_utils.mitigation.coverage import pool_features, pool_losses
-from fairq_utils.mitigation.fine_tuning import OnFaces
-from fairq_utils.mitigation.group_facts import facts_of_faces
-from fairq_utils.mitigation.methods import METHODS as FAIR
-from fairq_utils.mitigation.methods import ONE_GROUP, Task
-from fairq_utils.mitigation.sample import Sample, sample
 from fairq_utils.params import Params
-from fairq_utils.planning import baseline_of, shares
 from fairq_utils.progress import Progress
 from fairq_utils.quantizers import (
-    Observed,
-    QuantSpec,
-    finish_qat,
-    float_classifier,
-    folded_float,
-    observe,
-    prepare_qat,
-    quantize_dynamic,
-    quantize_mixed,
-    quantize_observed,
     use_integers,
 )
-from fairq_utils.quantizers.methods import BEST_RANGES, CONTROL, METHODS
 from fairq_utils.resources import device, faces, ledger
 
 INITIAL_IMAGES = 2000  # training pictures that a data-dependent initialisation looks at
@@ -126,13 +104,6 @@ def _sound(path: Path) -> bool:
     return True
 
 
-def calibration_kind(run: Run) -> str:
-    """Runs of one kind can share what one calibration saw."""
-    if run.method in ("dynamic", CONTROL):
-        return run.method
-    return "equalized" if _spec(run).equalization else "static"
-
-
 def evaluate_quantized(
     params: Params, runs: Sequence[Run], baseline: str, bars: Progress | None = None
 ) -> None:
@@ -147,14 +118,17 @@ def evaluate_quantized(
         return
     data = faces(params)
     target = device(params)
-    model = trained(params, runs[0].architecture, baseline)
+    model = run_models.trained(params, runs[0].architecture, baseline)
     reference = store.read(baseline).scores
     began = time.perf_counter()
-    seen = None if runs[0].method == "dynamic" else _observed(runs, model, data)
+    dynamic = runs[0].method == "dynamic"
+    seen = None if dynamic else run_models.calibrated(runs, model, data)
     calibrating = time.perf_counter() - began
     for run in runs:
         began = time.perf_counter()
-        quantized, size, report, measures = _quantized(params, run, model, seen, data, bars)
+        quantized, size, report, measures = run_models.quantized_model(
+            params, run, model, seen, data, bars
+        )
         layers = use_integers(quantized) if target == "cpu" else 0
         # What runs share is counted in full for each: it is what the method costs alone.
         seconds = calibrating + time.perf_counter() - began
@@ -163,239 +137,6 @@ def evaluate_quantized(
         store.write(record(run, data, reference, scores, size, began, measures, report))
         if bars is not None:
             bars.finish(run)
-
-
-@dataclass(frozen=True)
-class Rebuilt:
-    """A run's model, made again.
-
-    Attributes
-    ----------
-    fp32 : the trained model that the run starts from
-    model : the run's own, in float simulation; ``fp32`` itself for an FP32 run
-    report : :meth:`fairq_utils.quantizers.QuantReport.to_dict`; empty for an FP32 run
-    """
-
-    fp32: torch.nn.Module
-    model: torch.nn.Module
-    report: dict[str, Any]
-
-
-def rebuild(params: Params, run: Run) -> Rebuilt:
-    """Make a run's model again, from its checkpoint and its calibration pictures.
-
-    Raises
-    ------
-    BadInput
-        The run trains on after quantization; a study does not keep such weights.
-    Fault
-        See :func:`trained`.
-    """
-    if trains_on(run.method):
-        raise BadInput(
-            f"run {run.key}: {run.method} trains on after the FP32 checkpoint, and a study keeps "
-            "no weights of that; name a run of another method"
-        )
-    model = trained(params, run.architecture, baseline_of(run).key)
-    if run.method == "fp32":
-        return Rebuilt(model, model, {})
-    data = faces(params)
-    seen = None if run.method == "dynamic" else _observed([run], model, data)
-    quantized, _, report, _ = _quantized(params, run, model, seen, data, None)
-    return Rebuilt(model, quantized.eval(), report)
-
-
-def trained(params: Params, architecture: str, key: str) -> torch.nn.Module:
-    """The FP32 model of a run, in eval mode.
-
-    Raises
-    ------
-    Fault
-        It is not trained yet; says how to train it.
-    ValueError
-        Its checkpoint is damaged.
-    """
-    path = ledger(params).checkpoint_path(key)
-    if not path.exists():
-        raise Fault(
-            f"{path}: there is no FP32 {models.DISPLAY_NAMES[architecture]} of this study yet; "
-            "run `fairq run --params ... --phase baseline` first, with the same params"
-        )
-    model = models.build(architecture, image_size=params.data.size)
-    return models.load_checkpoint(model, path).eval()
-
-
-def _quantized(
-    params: Params,
-    run: Run,
-    model: torch.nn.Module,
-    seen: Observed | None,
-    data: FaceData,
-    bars: Progress | None,
-) -> tuple[torch.nn.Module, int, dict[str, Any], dict[str, float]]:
-    """One run's model, its bytes, its report, and further measures."""
-    if seen is None:
-        example = models.normalize(data.subset("train").images[:8])
-        quantized, report = quantize_dynamic(model, METHODS["dynamic"].spec(str(run.bits)), example)
-        return quantized, report.size_bytes, report.to_dict(), {}
-    if run.method == CONTROL:
-        tuned = folded_float(seen)
-        history = _tune(params, run, tuned, data, bars)
-        return tuned, round(models.float_megabytes(tuned) * 2**20), {}, history
-    spec = _spec(run)
-    make = FAIR[run.method].make if run.method in FAIR else None
-    if make is not None:
-        quantized, report = make(_task(run, model, spec, seen, data))
-        return quantized, report.size_bytes, report.to_dict(), {}
-    if trains_on(run.method):
-        tuned = prepare_qat(seen, spec)
-        history = _tune(params, run, tuned, data, bars, model)
-        quantized, report = finish_qat(tuned, seen, spec)
-        return quantized, report.size_bytes, report.to_dict(), history
-    if run.method == "mixed":  # as large as uniform bits, and with as many bits for inputs
-        budget = quantize_observed(seen, spec)[1].size_bytes
-        quantized, report = quantize_mixed(seen, budget, spec, measure="layer")
-    elif run.method == "float_classifier":
-        quantized, report = float_classifier(seen, spec)
-    else:
-        quantized, report = quantize_observed(seen, spec)
-    return quantized, report.size_bytes, report.to_dict(), {}
-
-
-def _task(
-    run: Run, model: torch.nn.Module, spec: QuantSpec, seen: Observed, data: FaceData
-) -> Task:
-    """What a group-aware method works on; images are read where it asks for them."""
-    attributes = run.settings["attributes"]
-    pool = data.subset("calibration")
-    return Task(
-        model,
-        spec,
-        seen,
-        # A draw may lack a rare group; a method that cannot do without says so.
-        partial(_sample, pool.take(calibration_rows(run, pool, model)), attributes, 0),
-        partial(_sample, data.subset("validation"), attributes, 1),
-        run.settings,
-        int(run.calibration_seed or 0),
-    )
-
-
-def _sample(data: FaceData, attributes: Sequence[str], least: int) -> Sample:
-    images = models.normalize(data.images)
-    return sample(images, data.target, data.groups[list(attributes)], least=least)
-
-
-def _tune(
-    params: Params,
-    run: Run,
-    model: torch.nn.Module,
-    data: FaceData,
-    bars: Progress | None,
-    fp32: torch.nn.Module | None = None,
-) -> dict[str, float]:
-    """Train on from where the FP32 model stands, on the same batches for all that train on."""
-    train = data.subset("train")
-    if run.settings["images"] is not None:
-        train = train.take(np.arange(run.settings["images"]))
-    settings = params.training.models[run.architecture]
-    recipe = training.Recipe(
-        epochs=int(run.settings["epochs"]),
-        learning_rate=settings.learning_rate * float(run.settings["rate"]),
-        batch_size=settings.batch_size,
-        weight_decay=settings.weight_decay,
-    )
-    seed = int(run.training["seed"]) + 1
-    objective: torch.nn.Module = training.Classification(train, recipe.label_smoothing)
-    if run.method in FAIR and fp32 is not None:
-        attributes = run.settings["attributes"]
-        about = facts_of_faces(fp32, train, attributes)
-        name = str(FAIR[run.method].constraint)
-        # A group's accuracy cannot be estimated from more answers than it has pictures.
-        memory = affordable_memory(about.sizes)
-        options = {"memory": memory} if name == "balancing_act" else {}
-        constraint = CONSTRAINTS[name](about, label_smoothing=recipe.label_smoothing, **options)
-        objective = OnFaces(train, constraint, attributes)
-    torch.manual_seed(seed)  # dropout
-    history = training.fit(
-        model,
-        train,
-        recipe,
-        objective,
-        seed=seed,
-        device=device(params),
-        progress=None if bars is None else bars.training(run),
-    )
-    losses = {f"loss_{i + 1}": value for i, value in enumerate(history.loss)}
-    return {"train_seconds": history.seconds, **losses}
-
-
-def _spec(run: Run) -> QuantSpec:
-    options: dict[str, Any] = {}
-    if run.method == "ptq":
-        options["activation_range"] = run.ranges
-        # Weights do not move: their average range is their range.
-        options["weight_range"] = "minmax" if run.ranges == "moving_average" else run.ranges
-    if run.percentile is not None:
-        options["percentile"] = run.percentile
-    if "iterations" in run.settings:
-        options["iterations"] = run.settings["iterations"]
-    if run.method in FAIR:
-        options |= BEST_RANGES
-        return QuantSpec.parse(str(run.bits), **options)
-    return METHODS[run.method].spec(str(run.bits), **options)
-
-
-def trains_on(method: str) -> bool:
-    """Whether a method trains on after the FP32 checkpoint."""
-    return method == CONTROL or any(
-        method in known and known[method].trains for known in (METHODS, FAIR)
-    )
-
-
-def calibration_rows(run: Run, pool: FaceData, model: torch.nn.Module) -> NDArray[np.int64]:
-    """Rows of the calibration pool that a run is calibrated on."""
-    sampler = str(run.sampler)
-    options: dict[str, Any] = {}
-    if sampler.startswith(ONE_GROUP):
-        sampler, _, options["group"] = sampler.partition("=")
-    elif sampler == "worst_group":
-        options["losses"] = pool_losses(model, models.normalize(pool.images), pool.target)
-    elif sampler == "core_set":
-        options["features"] = pool_features(model, models.normalize(pool.images))
-    elif sampler == "matched":
-        options["population"] = shares(run.data, run.settings["attributes"])
-    return calibration.draw(
-        sampler,
-        pool.groups,
-        pool.target,
-        int(run.calibration_images or 0),
-        seed=int(run.calibration_seed or 0),
-        attributes=run.settings.get("attributes", ("gender", "age")),
-        **options,
-    )
-
-
-def _observed(runs: Sequence[Run], model: torch.nn.Module, data: FaceData) -> Observed:
-    pool = data.subset("calibration")
-    first = runs[0]
-    if first.sampler is None:  # the control: nothing is calibrated, batch norms are folded
-        example = models.normalize(data.subset("train").images[:8])
-        return observe(model, [example])
-    rows = calibration_rows(first, pool, model)
-    images = pool.images[torch.from_numpy(rows)]
-    batches = (models.normalize(images[i : i + 64]) for i in range(0, len(images), 64))
-    specs = [_spec(run) for run in runs]
-    return observe(
-        model,
-        batches,
-        [spec.activation_range for spec in specs],
-        equalization=specs[0].equalization,
-        residuals=any(spec.residuals for spec in specs),
-        attention_products=any(spec.attention_products for spec in specs),
-        gates=any(spec.gates for spec in specs),
-        keep=any(spec.bias_correction or spec.rounding != "nearest" for spec in specs)
-        or any(run.method == "mixed" or run.method in FAIR for run in runs),
-    )
 
 
 def _scores(model: torch.nn.Module, data: FaceData, target: str) -> NDArray[np.float16]:

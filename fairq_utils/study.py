@@ -17,7 +17,7 @@ import dask
 import torch
 from dask import delayed
 
-from fairq_utils import runs
+from fairq_utils import run_models, runs
 from fairq_utils.ledger import Ledger, Run
 from fairq_utils.params import Params
 from fairq_utils.planning import PHASES, baseline_of, check, with_dials
@@ -68,7 +68,7 @@ def _by_calibration(wanted: Iterable[Run]) -> list[tuple[Run, list[Run]]]:
     grouped: dict[tuple[Any, ...], list[Run]] = {}
     for run in wanted:
         if run.method != "fp32":
-            kind = runs.calibration_kind(run)
+            kind = run_models.calibration_kind(run)
             pool = json.dumps(run.data.get("calibration"))
             what = (kind, run.sampler, run.calibration_images, run.calibration_seed, pool)
             grouped.setdefault((baseline_of(run).key, *what), []).append(run)

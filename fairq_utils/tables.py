@@ -106,7 +106,7 @@ def intervals(frame: pd.DataFrame, column: str = "compared") -> list[str]:
 
 
 def shown(frame: pd.DataFrame) -> HTML:
-    """A table as HTML without its index; a wide one scrolls in its own box."""
+    """A table as HTML without its index; a wide or long one scrolls in its own box."""
     body = frame.to_html(index=False, border=0, justify="left", classes="dataframe")
     return HTML(f'<div class="table-scroll">{body}</div>')
 

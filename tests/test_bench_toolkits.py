@@ -18,7 +18,8 @@ from fairq_utils.bench.toolkits import Comparison, Gap, compare, table
 from fairq_utils.data import FaceData
 from fairq_utils.faults import Fault
 from fairq_utils.models import normalize
-from fairq_utils.params import Params, load_params
+from fairq_utils.params import Params
+from fairq_utils.params_file import load_params
 
 PARAMS = Path(__file__).resolve().parents[1] / "params" / "smoke.yaml"
 

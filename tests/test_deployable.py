@@ -29,7 +29,7 @@ from fairq_utils import (
     predict,
     processor,
     resources,
-    runs,
+    run_models,
     study,
     training,
 )
@@ -38,7 +38,8 @@ from fairq_utils.data import FaceData
 from fairq_utils.engines import ENGINES, NotExact, NotInstalled
 from fairq_utils.faults import BadInput, Fault
 from fairq_utils.model_card import Margins, measured
-from fairq_utils.params import Params, load_params
+from fairq_utils.params import Params
+from fairq_utils.params_file import load_params
 
 MODEL = "squeezenet1_1"
 STUDY = {
@@ -64,7 +65,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     params = load_params(path)
     study.execute(params, ("baseline",))
     run = planning.plan(params, ("baseline",))[0]
-    model = runs.trained(params, MODEL, run.key)
+    model = run_models.trained(params, MODEL, run.key)
     margins = training.predict(model, resources.faces(params).subset("test").images)
     with torch.no_grad():  # so short a training ends in one answer for everybody
         models.classifier(model).bias[1] -= float(np.median(margins))  # type: ignore[index]
@@ -187,7 +188,7 @@ def test_what_is_measured_is_what_the_folder_answers(
     assert gap["value"] == pytest.approx(abs(said[women].mean() - said[~women].mean()))
     assert gap["change"] == pytest.approx(gap["value"] - gap["fp32"])
     assert set(kept["gaps"]) == set(kept["groups"]) == {"gender", "age", "gender x age"}
-    trained = runs.trained(params, MODEL, planning.plan(params, ("baseline",))[0].key)
+    trained = run_models.trained(params, MODEL, planning.plan(params, ("baseline",))[0].key)
     base = (training.predict(trained, test_faces.images) > 0) == (test_faces.target == 1)
     assert kept["accuracy"]["fp32"] == pytest.approx(base.mean())
     assert 0.2 < said.mean() < 0.8
@@ -225,7 +226,7 @@ def test_who_answered_what(params: Params, test_faces: FaceData) -> None:
 
 def test_the_simulation_is_the_runs_own(exported: Path, params: Params) -> None:
     """What differs from it is counted, overall and in the group where it is most."""
-    rebuilt = runs.rebuild(params, deployable.choose(params, MODEL, exported.name))
+    rebuilt = run_models.rebuild(params, deployable.choose(params, MODEL, exported.name))
     data = resources.faces(params)
     test = data.subset("test")
     loaded = engines.load(exported.name, exported, 1)

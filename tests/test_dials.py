@@ -16,7 +16,8 @@ from fairq_utils.data.group_dials import GroupDials
 from fairq_utils.data.population import Population, demographics, draw
 from fairq_utils.dials import attribute_of, worlds
 from fairq_utils.ledger import Ledger, Run, RunRecord
-from fairq_utils.params import Params, ParamsError, load_params
+from fairq_utils.params import Params, ParamsError
+from fairq_utils.params_file import load_params
 from fairq_utils.resources import population
 
 ROOT = Path(__file__).resolve().parents[1]

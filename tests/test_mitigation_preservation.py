@@ -21,7 +21,7 @@ from fairq_utils.engines.onnx_file import to_onnx
 from fairq_utils.engines.qdq import to_qdq
 from fairq_utils.faults import BadInput
 from fairq_utils.mitigation import preservation as preserving
-from fairq_utils.mitigation.channel_scores import reduced
+from fairq_utils.mitigation.channel_scores import unit_scores
 from fairq_utils.mitigation.preservation import (
     channel_scores,
     choose,
@@ -619,9 +619,9 @@ def test_groups_are_reduced_by_the_worst_or_by_their_sizes() -> None:
         }
     )
     for named in (table, table.assign(group=table.group.str.replace("|", " "))):
-        worst = reduced(named, ["layer"], "harm", "worst_group", everybody)
+        worst = unit_scores(named, ["layer"], "harm", "worst_group", everybody)
         assert worst.to_dict() == {"b": 8.0, "a": 3.0} and list(worst.index) == ["b", "a"]
-        blind = reduced(named, ["layer"], "harm", "overall", everybody)
+        blind = unit_scores(named, ["layer"], "harm", "overall", everybody)
         assert blind.to_dict() == {"b": (8 + 4 - 2) / 4, "a": (1 - 2 + 6) / 4}
 
 

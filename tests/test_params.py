@@ -10,7 +10,8 @@ import yaml
 from typer.testing import CliRunner
 
 from fairq_utils.cli import app
-from fairq_utils.params import Params, ParamsError, load_params, parse_overrides
+from fairq_utils.params import Params, ParamsError
+from fairq_utils.params_file import load_params, parse_overrides
 
 PROFILES = sorted((Path(__file__).resolve().parents[1] / "params").glob("*.yaml"))
 SMALL = {

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from fairq_utils import engines, models, recorded, shipping, shipping_display, timers
 from fairq_utils.bench import deployment, latency, study
-from fairq_utils.params import Params, load_params
+from fairq_utils.params import Params
+from fairq_utils.params_file import load_params
 from fairq_utils.quantizers import QuantSpec, quantize_static
 from fairq_utils.recorded import RecordError
 

@@ -36,7 +36,8 @@ from fairq_utils import (
 )
 from fairq_utils.cli import app
 from fairq_utils.ledger import Ledger, RunRecord
-from fairq_utils.params import Params, load_params
+from fairq_utils.params import Params
+from fairq_utils.params_file import load_params
 
 AGES = ("old", "young")
 STUDY = {

@@ -20,7 +20,7 @@ from fairq_utils import (
     planning,
     recorded,
     resources,
-    runs,
+    run_models,
     study,
 )
 from fairq_utils.calibration import SAMPLERS
@@ -29,7 +29,8 @@ from fairq_utils.ledger import RunRecord
 from fairq_utils.mitigation.methods import METHODS
 from fairq_utils.mitigation.simulation import rates
 from fairq_utils.mitigation_chapter import PARITY
-from fairq_utils.params import CELLS, Minding, Params, Sampler, load_params
+from fairq_utils.params import CELLS, Minding, Params, Sampler
+from fairq_utils.params_file import load_params
 from fairq_utils.quantizers.methods import CONTROL
 
 NAMES = (*get_args(Sampler), *get_args(Minding))
@@ -132,10 +133,10 @@ def test_constraints_train_otherwise_than_their_control(records: list[RunRecord]
 def test_samplers_calibrate_on_whom_they_say(params: Params, records: list[RunRecord]) -> None:
     data = resources.faces(params)
     pool = data.subset("calibration")
-    model = runs.trained(params, "squeezenet1_1", planning.baseline_of(records[0].run).key)
+    model = run_models.trained(params, "squeezenet1_1", planning.baseline_of(records[0].run).key)
     cells = pool.groups.gender.astype(str) + " " + pool.groups.age.astype(str)
     rows = {
-        str(r.run.sampler): runs.calibration_rows(r.run, pool, model)
+        str(r.run.sampler): run_models.calibration_rows(r.run, pool, model)
         for r in records
         if r.run.method == "ptq" and r.run.training["seed"] == 0
     }

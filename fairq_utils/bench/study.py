@@ -34,7 +34,8 @@ from fairq_utils.planning import baseline_of, plan
 from fairq_utils.quantizers import QuantSpec, observe, quantize_observed, use_integers
 from fairq_utils.quantizers.layers import quantizable
 from fairq_utils.resources import faces, ledger
-from fairq_utils.runs import EVALUATED, trained
+from fairq_utils.run_models import trained
+from fairq_utils.runs import EVALUATED
 from fairq_utils.silence import silence
 from fairq_utils.study import execute
 

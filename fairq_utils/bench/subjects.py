@@ -9,7 +9,7 @@ from fairq_utils import calibration, models
 from fairq_utils.data import FaceData
 from fairq_utils.params import Params
 from fairq_utils.planning import plan
-from fairq_utils.runs import trained
+from fairq_utils.run_models import trained
 
 
 def pinned_threads(params: Params) -> int:

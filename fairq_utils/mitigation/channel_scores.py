@@ -30,6 +30,7 @@ from torch.nn import functional as F
 
 from fairq_utils.faults import BadInput
 from fairq_utils.mitigation.precision import Kept, channel_costs, plainly
+from fairq_utils.mitigation.reducers import REDUCERS
 from fairq_utils.mitigation.sample import Sample, refuse_few
 from fairq_utils.quantizers.layers import Quantized
 from fairq_utils.quantizers.places import first_input, removed_after
@@ -42,10 +43,7 @@ MEASURES: dict[str, Callable[[Tensor], Tensor]] = {
     "gradient": lambda effects: effects.sum(0),
     "fisher": lambda effects: effects.square().sum(0) / 2,
 }
-REDUCERS: dict[str, Callable[[pd.DataFrame, pd.Series], pd.Series]] = {
-    "worst_group": lambda scores, sizes: scores.max(axis=1),
-    "overall": lambda scores, sizes: scores.mul(sizes / sizes.sum()).sum(axis=1),
-}
+BY = ("worst_group", "overall")  # of the reducers, those that need no setting and weigh images
 
 
 def channel_scores(
@@ -121,7 +119,7 @@ def channel_scores(
     )
 
 
-def reduced(
+def unit_scores(
     table: pd.DataFrame, unit: Sequence[str], value: str, by: str, sample: Sample
 ) -> pd.Series:
     """One score per unit from one per unit and group.
@@ -131,7 +129,7 @@ def reduced(
     table : DataFrame
         Columns ``unit``, ``group`` and ``value``.
     unit : names of the columns that say what is scored
-    by : a name of :data:`REDUCERS`
+    by : a name of :data:`BY`
         ``worst_group``: of the group that minds most; ``overall``: weighted by the groups' sizes,
         which is the sensitivity of all images together, blind to groups.
 
@@ -146,7 +144,8 @@ def reduced(
     wide = named.pivot(index=list(unit), columns="group", values=value)
     order = table[list(unit)].drop_duplicates()
     index = pd.MultiIndex.from_frame(order) if len(unit) > 1 else pd.Index(order[unit[0]])
-    return REDUCERS[by](wide.loc[index, list(sizes.index)], sizes)
+    values = wide.loc[index, list(sizes.index)].to_numpy(float)
+    return pd.Series(REDUCERS[by](values, (sizes / sizes.sum()).to_numpy(), 0.0), index)
 
 
 def check_sample(sample: Sample, what: str) -> None:

@@ -15,11 +15,11 @@ from torch import nn
 
 from fairq_utils.faults import BadInput
 from fairq_utils.mitigation.channel_scores import (
+    BY,
     MEASURES,
-    REDUCERS,
     channel_scores,
     check_sample,
-    reduced,
+    unit_scores,
 )
 from fairq_utils.mitigation.precision import (
     Kept,
@@ -38,8 +38,8 @@ from fairq_utils.quantizers.report import QuantReport
 from fairq_utils.quantizers.spec import QuantSpec
 
 __all__ = [
+    "BY",
     "MEASURES",
-    "REDUCERS",
     "channel_scores",
     "choose",
     "choose_at_random",
@@ -79,7 +79,7 @@ def preservation(
         In (0, 1], of the bytes of the plainly quantized model, which the result exceeds by no more.
     unit : ``channels`` or ``layers``
         Weights of output channels, or layers with their inputs.
-    by : a name of :data:`REDUCERS`, or ``random``
+    by : a name of :data:`BY`, or ``random``
         ``worst_group``: the largest increase of any group's loss; ``overall``: that of the loss of
         all images, blind to groups; ``random``: a control, drawn with ``seed``.
     kept : bits, None for float, or ``more``
@@ -145,9 +145,9 @@ def _measured(
 ) -> pd.Series:
     if unit == "channels":
         table = channel_scores(seen, spec, sample, kept=bits, measure=measure)
-        return reduced(table, ["layer", "channel"], "score", by, sample)
+        return unit_scores(table, ["layer", "channel"], "score", by, sample)
     table = group_sensitivities(seen, [spec], sample)
-    return reduced(table, ["layer"], "sensitivity", by, sample)
+    return unit_scores(table, ["layer"], "sensitivity", by, sample)
 
 
 def _aligned(scores: pd.Series, costs: pd.Series) -> pd.Series:
@@ -167,7 +167,7 @@ def _check_choices(budget: float, unit: str, by: str, measure: str) -> None:
             f"preservation: budget: {budget!r} is not a fraction in (0, 1] of the quantized "
             "model's bytes, such as 0.05"
         )
-    named = {"unit": (unit, UNITS), "by": (by, (*REDUCERS, RANDOM)), "measure": (measure, MEASURES)}
+    named = {"unit": (unit, UNITS), "by": (by, (*BY, RANDOM)), "measure": (measure, MEASURES)}
     for argument, (name, known) in named.items():
         if name not in known:
             raise BadInput(f"preservation: {argument} {name!r} is not one of {', '.join(known)}")
