@@ -1,0 +1,92 @@
+"""Which photographs a collection holds and who is in them, before a pixel is read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something in a collection that cannot be used as it is.
+
+    Attributes
+    ----------
+    place : file, with the line or row where there is one, such as ``list_attr_celeba.txt:17``
+    kind : one of :data:`KINDS`
+    problem : what is wrong there, as half a sentence
+    counts : whether a picture is lost by it, so that it counts towards ``max_bad``
+    """
+
+    place: str
+    kind: str
+    problem: str
+    counts: bool = True
+
+
+KINDS = (
+    "name",  # of a file, cannot be parsed
+    "label",  # missing, or not one of the values
+    "missing",  # a label without its picture
+    "unlabelled",  # a picture without its label
+    "unreadable",  # truncated, empty, or not an image
+    "size",  # of another size than the collection's pictures
+    "duplicate",  # the same picture twice
+    "unsafe",  # a path that leaves the folder, or an image too large to be one
+)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The pictures of a collection in the order of their names.
+
+    Attributes
+    ----------
+    name : of the collection
+    files : array of str (N,)
+        What names each picture: its path under the root, or ``FILE.parquet#ROW``.
+    target : int8 (N,)
+    groups : DataFrame of N rows
+        One categorical column per sensitive attribute.
+    split : array of str (N,)
+        ``train``, ``calibration``, ``validation`` or ``test``.
+    read : callable
+        ``read(i)`` gives the encoded bytes of picture ``i``.
+    findings : what was left out, and why
+    meta : source, licence, citation, layout, target and how splits were made
+    """
+
+    name: str
+    files: NDArray[np.str_]
+    target: NDArray[np.int8]
+    groups: pd.DataFrame
+    split: NDArray[np.str_]
+    read: Callable[[int], bytes] = field(repr=False, compare=False)
+    findings: tuple[Finding, ...] = ()
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("target", "groups", "split"):
+            if len(getattr(self, name)) != len(self.files):
+                raise ValueError(
+                    f"Listing.{name} has {len(getattr(self, name))} rows but there are "
+                    f"{len(self.files)} files"
+                )
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of names, targets, groups and splits: what decides a study's people."""
+        table = self.groups.astype(str).assign(
+            file=self.files, target=self.target, split=self.split
+        )
+        return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
