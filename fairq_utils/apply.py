@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
@@ -26,6 +27,7 @@ from fairq_utils.quantizers.spec import WIDTHS
 from fairq_utils.training import Recipe
 
 CHUNK = 64  # images per forward pass of calibration
+FEW = 8  # images of a group in a balanced draw, below which a user should know
 
 
 def apply_quantization(
@@ -144,6 +146,8 @@ def apply_quantization(
         sensitive_attrs = (sensitive_attrs,)
     spec = _spec(name, bit_width, options)
     chosen = METHODS[name]
+    if budget is not None:
+        _check_budget(name, budget)
     recipe = Recipe(epochs, learning_rate, batch_size)
     pool = None
     if calibration_data is not None:
@@ -216,6 +220,20 @@ def attributes_of(
         if name not in pool.groups:
             raise BadInput(f"sensitive_attrs: {name!r} is not among {', '.join(pool.groups)}")
     return pd.DataFrame({name: pool.groups[name] for name in sensitive_attrs or pool.groups})
+
+
+def _check_budget(name: str, budget: object) -> None:
+    if not METHODS[name].budgeted:
+        spending = [other for other, method in METHODS.items() if method.budgeted]
+        raise BadInput(
+            f"apply_quantization: {name} spends no budget; leave it out, or use one of "
+            f"{', '.join(spending)}"
+        )
+    if isinstance(budget, bool) or not isinstance(budget, int | float):
+        raise BadInput(
+            f"apply_quantization: budget: {budget!r} is no number; give bytes, or a fraction such "
+            "as 0.05"
+        )
 
 
 def _spec(name: str, bit_width: int | str, options: Mapping[str, Any]) -> QuantSpec:
@@ -305,8 +323,17 @@ def _people(
         found = of_batch(batch, sensitive_attrs, what=what)
     except BadInput as error:
         raise BadInput(f"apply_quantization: method {name!r}: {error}") from None
+    if len(found.present) < 2:
+        raise _one_group(what, found.name(found.present[0]))
     return dataclasses.replace(
         found, images=found.images.to(device), labels=found.labels.to(device)
+    )
+
+
+def _one_group(what: str, name: str) -> BadInput:
+    return BadInput(
+        f"apply_quantization: {what}: every image is of the group {name!r}, so that there is "
+        "nothing to compare; give images of others too, or use method 'ptq'"
     )
 
 
@@ -319,6 +346,16 @@ def _drawn(
     if sampler == "group_balanced":
         groups = attributes_of(pool, sensitive_attrs)
         most = balanced_size(groups)
+        cells = groups.astype(str).agg(" ".join, axis=1).value_counts()
+        if len(cells) < 2:
+            raise _one_group("calibration_data", str(cells.index[0]))
+        if cells.min() < FEW and most < min(count, images):
+            warnings.warn(
+                f"apply_quantization: the group {cells.idxmin()!r} has {cells.min()} images, so "
+                f"that no more than {most} are drawn, as many of each group; add images of it, or "
+                "leave an attribute out of sensitive_attrs",
+                stacklevel=4,
+            )
     names = [str(name) for name in groups]
     target = np.zeros(images, np.int8)
     return calibration.draw(sampler, groups, target, min(count, most), seed=seed, attributes=names)

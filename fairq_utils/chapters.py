@@ -360,7 +360,8 @@ def glue_mitigation(chapter: Chapter) -> None:
     harm = of(static(chapter.effects), "demographic_parity_difference", chapter.crossed)
     harm = harm[harm.method == "ptq"]
     glue("static", len(harm))
-    glue("draws", len(chapter.params.quantization.calibration_seeds))
+    draws = len(chapter.params.quantization.calibration_seeds)
+    glue("draws", "once" if draws == 1 else f"{draws} times")
     glue("harmed", int(((harm.low > 0) & (harm.change > harm.floor)).sum()))
 
 

@@ -159,13 +159,23 @@ def plan(params: ParamsFile = DEFAULT, overrides: Overrides = None) -> None:
     settings = _read(params, overrides)
 
     def action() -> None:
-        from fairq_utils import planning, resources
+        from fairq_utils import dials, planning, resources
 
+        planning.check(settings)
         store = resources.ledger(settings)
         runs = planning.with_dials(settings)
-        for entry in runs:
+        turned = {
+            world.params: [f"{dials.LABELS[world.dial]} {world.level:g}" if world.dial else "even"]
+            for world in dials.worlds(settings)
+        }
+        for entry, part in runs.items():
             state = "done   " if store.contains(entry.key) else "missing"
-            what = [entry.architecture, f"seed {entry.training['seed']}", entry.method]
+            what = [
+                *turned.get(part, []),
+                entry.architecture,
+                f"seed {entry.training['seed']}",
+                entry.method,
+            ]
             what += [str(v) for v in (entry.bits, entry.ranges, entry.sampler) if v]
             typer.echo(f"{state}  {entry.key}  {' '.join(what)}")
         done = sum(store.contains(entry.key) for entry in runs)

@@ -31,6 +31,7 @@ STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
     "legend.frameon": False,
 }
+NEAR = 5.0  # points within which an axis is linear where some go far beyond
 
 
 def use_style() -> None:
@@ -350,9 +351,9 @@ def mitigation(effects: pd.DataFrame, statistic: str, scope: str) -> Figure:
         right.plot(row.change * 100, i, "o", color=colour, markersize=4)
     left.plot([], [], "o", color="white", markeredgecolor="0.3", label="random")
     left.plot([], [], "o", color="0.3", label="balanced")
-    right.barh(0, 0, color="0.88", label="noise floor")
-    for axis in (left, right):
-        axis.legend(fontsize=8, loc="lower right", frameon=True)
+    left.barh(0, 0, color="0.88", label="noise floor (right)")
+    if 100 * max(rows.harm.abs().max(), rows.harm_random.abs().max()) > 4 * NEAR:
+        left.set_xscale("symlog", linthresh=NEAR)  # one collapse would hide all others
     for axis in (left, right):
         axis.axvline(0, color="0.3", linewidth=1)
     left.set_yticks(range(len(names)), names)
@@ -360,6 +361,7 @@ def mitigation(effects: pd.DataFrame, statistic: str, scope: str) -> Figure:
     left.set_xlabel(f"{LABELS[statistic].lower()}:\nchange from FP32 (points)")
     right.set_xlabel("balanced minus random (points)")
     figure.tight_layout()
+    figure.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 0), ncol=3)
     return finished(figure)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,21 +14,21 @@ from fairq_utils.dials import LABELS as DIALS
 from fairq_utils.dials import worlds
 from fairq_utils.faults import BadInput
 from fairq_utils.fingerprint import code_version, fingerprint
-from fairq_utils.mitigation.certificate import EVIDENCE, Question
 from fairq_utils.mitigation.clipping import clipped
 from fairq_utils.mitigation.methods import RANGES
 from fairq_utils.mitigation.ranges import observe_groups
 from fairq_utils.mitigation.sample import Sample, sample
-from fairq_utils.mitigation.simulation import needed
-from fairq_utils.mitigation_display import STATISTICS, called, names
+from fairq_utils.mitigation_display import STATISTICS, called
 from fairq_utils.models import DISPLAY_NAMES
 from fairq_utils.planning import FAIR_BY
 from fairq_utils.quantizers import QuantSpec
+from fairq_utils.quantizers.methods import CONTROL
 from fairq_utils.recorded import Recorded
 from fairq_utils.run_models import trained
 from fairq_utils.tables import width
 
 PARITY = "demographic_parity_difference"
+CONTROLS = (CONTROL, "qat", "layers_random", "channels_random")
 LEVEL = 0.95  # of the intervals that are judged
 FAR = 0.5  # a mitigation removes a cause if it takes away more than this share of the harm
 
@@ -152,10 +151,10 @@ def glue_methods(frame: pd.DataFrame, scope: str, prefix: str, replicates: int) 
         better = -1 if name.endswith("difference") else 1
         short = name.removesuffix("_difference")
         glue(f"{prefix}_{short}_compared", len(rows))
-        glue(f"{prefix}_{short}_better", int((rows.shown & (better * rows.change > 0)).sum()))
+        helps = rows.shown & (better * rows.change > 0)
+        glue(f"{prefix}_{short}_better", int(helps.sum()))
         glue(f"{prefix}_{short}_worse", int((rows.shown & (better * rows.change < 0)).sum()))
-        glue(f"{prefix}_{short}_which", _which(rows[rows.shown & (better * rows.change > 0)]))
-        glue(f"{prefix}_{short}_hurt", _which(rows[rows.shown & (better * rows.change < 0)]))
+        glue(f"{prefix}_{short}_controls", int((helps & rows.method.isin(CONTROLS)).sum()))
     if frame.empty:
         return
     rows = judged(of(frame, PARITY, scope), replicates)
@@ -178,16 +177,12 @@ def glue_methods(frame: pd.DataFrame, scope: str, prefix: str, replicates: int) 
         glue(f"{prefix}_plain_{bits}", text)
 
 
-def _which(rows: pd.DataFrame) -> str:
-    """Methods in words."""
-    if rows.empty:
-        return "none"
-    family, label = names(rows)
-    cases = [
-        f"{f}: {name} ({DISPLAY_NAMES[row.architecture]}, {row.bits}, {row.change / POINT:+.1f})"
-        for f, name, row in zip(family, label, rows.itertuples(), strict=True)
-    ]
-    return "; ".join(cases)
+def shown_changes(frame: pd.DataFrame, scope: str, replicates: int) -> pd.DataFrame:
+    """Rows of all statistics in which a change is shown; ``control``: that of no method proper."""
+    parts = [judged(of(frame, name, scope), replicates) for name in STATISTICS]
+    rows = pd.concat(parts, ignore_index=True)
+    rows = rows[rows.shown].reset_index(drop=True)
+    return rows.assign(control=rows.method.isin(CONTROLS))
 
 
 def _balance(rows: pd.DataFrame) -> str:
@@ -259,9 +254,9 @@ def _beyond(plain: pd.DataFrame, even: pd.DataFrame) -> pd.DataFrame:
 
 
 def glue_dials(verdicts: pd.DataFrame, prefix: str) -> None:
-    """Glue which dials were shown to make a disparity, and what removed it."""
+    """Glue which dials were shown to make a disparity, what removed it, how far intervals go."""
     if verdicts.empty:
-        for name in ("dials", "dials_shown"):
+        for name in ("dials", "dials_shown", "dials_reach_most", "dials_reach_fewest"):
             glue(f"{prefix}_{name}", 0)
         for name in ("dials_which", "dials_removed"):
             glue(f"{prefix}_{name}", "none")
@@ -269,6 +264,9 @@ def glue_dials(verdicts: pd.DataFrame, prefix: str) -> None:
     glue(f"{prefix}_dials", len(verdicts))
     glue(f"{prefix}_dials_shown", int(verdicts.shown.sum()))
     shown = verdicts[verdicts.shown]
+    reach = (verdicts.added.abs() + verdicts.added_half).groupby(verdicts.bits).max() / POINT
+    for name, bits in (("most", max), ("fewest", min)):
+        glue(f"{prefix}_dials_reach_{name}", reach[bits(reach.index, key=width)])
     cases = [
         f"{DIALS[row.dial]} at {row.level:g} ({DISPLAY_NAMES[row.architecture]}, {row.bits}, "
         f"{row.added / POINT:+.1f} points)"
@@ -305,17 +303,10 @@ def glue_certificates(found: dict[str, Any]) -> pd.DataFrame:
     glue("certificate_wrong_most", 100 * found["wrong_most"])
     glue("certificate_most", f"{int(cells.images.max()):,}")
     glue("certificate_candidates", int(cells.candidates.max()))
-    flips = float(cells.flips.min())
-    asked = Question(found["metric"], found["limit"], found["delta"])
-    by_bets, by_z = (
-        needed(flips, replace(asked, evidence=name))  # type: ignore[arg-type]
-        for name in EVIDENCE
-    )
-    if by_bets is None or by_z is None:
-        raise ValueError(f"certificate: no number of images certifies {flips:.0%} flips")
-    glue("certificate_flips", 100 * flips)
-    glue("certificate_needed", by_bets)
-    glue("certificate_price", by_bets / by_z)
+    glue("certificate_flips", 100 * found["needed_flips"])
+    glue("certificate_chance", 100 * found["chance"])
+    glue("certificate_needed", found["needed"]["betting"])
+    glue("certificate_price", found["needed"]["betting"] / found["needed"]["normal"])
     return cells
 
 

@@ -153,6 +153,30 @@ def forest(frame: pd.DataFrame, statistic: str, scope: str) -> Figure | HTML:
     return finished(figure)
 
 
+def shown_changes(frame: pd.DataFrame) -> HTML:
+    """The changes against plain quantization that were shown.
+
+    Parameters
+    ----------
+    frame : of :func:`fairq_utils.mitigation_chapter.shown_changes`
+    """
+    if frame.empty:
+        return note("None is shown.")
+    family, label = names(frame)
+    return shown(
+        pd.DataFrame(
+            {
+                "statistic": frame.statistic.map(LABELS),
+                "method": [f"{f}: {name}" for f, name in zip(family, label, strict=True)],
+                "architecture": [title(name) for name in frame.architecture],
+                "bits": frame.bits,
+                "change (points)": intervals(frame, "change"),
+                "": ["control" if control else "" for control in frame.control],
+            }
+        )
+    )
+
+
 def clipping(frame: pd.DataFrame, layers: int = 12) -> Figure:
     """Ranges of a model's inputs by group, and whom the common range clips.
 
@@ -249,6 +273,7 @@ def dials(frame: pd.DataFrame, statistic: str) -> Figure | HTML:
                 axis.set_title(DIALS[dial], fontsize=9)
         axes[at, 0].set_ylabel(f"{title(model)}\n{width_}", fontsize=9)
     handles = [plt.Line2D([], [], color=colours[m], marker="o", markersize=4) for m in methods]
+    figure.supylabel("what the group loses more than the others (points)", fontsize=9)
     figure.tight_layout()
     figure.legend(
         handles,

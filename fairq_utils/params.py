@@ -59,6 +59,7 @@ Minding = Literal[
     "qat_group_dro",
     "qat_balancing_act",
 ]
+Method = Literal[Sampler, Minding]
 ARCHITECTURES = get_args(Architecture)
 WIDTHS = (2, 3, 4, 6, 8)
 CELLS = tuple(f"{g}|{a}|{y}" for g, a, y in product(("female", "male"), ("old", "young"), "01"))
@@ -256,7 +257,7 @@ class Mitigation(_Section):
     samplers: Annotated[tuple[Sampler, ...], Field(min_length=1), AfterValidator(_unique)] = (
         "group_balanced",
     )
-    methods: Annotated[tuple[Sampler | Minding, ...], AfterValidator(_unique)] = ()
+    methods: Annotated[tuple[Method, ...], AfterValidator(_unique)] = ()
     bits: Annotated[tuple[Bits, ...], Field(min_length=1), AfterValidator(_unique)] = (
         "W8A8",
         "W4A4",
@@ -294,7 +295,7 @@ class Dials(_Section):
         "W8A8",
         "W4A4",
     )
-    methods: Annotated[tuple[Sampler | Minding, ...], AfterValidator(_unique)] = ("group_balanced",)
+    methods: Annotated[tuple[Method, ...], AfterValidator(_unique)] = ("group_balanced",)
     training_share: Annotated[tuple[Share, ...], AfterValidator(_unique)] = ()
     calibration_share: Annotated[tuple[Share, ...], AfterValidator(_unique)] = ()
     base_rate: Annotated[
@@ -356,6 +357,16 @@ class Params(_Section):
                 f"data.size: {self.data.size} pixels do not divide into vit_small's patches of 16; "
                 "take a multiple of 16, or leave vit_small out"
             )
+        for key, named in (
+            ("quantization.further_models", self.quantization.further_models),
+            ("mitigation.models", self.mitigation.models),
+        ):
+            for model in named:
+                if model not in self.training.models:
+                    raise ValueError(
+                        f"{key}: {model!r} is not trained in this study; training.models has "
+                        f"{', '.join(self.training.models)}"
+                    )
         tuned = self.quantization.tuning.images
         if tuned is not None and tuned > self.data.train:
             raise ValueError(
@@ -366,6 +377,12 @@ class Params(_Section):
             raise ValueError(
                 f"dials.size: {self.dials.size} pixels do not divide into vit_small's patches of "
                 "16; take a multiple of 16"
+            )
+        if self.dials.models and self.dials.calibration_images > self.dials.calibration:
+            raise ValueError(
+                f"dials.calibration_images: {self.dials.calibration_images} images are asked for, "
+                f"but dials.calibration holds {self.dials.calibration}; ask for fewer, or make the "
+                "pool larger"
             )
         for dialled in self.dials.models:
             if dialled not in self.training.models:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -117,6 +118,17 @@ def _sentence(error: ValidationError) -> str:
     if kind == "value_error":
         text = str(first["ctx"]["error"])
         return f"{place}: {text}" if place else text
+    if kind == "literal_error":
+        allowed = re.findall(r"'([^']*)'", str(first["ctx"]["expected"]))
+        near = difflib.get_close_matches(str(value), allowed, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"it is one of {', '.join(allowed)}"
+        return f"{place}: {value!r} will not do; {hint}"
+    if kind in ("tuple_type", "list_type"):
+        return f"{place}: {value!r} will not do: it is a list; write [{value}]"
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return f"{place}: {value!r} will not do: it holds keys with values, such as {{key: value}}"
+    if kind == "too_short":
+        return f"{place}: is empty; name at least {first['ctx']['min_length']}"
     return f"{place}: {value!r} will not do: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 

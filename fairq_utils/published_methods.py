@@ -5,6 +5,7 @@ Those that this study has too (:data:`fairq_utils.quantizers.methods.METHODS`) a
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -184,6 +185,7 @@ class Method:
     options : of the :class:`~fairq_utils.quantizers.QuantSpec`, beside the bits
     sampler : who is drawn for calibration, of :data:`~fairq_utils.calibration.SAMPLERS`
     calibrates, trains : whether it needs images, and labels
+    budgeted : whether it spends a budget of bytes
     """
 
     quantize: Callable[[Task], Result]
@@ -191,6 +193,7 @@ class Method:
     sampler: str = "random"
     calibrates: bool = True
     trains: bool = False
+    budgeted: bool = False
 
 
 METHODS: dict[str, Method] = {
@@ -199,10 +202,10 @@ METHODS: dict[str, Method] = {
     "dynamic": Method(_dynamic, STUDIED["dynamic"].options, calibrates=False),
     "weight_only": Method(_static, {"activation": "float"}),
     "qat": Method(_trained, STUDIED["qat"].options, trains=True),
-    "mixed_precision": Method(_mixed),
+    "mixed_precision": Method(_mixed, budgeted=True),
     "group_ranges": Method(_group_ranges, BEST_RANGES),
-    "preservation": Method(_preserved, BEST_RANGES),
-    "group_mixed_precision": Method(_group_mixed, BEST_RANGES),
+    "preservation": Method(_preserved, BEST_RANGES, budgeted=True),
+    "group_mixed_precision": Method(_group_mixed, BEST_RANGES, budgeted=True),
     "accuracy_control": Method(_controlled, BEST_RANGES),
     "fairness_finetuning": Method(_fairly_tuned, STUDIED["qat"].options, trains=True),
     "float_classifier": Method(_float_classifier),
@@ -216,5 +219,10 @@ def known(method: str) -> str:
     """The name of a method as it stands in :data:`METHODS`."""
     name = str(method).lower()
     if name not in METHODS:
-        raise BadInput(f"apply_quantization: method {method!r} is not one of {', '.join(METHODS)}")
+        near = difflib.get_close_matches(name, METHODS, 1)
+        near = near or [other for other in METHODS if other.startswith(name)]
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise BadInput(
+            f"apply_quantization: method {method!r} is not one of {', '.join(METHODS)}{hint}"
+        )
     return name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -90,7 +91,12 @@ def test_a_safe_model_is_certified(model: nn.Module) -> None:
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
     said = str(found)
-    for word in ("static", "95%", "11000", "f ", "m "):
+    for word in (
+        "static, W8A8: the demographic parity gap between any two groups of gender is at most",
+        "0.0200 wider than that of the float model",
+        "at most 0.05 (evidence by betting",
+        "11000 held-out images (f: ",
+    ):
         assert word in said
     assert len(found.trials) == len(candidates.CANDIDATES) - 1  # nothing to train on
 
@@ -120,6 +126,9 @@ def test_too_few_images_are_said_to_be_too_few(model: nn.Module) -> None:
     assert refusal.images_needed is not None
     assert refusal.images_needed > 500
     assert refusal.best(batches(250, 5)[0][0]).shape == (250, 2)
+    assert refusal.report.layers["body"] == "W4A4"
+    sent = pickle.loads(pickle.dumps(refusal))
+    assert (str(sent), sent.images_needed) == (str(refusal), refusal.images_needed)
     assert refusal.trial.bound > 0.005
     assert asked.certificate is None
     assert np.isnan(asked.final_dp_gap)
@@ -202,6 +211,13 @@ def test_images_are_streamed_once(model: nn.Module) -> None:
         ({"candidates": ["fine-tuned"]}, {}, "learns from train_data"),
         ({"sensitive_attributes": []}, {}, "at least one attribute"),
         ({"max_dp_gap": 2}, {}, "max_dp_gap: 2"),
+        ({"max_dp_gap": "0.01"}, {}, "max_dp_gap: '0.01' is not a number"),
+        ({"sensitive_attributes": None}, {}, "at least one attribute"),
+        ({"sensitive_attributes": ["age", "age"]}, {}, "'age' is named twice"),
+        ({"making_images": 0}, {}, "making_images: 0 is not a whole number of 1 or more"),
+        ({"making_images": 2.5}, {}, "making_images: 2.5"),
+        ({"bit_width": None}, {}, "bit_width: None is not one of 2, 3, 4, 6, 8"),
+        ({"options": {"foo": 1}}, {}, "'foo' is no attribute of QuantSpec"),
         ({}, {"gender": ["f"] * 250}, "there is nothing to compare"),
         ({}, {"gender": ["f"] * 248 + ["m"] * 2}, "the group 'm' of gender has 8 images where 20"),
         ({"making_images": 5000}, {}, "none are left to test"),
@@ -229,3 +245,60 @@ def test_labels_other_than_two_are_refused(model: nn.Module) -> None:
     data[0][1][0] = 2
     with pytest.raises(BadInput, match="label 2 is neither 0 nor 1"):
         quantizer().quantize(model, data)
+
+
+def test_settings_are_those_at_the_time_of_the_call(model: nn.Module) -> None:
+    asked = quantizer(max_dp_gap=0.4)
+    asked.max_dp_gap, asked.bit_width = 0.3, 4
+    asked.quantize(model, batches(4000, 16))
+    assert asked.certificate is not None
+    assert (asked.certificate.question.limit, asked.certificate.bits) == (0.3, "W4A4")
+    assert asked.report is not None
+    assert asked.report.layers["body"] == "W4A4"
+    asked.making_images = -1
+    with pytest.raises(BadInput, match="making_images"):
+        asked.quantize(model, batches(4000, 16))
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "said"),
+    [
+        (lambda: batches(2000, 17) * 2, {}, "calibration_data: image 1000 .* image 0 of"),
+        (
+            lambda: batches(2000, 17)[:4] + batches(1000, 18) + batches(1000, 18),
+            {},
+            "calibration_data: image 1000 .* same as image 0 to test on",
+        ),
+        (
+            lambda: batches(1000, 17),
+            {"certification_data": batches(1000, 17)},
+            "certification_data: image 0 .* image 0 of calibration_data",
+        ),
+        (
+            lambda: batches(4000, 17),
+            {"train_data": batches(4000, 17)},
+            "image 0 .* image 1000 of train_data",
+        ),
+    ],
+    ids=["made of", "twice", "other data", "trained on"],
+)
+def test_images_that_had_a_part_in_it_are_refused(model, data, options, said) -> None:
+    with pytest.raises(BadInput, match=said):
+        quantizer().quantize(model, data(), **options)
+
+
+def test_refusals_name_the_way_out(model: nn.Module) -> None:
+    with pytest.raises(BadInput, match=r"each of the first 1000 images, .* shuffle the images"):
+        quantizer().quantize(model, batches(1000, 19, gender=["f"] * 250) + batches(1000, 20))
+    data = batches(4000, 21)
+    for images, labels, groups in data:  # base rates differ, so that even a perfect model's gap is
+        rows = torch.tensor([g == "f" for g in groups["gender"]])  # wide
+        labels[rows], images[rows, 0] = 1, 2.0
+    with pytest.raises(NotCertified, match=r"float model's own gap is 0\.[3-9]"):
+        quantizer(constrained="gap").quantize(model, data)
+    with pytest.raises(ValueError, match="certification_data to test on gave no batch"):
+        quantizer().quantize(model, batches(1000, 22), certification_data=[])
+    broken = batches(2000, 23)
+    broken[6][0][3] = float("nan")
+    with pytest.raises(ValueError, match=r"calibration_data to test on: batch 2: .* image 3"):
+        quantizer().quantize(model, broken)

@@ -81,7 +81,29 @@ BAD = {
     ),
     "a further method's model": (
         changed(quantization={"further_models": ["vgg"]}),
-        "quantization.further_models[0]: 'vgg'",
+        "quantization.further_models[0]: 'vgg' will not do; it is one of resnet50, mobilenet_v2",
+    ),
+    "a further method's model that is not trained": (
+        changed(quantization={"further_models": ["vit_small"]}),
+        "quantization.further_models: 'vit_small' is not trained in this study",
+    ),
+    "a mitigation's model that is not trained": (
+        changed(mitigation={"models": ["vit_small"]}),
+        "mitigation.models: 'vit_small' is not trained in this study",
+    ),
+    "a mitigation": (
+        changed(mitigation={"methods": ["qat_paritY"]}),
+        "mitigation.methods[0]: 'qat_paritY' will not do; did you mean 'qat_parity'?",
+    ),
+    "no list": (
+        changed(mitigation={"methods": "group_balanced"}),
+        "mitigation.methods: 'group_balanced' will not do: it is a list; write [group_balanced]",
+    ),
+    "no section": (changed(mitigation=3), "mitigation: 3 will not do: it holds keys with values"),
+    "an empty list": (changed(mitigation={"bits": []}), "mitigation.bits: is empty; name at least"),
+    "a dial's calibration images": (
+        changed(dials={"models": ["resnet50"], "calibration_images": 300, "calibration": 200}),
+        "dials.calibration_images: 300 images are asked for, but dials.calibration holds 200",
     ),
     "more calibration images than exist": (
         changed(quantization={"calibration_images": 41}),

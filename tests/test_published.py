@@ -333,6 +333,14 @@ class Plain(nn.Sequential):
         super().__init__(nn.Flatten(), nn.Linear(108, 2))
 
 
+def test_a_group_of_few_images_is_told(model: nn.Module) -> None:
+    images, labels, _ = rows()
+    gender = ["man"] * 3 + ["woman"] * (N - 3)
+    with pytest.warns(UserWarning, match="group 'man' has 3 images, so that no more than 6"):
+        out = apply_quantization(model, calibration_data=[(images, labels, {"gender": gender})])
+    assert out.report.calibration_images == 6  # type: ignore[union-attr]
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_a_scripted_model_is_refused() -> None:
     scripted = torch.jit.trace(Plain(), torch.zeros(1, 3, 6, 6))
@@ -340,10 +348,23 @@ def test_a_scripted_model_is_refused() -> None:
         apply_quantization(scripted, calibration_data=loader())
 
 
+women = (*rows()[:2], {"gender": ["woman"] * N})
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         ({"method": "pqt"}, "'pqt' is not one of ptq, bias_aware_calibration, dynamic"),
+        ({"method": "bias_aware"}, r"did you mean 'bias_aware_calibration'\?"),
+        ({"method": "group_ranges", "budget": 0.1}, "group_ranges spends no budget"),
+        ({"method": "preservation", "budget": "5%"}, "budget: '5%' is no number"),
+        *(
+            (
+                {"method": method, "calibration_data": [women]},
+                "calibration_data: every image is of the group 'woman'",
+            )
+            for method in ("bias_aware_calibration", "group_ranges", "accuracy_control")
+        ),
         ({"calibration_data": None}, "looks at images; give calibration_data"),
         ({"calibration_data": loader("labelled")}, "there are no groups; let every batch"),
         ({"sensitive_attrs": ["race"]}, "'race' is not among gender, age"),

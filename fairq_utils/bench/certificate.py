@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from typing import Any
 
-from fairq_utils.mitigation.certificate import Question
-from fairq_utils.mitigation.simulation import LEARNT, SEQUENCE, rates
+from fairq_utils.mitigation.certificate import CHANCE, EVIDENCE, Question
+from fairq_utils.mitigation.simulation import LEARNT, SEQUENCE, needed, rates
 
 DRAWS = 500
 IMAGES = (500, 2000, 8000)  # of each group
@@ -23,7 +24,9 @@ def bench_certificate() -> dict[str, Any]:
         ``cells`` (rows of :func:`~fairq_utils.mitigation.simulation.rates`), ``draws`` of each,
         ``limit``, ``delta``, ``metric``, ``learnt`` (images that order and stakes were learnt
         from), ``sequence`` (true harms of the candidates tested one after the other, times the
-        limit), ``wrong_most`` (largest share of false certificates), ``seconds``.
+        limit), ``wrong_most`` (largest share of false certificates), ``needed`` (by evidence, the
+        held-out images at which a harmless candidate is certified in the share ``chance`` of draws,
+        where ``needed_flips`` of the answers flip), ``seconds``.
     """
     began = time.perf_counter()
 
@@ -41,5 +44,11 @@ def bench_certificate() -> dict[str, Any]:
         "learnt": LEARNT,
         "sequence": list(SEQUENCE),
         "wrong_most": float(table.wrong.max()),
+        "chance": CHANCE,
+        "needed_flips": min(FLIPS),
+        "needed": {
+            name: needed(min(FLIPS), replace(question, evidence=name))  # type: ignore[arg-type]
+            for name in EVIDENCE
+        },
         "seconds": time.perf_counter() - began,
     }

@@ -73,7 +73,10 @@ def predicted(outputs: Any, rows: int) -> NDArray[np.int64]:
         )
     if logits.isnan().any():
         row = int(logits.isnan().reshape(rows, -1).any(dim=1).nonzero()[0])
-        raise ValueError(f"model returned NaN for image {row} of a batch")
+        raise ValueError(
+            f"model returned NaN for image {row}; look for values that are not finite in that "
+            "image and in the model's weights"
+        )
     chosen = logits.argmax(dim=1) if logits.shape[1:] == (2,) else logits.reshape(rows) > 0
     return chosen.numpy().astype(np.int64)
 
@@ -84,6 +87,7 @@ def answers(
     attributes: Sequence[str],
     *,
     argument: str = "sensitive_attr",
+    what: str = "loader",
 ) -> Answers:
     """The answers of several models in one pass, so that a shuffling loader keeps them paired.
 
@@ -94,6 +98,8 @@ def answers(
     attributes : names that the groups must have; names of values that come without
     argument : str
         The caller's name for ``attributes``, for errors.
+    what : str
+        The caller's name for ``loader``, for errors.
 
     Raises
     ------
@@ -109,7 +115,7 @@ def answers(
         for at, batch in enumerate(loader):
             if not isinstance(batch, tuple | list) or len(batch) != 3:
                 raise ValueError(
-                    f"loader: batch {at} is not (images, labels, groups) but {described(batch)}"
+                    f"{what}: batch {at} is not (images, labels, groups) but {described(batch)}"
                 )
             images, labels, batch_groups = batch
             values = by_attribute(batch_groups, attributes, len(images))
@@ -117,18 +123,21 @@ def answers(
                 if name not in values:
                     raise ValueError(f"{argument}: {name!r} is not among {', '.join(values)}")
             if groups and set(values) != set(groups):
-                raise ValueError(f"loader: batch {at} has attributes {', '.join(values)}")
+                raise ValueError(f"{what}: batch {at} has attributes {', '.join(values)}")
             for name, model in models.items():
                 outputs = model(images.to(device_of(model)))
-                guesses[name] += predicted(outputs, len(images)).tolist()
+                try:
+                    guesses[name] += predicted(outputs, len(images)).tolist()
+                except ValueError as error:
+                    raise ValueError(f"{what}: batch {at}: {error}") from None
             given = np.asarray(torch.as_tensor(labels).cpu()).reshape(-1).tolist()
             if len(given) != len(images):
                 raise ValueError(
-                    f"loader: batch {at} has {len(given)} labels for {len(images)} images"
+                    f"{what}: batch {at} has {len(given)} labels for {len(images)} images"
                 )
             truth += given
             for name, column in values.items():
                 groups.setdefault(name, []).extend(column)
     if not groups:
-        raise ValueError("loader gave no batch")
+        raise ValueError(f"{what} gave no batch; give at least one")
     return Answers(truth, guesses, pd.DataFrame(groups))

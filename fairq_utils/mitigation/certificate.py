@@ -38,6 +38,8 @@ Table = NDArray[Any]
 WIDEST_SHARE = 0.1  # of delta, for how wide the float model's widest pair is at least
 MOST = 1e5  # times the images at hand; more are called out of reach
 PRECISION = 1e-4  # of a bound
+CHANCE = 0.8  # that the images said to be needed certify
+STEP = 0.02  # of the images said to be needed, relative
 COARSE = 1e-3  # of the bound on the float model's gap, which is on the safe side
 
 
@@ -298,34 +300,61 @@ def harm(table: Table, question: Question) -> float:
     return after if question.constrained == "gap" else after - float(metric(table.sum(axis=3)))
 
 
-def images_needed(table: Table, how: Plan, question: Question) -> int | None:
-    """How many images would have certified a candidate that goes on as it was observed.
+def images_needed(table: Table, how: Plan, question: Question, *, draws: int = 60) -> int | None:
+    """How many images would most likely certify a candidate that is as it was observed.
 
-    A plan, not a promise: at that number counts in the same proportions just pass, and those that
-    come out a little worse do not. None where the observed harm is itself too large, or the number
-    out of reach.
+    A plan, not a promise: so many that the test passes in :data:`CHANCE` of ``draws`` samples of
+    that size from the observed proportions. What is observed on few images may be far from the
+    truth. None where the observed harm is itself too large, or the number out of reach.
+
+    Parameters
+    ----------
+    table : (G, 2, 2, 2)
+        Counts of the images that were tested on.
+    how : the plan by which they were, whose stakes are those of its number of images
     """
     images = float(table.sum())
+    share = (table / images).ravel()
 
-    def enough(times: float) -> bool:
+    def planned(times: float) -> Plan:
         root = math.sqrt(times)
-        stretched = Plan(
+        return Plan(
             tuple(replace(c, size=c.size * root) for c in how.contrasts),
             replace(how.widest, size=how.widest.size * root),
             how.spent,
         )
-        return p_value(table * times, stretched, question) <= question.delta
 
-    high = 1.0
+    def as_expected(times: float) -> bool:
+        return passes(table * times, planned(times), question)
+
+    def often(times: float) -> bool:
+        rng = np.random.default_rng(0)  # the same draws, so that more images rarely pass less often
+        allowed, stretched = draws - math.ceil(CHANCE * draws), planned(times)
+        for _ in range(draws):
+            sample = rng.multinomial(math.ceil(times * images), share).reshape(table.shape)
+            allowed -= not passes(sample, stretched, question)
+            if allowed < 0:
+                return False
+        return True
+
+    expected = least(as_expected, 1 / images, MOST)
+    if expected is None:  # not even without chance
+        return None
+    found = least(often, expected, MOST)
+    return None if found is None else math.ceil(found * images)
+
+
+def least(enough: Callable[[float], bool], low: float, most: float) -> float | None:
+    """The least number from ``low`` on that is enough, to :data:`STEP`; None beyond most."""
+    high = low
     while not enough(high):
-        high *= 2
-        if high > MOST:
+        low, high = high, high * 2
+        if high > most:
             return None
-    low = high / 2 if high > 1 else 0.0
-    for _ in range(12):
-        middle = (low + high) / 2
+    while high / low > 1 + STEP:
+        middle = math.sqrt(low * high)
         low, high = (low, middle) if enough(middle) else (middle, high)
-    return math.ceil(high * images)
+    return high
 
 
 def _float(side: Table) -> Table:

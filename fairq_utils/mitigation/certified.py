@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,17 @@ from torch import nn
 
 from fairq_utils.batches import first, joined, read, rows_of
 from fairq_utils.faults import BadInput
-from fairq_utils.metrics import count
+from fairq_utils.metrics import FAIRNESS, count
 from fairq_utils.metrics.answers import Answers, answers, device_of
 from fairq_utils.mitigation.candidates import CANDIDATES, Making, calibrated
-from fairq_utils.mitigation.certificate import Question, refuse_empty
+from fairq_utils.mitigation.certificate import CHANCE, Question, refuse_empty
 from fairq_utils.mitigation.outcomes import Certificate, NotCertified
+from fairq_utils.mitigation.repeats import Seen
 from fairq_utils.mitigation.sample import Sample, of_batch
 from fairq_utils.mitigation.trials import Candidate, Trial, in_sequence
 from fairq_utils.quantizers import QuantReport, QuantSpec
+from fairq_utils.quantizers.checks import check_model
+from fairq_utils.quantizers.spec import WIDTHS
 
 FLOAT = "FP32"
 LEAST = 20  # images of every group, among those that make the candidates, and among the others
@@ -89,9 +92,18 @@ class FairnessAwareQuantizer:
     not_made: dict[str, str] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        if not 0 < self.max_dp_gap < 1:
+        self._read_settings()
+
+    def _read_settings(self) -> None:
+        """Question and spec from the attributes as they are now."""
+        if not isinstance(self.max_dp_gap, int | float) or not 0 < self.max_dp_gap < 1:
             raise BadInput(
-                f"max_dp_gap: {self.max_dp_gap} is not between 0 and 1; 0.01 is one point"
+                f"max_dp_gap: {self.max_dp_gap!r} is not a number between 0 and 1; 0.01 is one "
+                "point"
+            )
+        if not isinstance(self.making_images, int) or self.making_images < 1:
+            raise BadInput(
+                f"making_images: {self.making_images!r} is not a whole number of 1 or more"
             )
         self.question = Question(
             self.metric,
@@ -102,7 +114,18 @@ class FairnessAwareQuantizer:
         )
         bits = self.bit_width
         if not isinstance(bits, str):
+            if isinstance(bits, bool) or bits not in WIDTHS:
+                raise BadInput(
+                    f"bit_width: {bits!r} is not one of {', '.join(map(str, WIDTHS))}, and no text "
+                    "such as 'W4A8'"
+                )
             bits = f"W{bits}A{bits}"
+        known = [entry.name for entry in fields(QuantSpec)]
+        strange = [name for name in self.options if name not in known]
+        if strange:
+            raise BadInput(
+                f"options: {strange[0]!r} is no attribute of QuantSpec; they are {', '.join(known)}"
+            )
         ranges = {"weight_range": "mse", "activation_range": "mse"}
         self.spec = QuantSpec.parse(bits, **{**ranges, **self.options})
         if self.spec.activation != "static":
@@ -111,10 +134,14 @@ class FairnessAwareQuantizer:
                 f"{self.spec.activation}; candidates differ in how inputs are calibrated: use "
                 "static inputs, such as 8 or 'W4A8'"
             )
-        names = [self.sensitive_attributes] if isinstance(self.sensitive_attributes, str) else []
-        self.sensitive_attributes = names or list(self.sensitive_attributes)
+        if isinstance(self.sensitive_attributes, str):
+            self.sensitive_attributes = [self.sensitive_attributes]
+        self.sensitive_attributes = list(self.sensitive_attributes or ())
         if not self.sensitive_attributes:
             raise BadInput("sensitive_attributes: name at least one attribute")
+        for name in self.sensitive_attributes:
+            if self.sensitive_attributes.count(name) > 1:
+                raise BadInput(f"sensitive_attributes: {name!r} is named twice; name it once")
         unknown = [name for name in self.candidates if name not in CANDIDATES]
         if unknown:
             raise BadInput(f"candidates: {unknown[0]!r} is not one of {', '.join(CANDIDATES)}")
@@ -137,8 +164,8 @@ class FairnessAwareQuantizer:
         calibration_data : iterable of (images, labels, groups)
             Labels 0 or 1, groups a mapping of attribute to values. The first ``making_images`` make
             the candidates; all others, streamed and not kept, are tested on. No image may come
-            twice (a sampler that draws with replacement voids the certificate), nor be one that the
-            model was trained on. Within a group the order must be random; groups may be drawn
+            twice (which is refused), nor be one that the model was trained on (which nobody can
+            see here). Within a group the order must be random; groups may be drawn
             evenly, which needs the fewest images.
         fairness_constraint : bool
             Without it the static candidate is returned whatever it does; ``final_dp_gap`` says
@@ -161,10 +188,15 @@ class FairnessAwareQuantizer:
             It carries the best candidate, and how many images would have been needed.
         BadInput
             A group that is empty, or too small, or missing in calibration; an attribute that the
-            loader does not have; too few images to test on. Before anything is computed where the
+            loader does not have; too few images to test on; an image to test on that was seen
+            before. Before anything is computed where the
             first images show it.
         """
+        self._read_settings()
         self.certificate, self.report, self.final_dp_gap = None, None, float("nan")
+        if calibration_data is None:
+            raise BadInput("calibration_data: is None; give a loader of (images, labels, groups)")
+        check_model(model, "FairnessAwareQuantizer")
         sample, rest = self._split(calibration_data, certification_data)
         names = list(self.candidates) or list(CANDIDATES)
         if not fairness_constraint:
@@ -176,6 +208,11 @@ class FairnessAwareQuantizer:
             if self.candidates:
                 raise BadInput("candidates: 'fine-tuned' learns from train_data; give it")
             names.remove("fine-tuned")
+        seen = Seen()
+        seen.use(sample.images, "calibration_data, which made candidates")
+        if train is not None:
+            seen.use(train.images, "train_data")
+        what = "calibration_data" if certification_data is None else "certification_data"
         made = self._made(model, sample, train)
         models: dict[str, nn.Module] = {FLOAT: model}
         reports: dict[str, QuantReport] = {}
@@ -196,11 +233,14 @@ class FairnessAwareQuantizer:
                 + "; ".join(f"{name}: {why}" for name, why in self.not_made.items())
             )
         learnt = answers(models, _triples([sample]), self._named, argument="sensitive_attributes")
-        held_out = answers(models, rest, self._named, argument="sensitive_attributes")
+        tested = seen.tested(rest, what)
+        held_out = answers(
+            models, tested, self._named, argument="sensitive_attributes", what=f"{what} to test on"
+        )
         found = {
             name: Candidate(
-                self._table(learnt, name, sample),
-                self._table(held_out, name, sample),
+                self._table(learnt, name, sample, "calibration_data"),
+                self._table(held_out, name, sample, what),
                 reports[name].size_bytes,
                 seconds[name],
             )
@@ -227,7 +267,7 @@ class FairnessAwareQuantizer:
             missing -= len(parts[-1].images)
             if missing == 0:
                 break
-        sample = self._sample(parts, "calibration_data")
+        sample = self._sample(parts, "calibration_data", first=self.making_images)
         if certification_data is not None:
             others = read(certification_data, "certification_data", self._named)
             return sample, ((b.images, b.labels, b.groups) for b in others)
@@ -246,7 +286,7 @@ class FairnessAwareQuantizer:
 
         return sample, others_()
 
-    def _sample(self, parts: list[Any], what: str) -> Sample:
+    def _sample(self, parts: list[Any], what: str, first: int | None = None) -> Sample:
         if not parts:
             raise BadInput(f"{what} gave no images; give at least one batch")
         found = of_batch(joined(parts, what), self._named, least=LEAST, what=what)
@@ -254,9 +294,13 @@ class FairnessAwareQuantizer:
         if wrong:
             raise BadInput(f"{what}: label {wrong[0]} is neither 0 nor 1; gaps are of two classes")
         if len(found.present) < 2:
+            which, way = "every image", "give images of others too"
+            if first is not None and len(found) == first:
+                which = f"each of the first {first} images, which make the candidates,"
+                way = "shuffle the images, or raise making_images"
             raise BadInput(
-                f"{what}: every image is of the group {found.name(found.present[0])!r}; there is "
-                "nothing to compare"
+                f"{what}: {which} is of the group {found.name(found.present[0])!r}, so that there "
+                f"is nothing to compare; {way}"
             )
         return found
 
@@ -272,24 +316,24 @@ class FairnessAwareQuantizer:
         seen = calibrated(model, here, self.spec, "random", self.seed)
         return Making(model, self.spec, here, seen, there, self.max_dp_gap, self.seed)
 
-    def _table(self, found: Answers, name: str, sample: Sample) -> np.ndarray[Any, Any]:
+    def _table(self, found: Answers, name: str, sample: Sample, what: str) -> np.ndarray[Any, Any]:
         """Counts over the groups of the first images, in their order."""
         crossed = found.groups[self._named].astype(str).agg("|".join, axis=1)
         known = sample.groups.names
         unseen = [value for value in crossed.unique() if value not in known]
         if unseen:
             raise BadInput(
-                f"calibration_data: the group {unseen[0].replace('|', ' ')!r} is among the images "
-                f"to test on, but not among the first {len(sample)}, which make the candidates; "
-                "shuffle the images, or add some of it"
+                f"{what}: the group {unseen[0].replace('|', ' ')!r} is among the images to test "
+                f"on, but not among the {len(sample)} that make the candidates; shuffle the "
+                "images, add some of it, or spell groups alike"
             )
         cells = pd.Categorical(crossed, categories=list(known))
         sizes = cells.value_counts()
         if sizes.min() < LEAST:
             few = str(sizes.idxmin())
             raise BadInput(
-                f"calibration_data: the group {few.replace('|', ' ')!r} has {sizes.min()} images "
-                f"to test on where {LEAST} are needed; add images of it, or leave an attribute out"
+                f"{what}: the group {few.replace('|', ' ')!r} has {sizes.min()} images to test on "
+                f"where {LEAST} are needed; add images of it, or leave an attribute out"
             )
         table = count(
             found.truth,
@@ -298,7 +342,7 @@ class FairnessAwareQuantizer:
             reference=found.predictions[FLOAT],
         ).table
         shown = [group.replace("|", " ") for group in known]
-        refuse_empty(table, self.question, shown, "the images of calibration_data")
+        refuse_empty(table, self.question, shown, f"the images of {what}")
         return table
 
     def _returned(
@@ -322,23 +366,50 @@ class FairnessAwareQuantizer:
         }
         if not certified and constrained:
             nearest = min(trials, key=lambda trial: trial.bound)
+            before = float(FAIRNESS[self.metric](table.sum(axis=3)))
             raise NotCertified(
-                self._refusal(nearest, trials, images), models[nearest.name], nearest, trials
+                self._refusal(nearest, trials, images, before),
+                models[nearest.name],
+                reports[nearest.name],
+                nearest,
+                trials,
             )
         name = certified[0] if certified else next(iter(found))
         trial = by_name[name]
         self.report, self.final_dp_gap = reports[name], trial.bound
         if certified:
             self.certificate = Certificate(
-                name, self.question, trial.harm, trial.bound, images, trials
+                name,
+                self.spec.label,
+                tuple(self.sensitive_attributes),
+                self.question,
+                trial.harm,
+                trial.bound,
+                images,
+                trials,
             )
         return models[name].eval()
 
-    def _refusal(self, nearest: Trial, trials: tuple[Trial, ...], images: dict[str, int]) -> str:
+    def _refusal(
+        self,
+        nearest: Trial,
+        trials: tuple[Trial, ...],
+        images: dict[str, int],
+        before: float,
+    ) -> str:
+        """Why, and the way out; ``before`` is the float model's own gap."""
         smallest = min(images, key=lambda group: images[group])
         numbers = [t.images_needed for t in trials if t.images_needed is not None]
         if numbers:
-            way = f"about {min(numbers)} held-out images like these would be needed"
+            way = (
+                f"about {min(numbers)} held-out images like these would be needed for it to be "
+                f"certified {CHANCE:.0%} of the time, if what was observed is what is true"
+            )
+        elif self.constrained == "gap" and before > self.max_dp_gap:
+            way = (
+                f"the float model's own gap is {before:.4f}, and no quantization is to blame for "
+                "it: constrain the increase instead, or allow more"
+            )
         elif nearest.harm > self.max_dp_gap:
             way = (
                 "more images would not help: what was observed is too much; allow it, or more bits"
@@ -351,9 +422,11 @@ class FairnessAwareQuantizer:
             )
         return (
             f"FairnessAwareQuantizer: none of {', '.join(t.name for t in trials)} is certified to "
-            f"stay within {self.max_dp_gap} at confidence {1 - self.delta:g}; nearest came "
+            f"stay within {self.max_dp_gap} with a chance of error of at most {self.delta:g}; "
+            "nearest came "
             f"{nearest.name}, observed {nearest.harm:+.4f}, bound {nearest.bound:.4f}, on "
-            f"{sum(images.values())} held-out images, {images[smallest]} of {smallest}; {way}"
+            f"{sum(images.values())} held-out images, {images[smallest]} of them of the group "
+            f"{smallest!r}; {way}"
         )
 
 

@@ -7,6 +7,7 @@ than it loses. The true harm is known, so that every certificate can be judged.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,10 +18,12 @@ from numpy.typing import NDArray
 
 from fairq_utils.data.population import CELEBA_JOINT
 from fairq_utils.mitigation.certificate import (
+    CHANCE,
     EVIDENCE,
+    MOST,
     Question,
     harm,
-    images_needed,
+    least,
     passes,
     plan,
 )
@@ -138,22 +141,27 @@ def sequence(
     return wrong / draws, right / draws
 
 
-def needed(flips: float, question: Question) -> int | None:
-    """Held-out images, of four even groups, that certify a harmless candidate, counts as expected.
+def needed(flips: float, question: Question, *, draws: int = 200) -> int | None:
+    """Held-out images, of four even groups, that mostly certify a candidate that does no harm.
 
     Parameters
     ----------
     flips : share of answers that flip, half of them either way
+    draws : of which :data:`~fairq_utils.mitigation.certificate.CHANCE` are certified
 
     Examples
     --------
-    >>> few, many = (needed(flips, Question(evidence="normal")) for flips in (0.01, 0.04))
+    >>> few, many = (
+    ...     needed(flips, Question(evidence="normal"), draws=20) for flips in (0.01, 0.04)
+    ... )
     >>> few < many
     True
     """
-    truth = World(flips, 0.0).table()
-    how = plan(truth * LEARNT, LEARNT, question)
-    return images_needed(truth * LEARNT, how, question)
+    world = World(flips, 0.0)
+    times = least(
+        lambda times: single(world, math.ceil(times * LEARNT), question, draws) >= CHANCE, 1.0, MOST
+    )
+    return None if times is None else math.ceil(times * LEARNT)
 
 
 def rates(
