@@ -99,7 +99,10 @@ BAD = {
         changed(mitigation={"methods": "group_balanced"}),
         "mitigation.methods: 'group_balanced' will not do: it is a list; write [group_balanced]",
     ),
-    "no section": (changed(mitigation=3), "mitigation: 3 will not do: it holds keys with values"),
+    "no section": (
+        {**changed(), "mitigation": 3},
+        "mitigation: 3 will not do: it holds keys with values",
+    ),
     "an empty list": (changed(mitigation={"bits": []}), "mitigation.bits: is empty; name at least"),
     "a dial's calibration images": (
         changed(dials={"models": ["resnet50"], "calibration_images": 300, "calibration": 200}),
