@@ -34,6 +34,7 @@ from fairq_utils import (
 )
 from fairq_utils.data import FaceData
 from fairq_utils.data.population import Population
+from fairq_utils.data_params import Data
 from fairq_utils.engines import ENGINES
 from fairq_utils.fingerprint import code_version, fingerprint
 from fairq_utils.injection import refuse_unknown_in
@@ -41,6 +42,7 @@ from fairq_utils.ledger import Ledger, RunRecord
 from fairq_utils.mitigation.methods import METHODS as FAIR
 from fairq_utils.params import Params
 from fairq_utils.params_file import load_params
+from fairq_utils.people import described, people
 from fairq_utils.quantizers.methods import CONTROL
 
 PROBE_IMAGES = 6000  # training pictures of the probe; fewer where the study has fewer
@@ -67,8 +69,19 @@ class Chapter:
 
     @property
     def population(self) -> Population:
-        """Who is in the pictures."""
+        """Who is in rendered pictures."""
         return resources.population(self.params)
+
+    def of_rendered_people(self) -> Chapter:
+        """The study itself; a small one of rendered people where its own are in photographs."""
+        if isinstance(self.params.data, Data):
+            return self
+        small = Data(seed=self.params.data.seed, train=2000, calibration=100, validation=100)
+        return Chapter(self.params.model_copy(update={"data": small}), self.store)
+
+    def ceiling(self) -> float | None:
+        """The best accuracy that anybody could have; unknown of photographs."""
+        return self.population.bayes_accuracy if isinstance(self.params.data, Data) else None
 
     @property
     def crossed(self) -> str:
@@ -130,17 +143,17 @@ class Chapter:
 
     def recovery(self) -> pd.DataFrame:
         """Confusion of the sensitive attributes by a small network, computed once."""
-        count = min(PROBE_IMAGES, self.params.data.train)
-        data = self.params.data.model_dump(mode="json")
+        train, test = (len(people(self.params, split)[0]) for split in ("train", "test"))
+        count = min(PROBE_IMAGES, train)
         recipe = {
-            "data": {k: v for k, v in data.items() if k not in ("calibration", "validation")},
+            "data": described(self.params, ("train", "test")),
             "images": count,
             "epochs": PROBE_EPOCHS,
             "code": code_version((*planning.TRAINED_BY, "fairq_utils.probe")),
         }
 
         def recover() -> pd.DataFrame:
-            small = probe.reduced(self.faces(), count, self.params.data.test)
+            small = probe.reduced(self.faces(), count, test)
             device = resources.device(self.params)
             return probe.recover(small, epochs=PROBE_EPOCHS, device=device)
 
@@ -174,11 +187,12 @@ class Chapter:
         perfect[:, 0, 0], perfect[:, 1, 1] = label[:, 0], label[:, 1]
         return float(metrics.FAIRNESS["demographic_parity_difference"](perfect))
 
-    def share(self, **groups: str) -> float:
-        """Share of the calibration pool that belongs to these groups."""
-        pool = self.faces().subset("calibration").groups
-        inside = np.logical_and.reduce([pool[k].to_numpy() == v for k, v in groups.items()])
-        return float(inside.mean())
+    def rarest(self) -> tuple[str, float]:
+        """The crossed group with the fewest pictures in the calibration pool, and its share."""
+        _, pool = people(self.params, "calibration")
+        shares = pool.groupby(list(self.params.analysis.attributes), observed=False).size()
+        rare = shares.sort_values(kind="stable").index[0]
+        return " ".join(map(str, rare)), float(shares.min() / shares.sum())
 
     def group_counts(self) -> np.ndarray[Any, Any]:
         """The first FP32 model's counts (G, 2, 2): crossed group x label x prediction."""

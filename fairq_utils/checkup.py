@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from fairq_utils.data_params import Photographs
 from fairq_utils.faults import BadInput
 from fairq_utils.params import Params
 
@@ -57,9 +58,7 @@ def inspect(params: Params | None = None) -> Iterator[Item]:
     free = shutil.disk_usage(_existing(Path("build"))).free / 2**30
     yield Item("disk", free >= FREE_GIB, f"{free:.0f} GiB free ({FREE_GIB:.0f} needed)")
     if params is not None:
-        cached = Path(params.execution.cache, "population").exists()
-        source = "rendered before" if cached else "will be rendered"
-        yield Item("data", True, f"{params.data.name}, {source}")
+        yield _pictures(params)
         yield _people(params)
 
 
@@ -92,8 +91,18 @@ def _processors(params: Params | None) -> Iterator[Item]:
     yield Item("GPU", gpu or not wanted, detail)
 
 
+def _pictures(params: Params) -> Item:
+    data = params.data
+    if isinstance(data, Photographs):
+        there = Path(data.root).is_dir()
+        return Item("data", there, f"{data.name}, {data.root}" + ("" if there else " is not there"))
+    cached = Path(params.execution.cache, "population").exists()
+    source = "rendered before" if cached else "will be rendered"
+    return Item("data", True, f"{data.name}, {source}")
+
+
 def _people(params: Params) -> Item:
-    from fairq_utils.planning import check
+    from fairq_utils.feasibility import check
 
     try:
         check(params)

@@ -160,8 +160,9 @@ def plan(params: ParamsFile = DEFAULT, overrides: Overrides = None) -> None:
 
     def action() -> None:
         from fairq_utils import dials, planning, resources
+        from fairq_utils.feasibility import check
 
-        planning.check(settings)
+        check(settings)
         store = resources.ledger(settings)
         runs = planning.with_dials(settings)
         turned = {

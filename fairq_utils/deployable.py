@@ -20,6 +20,7 @@ from fairq_utils.card_page import page
 from fairq_utils.data import FaceData
 from fairq_utils.engines import ENGINES, Answering, files, installed, load, write
 from fairq_utils.faults import BadInput, Fault
+from fairq_utils.feasibility import check
 from fairq_utils.ledger import Run
 from fairq_utils.model_card import Margins, card
 from fairq_utils.params import Params
@@ -77,7 +78,7 @@ def export(
     folder = Path(folder)
     check_place(folder)
     run = choose(params, model, engine)
-    planning.check(params)
+    check(params)
     threads = params.execution.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
     with _written_whole(folder) as place:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from itertools import product
 
 from fairq_utils.data.attributes import ATTRIBUTES
-from fairq_utils.params import Data, Dials, Mitigation, OfGroup, Params, Quantization
+from fairq_utils.data_params import Data, OfGroup
+from fairq_utils.params import Dials, Mitigation, Params, Quantization
 
 EVEN = 0.5  # share of the group, and of smiles in it
 
@@ -65,6 +66,8 @@ def joint(dials: Dials, share: float = EVEN, base_rate: float = 0.0) -> dict[str
 
 
 def _data(params: Params, **changes: object) -> Data:
+    if not isinstance(params.data, Data):
+        raise TypeError(f"{params.name}: dials are turned in rendered people, not in photographs")
     dials = params.dials
     fields = {
         "seed": params.data.seed,

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from fairq_utils import dial_effects, effects, models, resources, stats, study
+from fairq_utils import dial_effects, effects, models, stats, study
 from fairq_utils.chapters import POINT, Chapter, glue, of
 from fairq_utils.dials import LABELS as DIALS
 from fairq_utils.dials import worlds
@@ -20,6 +20,7 @@ from fairq_utils.mitigation.ranges import observe_groups
 from fairq_utils.mitigation.sample import Sample, sample
 from fairq_utils.mitigation_display import STATISTICS, called
 from fairq_utils.models import DISPLAY_NAMES
+from fairq_utils.people import described
 from fairq_utils.planning import FAIR_BY
 from fairq_utils.quantizers import QuantSpec
 from fairq_utils.quantizers.methods import CONTROL
@@ -58,8 +59,7 @@ def clipping(chapter: Chapter, bits: str) -> pd.DataFrame:
     recipe = {
         "model": key,
         "bits": bits,
-        "images": chapter.params.data.calibration,
-        "people": dict(resources.population(chapter.params, "calibration").joint),
+        "people": described(chapter.params, ("calibration",)),
         "attributes": chapter.params.analysis.attributes,
         "code": code_version((*FAIR_BY, "fairq_utils.mitigation.clipping")),
     }

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import product
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    model_validator,
-)
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
+from fairq_utils.data_params import RENDERED, Data, Photographs, data_kind
 from fairq_utils.faults import BadInput
+from fairq_utils.section import Section, Seed, Weight, unique
 
 # Those of calibration.SAMPLERS that need no more than a study can give: no group by name.
 Sampler = Literal[
@@ -25,7 +19,7 @@ Sampler = Literal[
     "matched",
     "core_set",
 ]
-Attribute = Literal["gender", "age", "race"]
+Attribute = Annotated[str, Field(min_length=1)]
 Architecture = Literal["resnet50", "mobilenet_v2", "efficientnet_b0", "vit_small", "squeezenet1_1"]
 Rule = Literal["minmax", "moving_average", "percentile", "mse", "entropy"]
 Further = Literal[
@@ -62,7 +56,6 @@ Minding = Literal[
 Method = Literal[Sampler, Minding]
 ARCHITECTURES = get_args(Architecture)
 WIDTHS = (2, 3, 4, 6, 8)
-CELLS = tuple(f"{g}|{a}|{y}" for g, a, y in product(("female", "male"), ("old", "young"), "01"))
 
 
 class ParamsError(BadInput):
@@ -79,13 +72,6 @@ def _bits(value: str) -> str:
     return value
 
 
-def _unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    twice = [v for i, v in enumerate(values) if v in values[:i]]
-    if twice:
-        raise ValueError(f"{twice[0]!r} stands there twice; name it once")
-    return values
-
-
 def _known(models: dict[str, ModelRecipe]) -> dict[str, ModelRecipe]:
     unknown = [name for name in models if name not in ARCHITECTURES]
     if unknown:
@@ -94,82 +80,9 @@ def _known(models: dict[str, ModelRecipe]) -> dict[str, ModelRecipe]:
 
 
 Bits = Annotated[str, AfterValidator(_bits)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
-
-    def __hash__(self) -> int:
-        return hash(self.model_dump_json())
-
-
-Joint = Literal["celeba"] | dict[str, Weight]
-Value = Literal["female", "male", "old", "young", "african", "asian", "caucasian"]
-Split = Literal["train", "calibration", "validation", "test"]
-
-
-class OfGroup(_Section):
-    """What is different in the pictures of one group; see ``GroupDials`` of the population."""
-
-    difficulty: Annotated[float, Field(ge=0, le=3)] | None = None
-    light: Annotated[float, Field(gt=0, le=2)] = 1.0
-    reflectance: Annotated[float, Field(gt=0, le=2)] = 1.0
-
-
-class Data(_Section):
-    """Who is in the pictures, and how many of them.
-
-    ``joint_of`` gives single splits a distribution of their own; ``of_group`` says what is
-    different in the pictures of a group.
-    """
-
-    name: Literal["population"] = "population"
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 2026
-    size: Annotated[int, Field(ge=32, le=512)] = 64
-    train: Annotated[int, Field(ge=64)] = 16000
-    calibration: Annotated[int, Field(ge=1)] = 2000
-    validation: Annotated[int, Field(ge=1)] = 500
-    test: Annotated[int, Field(ge=50)] = 2000
-    difficulty: Annotated[float, Field(ge=0, le=3)] = 1.0
-    joint: Joint = "celeba"
-    joint_of: dict[Split, Joint] = {}
-    race: dict[str, Weight] = {"african": 0.2, "asian": 0.2, "caucasian": 0.6}
-    of_group: dict[Value, OfGroup] = {}
-
-    @model_validator(mode="after")
-    def _shares(self) -> Data:
-        places = {"joint": self.joint} | {f"joint_of.{k}": v for k, v in self.joint_of.items()}
-        for place, joint in places.items():
-            if isinstance(joint, dict):
-                _check_joint(place, joint)
-        known = {"african", "asian", "caucasian"}
-        if set(self.race) != known:
-            odd = sorted(set(self.race) ^ known)
-            raise ValueError(
-                f"race: {odd[0]!r} is unknown or missing; name {', '.join(sorted(known))}"
-            )
-        if sum(self.race.values()) <= 0:
-            raise ValueError("race: all weights are zero; give one ancestry a positive weight")
-        return self
-
-
-def _check_joint(place: str, joint: Mapping[str, float]) -> None:
-    if set(joint) != set(CELLS):
-        odd = sorted(set(joint) ^ set(CELLS))
-        raise ValueError(
-            f"{place}: {odd[0]!r} is unknown or missing; the cells are {', '.join(CELLS)}"
-        )
-    for gender, age in product(("female", "male"), ("old", "young")):
-        if joint[f"{gender}|{age}|0"] + joint[f"{gender}|{age}|1"] <= 0:
-            raise ValueError(
-                f"{place}: the group {gender}|{age} has no weight, so it would have no image; give "
-                "one of its cells a positive weight"
-            )
-
-
-class ModelRecipe(_Section):
+class ModelRecipe(Section):
     """How one architecture is trained."""
 
     epochs: Annotated[int, Field(ge=1)]
@@ -179,16 +92,16 @@ class ModelRecipe(_Section):
     precision: Literal["fp32", "bf16"] = "fp32"
 
 
-class Training(_Section):
+class Training(Section):
     """Which models are trained, from which seeds."""
 
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_unique)] = (0,)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(unique)] = (0,)
     pretrained: bool = False
     auxiliary: Weight = 2.0
     models: Annotated[dict[str, ModelRecipe], Field(min_length=1), AfterValidator(_known)]
 
 
-class Tuning(_Section):
+class Tuning(Section):
     """How quantization-aware training goes on from the calibrated model.
 
     ``images`` are the first so many of the training pictures; all, if it is not given.
@@ -199,7 +112,7 @@ class Tuning(_Section):
     images: Annotated[int, Field(ge=64)] | None = None
 
 
-class Quantization(_Section):
+class Quantization(Section):
     """Which quantizers are tried.
 
     ``bits`` are those of the method ptq; dynamic has the first of them with A8. ``further`` names
@@ -210,20 +123,20 @@ class Quantization(_Section):
     with.
     """
 
-    bits: Annotated[tuple[Bits, ...], Field(min_length=1), AfterValidator(_unique)]
+    bits: Annotated[tuple[Bits, ...], Field(min_length=1), AfterValidator(unique)]
     methods: Annotated[
-        tuple[Literal["ptq", "dynamic"], ...], Field(min_length=1), AfterValidator(_unique)
+        tuple[Literal["ptq", "dynamic"], ...], Field(min_length=1), AfterValidator(unique)
     ] = ("ptq", "dynamic")
-    ranges: Annotated[tuple[Rule, ...], Field(min_length=1), AfterValidator(_unique)] = ("minmax",)
+    ranges: Annotated[tuple[Rule, ...], Field(min_length=1), AfterValidator(unique)] = ("minmax",)
     percentile: Annotated[float, Field(gt=50, lt=100)] = 99.9
     further: dict[
-        Further, Annotated[tuple[Bits, ...], Field(min_length=1), AfterValidator(_unique)]
-    ] = {}
-    further_models: Annotated[tuple[Architecture, ...], AfterValidator(_unique)] = ()
+        Further, Annotated[tuple[Bits, ...], Field(min_length=1), AfterValidator(unique)]
+    ] = Field(default={})
+    further_models: Annotated[tuple[Architecture, ...], AfterValidator(unique)] = ()
     iterations: Annotated[int, Field(ge=1, le=100_000)] = 300
     tuning: Tuning = Tuning()
     calibration_images: Annotated[int, Field(ge=1)] = 256
-    calibration_seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_unique)] = (
+    calibration_seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(unique)] = (
         0,
     )
 
@@ -242,7 +155,7 @@ class Quantization(_Section):
         return self
 
 
-class Mitigation(_Section):
+class Mitigation(Section):
     """What is compared with plain quantization.
 
     ``samplers`` draw the calibration set in every configuration of the method ptq. ``methods`` are
@@ -254,15 +167,15 @@ class Mitigation(_Section):
     no more than ``max_reverted`` layers back to float.
     """
 
-    samplers: Annotated[tuple[Sampler, ...], Field(min_length=1), AfterValidator(_unique)] = (
+    samplers: Annotated[tuple[Sampler, ...], Field(min_length=1), AfterValidator(unique)] = (
         "group_balanced",
     )
-    methods: Annotated[tuple[Method, ...], AfterValidator(_unique)] = ()
-    bits: Annotated[tuple[Bits, ...], Field(min_length=1), AfterValidator(_unique)] = (
+    methods: Annotated[tuple[Method, ...], AfterValidator(unique)] = ()
+    bits: Annotated[tuple[Bits, ...], Field(min_length=1), AfterValidator(unique)] = (
         "W8A8",
         "W4A4",
     )
-    models: Annotated[tuple[Architecture, ...], AfterValidator(_unique)] = ()
+    models: Annotated[tuple[Architecture, ...], AfterValidator(unique)] = ()
     kept: Annotated[float, Field(gt=0, le=1)] = 0.05
     max_drop: Annotated[float, Field(gt=0, lt=1)] = 0.01
     max_reverted: Annotated[int, Field(ge=1)] = 10
@@ -271,7 +184,7 @@ class Mitigation(_Section):
 Share = Annotated[float, Field(gt=0, le=0.5)]
 
 
-class Dials(_Section):
+class Dials(Section):
     """What is turned, one at a time, in a population that is otherwise the same for everybody.
 
     Without any of it half of the people are of ``group``, half of them smile, and all are lit
@@ -281,7 +194,7 @@ class Dials(_Section):
     the recipes of ``training.models``, for ``epochs`` of them where that is given.
     """
 
-    models: Annotated[tuple[Architecture, ...], AfterValidator(_unique)] = ()
+    models: Annotated[tuple[Architecture, ...], AfterValidator(unique)] = ()
     group: Literal["female", "male", "old", "young"] = "female"
     size: Annotated[int, Field(ge=32, le=512)] = 64
     train: Annotated[int, Field(ge=64)] = 4000
@@ -289,40 +202,40 @@ class Dials(_Section):
     validation: Annotated[int, Field(ge=16)] = 1000
     test: Annotated[int, Field(ge=50)] = 2000
     epochs: Annotated[int, Field(ge=1)] | None = None
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_unique)] = (0,)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(unique)] = (0,)
     calibration_images: Annotated[int, Field(ge=2)] = 64
-    bits: Annotated[tuple[Bits, ...], Field(min_length=1), AfterValidator(_unique)] = (
+    bits: Annotated[tuple[Bits, ...], Field(min_length=1), AfterValidator(unique)] = (
         "W8A8",
         "W4A4",
     )
-    methods: Annotated[tuple[Method, ...], AfterValidator(_unique)] = ("group_balanced",)
-    training_share: Annotated[tuple[Share, ...], AfterValidator(_unique)] = ()
-    calibration_share: Annotated[tuple[Share, ...], AfterValidator(_unique)] = ()
+    methods: Annotated[tuple[Method, ...], AfterValidator(unique)] = ("group_balanced",)
+    training_share: Annotated[tuple[Share, ...], AfterValidator(unique)] = ()
+    calibration_share: Annotated[tuple[Share, ...], AfterValidator(unique)] = ()
     base_rate: Annotated[
-        tuple[Annotated[float, Field(gt=-1, lt=1)], ...], AfterValidator(_unique)
+        tuple[Annotated[float, Field(gt=-1, lt=1)], ...], AfterValidator(unique)
     ] = ()
-    light: Annotated[tuple[Annotated[float, Field(gt=0, le=2)], ...], AfterValidator(_unique)] = ()
+    light: Annotated[tuple[Annotated[float, Field(gt=0, le=2)], ...], AfterValidator(unique)] = ()
     reflectance: Annotated[
-        tuple[Annotated[float, Field(gt=0, le=2)], ...], AfterValidator(_unique)
+        tuple[Annotated[float, Field(gt=0, le=2)], ...], AfterValidator(unique)
     ] = ()
     ambiguity: Annotated[
-        tuple[Annotated[float, Field(ge=0, le=3)], ...], AfterValidator(_unique)
+        tuple[Annotated[float, Field(ge=0, le=3)], ...], AfterValidator(unique)
     ] = ()
 
 
-class Analysis(_Section):
+class Analysis(Section):
     """How sure to be."""
 
     replicates: Annotated[int, Field(ge=100, le=100_000)] = 2000
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     equivalence_margin: Annotated[float, Field(gt=0, lt=1)] = 0.01
-    attributes: Annotated[tuple[Attribute, ...], Field(min_length=2), AfterValidator(_unique)] = (
+    attributes: Annotated[tuple[Attribute, ...], Field(min_length=2), AfterValidator(unique)] = (
         "gender",
         "age",
     )
 
 
-class Execution(_Section):
+class Execution(Section):
     """Where it runs, and where results are kept."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -332,11 +245,17 @@ class Execution(_Section):
     results: str = "build/results"
 
 
-class Params(_Section):
+AnyData = Annotated[
+    Annotated[Data, Tag("population")] | Annotated[Photographs, Tag("photographs")],
+    Discriminator(data_kind),
+]
+
+
+class Params(Section):
     """A whole study."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
-    data: Data = Data()
+    data: AnyData = Data()
     training: Training
     quantization: Quantization
     mitigation: Mitigation = Mitigation()
@@ -346,12 +265,6 @@ class Params(_Section):
 
     @model_validator(mode="after")
     def _together(self) -> Params:
-        wanted, pool = self.quantization.calibration_images, self.data.calibration
-        if wanted > pool:
-            raise ValueError(
-                f"quantization.calibration_images: {wanted} images are asked for, but "
-                f"data.calibration holds {pool}; ask for fewer, or make the pool larger"
-            )
         if "vit_small" in self.training.models and self.data.size % 16:
             raise ValueError(
                 f"data.size: {self.data.size} pixels do not divide into vit_small's patches of 16; "
@@ -367,38 +280,66 @@ class Params(_Section):
                         f"{key}: {model!r} is not trained in this study; training.models has "
                         f"{', '.join(self.training.models)}"
                     )
-        tuned = self.quantization.tuning.images
-        if tuned is not None and tuned > self.data.train:
-            raise ValueError(
-                f"quantization.tuning.images: {tuned} is more than the {self.data.train} images of "
-                "data.train; ask for fewer"
-            )
-        if "vit_small" in self.dials.models and self.dials.size % 16:
-            raise ValueError(
-                f"dials.size: {self.dials.size} pixels do not divide into vit_small's patches of "
-                "16; take a multiple of 16"
-            )
-        if self.dials.models and self.dials.calibration_images > self.dials.calibration:
-            raise ValueError(
-                f"dials.calibration_images: {self.dials.calibration_images} images are asked for, "
-                f"but dials.calibration holds {self.dials.calibration}; ask for fewer, or make the "
-                "pool larger"
-            )
-        for dialled in self.dials.models:
-            if dialled not in self.training.models:
+        if isinstance(self.data, Photographs):
+            if self.dials.models:
                 raise ValueError(
-                    f"dials.models: {dialled!r} has no recipe; add it to training.models, or take "
-                    "it out"
+                    "dials.models: dials are turned in rendered people, and data.name is "
+                    f"{self.data.name}; leave dials out, or set data.name: population"
                 )
-            if self.training.models[dialled].batch_size > self.dials.train:
-                raise ValueError(
-                    f"dials.train: {self.dials.train} images are fewer than a batch of {dialled} "
-                    f"({self.training.models[dialled].batch_size}); ask for more"
-                )
-        for name, recipe in self.training.models.items():
-            if recipe.batch_size > self.data.train:
-                raise ValueError(
-                    f"training.models.{name}.batch_size: {recipe.batch_size} is more than the "
-                    f"{self.data.train} images of data.train; make it smaller"
-                )
+            return self
+        _check_rendered(self, self.data)
+        _check_dials(self)
         return self
+
+
+def _check_rendered(params: Params, data: Data) -> None:
+    """Refuse what rendered people cannot serve, by their numbers alone."""
+    unknown = [name for name in params.analysis.attributes if name not in RENDERED]
+    if unknown:
+        raise ValueError(
+            f"analysis.attributes: {unknown[0]!r} is no attribute of rendered people; they have "
+            f"{', '.join(RENDERED)}"
+        )
+    wanted, pool = params.quantization.calibration_images, data.calibration
+    if wanted > pool:
+        raise ValueError(
+            f"quantization.calibration_images: {wanted} images are asked for, but "
+            f"data.calibration holds {pool}; ask for fewer, or make the pool larger"
+        )
+    tuned = params.quantization.tuning.images
+    if tuned is not None and tuned > data.train:
+        raise ValueError(
+            f"quantization.tuning.images: {tuned} is more than the {data.train} images of "
+            "data.train; ask for fewer"
+        )
+    for name, recipe in params.training.models.items():
+        if recipe.batch_size > data.train:
+            raise ValueError(
+                f"training.models.{name}.batch_size: {recipe.batch_size} is more than the "
+                f"{data.train} images of data.train; make it smaller"
+            )
+
+
+def _check_dials(params: Params) -> None:
+    dials = params.dials
+    if "vit_small" in dials.models and dials.size % 16:
+        raise ValueError(
+            f"dials.size: {dials.size} pixels do not divide into vit_small's patches of 16; take a "
+            "multiple of 16"
+        )
+    if dials.models and dials.calibration_images > dials.calibration:
+        raise ValueError(
+            f"dials.calibration_images: {dials.calibration_images} images are asked for, but "
+            f"dials.calibration holds {dials.calibration}; ask for fewer, or make the pool larger"
+        )
+    for dialled in dials.models:
+        if dialled not in params.training.models:
+            raise ValueError(
+                f"dials.models: {dialled!r} has no recipe; add it to training.models, or take it "
+                "out"
+            )
+        if params.training.models[dialled].batch_size > dials.train:
+            raise ValueError(
+                f"dials.train: {dials.train} images are fewer than a batch of {dialled} "
+                f"({params.training.models[dialled].batch_size}); ask for more"
+            )

@@ -12,7 +12,10 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
+from fairq_utils.data_params import Data, Photographs
 from fairq_utils.params import ModelRecipe, Params, ParamsError
+
+KINDS = {"population": Data, "photographs": Photographs}  # of the data section
 
 
 def load_params(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> Params:
@@ -25,8 +28,8 @@ def load_params(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
         Values by dotted key, such as ``{"quantization.bits": ["W8A8"]}``, that take the place of
         the file's. A mapping given as a value replaces the file's mapping whole.
 
-    Relative paths in ``execution`` are taken from the repository's root where the file is in its
-    ``params/`` folder, else from the file's own folder.
+    Relative paths in ``execution`` and ``data.root`` are taken from the repository's root where the
+    file is in its ``params/`` folder, else from the file's own folder.
 
     Raises
     ------
@@ -69,7 +72,11 @@ def load_params(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
             for value in [getattr(params.execution, name)]
         }
     )
-    return params.model_copy(update={"execution": execution})
+    update: dict[str, Any] = {"execution": execution}
+    if isinstance(params.data, Photographs):
+        folder = str((root / Path(params.data.root).expanduser()).resolve())
+        update["data"] = params.data.model_copy(update={"root": folder})
+    return params.model_copy(update=update)
 
 
 def _put(content: dict[str, Any], key: str, value: Any) -> None:
@@ -104,13 +111,14 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
 
 def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
+    location = _named(first["loc"])
     place = ""
-    for part in first["loc"]:
+    for part in location:
         place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
     kind, value = first["type"], first["input"]
     if kind == "extra_forbidden":
         known = _keys(first["loc"][:-1])
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, 1)
+        near = difflib.get_close_matches(str(location[-1]), known, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(known)}"
         return f"{place}: unknown key; {hint}"
     if kind == "missing":
@@ -132,6 +140,12 @@ def _sentence(error: ValidationError) -> str:
     return f"{place}: {value!r} will not do: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
+def _named(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """A location without the tag that says which kind of ``data`` it is."""
+    tagged = location[:1] == ("data",) and location[1:2] != () and location[1] in KINDS
+    return (*location[:1], *location[2:]) if tagged else location
+
+
 def _keys(location: tuple[int | str, ...]) -> list[str]:
     """Keys that a params file may have at a place."""
     model: Any = Params
@@ -139,6 +153,8 @@ def _keys(location: tuple[int | str, ...]) -> list[str]:
         field = getattr(model, "model_fields", {}).get(part)
         if field is not None:
             model = field.annotation
+        elif part in KINDS:
+            model = KINDS[str(part)]
         elif model is not None and any(a is ModelRecipe for a in get_args(model)):
             model = ModelRecipe
     return list(getattr(model, "model_fields", {}))

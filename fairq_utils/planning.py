@@ -1,4 +1,4 @@
-"""What a study consists of: its runs, and a refusal of those that its people cannot serve."""
+"""What a study consists of: its runs."""
 
 from __future__ import annotations
 
@@ -6,21 +6,17 @@ from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from fairq_utils import calibration
-from fairq_utils.data.attributes import ATTRIBUTES
-from fairq_utils.data.population import SPLITS, demographics
-from fairq_utils.dials import LABELS, worlds
+from fairq_utils.dials import worlds
 from fairq_utils.fingerprint import code_version
 from fairq_utils.ledger import Run
 from fairq_utils.mitigation.methods import METHODS as FAIR
 from fairq_utils.mitigation.methods import ONE_GROUP, RANGES
-from fairq_utils.params import Params, ParamsError
+from fairq_utils.params import Params
+from fairq_utils.people import described, people, values
 from fairq_utils.quantizers.methods import CONTROL, METHODS
-from fairq_utils.resources import population
 
 PHASES = ("baseline", "quantization", "mitigation")
 TRAINED_BY = (
@@ -171,7 +167,7 @@ def _expanded(params: Params, names: Sequence[str]) -> list[str]:
         if name != "one_group":
             out.append(name)
             continue
-        cells = product(*(ATTRIBUTES[attribute] for attribute in params.analysis.attributes))
+        cells = product(*(values(params)[attribute] for attribute in params.analysis.attributes))
         out += [f"{ONE_GROUP}{' '.join(cell)}" for cell in cells]
     return out
 
@@ -266,15 +262,9 @@ def _run(
     calibration_seed: int | None = None,
     validates: bool = False,
 ) -> Run:
-    data = params.data.model_dump(mode="json")
-    joints = {split: dict(population(params, split).joint) for split in SPLITS}
-    del data["joint_of"]
-    data["joint"] = {split: joints[split] for split in ("train", "test")}
-    # These matter only to runs that look at them.
-    for split, looked_at in (("calibration", sampler), ("validation", validates)):
-        images = data.pop(split)
-        if looked_at:
-            data[split] = {"images": images, "joint": joints[split]}
+    # Calibration and validation pictures matter only to runs that look at them.
+    looked_at = {"train": True, "test": True, "calibration": sampler, "validation": validates}
+    data = described(params, [split for split, looks in looked_at.items() if looks])
     return Run(
         data=data,
         architecture=architecture,
@@ -299,6 +289,8 @@ def _run(
 def baseline_of(run: Run) -> Run:
     """The FP32 run that a quantized run is compared with."""
     data = {k: v for k, v in run.data.items() if k not in ("calibration", "validation")}
+    if "people" in data:  # photographs
+        data["people"] = {split: data["people"][split] for split in ("train", "test")}
     return Run(
         data=data,
         architecture=run.architecture,
@@ -315,123 +307,9 @@ def baseline_of(run: Run) -> Run:
     )
 
 
-def check(params: Params) -> None:
-    """Refuse a study that its people cannot serve, before anything is rendered or written.
-
-    Only demographics are drawn, which takes moments.
-
-    Raises
-    ------
-    ParamsError
-        A group of ``analysis.attributes`` without a test image, or with too few images in the
-        calibration pool for a sampler; names the key, the group and the way out.
-    """
-    _, groups = demographics(population(params, "test"), "test", np.arange(params.data.test))
-    attributes = list(params.analysis.attributes)
-    sizes = groups.groupby(attributes, observed=False).size()
-    empty = sizes[sizes == 0]
-    if len(empty):
-        name = _name(empty.index[0])
-        raise ParamsError(
-            f"data.test: none of {params.data.test} test images shows the group {name!r} of "
-            f"analysis.attributes ({', '.join(attributes)}); enlarge data.test, give the group "
-            "more weight in data.joint or data.race, or take an attribute out"
-        )
-    for world in worlds(params):
-        try:
-            check(world.params)
-        except ParamsError as error:
-            where = f"{LABELS[world.dial]} {world.level:g}".strip()
-            raise ParamsError(f"dials: {where}: {error}") from None
-    _check_tuning(params)
-    target, groups = _calibration_pool(params)
-    wanted = params.quantization.calibration_images
-    named = [name for name in params.mitigation.methods if name not in FAIR]
-    for sampler in dict.fromkeys(("random", *params.mitigation.samplers, *named)):
-        key = "methods" if sampler in named else "samplers"
-        try:
-            if sampler in ("one_group", "worst_group"):
-                # Which group is the worst is known only after training.
-                for cell in product(*(ATTRIBUTES[attribute] for attribute in attributes)):
-                    only = " ".join(cell)
-                    calibration.draw(
-                        "one_group",
-                        groups,
-                        target,
-                        wanted,
-                        seed=0,
-                        group=only,
-                        attributes=attributes,
-                    )
-            elif sampler == "matched":
-                who = population(params, "test")
-                calibration.draw(
-                    sampler,
-                    groups,
-                    target,
-                    wanted,
-                    seed=0,
-                    attributes=attributes,
-                    population=shares({"race": who.race, "joint": {"test": who.joint}}, attributes),
-                )
-            elif sampler != "core_set":
-                calibration.draw(sampler, groups, target, wanted, seed=0, attributes=attributes)
-        except ValueError as error:
-            raise ParamsError(f"mitigation.{key}: {sampler}: {error}") from None
-
-
-def _name(cell: Any) -> str:
-    """A crossed group in words."""
-    return " ".join(str(value) for value in np.atleast_1d(np.asarray(cell, object)))
-
-
-def _check_tuning(params: Params) -> None:
-    """Refuse methods that need a picture of each group where there is none."""
-    fair = [FAIR[name] for name in params.mitigation.methods if name in FAIR]
-    if any(method.validates for method in fair):
-        people = population(params, "validation")
-        _, groups = demographics(people, "validation", np.arange(params.data.validation))
-        sizes = groups.groupby(list(params.analysis.attributes), observed=False).size()
-        if (sizes == 0).any():
-            raise ParamsError(
-                f"data.validation: none of {params.data.validation} pictures shows the group "
-                f"{_name(sizes.index[int(np.argmin(sizes))])!r}, which methods look at there; "
-                "enlarge it"
-            )
-    if not any(method.trains for method in fair):
-        return
-    images = params.quantization.tuning.images or params.data.train
-    _, groups = demographics(population(params), "train", np.arange(images))
-    sizes = groups.groupby(list(params.analysis.attributes), observed=False).size()
-    if (sizes == 0).any():
-        name = _name(sizes.index[int(np.argmin(sizes))])
-        raise ParamsError(
-            f"quantization.tuning.images: the first {images} training pictures show nobody of the "
-            f"group {name!r}, whose losses are constrained; enlarge it"
-        )
-
-
-def shares(data: dict[str, Any], attributes: Sequence[str]) -> dict[str, float]:
-    """Share of each crossed group among the test people of a run's data, by its name."""
-    found: dict[str, float] = {}
-    race = sum(data["race"].values())
-    for cell, weight in data["joint"]["test"].items():
-        gender, age, _ = cell.split("|")
-        for name, part in data["race"].items():
-            values = {"gender": gender, "age": age, "race": name}
-            group = " ".join(values[attribute] for attribute in attributes)
-            found[group] = found.get(group, 0.0) + weight * part / race
-    return found
-
-
-def _calibration_pool(params: Params) -> tuple[NDArray[np.int8], pd.DataFrame]:
-    who = population(params, "calibration")
-    return demographics(who, "calibration", np.arange(params.data.calibration))
-
-
 def calibration_draws(params: Params) -> pd.DataFrame:
     """Images per crossed group in the first draw of each sampler that needs no model."""
-    target, groups = _calibration_pool(params)
+    target, groups = people(params, "calibration")
     attributes = list(params.analysis.attributes)
     columns = {}
     for sampler in ("random", *params.mitigation.samplers):

@@ -12,14 +12,23 @@ import torch
 from fairq_utils.data import FaceData, load
 from fairq_utils.data.group_dials import GroupDials
 from fairq_utils.data.population import CELEBA_JOINT, SPLITS, Population
+from fairq_utils.data_params import Data, Photographs
 from fairq_utils.faults import Fault
 from fairq_utils.ledger import Ledger
-from fairq_utils.params import Data, Params
+from fairq_utils.params import Params
 from fairq_utils.progress import rendering
 
 
 def population(params: Params, split: str = "train") -> Population:
-    """The population that a split is drawn from."""
+    """The population that a split is drawn from.
+
+    Raises
+    ------
+    TypeError
+        The study's people are in photographs.
+    """
+    if not isinstance(params.data, Data):
+        raise TypeError(f"{params.name}: the people of this study are in photographs")
     return _population(params.data, split)
 
 
@@ -37,12 +46,21 @@ def _population(data: Data, split: str) -> Population:
 
 
 def faces(params: Params) -> FaceData:
-    """The study's pictures, all four splits; rendered on the first call, cached on disk."""
+    """The study's pictures, all four splits; rendered or decoded on the first call, then cached."""
     return _faces(params.data, params.execution.cache)
 
 
 @lru_cache(maxsize=2)
-def _faces(data: Data, cache: str) -> FaceData:
+def _faces(data: Data | Photographs, cache: str) -> FaceData:
+    if isinstance(data, Photographs):
+        return load(
+            data.name,
+            root=data.root,
+            size=data.size,
+            cache=cache,
+            progress=rendering(sys.stderr),
+            **data.options(),
+        )
     return load(
         data.name,
         sizes={split: getattr(data, split) for split in SPLITS},

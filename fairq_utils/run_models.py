@@ -24,7 +24,8 @@ from fairq_utils.mitigation.methods import METHODS as FAIR
 from fairq_utils.mitigation.methods import ONE_GROUP, Task
 from fairq_utils.mitigation.sample import Sample, sample
 from fairq_utils.params import Params
-from fairq_utils.planning import baseline_of, shares
+from fairq_utils.people import shares
+from fairq_utils.planning import baseline_of
 from fairq_utils.progress import Progress
 from fairq_utils.quantizers import (
     Observed,
@@ -84,7 +85,7 @@ def rebuild(params: Params, run: Run) -> Rebuilt:
     if run.method == "fp32":
         return Rebuilt(model, model, {})
     data = faces(params)
-    seen = None if run.method == "dynamic" else calibrated([run], model, data)
+    seen = None if run.method == "dynamic" else calibrated(params, [run], model, data)
     quantized, _, report, _ = quantized_model(params, run, model, seen, data, None)
     return Rebuilt(model, quantized.eval(), report)
 
@@ -135,7 +136,7 @@ def quantized_model(
     spec = _spec(run)
     make = FAIR[run.method].make if run.method in FAIR else None
     if make is not None:
-        quantized, report = make(_task(run, model, spec, seen, data))
+        quantized, report = make(_task(params, run, model, spec, seen, data))
         return quantized, report.size_bytes, report.to_dict(), {}
     if trains_on(run.method):
         tuned = prepare_qat(seen, spec)
@@ -153,7 +154,12 @@ def quantized_model(
 
 
 def _task(
-    run: Run, model: torch.nn.Module, spec: QuantSpec, seen: Observed, data: FaceData
+    params: Params,
+    run: Run,
+    model: torch.nn.Module,
+    spec: QuantSpec,
+    seen: Observed,
+    data: FaceData,
 ) -> Task:
     """What a group-aware method works on; images are read where it asks for them."""
     attributes = run.settings["attributes"]
@@ -163,7 +169,7 @@ def _task(
         spec,
         seen,
         # A draw may lack a rare group; a method that cannot do without says so.
-        partial(_sample, pool.take(calibration_rows(run, pool, model)), attributes, 0),
+        partial(_sample, pool.take(calibration_rows(params, run, pool, model)), attributes, 0),
         partial(_sample, data.subset("validation"), attributes, 1),
         run.settings,
         int(run.calibration_seed or 0),
@@ -242,7 +248,9 @@ def trains_on(method: str) -> bool:
     )
 
 
-def calibration_rows(run: Run, pool: FaceData, model: torch.nn.Module) -> NDArray[np.int64]:
+def calibration_rows(
+    params: Params, run: Run, pool: FaceData, model: torch.nn.Module
+) -> NDArray[np.int64]:
     """Rows of the calibration pool that a run is calibrated on."""
     sampler = str(run.sampler)
     options: dict[str, Any] = {}
@@ -253,7 +261,7 @@ def calibration_rows(run: Run, pool: FaceData, model: torch.nn.Module) -> NDArra
     elif sampler == "core_set":
         options["features"] = pool_features(model, models.normalize(pool.images))
     elif sampler == "matched":
-        options["population"] = shares(run.data, run.settings["attributes"])
+        options["population"] = shares(params, run.settings["attributes"])
     return calibration.draw(
         sampler,
         pool.groups,
@@ -265,14 +273,16 @@ def calibration_rows(run: Run, pool: FaceData, model: torch.nn.Module) -> NDArra
     )
 
 
-def calibrated(runs: Sequence[Run], model: torch.nn.Module, data: FaceData) -> Observed:
+def calibrated(
+    params: Params, runs: Sequence[Run], model: torch.nn.Module, data: FaceData
+) -> Observed:
     """What the FP32 model did on the calibration pictures that runs of one kind share."""
     pool = data.subset("calibration")
     first = runs[0]
     if first.sampler is None:  # the control: nothing is calibrated, batch norms are folded
         example = models.normalize(data.subset("train").images[:8])
         return observe(model, [example])
-    rows = calibration_rows(first, pool, model)
+    rows = calibration_rows(params, first, pool, model)
     images = pool.images[torch.from_numpy(rows)]
     batches = (models.normalize(images[i : i + 64]) for i in range(0, len(images), 64))
     specs = [_spec(run) for run in runs]

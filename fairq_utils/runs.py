@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 
 from fairq_utils import models, run_models, training
 from fairq_utils.data import FaceData
-from fairq_utils.data.attributes import ATTRIBUTES
 from fairq_utils.ledger import Run, RunRecord
 from fairq_utils.params import Params
 from fairq_utils.progress import Progress
@@ -122,7 +121,7 @@ def evaluate_quantized(
     reference = store.read(baseline).scores
     began = time.perf_counter()
     dynamic = runs[0].method == "dynamic"
-    seen = None if dynamic else run_models.calibrated(runs, model, data)
+    seen = None if dynamic else run_models.calibrated(params, runs, model, data)
     calibrating = time.perf_counter() - began
     for run in runs:
         began = time.perf_counter()
@@ -154,9 +153,10 @@ def kept(margins: NDArray[np.float32]) -> NDArray[np.float16]:
 def cells(data: FaceData) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     """Names of the group cells, and the cell of each image: all attributes crossed."""
     names, code = [""], np.zeros(len(data), np.int64)
-    for attribute, values in ATTRIBUTES.items():
-        names = [f"{n}|{v}".lstrip("|") for n in names for v in values]
-        code = code * len(values) + data.groups[attribute].cat.codes.to_numpy()
+    for attribute in data.groups:
+        column = data.groups[attribute].cat
+        names = [f"{n}|{v}".lstrip("|") for n in names for v in column.categories]
+        code = code * len(column.categories) + column.codes.to_numpy()
     return tuple(names), code
 
 
@@ -185,7 +185,7 @@ def record(
     counts = np.bincount(joint, minlength=len(names) * 8).reshape(len(names), 2, 2, 2)
     return RunRecord(
         run=run,
-        attributes=tuple(ATTRIBUTES),
+        attributes=tuple(map(str, data.groups)),
         groups=names,
         counts=counts,
         scores=scores,

@@ -18,9 +18,10 @@ import torch
 from dask import delayed
 
 from fairq_utils import run_models, runs
+from fairq_utils.feasibility import check
 from fairq_utils.ledger import Ledger, Run
 from fairq_utils.params import Params
-from fairq_utils.planning import PHASES, baseline_of, check, with_dials
+from fairq_utils.planning import PHASES, baseline_of, with_dials
 from fairq_utils.progress import Progress
 from fairq_utils.resources import ledger, prepare
 

@@ -11,7 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fairq_utils import dial_effects, mitigation_chapter, mitigation_display, planning
+from fairq_utils import (
+    dial_effects,
+    feasibility,
+    mitigation_chapter,
+    mitigation_display,
+    planning,
+)
 from fairq_utils.data.group_dials import GroupDials
 from fairq_utils.data.population import Population, demographics, draw
 from fairq_utils.dials import attribute_of, worlds
@@ -140,11 +146,11 @@ def test_a_group_that_nobody_shows_cannot_be_constrained() -> None:
         },
     )
     with pytest.raises(ParamsError, match=r"tuning.images: the first 128 .* 'female old'"):
-        planning.check(params)
+        feasibility.check(params)
 
 
 def planning_cells() -> list[str]:
-    from fairq_utils.params import CELLS
+    from fairq_utils.data_params import CELLS
 
     return list(CELLS)
 
@@ -155,7 +161,7 @@ def test_a_world_without_enough_of_the_group_says_which_dial() -> None:
         {"dials.calibration_share": [0.01], "dials.calibration_images": 40},
     )
     with pytest.raises(ParamsError, match=r"dials: share in calibration 0.01: .*'female' has"):
-        planning.check(params)
+        feasibility.check(params)
 
 
 def test_the_plan_with_dials_begins_with_the_study(params: Params) -> None:
@@ -187,7 +193,7 @@ def test_every_level_is_planned_and_the_group_is_one_attribute(params: Params) -
     assert len(found) == 7
     assert attribute_of(params.dials) == "gender"
     for world in found:
-        planning.check(world.params)
+        feasibility.check(world.params)
         assert world.params.analysis.attributes == ("gender",)
         methods = {run.method for run in planning.plan(world.params)}
         assert methods == {"fp32", "ptq", "ranges_worst"}

@@ -24,12 +24,13 @@ from fairq_utils import (
     study,
 )
 from fairq_utils.calibration import SAMPLERS
+from fairq_utils.data_params import CELLS
 from fairq_utils.faults import BadInput
 from fairq_utils.ledger import RunRecord
 from fairq_utils.mitigation.methods import METHODS
 from fairq_utils.mitigation.simulation import rates
 from fairq_utils.mitigation_chapter import PARITY
-from fairq_utils.params import CELLS, Minding, Params, Sampler
+from fairq_utils.params import Minding, Params, Sampler
 from fairq_utils.params_file import load_params
 from fairq_utils.quantizers.methods import CONTROL
 
@@ -136,7 +137,7 @@ def test_samplers_calibrate_on_whom_they_say(params: Params, records: list[RunRe
     model = run_models.trained(params, "squeezenet1_1", planning.baseline_of(records[0].run).key)
     cells = pool.groups.gender.astype(str) + " " + pool.groups.age.astype(str)
     rows = {
-        str(r.run.sampler): run_models.calibration_rows(r.run, pool, model)
+        str(r.run.sampler): run_models.calibration_rows(params, r.run, pool, model)
         for r in records
         if r.run.method == "ptq" and r.run.training["seed"] == 0
     }

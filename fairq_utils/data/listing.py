@@ -90,3 +90,10 @@ class Listing:
             file=self.files, target=self.target, split=self.split
         )
         return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
+
+    def digest_of(self, split: str) -> str:
+        """SHA-256 of names, targets and groups in one split: what decides its people."""
+        rows = self.split == split
+        table = self.groups[rows].astype(str)
+        table = table.assign(file=self.files[rows], target=self.target[rows])
+        return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()

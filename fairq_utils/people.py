@@ -1,0 +1,107 @@
+"""Who is in a study's splits: people who are drawn, or photographs that are listed.
+
+Nothing is rendered and no picture is read here, so a study can be planned and refused in moments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from fairq_utils.data import photographs
+from fairq_utils.data.attributes import ATTRIBUTES
+from fairq_utils.data.listing import Listing
+from fairq_utils.data.population import demographics
+from fairq_utils.data_params import Data, Photographs
+from fairq_utils.params import Params
+from fairq_utils.resources import population
+
+
+@lru_cache(maxsize=4)
+def _listing(data: Photographs) -> Listing:
+    return photographs.listing(data.name, data.root, **data.options())
+
+
+def listing(params: Params) -> Listing:
+    """The photographs of a study.
+
+    Raises
+    ------
+    TypeError
+        The study's people are rendered.
+    BadInput
+        See :func:`fairq_utils.data.photographs.listing`.
+    """
+    if not isinstance(params.data, Photographs):
+        raise TypeError(f"{params.name}: the people of this study are rendered")
+    return _listing(params.data)
+
+
+def people(params: Params, split: str) -> tuple[NDArray[np.int8], pd.DataFrame]:
+    """Target (N,) and groups (N rows, a categorical column per attribute) of one split."""
+    if isinstance(params.data, Data):
+        count = int(getattr(params.data, split))
+        return demographics(population(params, split), split, np.arange(count))
+    found = listing(params)
+    rows = found.split == split
+    return found.target[rows], found.groups[rows].reset_index(drop=True)
+
+
+def values(params: Params) -> dict[str, tuple[str, ...]]:
+    """Attribute -> its values, in their order."""
+    if isinstance(params.data, Data):
+        return dict(ATTRIBUTES)
+    groups = listing(params).groups
+    return {str(name): tuple(map(str, groups[name].cat.categories)) for name in groups}
+
+
+def described(params: Params, splits: Sequence[str]) -> dict[str, Any]:
+    """What decides the people and pictures of these splits, as JSON.
+
+    A run depends on the people that it is trained, calibrated, validated and tested on, and on no
+    others.
+    """
+    if isinstance(params.data, Photographs):
+        found = listing(params)
+        return {
+            "name": params.data.name,
+            "size": params.data.size,
+            "target": found.meta["target"],
+            "people": {split: found.digest_of(split) for split in splits},
+        }
+    data = params.data.model_dump(mode="json")
+    joints = {split: dict(population(params, split).joint) for split in splits}
+    del data["joint_of"]
+    data["joint"] = {split: joints[split] for split in ("train", "test") if split in splits}
+    for split in ("calibration", "validation"):
+        images = data.pop(split)
+        if split in splits:
+            data[split] = {"images": images, "joint": joints[split]}
+    return data
+
+
+def shares(params: Params, attributes: Sequence[str]) -> dict[str, float]:
+    """Share of each crossed group among the people a study is about, by its name.
+
+    Of rendered people it is known. Of photographs it is that of the training split: nothing is
+    learnt from the test split.
+    """
+    found: dict[str, float] = {}
+    if isinstance(params.data, Photographs):
+        _, groups = people(params, "train")
+        cells = groups[list(attributes)].astype(str).agg(" ".join, axis=1)
+        return {str(name): float(part) for name, part in cells.value_counts(normalize=True).items()}
+    who = population(params, "test")
+    races = sum(who.race.values())
+    for cell, weight in who.joint.items():
+        gender, age, _ = cell.split("|")
+        for name, part in who.race.items():
+            each = {"gender": gender, "age": age, "race": name}
+            group = " ".join(each[attribute] for attribute in attributes)
+            found[group] = found.get(group, 0.0) + weight * part / races
+    return found

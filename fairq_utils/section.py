@@ -1,0 +1,28 @@
+"""What all sections of a params file share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+def unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The values, each of which may stand there once."""
+    twice = [v for i, v in enumerate(values) if v in values[:i]]
+    if twice:
+        raise ValueError(f"{twice[0]!r} stands there twice; name it once")
+    return values
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A frozen part of a params file; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
