@@ -19,19 +19,20 @@ class Published:
     ----------
     images : of the whole collection
     source : where the counts stand
-    splits : mapping of official split to images
-        Under our names; a ``calibration`` split is cut out of the official ``train``.
+    splits : mapping of our splits to images
+        An official split by those that a reader makes of it.
     joint : mapping of ``VALUE|...|LABEL`` to images
         Values in the order of ``attributes``, and last the label of ``target``.
-    attributes, target : what ``joint`` crosses
+    attributes : our name -> the collection's, of what ``joint`` crosses
+    target : the collection's name of the label that ``joint`` crosses them with
     size : (width, height) of every picture in pixels, where all have one
     """
 
     images: int
     source: str
-    splits: Mapping[str, int] = field(default_factory=dict)
+    splits: Mapping[tuple[str, ...], int] = field(default_factory=dict)
     joint: Mapping[str, int] = field(default_factory=dict)
-    attributes: tuple[str, ...] = ()
+    attributes: Mapping[str, str] = field(default_factory=dict)
     target: str = ""
     size: tuple[int, int] | None = None
 
@@ -45,9 +46,10 @@ class Published:
         >>> PUBLISHED["celeba"].cells(("gender",), "Young")
         {'female': 118165, 'male': 84434}
         """
-        at = [self.attributes.index(name) for name in attributes if name in self.attributes]
+        known = list(self.attributes)
+        at = [known.index(name) for name in attributes if name in known]
         if target == self.target:
-            at.append(len(self.attributes))
+            at.append(len(known))
         found: dict[str, int] = {}
         for cell, images in self.joint.items():
             values = cell.split("|")
@@ -61,9 +63,13 @@ PUBLISHED: dict[str, Published] = {
         images=202_599,
         source="Liu et al. 2015, Deep Learning Face Attributes in the Wild: list_attr_celeba.txt "
         "and list_eval_partition.txt",
-        splits={"train": 162_770, "validation": 19_867, "test": 19_962},
+        splits={
+            ("train",): 162_770,
+            ("calibration", "validation"): 19_867,
+            ("test",): 19_962,
+        },
         joint={cell: int(images) for cell, images in CELEBA_JOINT.items()},
-        attributes=("gender", "age"),
+        attributes={"gender": "Male", "age": "Young"},
         target="Smiling",
         size=(178, 218),
     ),
@@ -77,6 +83,6 @@ PUBLISHED: dict[str, Published] = {
         images=97_698,
         source="Karkkainen and Joo 2021, FairFace: fairface_label_train.csv and "
         "fairface_label_val.csv",
-        splits={"train": 86_744, "test": 10_954},
+        splits={("train", "calibration", "validation"): 86_744, ("test",): 10_954},
     ),
 }

@@ -89,7 +89,11 @@ def _opened(archive: Path) -> Iterator[list[Member]]:
             yield [_of_zip(file, entry) for entry in file.infolist()]
     else:
         with tarfile.open(archive) as file:
-            yield [_of_tar(file, entry) for entry in file.getmembers()]
+            entries = file.getmembers()
+            # A tar that is cut short looks like a shorter one; its compression knows better.
+            while file.fileobj is not None and file.fileobj.read(1 << 20):
+                pass
+            yield [_of_tar(file, entry) for entry in entries]
 
 
 def _of_zip(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Member:
