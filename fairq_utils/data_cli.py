@@ -155,7 +155,8 @@ def describe(
     groups: Annotated[
         str | None,
         typer.Option(
-            help="Sensitive attributes, as gender,age; CelebA's as gender=Male,hat=Wearing_Hat."
+            metavar="NAMES",
+            help="Sensitive attributes, as gender,age; another one as hat=Wearing_Hat.",
         ),
     ] = None,
 ) -> None:
@@ -194,18 +195,19 @@ def _listing(
         name.value,
         root,
         target=target,
-        groups=None if groups is None else _groups(groups),
+        groups=None if groups is None else _groups(name, groups),
         margin=None if margin is None else margin.value,
         max_bad=ANY,
     )
 
 
-def _groups(text: str) -> Any:
-    """``gender,age`` as names, ``gender=Male`` as a mapping."""
+def _groups(name: Collection, text: str) -> dict[str, str]:
+    """Our name -> the collection's, of ``gender,hat=Wearing_Hat``."""
+    from fairq_utils.data import celeba, fairface, utkface
+
+    usual = {"celeba": celeba.GROUPS, "utkface": utkface.GROUPS, "fairface": fairface.GROUPS}
     pairs = [part.strip().partition("=") for part in text.split(",")]
-    if any(mark for _, mark, _ in pairs):
-        return {name: attribute or name for name, _, attribute in pairs}
-    return [name for name, _, _ in pairs]
+    return {ours: theirs or usual[name.value].get(ours, ours) for ours, _, theirs in pairs}
 
 
 def _ticker(what: str, unit: str, scale: float = 1.0) -> Callable[[int, int], None]:

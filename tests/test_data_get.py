@@ -132,6 +132,17 @@ def test_get_puts_everything_in_its_place(remote: Remote, tmp_path: Path) -> Non
     assert len(remote.ranges) == asked  # what is there is not fetched again
 
 
+def test_an_archive_has_a_folder_of_its_own(remote: Remote, tmp_path: Path) -> None:
+    remote.files["/faces"] = zipped({"train/1.jpg": b"1", "val/2.jpg": b"2"})
+    archive = RemoteFile("m.zip", remote.url("/faces"), gives=("train", "val"), into="margin")
+    source = Source("Faces", "https://faces.example", "free", "A (2015)", (archive,))
+    assert get(source, tmp_path) == [tmp_path / "margin/train", tmp_path / "margin/val"]
+    assert (tmp_path / "margin/val/2.jpg").read_bytes() == b"2"
+    assert [path.name for path in tmp_path.iterdir()] == ["margin"]
+    hand = source.by_hand("faces")
+    assert "unpack m.zip so that there is faces/margin/train and faces/margin/val" in hand
+
+
 def test_an_interrupted_download_goes_on(remote: Remote, tmp_path: Path) -> None:
     (tmp_path / "labels.txt.part").write_bytes(LABELS[:1000])
     remote.cut["/labels"] = [500, 700_000]

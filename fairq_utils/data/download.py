@@ -54,13 +54,15 @@ def get(
     folder.mkdir(parents=True, exist_ok=True)
     there: list[Path] = []
     for file in source.files:
-        targets = [folder / name for name in file.gives or (file.name,)]
+        place = folder / file.into
+        targets = [place / name for name in file.gives or (file.name,)]
         there += targets
         if file.gives and all(target.exists() for target in targets):
             continue
         path = fetch(file, folder, progress, otherwise=source.by_hand(str(folder)))
         if file.gives:
-            unpack(path, folder, file.gives)
+            place.mkdir(exist_ok=True)
+            unpack(path, place, file.gives)
             path.unlink()
     return there
 

@@ -24,13 +24,15 @@ class RemoteFile:
     name : under the root
     url : ``https``, ``http`` or ``file``
     md5 : hexadecimal; empty where none is published
-    gives : folders that an archive unpacks to, under the root; none for a file that stays as it is
+    gives : folders that an archive unpacks to; none for a file that stays as it is
+    into : where under the root these are; the root itself if empty
     """
 
     name: str
     url: str
     md5: str = ""
     gives: tuple[str, ...] = ()
+    into: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class Source:
         steps = []
         for file in self.files:
             if file.gives:
-                folders = " and ".join(f"{root}/{folder}" for folder in file.gives)
+                below = f"{root}/{file.into}" if file.into else root
+                folders = " and ".join(f"{below}/{folder}" for folder in file.gives)
                 steps.append(f"unpack {file.name} so that there is {folders}")
             else:
                 steps.append(f"put {file.name} into {root}")
@@ -120,7 +123,12 @@ def _fairface(margin: str) -> Source:
         "Gender, and Age for Bias Measurement and Mitigation, WACV",
         files=(
             *(RemoteFile(label, DRIVE.format(drive)) for label, drive in labels.items()),
-            RemoteFile(name, DRIVE.format(identifier), gives=("train", "val")),
+            RemoteFile(
+                name,
+                DRIVE.format(identifier),
+                gives=("train", "val"),
+                into=name.removesuffix(".zip"),
+            ),
         ),
     )
 
