@@ -180,12 +180,16 @@ def bench(
     name: Annotated[
         str,
         typer.Argument(
-            help="What to measure: render, stats, coverage, certificate, toolkits, latency, "
+            help="What to measure: render, stats, coverage, certificate, data, toolkits, latency, "
             "deployment or study."
         ),
     ],
     params: ParamsFile = DEFAULT,
     overrides: Overrides = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Images that `data` measures; rendered faces if none."),
+    ] = None,
 ) -> None:
     """Measure one thing on this machine; the figures are kept under build/bench.
 
@@ -197,7 +201,7 @@ def bench(
         from fairq_utils import bench as benchmarks
 
         settings = _read(params, overrides) if name in benchmarks.OF_A_STUDY else None
-        _, path = benchmarks.run(name, params=settings)
+        _, path = benchmarks.run(name, params=settings, root=root)
         typer.echo(path.with_suffix(".txt").read_text(), nl=False)
         typer.echo(str(path))
 
