@@ -17,6 +17,7 @@ from fairq_utils.data.population import SPLITS
 from fairq_utils.metrics import count, frame_of, marginal_and_intersectional
 
 WHOLE = "all"
+CROSSED = " x "
 GAP = "demographic_parity_difference"
 
 
@@ -75,7 +76,7 @@ def base_rates(
         )
         found = marginal_and_intersectional(counts, metrics=[GAP])
         for attribute in found.index:
-            frame = frame_of(counts.by(*attribute.split(" x ")), metrics=["base_rate"])
+            frame = frame_of(counts.by(*attribute.split(CROSSED)), metrics=["base_rate"])
             cells.append(
                 pd.DataFrame(
                     {

@@ -159,27 +159,35 @@ def describe(
             help="Sensitive attributes, as gender,age; another one as hat=Wearing_Hat.",
         ),
     ] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write all groups, crossed in every split, as CSV."),
+    ] = None,
 ) -> None:
     """Who is in a collection: groups, base rates, and a perfect classifier's parity gap."""
 
     def action() -> None:
-        from fairq_utils.base_rates import base_rates
+        from fairq_utils.base_rates import CROSSED, WHOLE, base_rates
 
         listing = _listing(name, root, target, margin, groups)
         found = base_rates(listing.target, listing.groups, listing.split)
-        typer.echo(
-            f"{name.value}: target {listing.meta.get('target', target)}, base rates in percent\n"
-        )
-        cells = found.cells.assign(base_rate=_percent(found.cells.base_rate))
-        typer.echo(cells.to_string(index=False))
+        crossed = found.cells.attribute.str.count(CROSSED)
+        shown = found.cells[(crossed == 0) | ((crossed == 1) & (found.cells.split == WHOLE))]
+        typer.echo(f"{name.value}: {listing.meta['target']}, base rates in percent\n")
+        typer.echo(_printed(shown, "base_rate"))
         typer.echo("\nDemographic parity difference of a perfect classifier, in points\n")
-        typer.echo(found.gaps.assign(gap=_percent(found.gaps.gap)).to_string(index=False))
+        typer.echo(_printed(found.gaps, "gap"))
+        if table is not None:
+            found.cells.to_csv(table, index=False)
+            typer.echo(str(table))
 
     say_and_stop(action, "nothing was changed")
 
 
-def _percent(values: Any) -> list[str]:
-    return ["" if value != value else f"{value * 100:.2f}" for value in values]
+def _printed(rows: Any, fraction: str) -> str:
+    """A table whose column ``fraction`` is in percent, empty where there is none."""
+    percent = ["" if value != value else f"{value * 100:.2f}" for value in rows[fraction]]
+    return str(rows.assign(**{fraction: percent}).to_string(index=False))
 
 
 def _listing(
