@@ -44,6 +44,7 @@ def test_a_folder_is_measured_and_kept(photographs: Path, tmp_path: Path) -> Non
     sizes = [path.stat().st_size for path in photographs.rglob("*.jpg")]
     assert found["bytes_per_file"] == round(np.mean(sizes))
     assert list(found["memory"]) == list(found["pixels_mb"])
+    assert list(found["pixels_mb"].values()) == [0.8, 3.1]
     assert "ratio" in path.with_suffix(".txt").read_text()
 
 
