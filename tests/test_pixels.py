@@ -431,12 +431,12 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path: Path) -> Non
                     images=images)  # fmt: skip
         train = data.subset("train")
         for rows in torch.randperm(len(train)).split(64):
-            assert models.normalize(train.images[rows]).isfinite().all()
+            assert train.images[rows].shape == (len(rows), 3, size, size)
 
     everything({"train": 700})  # what threads and libraries keep for themselves
     before = anonymous()
     everything(None)
-    assert anonymous() - before < 33e6
+    assert anonymous() - before < 20e6
 
 
 def test_a_manifest_says_what_the_pictures_are(root: Path, tmp_path: Path) -> None:
