@@ -41,10 +41,13 @@ class ParquetBytes:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __call__(self, i: int) -> bytes:
-        """The bytes in row ``i``, none where the row holds no picture."""
+        """The bytes in row ``i``, none where the row holds no picture; OSError if damaged."""
         shard, row = self.rows[i]
-        with self._lock:
-            start, column = self._group(shard, row)
+        try:
+            with self._lock:
+                start, column = self._group(shard, row)
+        except pa.ArrowException as error:
+            raise OSError(f"{self.paths[shard].name}: {error}") from error
         return column[row - start].as_py() or b""
 
     def _group(self, shard: int, row: int) -> tuple[int, Any]:

@@ -55,12 +55,10 @@ class Pictures:
         if isinstance(index, np.ndarray) and index.dtype == bool and len(index) != len(self):
             raise IndexError(f"a mask of {len(index)} for {len(self)} pictures")
         picked = self.rows[index]
-        if isinstance(picked, np.ndarray) and len(picked) and _consecutive(picked):
-            # One block of the file: no row of indices for every picture.
-            block = self._array[int(picked[0]) : int(picked[-1]) + 1]
-        else:
-            block = self._array[picked]
-        return torch.from_numpy(np.array(block, np.uint8, subok=False))
+        if isinstance(picked, np.ndarray) and not (len(picked) and _consecutive(picked)):
+            return torch.from_numpy(np.asarray(self._array[picked]))  # a copy already
+        block = slice(picked[0], picked[-1] + 1) if isinstance(picked, np.ndarray) else picked
+        return torch.from_numpy(np.array(self._array[block], np.uint8, subok=False))
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))

@@ -189,7 +189,8 @@ def _person(name: str) -> tuple[int, int, int] | str:
     """
     fields = name.split("_")
     if len(fields) != 4:
-        return f"has {len(fields)} fields, not the 4 of {PATTERN}"
+        count = f"{len(fields)} field{'s' if len(fields) != 1 else ''}"
+        return f"has {count}, not the 4 of {PATTERN}"
     age, gender, race, ending = fields
     if not age.isdecimal() or not 1 <= int(age) <= OLDEST:
         return f"tells an age of {age!r}, not 1 to {OLDEST}"
