@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fairq_utils.faults import Fault
+from fairq_utils import data_cli
+from fairq_utils.exit_codes import say_and_stop as _say_and_stop
 from fairq_utils.params import Params, ParamsError
 from fairq_utils.params_file import load_params, parse_overrides
 
@@ -21,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Does compressing a neural network make it less fair, and for whom?",
 )
+app.add_typer(data_cli.app, name="data")
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="A file of params/.")]
 Overrides = Annotated[
@@ -48,24 +49,6 @@ def _read(path: Path, overrides: list[str] | None = None) -> Params:
     except ParamsError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from error
-
-
-def _say_and_stop(action: Callable[[], None]) -> None:
-    """Run an action; what a user can mend is one sentence, not a traceback.
-
-    Exit code 2 is input that cannot be used, 1 anything else.
-    """
-    try:
-        action()
-    except Fault as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(error.exit_code) from error
-    except KeyboardInterrupt:
-        typer.echo("fairq: stopped; every finished run is kept, the same command goes on", err=True)
-        raise typer.Exit(130) from None
-    except (FloatingPointError, OSError, ValueError) as error:
-        typer.echo(f"fairq: {error}", err=True)
-        raise typer.Exit(1) from error
 
 
 @app.command()
@@ -208,12 +191,16 @@ def bench(
     name: Annotated[
         str,
         typer.Argument(
-            help="What to measure: render, stats, coverage, certificate, toolkits, latency, "
+            help="What to measure: render, stats, coverage, certificate, data, toolkits, latency, "
             "deployment or study."
         ),
     ],
     params: ParamsFile = DEFAULT,
     overrides: Overrides = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Images that `data` measures; rendered faces if none."),
+    ] = None,
 ) -> None:
     """Measure one thing on this machine; the figures are kept under build/bench.
 
@@ -225,7 +212,7 @@ def bench(
         from fairq_utils import bench as benchmarks
 
         settings = _read(params, overrides) if name in benchmarks.OF_A_STUDY else None
-        _, path = benchmarks.run(name, params=settings)
+        _, path = benchmarks.run(name, params=settings, root=root)
         typer.echo(path.with_suffix(".txt").read_text(), nl=False)
         typer.echo(str(path))
 

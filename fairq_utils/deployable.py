@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fairq_utils import models, planning, resources, run_models, training
 from fairq_utils.card_page import page
 from fairq_utils.data import FaceData
+from fairq_utils.data.pictures import Images
 from fairq_utils.engines import ENGINES, Answering, files, installed, load, write
 from fairq_utils.faults import BadInput, Fault
 from fairq_utils.feasibility import check
@@ -187,7 +188,7 @@ def _written_whole(folder: Path) -> Iterator[Path]:
         shutil.rmtree(before, ignore_errors=True)
 
 
-def _repeated(images: torch.Tensor, count: int) -> torch.Tensor:
+def _repeated(images: Images, count: int) -> torch.Tensor:
     return images[torch.arange(count) % len(images)]
 
 

@@ -74,7 +74,7 @@ def title(name: str) -> str:
 
 
 def face_sheet(data: FaceData, rows: int = 4, columns: int = 10, titles: bool = True) -> Figure:
-    """The first pictures of a data set, with the demographics they were drawn from."""
+    """The first pictures of a data set, with their demographics."""
     figure, axes = plt.subplots(
         rows, columns, figsize=(columns * 0.95, rows * (1.32 if titles else 1.0)), squeeze=False
     )
@@ -83,9 +83,10 @@ def face_sheet(data: FaceData, rows: int = 4, columns: int = 10, titles: bool = 
         if i < len(data):
             axis.imshow(data.images[i].permute(1, 2, 0).numpy(), interpolation="bicubic")
             if titles:
-                group = data.groups.iloc[i]
-                smiling = "smiling" if data.target[i] else "not smiling"
-                axis.set_title(f"{group.gender}, {group.age}\n{group.race}\n{smiling}", fontsize=6)
+                group = [str(value) for value in data.groups.iloc[i]]
+                answer = data.meta.get("answers", ("not smiling", "smiling"))[data.target[i]]
+                lines = [", ".join(group[:2]), *group[2:], answer]
+                axis.set_title("\n".join(lines), fontsize=6)
     figure.subplots_adjust(wspace=0.05, hspace=0.5 if titles else 0.05)
     return finished(figure)
 

@@ -177,7 +177,7 @@ def _task(
 
 
 def _sample(data: FaceData, attributes: Sequence[str], least: int) -> Sample:
-    images = models.normalize(data.images)
+    images = models.normalize(data.images[:])
     return sample(images, data.target, data.groups[list(attributes)], least=least)
 
 
@@ -257,9 +257,9 @@ def calibration_rows(
     if sampler.startswith(ONE_GROUP):
         sampler, _, options["group"] = sampler.partition("=")
     elif sampler == "worst_group":
-        options["losses"] = pool_losses(model, models.normalize(pool.images), pool.target)
+        options["losses"] = pool_losses(model, models.normalize(pool.images[:]), pool.target)
     elif sampler == "core_set":
-        options["features"] = pool_features(model, models.normalize(pool.images))
+        options["features"] = pool_features(model, models.normalize(pool.images[:]))
     elif sampler == "matched":
         options["population"] = shares(params, run.settings["attributes"])
     return calibration.draw(

@@ -167,6 +167,17 @@ def peak_memory(call: Callable[[], Any], device: str = "cpu") -> int | None:
         return None
 
 
+def anonymous_memory() -> int | None:
+    """Bytes of resident memory that belong to no file, so that only swapping could free them.
+
+    None where the system does not tell (Linux does).
+    """
+    try:
+        return 1024 * _kilobytes("RssAnon")
+    except (OSError, LookupError):
+        return None
+
+
 def energy(call: Callable[[], Any], seconds: float = 1.0) -> float | None:
     """Joules per call, by the processor's own counters; None where they cannot be read.
 

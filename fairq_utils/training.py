@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fairq_utils.data.faces import FaceData
+from fairq_utils.data.faces import FaceData, Images
 from fairq_utils.models import classifier, normalize
 
 Progress = Callable[[int, int, float], None]
@@ -270,7 +270,7 @@ def optimise(
 
 
 def settle_batch_norms(
-    model: nn.Module, images: Tensor, *, seed: int, device: torch.device | str = "cpu"
+    model: nn.Module, images: Images, *, seed: int, device: torch.device | str = "cpu"
 ) -> None:
     """Replace, in place, the running statistics of batch norms by those of the final weights.
 
@@ -313,7 +313,7 @@ def _decayed(parameters: list[nn.Parameter], decay: float) -> list[dict[str, obj
 
 def predict(
     model: nn.Module,
-    images: Tensor,
+    images: Images,
     *,
     batch_size: int = 128,
     device: torch.device | str = "cpu",

@@ -12,12 +12,14 @@ import pandas as pd
 
 from fairq_utils.bench.certificate import bench_certificate
 from fairq_utils.bench.coverage import bench_coverage
+from fairq_utils.bench.data import bench_data
 from fairq_utils.bench.deployment import bench_deployment
 from fairq_utils.bench.latency import bench_latency
 from fairq_utils.bench.render import bench_render
 from fairq_utils.bench.stats import bench_stats
 from fairq_utils.bench.study import bench_study
 from fairq_utils.bench.toolkits import bench_toolkits
+from fairq_utils.faults import BadInput
 from fairq_utils.params import Params
 
 BENCHMARKS: dict[str, Callable[[], dict[str, Any]]] = {
@@ -26,6 +28,8 @@ BENCHMARKS: dict[str, Callable[[], dict[str, Any]]] = {
     "coverage": bench_coverage,
     "certificate": bench_certificate,
 }
+# These take a folder of image files, and make one if none is given.
+OF_A_FOLDER: dict[str, Callable[[Path | None], dict[str, Any]]] = {"data": bench_data}
 # These take the models of a study, and say themselves how their figures are to be read; what else
 # they found is kept as tables.
 Outcome = tuple[dict[str, Any], str, dict[str, pd.DataFrame]]
@@ -41,6 +45,7 @@ def run(
     name: str,
     folder: str | os.PathLike[str] = "build/bench",
     params: Params | None = None,
+    root: Path | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Run a benchmark; keep its figures in ``folder/NAME.json``, in words in ``folder/NAME.txt``.
 
@@ -50,21 +55,28 @@ def run(
     ----------
     params : Params, optional
         The study whose models are measured, where the benchmark is one of :data:`OF_A_STUDY`.
+    root : Path, optional
+        The folder whose images are measured, where it is one of :data:`OF_A_FOLDER`.
 
     Raises
     ------
     ValueError
-        There is no benchmark of that name, or it needs a study and none is given.
+        There is no benchmark of that name, it needs a study and none is given, or a folder is given
+        that it does not take.
     """
+    if root is not None and name not in OF_A_FOLDER:
+        raise BadInput(
+            f"bench: {name} takes no folder, only {', '.join(OF_A_FOLDER)} does; leave --root out"
+        )
     if name in OF_A_STUDY:
         if params is None:
             raise ValueError(f"bench: {name} measures the models of a study; give its params")
         figures, text, tables = OF_A_STUDY[name](params)
-    elif name in BENCHMARKS:
-        figures, tables = BENCHMARKS[name](), {}
-        text = listing(figures)
+    elif name in BENCHMARKS or name in OF_A_FOLDER:
+        figures = BENCHMARKS[name]() if name in BENCHMARKS else OF_A_FOLDER[name](root)
+        text, tables = listing(figures), {}
     else:
-        known = ", ".join([*BENCHMARKS, *OF_A_STUDY])
+        known = ", ".join([*BENCHMARKS, *OF_A_FOLDER, *OF_A_STUDY])
         raise ValueError(f"bench: {name!r} is not one of {known}")
     path = Path(folder) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -105,7 +105,7 @@ def _deploy(
     batches = calibration_pictures(params, data, BATCH)
     seen = _observed(model, batches)
     test = data.subset("test")
-    images: NDArray[np.float32] = models.normalize(test.images).contiguous().numpy()
+    images: NDArray[np.float32] = models.normalize(test.images[:]).contiguous().numpy()
     for bits in widths:
         made = {
             method: quantize_observed(seen, METHODS[method].spec(bits))

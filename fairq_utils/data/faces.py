@@ -10,6 +10,8 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from fairq_utils.data.pictures import Images, Pictures
+
 
 @dataclass(frozen=True)
 class FaceData:
@@ -17,9 +19,9 @@ class FaceData:
 
     Attributes
     ----------
-    images : uint8 tensor (N, 3, H, W)
+    images : uint8 tensor (N, 3, H, W), or pictures on disk that read like one
     target : int8 (N,)
-        1 where the target attribute (Smiling) is present.
+        1 where the target attribute (Smiling, for rendered people) is present.
     groups : DataFrame of N rows
         One categorical column per sensitive attribute.
     split : array of str (N,)
@@ -30,7 +32,7 @@ class FaceData:
         Source, licence, seed and whatever else says where the pictures come from.
     """
 
-    images: torch.Tensor
+    images: Images
     target: NDArray[np.int8]
     groups: pd.DataFrame
     split: NDArray[np.str_]
@@ -52,10 +54,12 @@ class FaceData:
         return len(self.target)
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> FaceData:
-        """The same data at these rows."""
+        """The same data at these rows; pictures on disk stay there."""
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows
         return FaceData(
-            images=self.images[torch.from_numpy(rows)],
+            images=self.images.take(rows)
+            if isinstance(self.images, Pictures)
+            else self.images[torch.from_numpy(rows)],
             target=self.target[rows],
             groups=self.groups.iloc[rows].reset_index(drop=True),
             split=self.split[rows],

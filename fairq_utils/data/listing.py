@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -58,9 +58,13 @@ class Listing:
     split : array of str (N,)
         ``train``, ``calibration``, ``validation`` or ``test``.
     read : callable
-        ``read(i)`` gives the encoded bytes of picture ``i``.
+        ``read(i)`` gives the encoded bytes of picture ``i``; several threads may call it.
     findings : what was left out, and why
     meta : source, licence, citation, layout, target and how splits were made
+    state : callable, optional
+        Digest of the sizes and modification times of the files that ``read`` reads.
+    keys : array of str (N,), optional
+        What decides a picture's split: its name without folder and distribution.
     """
 
     name: str
@@ -71,6 +75,8 @@ class Listing:
     read: Callable[[int], bytes] = field(repr=False, compare=False)
     findings: tuple[Finding, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
+    state: Callable[[], str] | None = field(default=None, repr=False, compare=False)
+    keys: NDArray[np.str_] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("target", "groups", "split"):
@@ -97,3 +103,16 @@ class Listing:
         table = self.groups[rows].astype(str)
         table = table.assign(file=self.files[rows], target=self.target[rows])
         return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
+
+    def take(self, rows: NDArray[np.int64]) -> Listing:
+        """The same collection at these rows; findings and meta stay."""
+        read = self.read
+        return replace(
+            self,
+            files=self.files[rows],
+            target=self.target[rows],
+            groups=self.groups.iloc[rows].reset_index(drop=True),
+            split=self.split[rows],
+            read=lambda i: read(int(rows[i])),
+            keys=None if self.keys is None else self.keys[rows],
+        )

@@ -10,6 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 
 from fairq_utils.data.attributes import ATTRIBUTES
 from fairq_utils.data.faces import FaceData
+from fairq_utils.data.photographs import READERS, load_photographs
 from fairq_utils.data.population import SPLITS, Population
 from fairq_utils.fingerprint import code_version, fingerprint
 
@@ -40,7 +42,9 @@ def load(name: str, **options: Any) -> FaceData:
     Parameters
     ----------
     name : str
-        ``population``, the rendered people; options as in :func:`load_population`.
+        ``population``, the rendered people; options as in :func:`load_population`. Or ``celeba``,
+        ``utkface`` or ``fairface``, photographs; options as in
+        :func:`fairq_utils.data.photographs.load_photographs`.
 
     Raises
     ------
@@ -208,4 +212,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-SOURCES: dict[str, Callable[..., FaceData]] = {"population": load_population}
+SOURCES: dict[str, Callable[..., FaceData]] = {
+    "population": load_population,
+    **{name: partial(load_photographs, name) for name in READERS},
+}

@@ -1,0 +1,89 @@
+"""Binary questions about a person of known gender and age, as photographs' labels allow them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from fairq_utils.data.attributes import ATTRIBUTES
+from fairq_utils.faults import BadInput
+
+# Nothing published says when one is young. Forty bounds two of FairFace's bands, so that the same
+# question can be asked of its people and of UTKFace's, and is near the middle of adult ages there.
+YOUNG_BELOW = 40
+CONDITION = re.compile(r"age\s*(?P<sign>>=|<)\s*(?P<years>\d+)")
+QUESTIONS = "gender, young, age>=N or age<N"
+
+
+def threshold(question: str, place: str, known: Sequence[int] | None = None) -> tuple[str, int]:
+    """Sign and years of ``age>=N``, ``age<N`` or ``young`` (``age<40``).
+
+    Raises
+    ------
+    BadInput
+        No such question, or one that the ages in ``known`` (where bands begin) cannot answer.
+    """
+    if question == "young":
+        return "<", YOUNG_BELOW
+    match = CONDITION.fullmatch(question)
+    if match is None:
+        raise BadInput(f"{place}: {question!r} is not one of {QUESTIONS}")
+    years = int(match["years"])
+    if known is not None and years not in known:
+        raise BadInput(
+            f"{place}: {question!r} cuts through an age band; N is one of "
+            f"{', '.join(map(str, known))}"
+        )
+    if not 0 < years < 117:
+        raise BadInput(f"{place}: {question!r} divides nobody from nobody; N is from 1 to 116")
+    return match["sign"], years
+
+
+def answers(
+    question: str,
+    male: NDArray[np.bool_],
+    age: NDArray[np.int64],
+    known: Sequence[int] | None = None,
+) -> NDArray[np.int8]:
+    """The target (N,): of ``gender``, 1 is male; of an age, 1 is that the condition holds.
+
+    >>> answers("age>=40", np.array([True, False]), np.array([39, 40])).tolist()
+    [0, 1]
+    """
+    if question == "gender":
+        return male.astype(np.int8)
+    sign, years = threshold(question, "target", known)
+    return ((age < years) if sign == "<" else (age >= years)).astype(np.int8)
+
+
+def sayings(question: str) -> tuple[str, str]:
+    """What a target of 0 and of 1 means, in words.
+
+    >>> sayings("age>=40")
+    ('age<40', 'age>=40')
+    """
+    if question in ("gender", "young"):
+        no, yes = ATTRIBUTES["gender" if question == "gender" else "age"]
+        return no, yes
+    sign, years = threshold(question, "target")
+    sides = (f"age<{years}", f"age>={years}")
+    return sides if sign == ">=" else (sides[1], sides[0])
+
+
+def genders(male: NDArray[np.bool_]) -> pd.Categorical:
+    """Female and male, in the order of all data sets."""
+    return pd.Categorical.from_codes(male.astype(np.int8), categories=list(ATTRIBUTES["gender"]))
+
+
+def halves(
+    question: str, age: NDArray[np.int64], place: str, known: Sequence[int] | None = None
+) -> pd.Categorical:
+    """Old and young, or the two sides of ``age>=N`` or ``age<N``, the older first."""
+    sign, years = threshold(question, place, known)
+    del sign
+    names = ATTRIBUTES["age"] if question == "young" else (f"age>={years}", f"age<{years}")
+    return pd.Categorical.from_codes((age < years).astype(np.int8), categories=list(names))

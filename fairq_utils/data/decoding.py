@@ -1,0 +1,114 @@
+"""From the bytes of an image file to the pixels that a network sees."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from fairq_utils.faults import BadInput
+
+MOST_PIXELS = 64_000_000  # more than any of the collections' pictures; 200 MB as RGB
+# A JPEG decoder can leave out detail by powers of two for a fraction of the work. Twice the
+# pixels that are kept leave antialiasing enough to average over.
+SPARE = 2
+EIGHT_BITS = frozenset("1 L LA La P PA RGB RGBA RGBa RGBX CMYK YCbCr LAB HSV".split())
+
+# Pillow only warns between one and two times its limit; here that is an error too.
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+
+
+class Unreadable(BadInput):
+    """Bytes that are no usable picture; the message is half a sentence, without the file's name.
+
+    Attributes
+    ----------
+    kind : ``unreadable`` or ``unsafe``, of :data:`fairq_utils.data.listing.KINDS`
+    """
+
+    def __init__(self, problem: str, kind: str = "unreadable") -> None:
+        super().__init__(problem)
+        self.kind = kind
+
+
+def decode(encoded: bytes, size: int, *, draft: bool = True) -> NDArray[np.uint8]:
+    """A picture upright, in RGB: its middle square, resized with antialiasing.
+
+    The same as resizing the shorter side to ``size`` and cropping the centre, without the long
+    sides that a strip of a picture would grow. Grey, palette and CMYK become RGB, transparency is
+    dropped, and the orientation that a camera noted (EXIF) is applied, as in
+    :func:`fairq_utils.predict.picture`.
+
+    Parameters
+    ----------
+    encoded : bytes
+        A file's content, in any format that Pillow reads, 8 bits a channel.
+    size : int
+        Pixels per side.
+    draft : bool
+        Let a JPEG of more than twice that size be decoded at a half, quarter or eighth.
+
+    Returns
+    -------
+    uint8 (3, size, size)
+
+    Raises
+    ------
+    Unreadable
+        Empty, truncated, no image, too many pixels, or more than 8 bits a channel.
+    """
+    image = upright(encoded, SPARE * size if draft else None)
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = image.crop((left, top, left + side, top + side))
+    resized = square.resize((size, size), Image.Resampling.BICUBIC)
+    return np.ascontiguousarray(np.asarray(resized, np.uint8).transpose(2, 0, 1))
+
+
+def upright(encoded: bytes, least: int | None = None) -> Image.Image:
+    """A picture upright, in RGB, of its own size.
+
+    Parameters
+    ----------
+    encoded : bytes
+    least : int, optional
+        Pixels per side that suffice: a JPEG of twice as many, or more, is decoded at a half, a
+        quarter or an eighth.
+
+    Raises
+    ------
+    Unreadable
+        As in :func:`decode`.
+    """
+    if not encoded:
+        raise Unreadable("is empty (0 bytes)")
+    try:
+        with Image.open(io.BytesIO(encoded)) as opened:
+            pixels = opened.width * opened.height
+            if pixels > MOST_PIXELS:
+                raise Unreadable(
+                    f"has {opened.width} x {opened.height} pixels, more than {MOST_PIXELS:,}",
+                    kind="unsafe",
+                )
+            if opened.mode not in EIGHT_BITS:
+                raise Unreadable(f"has more than 8 bits a channel (mode {opened.mode})")
+            if least is not None and opened.format == "JPEG":
+                opened.draft(None, (least, least))
+            return ImageOps.exif_transpose(opened).convert("RGB")
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise Unreadable(f"has more than {MOST_PIXELS:,} pixels", kind="unsafe") from None
+    except UnidentifiedImageError:
+        raise Unreadable("is no image in a known format") from None
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
+        if isinstance(error, Unreadable):
+            raise
+        raise Unreadable(f"cannot be decoded ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    """What Pillow said, without the address of the stream it read from."""
+    text = str(error).split(" <_io.")[0].strip()
+    return text or type(error).__name__

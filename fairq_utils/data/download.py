@@ -1,0 +1,197 @@
+"""Fetching a collection: resumed, checked, and under its final name only when it is whole."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import http.client
+import os
+import re
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from fairq_utils.data.sources import RemoteFile, Source
+from fairq_utils.data.unpacking import unpack
+from fairq_utils.faults import Fault
+
+CHUNK = 1 << 20  # bytes
+TRIES = 3  # connections that break off, one after the other, without a further byte
+SILENCE = 60.0  # seconds without a byte that end a connection
+
+Progress = Callable[[str, int, int], None]
+
+
+def get(
+    source: Source, root: str | os.PathLike[str], progress: Progress | None = None
+) -> list[Path]:
+    """Fetch what is missing of a collection, check it, and unpack archives.
+
+    What is there already is left alone; what was begun is gone on with. An archive is removed once
+    its folders are there.
+
+    Parameters
+    ----------
+    source : Source
+    root : folder, made where missing
+    progress : callable, optional
+        Called as ``progress(name, bytes done, bytes in all or 0)``.
+
+    Returns
+    -------
+    list of Path
+        Files and folders under the root, in the order of ``source.files``.
+
+    Raises
+    ------
+    Fault
+        No network, a wrong checksum, no space, an archive that is damaged or leaves its folder.
+        Nothing unfinished is under a final name; parts are kept as ``NAME.part``.
+    """
+    folder = Path(root)
+    folder.mkdir(parents=True, exist_ok=True)
+    there: list[Path] = []
+    for file in source.files:
+        place = folder / file.into
+        targets = [place / name for name in file.gives or (file.name,)]
+        there += targets
+        if file.gives and all(target.exists() for target in targets):
+            continue
+        path = fetch(file, folder, progress, otherwise=source.by_hand(str(folder)))
+        if file.gives:
+            place.mkdir(exist_ok=True)
+            unpack(path, place, file.gives)
+            path.unlink()
+    return there
+
+
+def fetch(
+    file: RemoteFile, folder: Path, progress: Progress | None = None, *, otherwise: str = ""
+) -> Path:
+    """One file, whole and checked, in ``folder``.
+
+    Parameters
+    ----------
+    file : RemoteFile
+    folder : Path
+    progress : as in :func:`get`
+    otherwise : what to do by hand where the network does not give the file
+
+    Raises
+    ------
+    Fault
+        As in :func:`get`.
+    """
+    path, part = folder / file.name, folder / f"{file.name}.part"
+    if path.exists():
+        if file.md5 and _md5(path) != file.md5:
+            raise Fault(
+                f"{path}: is not the collection's file, whose MD5 is {file.md5}; move it away and "
+                "run the same command, which fetches it"
+            )
+        return path
+    advice = f"; by hand, {otherwise}" if otherwise else ""
+    tries = 0
+    while True:
+        before = _size(part)
+        try:
+            if _receive(file, part, progress, advice):
+                break
+            reason = "the connection broke off"
+        except (
+            urllib.error.URLError,
+            http.client.HTTPException,
+            ConnectionError,
+            TimeoutError,
+        ) as e:
+            if isinstance(e, urllib.error.HTTPError):
+                raise Fault(f"{file.name}: {file.url} answered {e.code} {e.reason}{advice}") from e
+            reason = str(getattr(e, "reason", "") or e or type(e).__name__)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise Fault(
+                f"{part}: the disk is full after {_size(part) / 1e6:.0f} MB; free some space and "
+                "run the same command, which goes on"
+            ) from error
+        tries = 1 if _size(part) > before else tries + 1
+        if tries >= TRIES:
+            got = _size(part)
+            kept = f"; {got / 1e6:.1f} MB are kept, the same command goes on" if got else ""
+            raise Fault(f"{file.name}: {file.url} cannot be reached ({reason}){kept}{advice}")
+    _check(file, part, advice)
+    os.replace(part, path)
+    return path
+
+
+def _receive(file: RemoteFile, part: Path, progress: Progress | None, advice: str) -> bool:
+    """Append what is missing to a part; whether all of it is there now."""
+    have = _size(part)
+    request = urllib.request.Request(file.url, headers={"User-Agent": "fairq"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    try:
+        answer = urllib.request.urlopen(request, timeout=SILENCE)
+    except urllib.error.HTTPError as error:
+        if error.code != 416 or not have:
+            raise
+        # There is nothing after what we have: all is there, or the part is of something else.
+        whole = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range") or "")
+        if whole is None or int(whole[1]) != have:
+            part.unlink()
+            return False
+        return True
+    with answer:
+        if answer.headers.get_content_type() == "text/html":
+            raise Fault(
+                f"{file.name}: {file.url} answers with a page in the place of the file, as Google "
+                f"Drive does when too many have fetched it today; try again tomorrow{advice}"
+            )
+        length = int(answer.headers.get("Content-Length") or 0)
+        goes_on = getattr(answer, "status", None) == 206
+        start = have if goes_on else 0
+        total = start + length if length else 0
+        _room(part, length, file.name)
+        done = start
+        with part.open("ab" if goes_on else "wb") as stream:
+            while chunk := answer.read(CHUNK):
+                stream.write(chunk)
+                done += len(chunk)
+                if progress is not None:
+                    progress(file.name, done, total)
+    return not total or done == total
+
+
+def _check(file: RemoteFile, part: Path, advice: str) -> None:
+    """Refuse, and remove, what is not the file."""
+    if file.md5:
+        found = _md5(part)
+        problem = "" if found == file.md5 else f"its MD5 is {found} in the place of {file.md5}"
+    else:
+        problem = "" if _size(part) else "it is empty"
+    if problem:
+        part.unlink()
+        raise Fault(
+            f"{file.name}: what {file.url} gave is not the collection's file: {problem}; it was "
+            f"removed, the same command fetches it again{advice}"
+        )
+
+
+def _room(part: Path, needed: int, name: str) -> None:
+    free = shutil.disk_usage(part.parent).free
+    if needed > free:
+        raise Fault(
+            f"{name}: needs {needed / 1e6:.0f} MB more, but {part.parent} has "
+            f"{free / 1e6:.0f} MB free; choose another --root or free some space"
+        )
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -1,0 +1,162 @@
+"""Collections of real photographs by name: what is there, and the pictures as :class:`FaceData`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fairq_utils.data import celeba, fairface, splits, utkface
+from fairq_utils.data.faces import FaceData
+from fairq_utils.data.image_files import checked_root
+from fairq_utils.data.listing import Finding, Listing
+from fairq_utils.data.pixels import Progress, decoded
+from fairq_utils.faults import BadInput
+
+READERS: dict[str, Callable[..., Listing]] = {
+    "celeba": celeba.listing,
+    "utkface": utkface.listing,
+    "fairface": fairface.listing,
+}
+CATEGORIES: dict[str, Callable[..., dict[str, tuple[str, ...]]]] = {
+    "celeba": celeba.categories,
+    "utkface": utkface.categories,
+    "fairface": fairface.categories,
+}
+TITLES = {"celeba": "CelebA", "utkface": "UTKFace", "fairface": "FairFace"}
+LEAST, MOST = 16, 512  # pixels per side
+SHOWN = 3  # findings that an error quotes
+
+Groups = Mapping[str, str] | Sequence[str]
+
+
+def attributes(name: str, groups: Groups | None = None) -> dict[str, tuple[str, ...]]:
+    """Sensitive attributes of a collection and the values of each, without reading it."""
+    return CATEGORIES[_known(name)](groups)
+
+
+def listing(
+    name: str,
+    root: str | os.PathLike[str],
+    *,
+    target: str | None = None,
+    groups: Groups | None = None,
+    held_out: Mapping[str, float] | None = None,
+    images: Mapping[str, int] | None = None,
+    margin: str | float | None = None,
+    max_bad: int = 0,
+) -> Listing:
+    """Which pictures a folder holds and who is in them; no picture is read.
+
+    Parameters
+    ----------
+    name : one of :data:`READERS`
+    root : folder that holds the collection
+    target, groups, held_out
+        As in the readers' :func:`~fairq_utils.data.celeba.listing`,
+        :func:`~fairq_utils.data.utkface.listing`, :func:`~fairq_utils.data.fairface.listing`.
+    images : split -> how many of its pictures are kept, the first by SHA-256 of their names
+    margin : of FairFace's pictures around the face
+    max_bad : how many pictures may be left out because of what is wrong with them
+
+    Returns
+    -------
+    Listing
+        Its findings say what was left out and why.
+
+    Raises
+    ------
+    BadInput
+        The folder does not hold the collection, an option cannot be, or more than ``max_bad``
+        pictures cannot be used.
+    """
+    options: dict[str, Any] = {"target": target, "groups": groups, "held_out": held_out}
+    if margin is not None:
+        if name != "fairface":
+            raise BadInput(f"margin: only fairface has margins, {name} has none; leave it out")
+        options["margin"] = margin
+    reader = READERS[_known(name)]
+    place = checked_root(root, TITLES[name])
+    found = reader(place, **options)
+    refuse(found.name, place, found.findings, max_bad)
+    if not len(found):
+        raise BadInput(f"{place}: none of the pictures of {TITLES[name]} can be used; mend them")
+    keys = list(found.keys if found.keys is not None else found.files)
+    rows = splits.first(keys, found.split, images)
+    return found if len(rows) == len(found) else found.take(rows)
+
+
+def refuse(name: str, root: Path, findings: Sequence[Finding], max_bad: int) -> None:
+    """Refuse a collection of which more than ``max_bad`` pictures cannot be used."""
+    if isinstance(max_bad, bool) or not isinstance(max_bad, int) or max_bad < 0:
+        raise BadInput(f"max_bad: {max_bad!r} is no number of pictures; name 0 or more")
+    lost = [finding for finding in findings if finding.counts]
+    if len(lost) <= max_bad:
+        return
+    quoted = "; ".join(f"{finding.place}: {finding.problem}" for finding in lost[:SHOWN])
+    more = f"; and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
+    what = "picture or label" if len(lost) == 1 else "pictures or labels"
+    raise BadInput(
+        f"{root}: {len(lost)} {what} of {TITLES[name]} cannot be used and max_bad allows "
+        f"{max_bad}: {quoted}{more}. Mend them, or leave them out with max_bad: {len(lost)}"
+    )
+
+
+def load_photographs(
+    name: str,
+    *,
+    root: str | os.PathLike[str],
+    size: int = 64,
+    cache: str | os.PathLike[str] = "build/cache",
+    progress: Progress | None = None,
+    threads: int | None = None,
+    max_bad: int = 0,
+    **options: Any,
+) -> FaceData:
+    """Decode a collection, or read it from the cache where it was decoded before.
+
+    Parameters
+    ----------
+    name : one of :data:`READERS`
+    root : folder that holds the collection
+    size : pixels per side, 16 to 512
+    cache : folder of decoded pictures; each has the checksums of what it holds
+    progress : called as ``progress(name, done, total)``
+    threads : that decode; as many as there are processors unless named
+    max_bad, options : of :func:`listing`
+
+    Returns
+    -------
+    FaceData
+        Its pictures stay on disk and are read as they are used.
+    """
+    if isinstance(size, bool) or not isinstance(size, int) or not LEAST <= size <= MOST:
+        raise BadInput(f"data.size: {size} pixels is not between {LEAST} and {MOST}")
+    found = listing(name, root, max_bad=max_bad, **options)
+    pictures, unreadable = decoded(found, size, Path(cache), threads=threads, progress=progress)
+    everything = (*found.findings, *unreadable)
+    refuse(name, checked_root(root, TITLES[name]), everything, max_bad)
+    found = replace(found.take(pictures.rows), findings=everything)
+    return FaceData(
+        images=pictures,
+        target=found.target,
+        groups=found.groups,
+        split=found.split,
+        meta={
+            **found.meta,
+            "size": size,
+            "pictures": len(found),
+            "findings": [
+                {"place": f.place, "kind": f.kind, "problem": f.problem} for f in everything
+            ],
+            "digest": found.digest,
+        },
+    )
+
+
+def _known(name: str) -> str:
+    if name not in READERS:
+        raise BadInput(f"data.name: {name!r} is not one of {', '.join(READERS)}")
+    return name

@@ -1,0 +1,94 @@
+"""Which split a photograph belongs to: decided by its name alone, whoever stands beside it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fairq_utils.faults import BadInput
+
+SPLITS = ("train", "calibration", "validation", "test")
+
+
+def positions(keys: Sequence[str]) -> NDArray[np.float64]:
+    """A place in [0, 1) for every key: the first 48 bits of its SHA-256.
+
+    It stays when pictures are added, removed or listed in another order.
+
+    >>> positions(["000001.jpg", "000002.jpg"]).round(3).tolist()
+    [0.788, 0.189]
+    """
+    heads = (hashlib.sha256(key.encode()).digest()[:6] for key in keys)
+    return np.array([int.from_bytes(head, "big") / 2**48 for head in heads], np.float64)
+
+
+def shares(
+    held_out: Mapping[str, float] | None, defaults: Mapping[str, float], rest: str
+) -> dict[str, float]:
+    """The shares to carve: those given, the defaults for the others; ``rest`` gets what is left.
+
+    Raises
+    ------
+    BadInput
+        A split that is not carved here, a share that is none, or nothing left for ``rest``.
+    """
+    given = dict(held_out or {})
+    for split, share in given.items():
+        if split not in defaults:
+            raise BadInput(
+                f"held_out: {split!r} is not carved by hash here; name {', '.join(defaults)}"
+            )
+        check_share(split, share)
+    found = {split: float(given.get(split, share)) for split, share in defaults.items()}
+    if sum(found.values()) >= 1:
+        raise BadInput(
+            f"held_out: {', '.join(found)} take {sum(found.values()):g} of the pictures together, "
+            f"which leaves none for {rest}; name smaller shares"
+        )
+    return found
+
+
+def check_share(split: str, share: object) -> None:
+    """Refuse what is no share of a set."""
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1:
+        raise BadInput(f"held_out.{split}: {share!r} is no share; name one between 0 and 1")
+
+
+def carve(keys: Sequence[str], found: Mapping[str, float], rest: str) -> NDArray[np.str_]:
+    """A split for every key: the first shares of [0, 1) in their order, then ``rest``."""
+    bounds = np.cumsum(list(found.values()))
+    names = np.array([*found, rest])
+    return names[np.searchsorted(bounds, positions(keys), side="right")]
+
+
+def first(
+    keys: Sequence[str], split: NDArray[np.str_], images: Mapping[str, int] | None
+) -> NDArray[np.int64]:
+    """Rows that are kept: of every split in ``images`` so many, the first by hash.
+
+    Asking for more keeps all that fewer would, so that a small study's people are in a larger one.
+
+    Raises
+    ------
+    BadInput
+        An unknown split, a number that is none, or more than there are.
+    """
+    kept = np.ones(len(keys), bool)
+    place = positions(keys)
+    for name, count in (images or {}).items():
+        if name not in SPLITS:
+            raise BadInput(f"images: {name!r} is not one of {', '.join(SPLITS)}")
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise BadInput(f"images.{name}: {count!r} is no number of pictures; name 1 or more")
+        rows = np.flatnonzero(split == name)
+        if len(rows) < count:
+            raise BadInput(
+                f"images.{name}: {count} pictures are asked for and there are {len(rows)}; name "
+                "fewer, or give this split a larger share in held_out"
+            )
+        order = np.argsort(place[rows], kind="stable")
+        kept[rows[order[count:]]] = False
+    return np.flatnonzero(kept)

@@ -1,0 +1,240 @@
+"""Is this folder the published collection, whole and sound? Every picture is looked at once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from fairq_utils.data.decoding import Unreadable, upright
+from fairq_utils.data.listing import KINDS, Finding, Listing
+from fairq_utils.data.published_counts import Published
+
+COLUMNS = ("check", "of", "found", "expected", "ok")
+WORDS = {
+    "name": "names that say nothing",
+    "label": "labels that are none",
+    "missing": "labels without a picture",
+    "unlabelled": "pictures without a label",
+    "unreadable": "pictures that cannot be read",
+    "size": "pictures of another size",
+    "duplicate": "the same picture twice",
+    "unsafe": "unsafe paths or pictures",
+}
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found in a folder of photographs.
+
+    Attributes
+    ----------
+    table : DataFrame
+        ``check``, ``of`` (what was counted), ``found``, ``expected`` (a number or words; empty
+        where no source says), ``ok``.
+    findings : the reader's, and those of the pictures themselves
+    lost : pictures that cannot be used
+    max_bad : how many may be
+    """
+
+    table: pd.DataFrame
+    findings: tuple[Finding, ...]
+    lost: int
+    max_bad: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether every check holds."""
+        return bool(self.table.ok.all())
+
+    def findings_table(self) -> pd.DataFrame:
+        """All findings: ``place``, ``kind``, ``problem``, ``counts``."""
+        return pd.DataFrame(
+            map(asdict, self.findings), columns=["place", "kind", "problem", "counts"]
+        )
+
+
+def vouch(
+    listing: Listing,
+    *,
+    pixels: bool = True,
+    max_bad: int = 0,
+    published: Published | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Compare a folder with the published collection and look for damage and duplicates.
+
+    A picture that stands in two splits counts as lost, since a model would be tested on what it
+    was trained on; one that stands twice in a split is told and does not count.
+
+    Parameters
+    ----------
+    listing : Listing
+        Of all pictures, with what its reader left out in ``findings``.
+    pixels : bool
+        Decode every picture; the same picture is then found under another encoding as well.
+        Without it only bytes are compared, and damage inside a file is not seen.
+    max_bad : int
+        Pictures that may be lost; published counts may be missed by as many.
+    published : Published, optional
+        Counts to compare with; none for a part of a collection.
+    progress : callable, optional
+        Called as ``progress(pictures looked at, pictures)``.
+
+    Raises
+    ------
+    ValueError
+        ``max_bad`` is negative.
+    """
+    if max_bad < 0:
+        raise ValueError(f"max_bad: {max_bad} pictures; it needs 0 or more")
+    seen = list(_pictures(listing, pixels, published, progress))
+    findings = (*listing.findings, *seen)
+    lost = sum(finding.counts for finding in findings)
+    rows = [
+        *_counts(listing, published, max_bad),
+        *_groups(listing, published, max_bad),
+        *_kinds(findings, pixels),
+        (
+            "lost",
+            "pictures that cannot be used",
+            lost,
+            f"at most {max_bad}" if max_bad else "0",
+            lost <= max_bad,
+        ),
+    ]
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    return Report(table, findings, lost, max_bad)
+
+
+Row = tuple[str, str, int, str, bool]
+
+
+def _compared(check: str, of: str, found: int, expected: int | None, max_bad: int) -> Row:
+    if expected is None:
+        return check, of, found, "", True
+    return check, of, found, str(expected), abs(found - expected) <= max_bad
+
+
+def _counts(listing: Listing, published: Published | None, max_bad: int) -> Iterator[Row]:
+    """Pictures in all and by official split."""
+    whole = None if published is None else published.images
+    yield _compared("pictures", "all", len(listing), whole, max_bad)
+    here = Counter(listing.split.tolist())
+    if published is None or not published.splits:
+        for name, found in sorted(here.items()):
+            yield _compared("pictures", name, found, None, max_bad)
+        return
+    for parts, expected in published.splits.items():
+        found = sum(here[part] for part in parts)
+        yield _compared("pictures", " + ".join(parts), found, expected, max_bad)
+
+
+def _groups(listing: Listing, published: Published | None, max_bad: int) -> Iterator[Row]:
+    """Pictures of every value of every attribute, and of every cell that the source counts."""
+    for attribute in listing.groups:
+        for value, found in listing.groups[attribute].value_counts(sort=False).items():
+            yield "group", f"{attribute}={value}", int(found), "more than 0", bool(found > 0)
+    if published is None or not published.joint:
+        return
+    target = str(listing.meta.get("target", ""))
+    # Which of the collection's attributes each of ours is, where its reader lets one choose.
+    chosen = {**published.attributes, **listing.meta.get("groups", {})}
+    attributes = tuple(
+        name
+        for name, attribute in published.attributes.items()
+        if name in listing.groups and chosen[name] == attribute
+    )
+    names = [listing.groups[name].astype(str) for name in attributes]
+    if target == published.target:
+        names.append(pd.Series(listing.target, index=listing.groups.index).astype(str))
+    cells = Counter("|".join(values) for values in zip(*names, strict=True))
+    label = "|".join([*attributes, *([target] if target == published.target else [])])
+    for cell, expected in published.cells(attributes, target).items():
+        yield _compared(label, cell, cells[cell], expected, max_bad)
+
+
+def _kinds(findings: tuple[Finding, ...], pixels: bool) -> Iterator[Row]:
+    """One row for each kind of fault; whether they are too many is for the last row to say."""
+    for kind in KINDS:
+        of_kind = [finding for finding in findings if finding.kind == kind]
+        told = sum(not finding.counts for finding in of_kind)
+        words = f"{WORDS[kind]} ({told} without loss)" if told else WORDS[kind]
+        if kind == "size" and not pixels:
+            words += " (not looked at)"
+        yield kind, words, len(of_kind), "", True
+
+
+def _pictures(
+    listing: Listing, pixels: bool, published: Published | None, progress: Progress | None
+) -> Iterator[Finding]:
+    """What is wrong with the pictures themselves, in their order."""
+    first: dict[bytes, int] = {}
+    sizes = np.zeros((len(listing), 2), np.int32)
+    for i, name in enumerate(listing.files.tolist()):
+        try:
+            sizes[i], digest = _look(listing.read(i), pixels)
+        except Unreadable as error:
+            yield Finding(name, error.kind, str(error))
+        except OSError as error:
+            yield Finding(name, "unreadable", f"cannot be read ({error.strerror or error})")
+        else:
+            before = first.setdefault(digest, i)
+            if before != i:
+                yield _duplicate(listing, before, i)
+        if progress is not None:
+            progress(i + 1, len(listing))
+    yield from _sizes(listing, sizes, published)
+
+
+def _look(encoded: bytes, pixels: bool) -> tuple[tuple[int, int], bytes]:
+    """Width and height, and the SHA-256 of the pixels; (0, 0) and that of the bytes without."""
+    if not encoded:
+        raise Unreadable("is empty (0 bytes)")
+    if not pixels:
+        return (0, 0), hashlib.sha256(encoded).digest()
+    picture = upright(encoded)
+    digest = hashlib.sha256(f"{picture.width}x{picture.height}".encode())
+    digest.update(picture.tobytes())
+    return picture.size, digest.digest()
+
+
+def _duplicate(listing: Listing, before: int, i: int) -> Finding:
+    other, here = str(listing.split[before]), str(listing.split[i])
+    problem = f"is the same picture as {listing.files[before]}"
+    if other != here:
+        problem += f", which is in {other} and this one in {here}"
+    labels = [
+        (int(listing.target[row]), tuple(listing.groups.iloc[row].astype(str)))
+        for row in (before, i)
+    ]
+    if labels[0] != labels[1]:
+        problem += ", with other labels"
+    return Finding(str(listing.files[i]), "duplicate", problem, counts=other != here)
+
+
+def _sizes(
+    listing: Listing, sizes: NDArray[np.int32], published: Published | None
+) -> Iterator[Finding]:
+    """Pictures of another size than the published one, or than most are of."""
+    decoded = np.flatnonzero(sizes[:, 0])
+    if not len(decoded):
+        return
+    if published is not None and published.size is not None:
+        expected, whose = np.array(published.size), "the collection's pictures are"
+    else:
+        kinds, counts = np.unique(sizes[decoded], axis=0, return_counts=True)
+        expected, whose = kinds[counts.argmax()], "most are"
+    for i in decoded[(sizes[decoded] != expected).any(axis=1)]:
+        yield Finding(
+            str(listing.files[i]),
+            "size",
+            f"is {sizes[i, 0]} x {sizes[i, 1]} pixels, where {whose} {expected[0]} x {expected[1]}",
+        )

@@ -1,0 +1,238 @@
+"""``fairq data``: fetch a collection of photographs, vouch for it, say who is in it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fairq_utils.exit_codes import say_and_stop
+
+app = typer.Typer(
+    no_args_is_help=True, help="Photographs: fetch a collection, vouch for it, describe it."
+)
+
+EVERY = 5.0  # seconds between two lines of progress
+SHOWN = 20  # findings that are printed
+ANY = sys.maxsize  # findings that a reader may make: how many are too many is not for it to say
+
+
+class Collection(StrEnum):
+    """The collections of photographs that there are readers for."""
+
+    celeba = "celeba"
+    utkface = "utkface"
+    fairface = "fairface"
+
+
+class Margin(StrEnum):
+    """How much FairFace shows around a face, as a share of it."""
+
+    narrow = "0.25"
+    wide = "1.25"
+
+
+Name = Annotated[Collection, typer.Argument(help="The collection.")]
+Root = Annotated[Path, typer.Option("--root", metavar="DIR", help="The folder that holds it.")]
+Target = Annotated[
+    str | None, typer.Option(help="The attribute that is predicted; the collection's usual one.")
+]
+Margins = Annotated[Margin | None, typer.Option(help="Of FairFace's pictures.")]
+
+
+@app.command()
+def get(
+    name: Name,
+    root: Root,
+    accept_licence: Annotated[
+        bool, typer.Option("--accept-licence", help="You have read the terms and keep to them.")
+    ] = False,
+    margin: Margins = None,
+) -> None:
+    """State a collection's terms, and fetch it once they are accepted.
+
+    What was begun is gone on with; files are checked before they get their names.
+    """
+
+    def action() -> None:
+        from fairq_utils.data.download import get as fetch_all
+        from fairq_utils.data.sources import source
+        from fairq_utils.faults import BadInput
+
+        wanted = source(name.value, (margin or Margin.narrow).value)
+        typer.echo(wanted.terms())
+        if not accept_licence:
+            raise BadInput(
+                "nothing was fetched: read the terms, and give --accept-licence if you keep to them"
+            )
+        lines: dict[str, Callable[[int, int], None]] = {}
+
+        def tick(file: str, done: int, total: int) -> None:
+            line = lines.setdefault(file, _ticker(file, "MB", 1e6))
+            line(done, total)
+
+        for path in fetch_all(wanted, root, tick):
+            typer.echo(str(path))
+        typer.echo(f"Look at it:  fairq data check {name.value} --root {root}")
+
+    say_and_stop(action, "what came is kept")
+
+
+@app.command()
+def check(
+    name: Name,
+    root: Root,
+    target: Target = None,
+    margin: Margins = None,
+    max_bad: Annotated[
+        int, typer.Option(min=0, help="Pictures that may be unusable, or missing from a count.")
+    ] = 0,
+    pixels: Annotated[
+        bool, typer.Option("--pixels/--no-pixels", help="Decode every picture.")
+    ] = True,
+    part: Annotated[
+        bool, typer.Option("--part", help="The folder holds a part: compare no published counts.")
+    ] = False,
+    findings: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write all findings to this CSV file.")
+    ] = None,
+) -> None:
+    """Vouch for a folder: counts against the published ones, damage, duplicates, sizes.
+
+    Ends with 0 if all is well and with 1 if not.
+    """
+    sound = True
+
+    def action() -> None:
+        nonlocal sound
+        from fairq_utils.data.published_counts import PUBLISHED
+        from fairq_utils.data.vouch import vouch
+
+        listing = _listing(name, root, target, margin)
+        published = None if part else PUBLISHED[name.value]
+        report = vouch(
+            listing,
+            pixels=pixels,
+            max_bad=max_bad,
+            published=published,
+            progress=_ticker(name.value, "pictures"),
+        )
+        typer.echo(
+            report.table.assign(ok=report.table.ok.map({True: "", False: "NO"})).to_string(
+                index=False
+            )
+        )
+        for finding in report.findings[:SHOWN]:
+            typer.echo(f"{finding.place}: {finding.problem}")
+        if len(report.findings) > SHOWN:
+            more = len(report.findings) - SHOWN
+            typer.echo(f"and {more} more; --findings FILE writes all of them")
+        if findings is not None:
+            report.findings_table().to_csv(findings, index=False)
+            typer.echo(str(findings))
+        if published is not None:
+            typer.echo(f"Published counts: {published.source}")
+        typer.echo("sound" if report.ok else "not sound: see NO above")
+        sound = report.ok
+
+    say_and_stop(action, "nothing was changed")
+    if not sound:
+        raise typer.Exit(1)
+
+
+@app.command()
+def describe(
+    name: Name,
+    root: Root,
+    target: Target = None,
+    margin: Margins = None,
+    groups: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Sensitive attributes, as gender,age; another one as hat=Wearing_Hat.",
+        ),
+    ] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write all groups, crossed in every split, as CSV."),
+    ] = None,
+) -> None:
+    """Who is in a collection: groups, base rates, and a perfect classifier's parity gap."""
+
+    def action() -> None:
+        from fairq_utils.base_rates import CROSSED, WHOLE, base_rates
+
+        listing = _listing(name, root, target, margin, groups)
+        found = base_rates(listing.target, listing.groups, listing.split)
+        crossed = found.cells.attribute.str.count(CROSSED)
+        shown = found.cells[(crossed == 0) | ((crossed == 1) & (found.cells.split == WHOLE))]
+        typer.echo(f"{name.value}: {listing.meta['target']}, base rates in percent\n")
+        typer.echo(_printed(shown, "base_rate"))
+        typer.echo("\nDemographic parity difference of a perfect classifier, in points\n")
+        typer.echo(_printed(found.gaps, "gap"))
+        if table is not None:
+            found.cells.to_csv(table, index=False)
+            typer.echo(str(table))
+
+    say_and_stop(action, "nothing was changed")
+
+
+def _printed(rows: Any, fraction: str) -> str:
+    """A table whose column ``fraction`` is in percent, empty where there is none."""
+    percent = ["" if value != value else f"{value * 100:.2f}" for value in rows[fraction]]
+    return str(rows.assign(**{fraction: percent}).to_string(index=False))
+
+
+def _listing(
+    name: Collection,
+    root: Path,
+    target: str | None,
+    margin: Margin | None,
+    groups: str | None = None,
+) -> Any:
+    from fairq_utils.data.photographs import listing
+
+    return listing(
+        name.value,
+        root,
+        target=target,
+        groups=None if groups is None else _groups(name, groups),
+        margin=None if margin is None else margin.value,
+        max_bad=ANY,
+    )
+
+
+def _groups(name: Collection, text: str) -> dict[str, str]:
+    """Our name -> the collection's, of ``gender,hat=Wearing_Hat``."""
+    from fairq_utils.data import celeba, fairface, utkface
+
+    usual = {"celeba": celeba.GROUPS, "utkface": utkface.GROUPS, "fairface": fairface.GROUPS}
+    pairs = [part.strip().partition("=") for part in text.split(",")]
+    return {ours: theirs or usual[name.value].get(ours, ours) for ours, _, theirs in pairs}
+
+
+def _ticker(what: str, unit: str, scale: float = 1.0) -> Callable[[int, int], None]:
+    """A line on stderr every few seconds: how much is done, how long still."""
+    began = said = time.perf_counter()
+    first: int | None = None  # what was there before: it took no time
+
+    def tick(done: int, total: int) -> None:
+        nonlocal said, first
+        first = done if first is None else first
+        now = time.perf_counter()
+        if os.environ.get("FAIRQ_QUIET") == "1" or (now - said < EVERY and done != total):
+            return
+        said = now
+        whole = f" of {total / scale:.0f}" if total else ""
+        left = (total - done) * (now - began) / max(done - first, 1)
+        rest = f", {left:.0f} s left" if total else ""
+        typer.echo(f"  {what} · {done / scale:.0f}{whole} {unit}{rest}", err=True)
+
+    return tick

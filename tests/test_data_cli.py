@@ -1,0 +1,136 @@
+"""``fairq data check`` and ``describe`` over folders as the collections come."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import photograph_folders as folders
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from fairq_utils.base_rates import base_rates
+from fairq_utils.cli import app
+from fairq_utils.data import published_counts
+from fairq_utils.data.photographs import listing
+from fairq_utils.data.published_counts import Published
+
+
+def data(command: str, name: str, root: Path, *options: str) -> Result:
+    return CliRunner().invoke(app, ["data", command, name, "--root", str(root), *options])
+
+
+@pytest.fixture
+def celeba(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A CelebA of 24 pictures, published as such."""
+    cells = [f"{g}|{a}|{y}" for g in ("female", "male") for a in ("old", "young") for y in "01"]
+    small = Published(
+        images=24,
+        source="this test",
+        splits={("train",): 8, ("calibration", "validation"): 8, ("test",): 8},
+        joint=dict.fromkeys(cells, 3),
+        attributes={"gender": "Male", "age": "Young"},
+        target="Smiling",
+        size=(178, 218),
+    )
+    monkeypatch.setitem(published_counts.PUBLISHED, "celeba", small)
+    return folders.celeba(tmp_path / "faces", n=1)
+
+
+def test_a_sound_folder(celeba: Path) -> None:
+    answer = data("check", "celeba", celeba)
+    assert answer.exit_code == 0, answer.output
+    assert answer.output.endswith("Published counts: this test\nsound\n")
+    assert "celeba · 24 of 24 pictures" in answer.stderr
+    assert "gender|age|Smiling" in answer.output
+    assert data("check", "celeba", celeba, "--target", "Young", "--no-pixels").exit_code == 0
+
+
+def test_damage_and_loss(celeba: Path, tmp_path: Path) -> None:
+    pictures = celeba / "img_align_celeba"
+    whole = (pictures / "000001.jpg").read_bytes()
+    (pictures / "000001.jpg").write_bytes(whole[: len(whole) // 2])
+    (pictures / "000002.jpg").unlink()
+    (pictures / "000009.jpg").write_bytes((pictures / "000024.jpg").read_bytes())
+    found = tmp_path / "findings.csv"
+    answer = data("check", "celeba", celeba, "--findings", str(found))
+    assert answer.exit_code == 1
+    assert answer.output.endswith("not sound: see NO above\n")
+    findings = pd.read_csv(found)
+    assert sorted(findings.kind) == ["duplicate", "missing", "unreadable"]
+    assert findings.counts.all()
+    for place, problem in zip(findings.place, findings.problem, strict=True):
+        assert f"{place}: {problem}" in answer.output
+    assert data("check", "celeba", celeba, "--max-bad", "3").exit_code == 0
+    assert data("check", "celeba", celeba, "--max-bad", "2").exit_code == 1
+    # The half picture is one to those who do not look.
+    blind = data("check", "celeba", celeba, "--max-bad", "2", "--no-pixels")
+    assert blind.exit_code == 0, blind.output
+    assert "(not looked at)" in blind.output
+
+
+def test_a_part_of_a_collection(tmp_path: Path) -> None:
+    root = folders.utkface(tmp_path / "faces", n=1, layout="chips")
+    answer = data("check", "utkface", root)
+    assert answer.exit_code == 1
+    assert "23708" in answer.output
+    part = data("check", "utkface", root, "--part")
+    assert part.exit_code == 0, part.output
+    assert "Published counts" not in part.output
+
+
+def test_pictures_that_are_trained_on_and_tested_on(tmp_path: Path) -> None:
+    # This fixture has the same faces in train and in val.
+    root = folders.fairface(tmp_path / "faces", layout="parquet", bands=1)
+    answer = data("check", "fairface", root, "--part", "--margin", "0.25")
+    assert answer.exit_code == 1
+    assert ".parquet#0, which is in train and this one in test" in answer.output
+    pictures = len(listing("fairface", root).files)
+    assert f"duplicate       the same picture twice {pictures // 2:>6}" in answer.output
+
+
+@pytest.mark.parametrize("command", ["check", "describe"])
+def test_input_that_cannot_be_used(command: str, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for name, root, options, what in (
+        ("celeba", empty, (), "list_attr_celeba.txt"),
+        ("utkface", tmp_path / "nowhere", (), "there is no such folder"),
+        ("celeba", empty, ("--margin", "0.25"), "only fairface has margins"),
+    ):
+        answer = data(command, name, root, *options)
+        assert answer.exit_code == 2, answer.output
+        assert what in answer.stderr
+        assert answer.stderr.count("\n") == 1
+    assert data(command, "lfw", empty).exit_code == 2
+
+
+def test_describe(celeba: Path, tmp_path: Path) -> None:
+    table = tmp_path / "groups.csv"
+    answer = data(
+        "describe", "celeba", celeba, "--groups", "gender,hat=Wearing_Hat", "--table", str(table)
+    )
+    assert answer.exit_code == 0, answer.output
+    assert answer.output.startswith("celeba: Smiling, base rates in percent\n")
+    there = listing("celeba", celeba, groups={"gender": "Male", "hat": "Wearing_Hat"})
+    found = base_rates(there.target, there.groups, there.split)
+    pd.testing.assert_frame_equal(pd.read_csv(table), found.cells, check_dtype=False)
+    words = [line.split() for line in answer.output.splitlines()]
+    gap = found.gaps.set_index(["split", "attribute"]).gap["all", "gender x hat"]
+    assert ["all", "gender", "x", "hat", f"{gap * 100:.2f}", "4"] in [line[:6] for line in words]
+    # Crossed groups are printed for all pictures; those of every split stand in the file.
+    crossed = found.cells[found.cells.attribute == "gender x hat"]
+    printed = [line for line in words if line[1:4] == ["gender", "x", "hat"] and len(line) > 7]
+    assert len(printed) == (crossed.split == "all").sum()
+
+
+def test_describe_asks_the_readers_own_questions(tmp_path: Path) -> None:
+    root = folders.utkface(tmp_path / "faces", n=1)
+    answer = data("describe", "utkface", root, "--target", "young", "--groups", "race")
+    assert answer.exit_code == 0, answer.output
+    assert answer.output.startswith("utkface: young,")
+    assert "gender" not in answer.output
+    answer = data("describe", "utkface", root, "--groups", "height")
+    assert answer.exit_code == 2
+    assert "height" in answer.stderr

@@ -1,0 +1,223 @@
+"""Vouching for a folder: counts against published ones, damage, duplicates, sizes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from fairq_utils.data.listing import KINDS, Finding, Listing
+from fairq_utils.data.population import CELEBA_JOINT
+from fairq_utils.data.published_counts import PUBLISHED, Published
+from fairq_utils.data.vouch import vouch
+
+SPLITS = ("train", "calibration", "validation", "test")
+
+
+def picture(seed: int, size: tuple[int, int] = (12, 16), kind: str = "JPEG") -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, kind)
+    return stream.getvalue()
+
+
+def listing(contents: list[bytes], findings: tuple[Finding, ...] = (), **meta: Any) -> Listing:
+    """Pictures of women and men, old and young, in all four splits."""
+    n = len(contents)
+    rows = np.arange(n)
+
+    def read(i: int) -> bytes:
+        if contents[i] == b"gone":
+            raise FileNotFoundError(2, "No such file or directory")
+        return contents[i]
+
+    return Listing(
+        name="faces",
+        files=np.array([f"{i:03d}.jpg" for i in rows]),
+        target=(rows % 2).astype(np.int8),
+        groups=pd.DataFrame(
+            {
+                "gender": pd.Categorical(np.where(rows // 2 % 2, "male", "female")),
+                "age": pd.Categorical(np.where(rows // 4 % 2, "old", "young")),
+            }
+        ),
+        split=np.array(SPLITS)[rows // 8 % 4],
+        read=read,
+        findings=findings,
+        meta={"target": "Smiling", **meta},
+    )
+
+
+JOINT = {
+    f"{gender}|{age}|{label}": 4
+    for gender in ("female", "male")
+    for age in ("old", "young")
+    for label in "01"
+}
+WHOLE = Published(
+    images=32,
+    source="this test",
+    splits={("train", "calibration"): 16, ("validation",): 8, ("test",): 8},
+    joint=JOINT,
+    attributes={"gender": "Male", "age": "Young"},
+    target="Smiling",
+    size=(12, 16),
+)
+
+
+@pytest.fixture(scope="module")
+def sound() -> list[bytes]:
+    return [picture(i) for i in range(32)]
+
+
+def found(report: Any, check: str, of: str) -> Any:
+    rows = report.table[(report.table.check == check) & (report.table.of == of)]
+    assert len(rows) == 1, report.table
+    return rows.iloc[0]
+
+
+def test_a_sound_collection(sound: list[bytes]) -> None:
+    seen: list[tuple[int, int]] = []
+    report = vouch(listing(sound), published=WHOLE, progress=lambda *at: seen.append(at))
+    assert report.ok
+    assert (report.lost, report.findings) == (0, ())
+    assert seen == [(i, 32) for i in range(1, 33)]
+    whole = found(report, "pictures", "all")
+    assert (whole.found, whole.expected) == (32, "32")
+    # An official split is compared as a whole, whatever its reader makes of it.
+    assert found(report, "pictures", "train + calibration").found == 16
+    assert found(report, "group", "gender=male").found == 16
+    assert found(report, "gender|age|Smiling", "male|old|1").found == 4
+    assert set(KINDS) <= set(report.table.check)
+
+
+def test_counts_that_are_not_the_published_ones(sound: list[bytes]) -> None:
+    report = vouch(listing(sound[:-2]), published=WHOLE)
+    assert not report.ok
+    wrong = report.table[~report.table.ok]
+    assert wrong.of.tolist() == ["all", "test", "male|old|0", "male|old|1"]
+    assert vouch(listing(sound[:-2]), published=WHOLE, max_bad=2).ok
+    assert not vouch(listing(sound[:-2]), published=WHOLE, max_bad=1).ok
+    assert vouch(listing(sound[:-2])).ok  # a part of a collection
+
+
+def test_another_target_is_compared_without_labels(sound: list[bytes]) -> None:
+    report = vouch(listing(sound, target="Young"), published=WHOLE)
+    assert report.ok
+    assert found(report, "gender|age", "male|old").found == 8
+    hats = listing(sound, groups={"gender": "Male", "age": "Wearing_Hat"})
+    report = vouch(hats, published=WHOLE)
+    assert report.ok
+    assert found(report, "gender|Smiling", "female|0").found == 8
+    assert "gender|age|Smiling" not in set(report.table.check)
+
+
+DAMAGE: list[tuple[str, Callable[[bytes], bytes], str]] = [
+    ("unreadable", lambda whole: whole[: len(whole) // 2], "cannot be decoded"),
+    ("unreadable", lambda whole: b"", "is empty"),
+    ("unreadable", lambda whole: b"<html>no picture</html>", "is no image"),
+    ("unreadable", lambda whole: b"gone", "No such file"),
+    ("size", lambda whole: picture(99, (16, 12)), "is 16 x 12 pixels, where"),
+]
+
+
+@pytest.mark.parametrize(("kind", "damage", "problem"), DAMAGE)
+@pytest.mark.parametrize("published", [WHOLE, None])
+def test_damage(
+    sound: list[bytes],
+    kind: str,
+    damage: Callable[[bytes], bytes],
+    problem: str,
+    published: Published | None,
+) -> None:
+    contents = [*sound]
+    contents[5] = damage(sound[5])
+    report = vouch(listing(contents), published=published)
+    assert not report.ok
+    (finding,) = report.findings
+    assert (finding.place, finding.kind, finding.counts) == ("005.jpg", kind, True)
+    assert problem in finding.problem
+    assert report.table[report.table.check == kind].found.item() == 1
+    assert report.table[~report.table.ok].check.tolist() == ["lost"]
+    assert vouch(listing(contents), published=published, max_bad=1).ok
+
+
+def test_without_pixels_only_bytes_are_seen(sound: list[bytes]) -> None:
+    contents = [*sound]
+    contents[5] = sound[5][:-40]
+    contents[6] = b""
+    contents[9] = sound[0]
+    report = vouch(listing(contents), pixels=False)
+    assert [(f.place, f.kind) for f in report.findings] == [
+        ("006.jpg", "unreadable"),
+        ("009.jpg", "duplicate"),
+    ]
+
+
+def test_duplicates_within_and_across_splits(sound: list[bytes]) -> None:
+    contents = [*sound]
+    contents[4] = sound[0]  # train, as is 0, and of an old person in the place of a young one
+    contents[24] = sound[0]  # test, of the same labels
+    report = vouch(listing(contents))
+    within, across = report.findings
+    assert (within.place, within.kind, within.counts) == ("004.jpg", "duplicate", False)
+    assert within.problem == "is the same picture as 000.jpg, with other labels"
+    assert (across.place, across.counts) == ("024.jpg", True)
+    assert across.problem == (
+        "is the same picture as 000.jpg, which is in train and this one in test"
+    )
+    assert report.lost == 1
+    assert not report.ok
+    row = report.table[report.table.check == "duplicate"].iloc[0]
+    assert row.found == 2
+    assert "(1 without loss)" in row.of
+
+
+def test_the_same_picture_in_another_encoding(sound: list[bytes]) -> None:
+    stream = io.BytesIO()
+    Image.open(io.BytesIO(sound[0])).save(stream, "PNG")
+    contents = [*sound]
+    contents[31] = stream.getvalue()
+    assert [f.place for f in vouch(listing(contents)).findings] == ["031.jpg"]
+    assert not vouch(listing(contents), pixels=False).findings
+
+
+def test_what_the_reader_left_out_counts(sound: list[bytes]) -> None:
+    left = (
+        Finding("list.txt:7", "label", "Male is 3, not one of -1, 1"),
+        Finding("notes.txt", "name", "is no image file", counts=False),
+    )
+    report = vouch(listing(sound, left), published=WHOLE)
+    assert report.findings == left
+    assert report.lost == 1
+    assert not report.ok
+
+
+def test_a_group_of_nobody(sound: list[bytes]) -> None:
+    faces = listing(sound)
+    faces.groups["age"] = faces.groups["age"].cat.add_categories("middle")
+    report = vouch(faces)
+    assert not report.ok
+    assert report.table[~report.table.ok].of.tolist() == ["age=middle"]
+
+
+def test_a_negative_limit(sound: list[bytes]) -> None:
+    with pytest.raises(ValueError, match="max_bad: -1"):
+        vouch(listing(sound), max_bad=-1)
+
+
+def test_published_counts_are_consistent() -> None:
+    celeba = PUBLISHED["celeba"]
+    assert celeba.joint == CELEBA_JOINT
+    assert sum(celeba.joint.values()) == celeba.images == 202_599
+    for published in PUBLISHED.values():
+        assert published.source
+        if published.splits:
+            assert sum(published.splits.values()) == published.images
+    assert celeba.cells(("age", "race"), "Smiling")["old|1"] == 10191 + 13326
+    assert PUBLISHED["utkface"].cells(("gender",), "gender") == {}
