@@ -60,8 +60,12 @@ def test_all_layouts_have_the_same_people(name: str, kept: Callable[[str, str], 
             assert (found.split == "test").sum() == (expected.split == "test").sum()
         else:
             pd.testing.assert_frame_equal(people(found), people(expected))
-        for i in (0, len(found) - 1):
-            assert found.read(i)[:2] == b"\xff\xd8"
+            pictures = dict(
+                zip(expected.keys, map(expected.read, range(len(expected))), strict=True)
+            )
+            for i in range(len(found)):
+                assert found.read(i) == pictures[found.keys[i]]
+        assert found.read(0)[:2] == b"\xff\xd8"
         assert found.state is not None and found.state() == found.state()
 
 
@@ -161,6 +165,18 @@ def test_shares_are_met_and_a_larger_share_keeps_the_smaller() -> None:
     shuffled = np.random.default_rng(0).permutation(len(keys))
     again = splits.carve([keys[i] for i in shuffled], {"calibration": 0.05}, "train")
     assert ((again == "calibration") == (found[shuffled] == "calibration")).all()
+
+
+@pytest.mark.parametrize("held_out", [{"calibration": 0.25}, {"validation": 0.75}])
+def test_celebas_valid_split_is_shared_by_hash(
+    held_out: dict[str, float], kept: Callable[[str, str], Path]
+) -> None:
+    found = listing("celeba", kept("celeba", "text"), held_out=held_out)
+    place = splits.positions(found.keys.tolist())
+    valid = np.isin(found.split, ["calibration", "validation"])
+    np.testing.assert_array_equal(found.split[valid] == "calibration", place[valid] < 0.25)
+    assert valid.sum() == 16
+    assert found.meta["held_out"] == {"calibration": 0.25, "validation": 0.75}
 
 
 def test_the_first_images_are_the_same_people(kept: Callable[[str, str], Path]) -> None:
