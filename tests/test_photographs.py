@@ -468,7 +468,7 @@ FINDINGS: list[tuple[str, str, Damage, list[tuple[str, str, str]], int]] = [
         "utkface flat",
         "the crop of a picture that is there",
         touched(f"crops/{UTK}.chip.jpg", UTK),
-        [(f"crops/{UTK}.chip.jpg", "duplicate", f"is {UTK} too")],
+        [(f"crops/{UTK}.chip.jpg", "duplicate", f"is {UTK} too; name one folder as the root")],
         20,
     ),
     (
@@ -700,7 +700,7 @@ REFUSED: list[tuple[str, Damage, dict[str, object], str]] = [
         "utkface flat",
         lambda root: None,
         {"target": "smile"},
-        "target: 'smile' is not one of gender, young, age>=N or age<N",
+        "target: 'smile' is not one of gender, young, age>=N, age<N",
     ),
     (
         "celeba text",
@@ -752,6 +752,30 @@ def test_what_cannot_be_is_refused_in_a_sentence(case: tuple, tmp_path: Path) ->
     with pytest.raises(BadInput) as refusal:
         listing(what.split()[0], root, **options)
     assert str(refusal.value) == sentence.format(root=root, parent=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("groups", "sentence"),
+    [
+        ({}, "groups: none is named; name one, or leave groups out for all"),
+        ([], "groups: none is named; name one, or leave groups out for all"),
+        (["gender", "hair"], "groups: 'hair' is not one of gender, age, race"),
+        ({"a|b": "gender"}, "groups: 'a|b' is no name; use letters, digits and _"),
+        ({"age": "old"}, "groups.age: 'old' is not one of {known}"),
+    ],
+)
+@pytest.mark.parametrize("name", ["utkface", "fairface"])
+def test_groups_that_cannot_be_are_refused(
+    name: str, groups: object, sentence: str, kept: Callable[[str, str], Path]
+) -> None:
+    fields = ["race", "gender", "age", "young", "age>=N", "age<N"]
+    for ask in (
+        lambda: photographs.attributes(name, groups),
+        lambda: listing(name, kept(name, LAYOUTS[name][0]), groups=groups),
+    ):
+        with pytest.raises(BadInput) as refusal:
+            ask()
+        assert str(refusal.value) == sentence.format(known=", ".join(fields))
 
 
 def test_an_unknown_collection_is_refused(tmp_path: Path) -> None:
