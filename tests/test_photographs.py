@@ -60,8 +60,12 @@ def test_all_layouts_have_the_same_people(name: str, kept: Callable[[str, str], 
             assert (found.split == "test").sum() == (expected.split == "test").sum()
         else:
             pd.testing.assert_frame_equal(people(found), people(expected))
-        for i in (0, len(found) - 1):
-            assert found.read(i)[:2] == b"\xff\xd8"
+            pictures = dict(
+                zip(expected.keys, map(expected.read, range(len(expected))), strict=True)
+            )
+            for i in range(len(found)):
+                assert found.read(i) == pictures[found.keys[i]]
+        assert found.read(0)[:2] == b"\xff\xd8"
         assert found.state is not None and found.state() == found.state()
 
 
@@ -161,6 +165,18 @@ def test_shares_are_met_and_a_larger_share_keeps_the_smaller() -> None:
     shuffled = np.random.default_rng(0).permutation(len(keys))
     again = splits.carve([keys[i] for i in shuffled], {"calibration": 0.05}, "train")
     assert ((again == "calibration") == (found[shuffled] == "calibration")).all()
+
+
+@pytest.mark.parametrize("held_out", [{"calibration": 0.25}, {"validation": 0.75}])
+def test_celebas_valid_split_is_shared_by_hash(
+    held_out: dict[str, float], kept: Callable[[str, str], Path]
+) -> None:
+    found = listing("celeba", kept("celeba", "text"), held_out=held_out)
+    place = splits.positions(found.keys.tolist())
+    valid = np.isin(found.split, ["calibration", "validation"])
+    np.testing.assert_array_equal(found.split[valid] == "calibration", place[valid] < 0.25)
+    assert valid.sum() == 16
+    assert found.meta["held_out"] == {"calibration": 0.25, "validation": 0.75}
 
 
 def test_the_first_images_are_the_same_people(kept: Callable[[str, str], Path]) -> None:
@@ -452,7 +468,7 @@ FINDINGS: list[tuple[str, str, Damage, list[tuple[str, str, str]], int]] = [
         "utkface flat",
         "the crop of a picture that is there",
         touched(f"crops/{UTK}.chip.jpg", UTK),
-        [(f"crops/{UTK}.chip.jpg", "duplicate", f"is {UTK} too")],
+        [(f"crops/{UTK}.chip.jpg", "duplicate", f"is {UTK} too; name one folder as the root")],
         20,
     ),
     (
@@ -684,7 +700,7 @@ REFUSED: list[tuple[str, Damage, dict[str, object], str]] = [
         "utkface flat",
         lambda root: None,
         {"target": "smile"},
-        "target: 'smile' is not one of gender, young, age>=N or age<N",
+        "target: 'smile' is not one of gender, young, age>=N, age<N",
     ),
     (
         "celeba text",
@@ -736,6 +752,30 @@ def test_what_cannot_be_is_refused_in_a_sentence(case: tuple, tmp_path: Path) ->
     with pytest.raises(BadInput) as refusal:
         listing(what.split()[0], root, **options)
     assert str(refusal.value) == sentence.format(root=root, parent=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("groups", "sentence"),
+    [
+        ({}, "groups: none is named; name one, or leave groups out for all"),
+        ([], "groups: none is named; name one, or leave groups out for all"),
+        (["gender", "hair"], "groups: 'hair' is not one of gender, age, race"),
+        ({"a|b": "gender"}, "groups: 'a|b' is no name; use letters, digits and _"),
+        ({"age": "old"}, "groups.age: 'old' is not one of {known}"),
+    ],
+)
+@pytest.mark.parametrize("name", ["utkface", "fairface"])
+def test_groups_that_cannot_be_are_refused(
+    name: str, groups: object, sentence: str, kept: Callable[[str, str], Path]
+) -> None:
+    fields = ["race", "gender", "age", "young", "age>=N", "age<N"]
+    for ask in (
+        lambda: photographs.attributes(name, groups),
+        lambda: listing(name, kept(name, LAYOUTS[name][0]), groups=groups),
+    ):
+        with pytest.raises(BadInput) as refusal:
+            ask()
+        assert str(refusal.value) == sentence.format(known=", ".join(fields))
 
 
 def test_an_unknown_collection_is_refused(tmp_path: Path) -> None:

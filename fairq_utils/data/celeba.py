@@ -26,6 +26,7 @@ from fairq_utils.data.image_files import (
 from fairq_utils.data.label_files import read_labels
 from fairq_utils.data.listing import Finding, Listing
 from fairq_utils.data.parquet_images import ParquetBytes, gather
+from fairq_utils.data.questions import check_names
 from fairq_utils.faults import BadInput
 
 ATTRIBUTES = tuple(
@@ -55,7 +56,7 @@ PARQUET = ("", "data", "img_align+identity+attr")
 META = {
     "source": "CelebA (Liu et al. 2015), mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
     "licence": "non-commercial research only",
-    "citation": "liu2015celeba",
+    "citation": "liu2015deep",
 }
 
 
@@ -65,8 +66,10 @@ def categories(groups: Mapping[str, str] | None = None) -> dict[str, tuple[str, 
     >>> categories({"gender": "Male", "hat": "Wearing_Hat"})
     {'gender': ('female', 'male'), 'hat': ('no hat', 'hat')}
     """
+    groups = GROUPS if groups is None else groups
+    check_names(groups)
     found = {}
-    for name, attribute in (groups or GROUPS).items():
+    for name, attribute in groups.items():
         _known(attribute, f"groups.{name}")
         thing = attribute.removeprefix("Wearing_").replace("_", " ").lower()
         found[name] = SAYING.get(attribute, (f"no {thing}", thing))
@@ -96,7 +99,7 @@ def listing(
         halves unless named; train and test are the official ones
     """
     target = _known(target or TARGET, "target")
-    chosen = dict(groups or GROUPS)
+    chosen = dict(GROUPS if groups is None else groups)
     named = categories(chosen)
     columns = [target, *(c for c in dict.fromkeys(chosen.values()) if c != target)]
     share = _calibration_share(held_out)

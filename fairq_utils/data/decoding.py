@@ -15,7 +15,7 @@ MOST_PIXELS = 64_000_000  # more than any of the collections' pictures; 200 MB a
 # A JPEG decoder can leave out detail by powers of two for a fraction of the work. Twice the
 # pixels that are kept leave antialiasing enough to average over.
 SPARE = 2
-EIGHT_BITS = frozenset("1 L LA La P PA RGB RGBA RGBa RGBX CMYK YCbCr LAB HSV".split())
+EIGHT_BITS = frozenset("1 L LA P PA RGB RGBA RGBX CMYK YCbCr LAB HSV".split())
 
 # Pillow only warns between one and two times its limit; here that is an error too.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)

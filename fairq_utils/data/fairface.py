@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fairq_utils.data import ages
+from fairq_utils.data import questions
 from fairq_utils.data import splits as carving
 from fairq_utils.data.image_files import (
     FileBytes,
@@ -75,7 +75,9 @@ def categories(
     {'gender': ('female', 'male')}
     """
     nobody = np.zeros(0, np.int64)
-    table = _groups(_chosen(groups), {"age": nobody, "gender": nobody, "race": nobody})
+    table = _groups(
+        questions.chosen(groups, GROUPS), {"age": nobody, "gender": nobody, "race": nobody}
+    )
     return {name: tuple(table[name].cat.categories) for name in table}
 
 
@@ -104,10 +106,10 @@ def listing(
     margin : ``0.25`` or ``1.25``, where both are there
     """
     question = target or "gender"
-    chosen = _chosen(groups)
+    chosen = questions.chosen(groups, GROUPS)
     found = carving.shares(held_out, HELD_OUT, "train")
     if question != "gender":
-        ages.threshold(question, "target", STARTS[1:])
+        questions.threshold(question, "target", STARTS[1:])
     held = _files(root, None if margin is None else str(margin))
     split = np.array(["test"] * len(held.files), "U11")
     train = np.flatnonzero(held.official == "train")
@@ -116,7 +118,7 @@ def listing(
     return Listing(
         name="fairface",
         files=np.array(held.files, np.str_),
-        target=ages.answers(question, held.codes["gender"] == 1, years, STARTS[1:]),
+        target=questions.answers(question, held.codes["gender"] == 1, years, STARTS[1:]),
         groups=_groups(chosen, held.codes),
         split=split,
         read=held.read,
@@ -127,24 +129,13 @@ def listing(
             **META,
             "layout": held.layout,
             "target": question,
-            "answers": ages.sayings(question),
+            "answers": questions.sayings(question),
             "groups": chosen,
             "splits": "official val is test; calibration and validation by SHA-256 of the name, "
             "out of train",
             "held_out": found,
         },
     )
-
-
-def _chosen(groups: Mapping[str, str] | Sequence[str] | None) -> dict[str, str]:
-    if groups is None:
-        return dict(GROUPS)
-    if isinstance(groups, Mapping):
-        return dict(groups)
-    for name in groups:
-        if name not in GROUPS:
-            raise BadInput(f"groups: {name!r} is not one of {', '.join(GROUPS)}")
-    return {name: name for name in groups}
 
 
 def _groups(chosen: Mapping[str, str], codes: Mapping[str, NDArray[np.int64]]) -> pd.DataFrame:
@@ -157,7 +148,7 @@ def _groups(chosen: Mapping[str, str], codes: Mapping[str, NDArray[np.int64]]) -
             )
         else:
             years = np.array(STARTS)[codes["age"]]
-            columns[name] = ages.halves(source, years, f"groups.{name}", STARTS[1:])
+            columns[name] = questions.halves(source, years, f"groups.{name}", STARTS[1:])
     return pd.DataFrame(columns)
 
 

@@ -55,7 +55,7 @@ def listing(
     name : one of :data:`READERS`
     root : folder that holds the collection
     target, groups, held_out
-        As in the readers' :func:`~fairq_utils.data.celeba.listing`,
+        As in the readers, :func:`~fairq_utils.data.celeba.listing`,
         :func:`~fairq_utils.data.utkface.listing`, :func:`~fairq_utils.data.fairface.listing`.
     images : split -> how many of its pictures are kept, the first by SHA-256 of their names
     margin : of FairFace's pictures around the face

@@ -119,11 +119,12 @@ def _decode(
     listing: Listing, size: int, scratch: Path, threads: int, progress: Progress | None
 ) -> None:
     """Fill ``scratch`` with what is missing there."""
-    scratch.mkdir(exist_ok=True)
-    header = _allocated(scratch / IMAGES, (len(listing), 3, size, size))
     row = 3 * size * size
-    images = os.open(scratch / IMAGES, os.O_RDWR)
+    images = -1
     try:
+        scratch.mkdir(exist_ok=True)
+        header = _allocated(scratch / IMAGES, (len(listing), 3, size, size))
+        images = os.open(scratch / IMAGES, os.O_RDWR)
         entries = _sound(scratch, images, header, row, len(listing))
         done = sum(_length(start, len(listing)) for start in entries)
         # Only sound chunks stand in the journal that goes on.
@@ -158,7 +159,8 @@ def _decode(
             f"{len(listing) * row / 2**30:.1f} GiB are needed, or another cache"
         ) from error
     finally:
-        os.close(images)
+        if images >= 0:
+            os.close(images)
 
 
 def _chunk(

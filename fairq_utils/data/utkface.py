@@ -13,11 +13,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fairq_utils.data import ages
+from fairq_utils.data import questions
 from fairq_utils.data import splits as carving
 from fairq_utils.data.image_files import FileBytes, images_in, nowhere
 from fairq_utils.data.listing import Finding, Listing
-from fairq_utils.faults import BadInput
 
 RACES = ("white", "black", "asian", "indian", "others")  # 0 to 4 in a name
 OLDEST = 116
@@ -44,7 +43,7 @@ def categories(
     {'age': ('old', 'young')}
     """
     nobody = np.zeros(0, np.int64)
-    table = _groups(_chosen(groups), nobody == 1, nobody, nobody)
+    table = _groups(questions.chosen(groups, GROUPS), nobody == 1, nobody, nobody)
     return {name: tuple(table[name].cat.categories) for name in table}
 
 
@@ -70,10 +69,10 @@ def listing(
         ``calibration`` 0.05, ``validation`` 0.05 and ``test`` 0.2 unless named
     """
     question = target or "gender"
-    chosen = _chosen(groups)
+    chosen = questions.chosen(groups, GROUPS)
     found = carving.shares(held_out, HELD_OUT, "train")
     if question != "gender":
-        ages.threshold(question, "target")
+        questions.threshold(question, "target")
     people, findings = _pictures(root)
     files = sorted(people, key=lambda place: (Path(place).name, place))
     codes = np.array([people[place] for place in files], np.int64).reshape(-1, 3)
@@ -83,7 +82,7 @@ def listing(
     return Listing(
         name="utkface",
         files=np.array(files, np.str_),
-        target=ages.answers(question, male, age),
+        target=questions.answers(question, male, age),
         groups=_groups(chosen, male, age, race),
         split=carving.carve(keys, found, rest="train"),
         read=read,
@@ -94,23 +93,12 @@ def listing(
             **META,
             "layout": PATTERN,
             "target": question,
-            "answers": ages.sayings(question),
+            "answers": questions.sayings(question),
             "groups": chosen,
             "splits": "by SHA-256 of the name",
             "held_out": found,
         },
     )
-
-
-def _chosen(groups: Mapping[str, str] | Sequence[str] | None) -> dict[str, str]:
-    if groups is None:
-        return dict(GROUPS)
-    if isinstance(groups, Mapping):
-        return dict(groups)
-    for name in groups:
-        if name not in GROUPS:
-            raise BadInput(f"groups: {name!r} is not one of {', '.join(GROUPS)}")
-    return {name: GROUPS[name] for name in groups}
 
 
 def _groups(
@@ -122,11 +110,11 @@ def _groups(
     columns = {}
     for name, source in chosen.items():
         if source == "gender":
-            columns[name] = ages.genders(male)
+            columns[name] = questions.genders(male)
         elif source == "race":
             columns[name] = pd.Categorical.from_codes(race.astype(np.int8), categories=list(RACES))
         else:
-            columns[name] = ages.halves(
+            columns[name] = questions.halves(
                 "young" if source == "age" else source, age, f"groups.{name}"
             )
     return pd.DataFrame(columns)
@@ -155,7 +143,9 @@ def _pictures(root: Path) -> tuple[dict[str, tuple[int, int, int]], list[Finding
             if isinstance(person, str):
                 findings.append(Finding(place, "name", person))
             elif _key(name) in kept:
-                findings.append(Finding(place, "duplicate", f"is {kept[_key(name)]} too"))
+                other = kept[_key(name)]
+                way = "" if folder == (root / other).parent else "; name one folder as the root"
+                findings.append(Finding(place, "duplicate", f"is {other} too{way}"))
             else:
                 kept[_key(name)] = place
                 people[place] = person

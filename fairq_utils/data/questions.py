@@ -1,9 +1,9 @@
-"""Binary questions about a person of known gender and age, as photographs' labels allow them."""
+"""What can be asked of people whose gender, age and race are labelled: a target, and groups."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from fairq_utils.data.attributes import ATTRIBUTES
 from fairq_utils.faults import BadInput
 
-# Nothing published says when one is young. Forty bounds two of FairFace's bands, so that the same
-# question can be asked of its people and of UTKFace's, and is near the middle of adult ages there.
+# Nothing published says when one is young. Forty is where one of FairFace's bands begins, so that
+# the same question can be asked of its people and of UTKFace's.
 YOUNG_BELOW = 40
 CONDITION = re.compile(r"age\s*(?P<sign>>=|<)\s*(?P<years>\d+)")
-QUESTIONS = "gender, young, age>=N or age<N"
+TARGETS = "gender, young, age>=N, age<N"
+SOURCES = "race, gender, age, young, age>=N, age<N"  # of a group
 
 
 def threshold(question: str, place: str, known: Sequence[int] | None = None) -> tuple[str, int]:
@@ -31,7 +32,8 @@ def threshold(question: str, place: str, known: Sequence[int] | None = None) -> 
         return "<", YOUNG_BELOW
     match = CONDITION.fullmatch(question)
     if match is None:
-        raise BadInput(f"{place}: {question!r} is not one of {QUESTIONS}")
+        known_ones = TARGETS if place == "target" else SOURCES
+        raise BadInput(f"{place}: {question!r} is not one of {known_ones}")
     years = int(match["years"])
     if known is not None and years not in known:
         raise BadInput(
@@ -83,7 +85,30 @@ def halves(
     question: str, age: NDArray[np.int64], place: str, known: Sequence[int] | None = None
 ) -> pd.Categorical:
     """Old and young, or the two sides of ``age>=N`` or ``age<N``, the older first."""
-    sign, years = threshold(question, place, known)
-    del sign
+    _, years = threshold(question, place, known)
     names = ATTRIBUTES["age"] if question == "young" else (f"age>={years}", f"age<{years}")
     return pd.Categorical.from_codes((age < years).astype(np.int8), categories=list(names))
+
+
+def check_names(groups: Mapping[str, str] | Sequence[str]) -> None:
+    """Refuse groups of which there is none, or whose names other files could not hold."""
+    if not groups:
+        raise BadInput("groups: none is named; name one, or leave groups out for all")
+    for name in groups:
+        if not isinstance(name, str) or not name.isidentifier():
+            raise BadInput(f"groups: {name!r} is no name; use letters, digits and _")
+
+
+def chosen(
+    groups: Mapping[str, str] | Sequence[str] | None, known: Mapping[str, str]
+) -> dict[str, str]:
+    """Our name -> what it is made from: all that are ``known`` unless some are named."""
+    if groups is None:
+        return dict(known)
+    check_names(groups)
+    if isinstance(groups, Mapping):
+        return dict(groups)
+    for name in groups:
+        if name not in known:
+            raise BadInput(f"groups: {name!r} is not one of {', '.join(known)}")
+    return {name: known[name] for name in groups}
