@@ -72,10 +72,20 @@ def _say_and_stop(action: Callable[[], None]) -> None:
 def run(
     params: ParamsFile = DEFAULT,
     phase: Annotated[Phase, typer.Option(help="Which phase to run.")] = Phase.all,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="A Dask scheduler that runs already, such as tcp://host:8786, or its scheduler "
+            "file; in place of the params file's section cluster.",
+        ),
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Compute what is missing in the ledger; the analysis writes its tables."""
     settings = _read(params, overrides)
+    if cluster is not None:
+        settings = settings.model_copy(update={"cluster": settings.cluster.elsewhere(cluster)})
 
     def action() -> None:
         from fairq_utils import study

@@ -24,7 +24,7 @@ def load_params(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
         Values by dotted key, such as ``{"quantization.bits": ["W8A8"]}``, that take the place of
         the file's. A mapping given as a value replaces the file's mapping whole.
 
-    Relative paths in ``execution`` are taken from the repository's root where the file is in its
+    Relative paths in ``execution``, and that of a scheduler file, are taken from the repository's root where the file is in its
     ``params/`` folder, else from the file's own folder.
 
     Raises
@@ -68,7 +68,10 @@ def load_params(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
             for value in [getattr(params.execution, name)]
         }
     )
-    return params.model_copy(update={"execution": execution})
+    cluster, address = params.cluster, params.cluster.address
+    if address and "://" not in address:  # a scheduler file
+        cluster = cluster.model_copy(update={"address": str((root / address).resolve())})
+    return params.model_copy(update={"execution": execution, "cluster": cluster})
 
 
 def _put(content: dict[str, Any], key: str, value: Any) -> None:
