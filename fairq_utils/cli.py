@@ -208,7 +208,7 @@ def bench(
         str,
         typer.Argument(
             help="What to measure: render, stats, coverage, certificate, toolkits, latency, "
-            "deployment or study."
+            "deployment, study or cluster."
         ),
     ],
     params: ParamsFile = DEFAULT,
@@ -216,8 +216,8 @@ def bench(
 ) -> None:
     """Measure one thing on this machine; the figures are kept under build/bench.
 
-    The params file names the study whose models are measured: by toolkits, latency, deployment and
-    study.
+    The params file names the study whose models are measured: by toolkits, latency, deployment,
+    study and cluster.
     """
 
     def action() -> None:

@@ -247,5 +247,3 @@ def _check(found: Client, settings: Cluster) -> None:
             f"cluster.gpus: no worker of {settings.address} offers a GPU; start workers with "
             "--resources GPU=1, or set cluster.gpus to 0"
         )
-
-

@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from dask.utils import parse_bytes
-from pydantic import AfterValidator, Field, model_validator
-
-from fairq_utils.section import Section
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Kind = Literal["none", "local", "ssh", "slurm", "kubernetes", "address"]
 AUTO = "auto"
@@ -41,7 +39,7 @@ def _memory(value: str) -> str:
     return value
 
 
-class Cluster(Section):
+class Cluster(BaseModel):
     """Where workers are; with ``kind: none`` the study runs in the process that was started.
 
     ``workers`` are all of them. Each answers one task at a time, with ``threads`` of PyTorch and,
@@ -52,6 +50,8 @@ class Cluster(Section):
     are those of a SLURM job, one for each worker. ``image`` holds this package. ``address`` is
     that of a scheduler that runs already, or the path of its scheduler file.
     """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
 
     kind: Kind = "none"
     workers: Annotated[int, Field(ge=1, le=10_000)] = 2

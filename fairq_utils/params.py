@@ -8,13 +8,14 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
+    BaseModel,
+    ConfigDict,
     Field,
     model_validator,
 )
 
 from fairq_utils.cluster_params import Cluster
 from fairq_utils.faults import BadInput
-from fairq_utils.section import Section as _Section
 
 # Those of calibration.SAMPLERS that need no more than a study can give: no group by name.
 Sampler = Literal[
@@ -95,6 +96,13 @@ def _known(models: dict[str, ModelRecipe]) -> dict[str, ModelRecipe]:
 Bits = Annotated[str, AfterValidator(_bits)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
 
 
 Joint = Literal["celeba"] | dict[str, Weight]

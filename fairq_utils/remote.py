@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import tempfile
 import threading
 import time
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from distributed import get_worker
@@ -134,15 +135,12 @@ def _gpu() -> int:
     """A GPU that no other worker of this machine has, while there is one; held until the end."""
     for number in range(torch.cuda.device_count()):
         name = str(torch.cuda.get_device_properties(number).uuid)
-        held = Path(tempfile.gettempdir(), f"fairq-gpu-{name}").open("w")
+        path = Path(tempfile.gettempdir(), f"fairq-gpu-{name}-{os.getuid()}")
+        held = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            held.close()
+            os.close(held)
             continue
-        _held.append(held)
         return number
     return 0
-
-
-_held: list[IO[str]] = []

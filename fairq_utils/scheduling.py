@@ -116,9 +116,7 @@ def graph(
         if params.data not in rendered:
             name = f"pictures-{own}-{len(rendered)}"
             with dask.annotate(priority=FIRST, resources=resources):
-                rendered[params.data] = delayed(remote.pictures)(
-                    params, terms, dask_key_name=name
-                )
+                rendered[params.data] = delayed(remote.pictures)(params, terms, dask_key_name=name)
     trained = {}
     for run, params in baselines.items():
         with dask.annotate(priority=cost(run) + behind.get(run.key, 0.0), resources=resources):

@@ -2,8 +2,8 @@
 
 The study is a graph of ``dask.delayed`` tasks: each trained model is one task, each quantized
 model another that depends on it. It runs in this process, or on the cluster that the params name,
-which gets the same tasks in pieces (:mod:`fairq_utils.scheduling`). A task whose run is in the ledger does nothing, so a study that was stopped goes on
-where it was.
+which gets the same tasks in pieces (:mod:`fairq_utils.scheduling`). A task whose run is in the
+ledger does nothing, so a study that was stopped goes on where it was.
 """
 
 from __future__ import annotations
