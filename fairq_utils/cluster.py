@@ -21,6 +21,7 @@ from fairq_utils.faults import Fault
 from fairq_utils.params import Params
 
 DEATHS = 4  # of workers that one task may take with it before it is the task's fault
+QUIET = {"dashboard": False, "dashboard_address": ":0"}  # a scheduler's: no pages, any port
 CONNECTING = 10.0  # seconds in which a scheduler has to answer
 JOINING = 60.0  # seconds in which the first worker of a running scheduler has to join
 
@@ -100,6 +101,7 @@ def _local(settings: Cluster) -> LocalCluster:
         memory_limit=settings.memory,
         resources=_offers(settings),
         dashboard_address=None,
+        scheduler_kwargs=QUIET,
         silence_logs=logging.ERROR,
     )
 
@@ -117,7 +119,7 @@ def _ssh(settings: Cluster) -> Any:
             "resources": _offers(settings),
             **shared,
         },
-        scheduler_options={"port": 0, "dashboard": False, **shared},
+        scheduler_options={"port": 0, **QUIET, **shared},
         remote_python=settings.python or None,
     )
 
@@ -139,7 +141,7 @@ def _slurm(settings: Cluster) -> Any:
             *settings.prologue,
         ],
         worker_extra_args=["--resources", f"GPU={settings.gpus}"] if settings.gpus else [],
-        scheduler_options={"dashboard": False, "dashboard_address": None},
+        scheduler_options=QUIET,
         **_interface(settings),
     )
     jobs.scale(settings.workers)

@@ -104,7 +104,7 @@ def running(params: Params, workers: int) -> Iterator[str]:
     with cluster.client(own) as client:
         client.wait_for_workers(workers)
         client.run(_read, params)
-        yield client.scheduler.address
+        yield str(client.scheduler_info(n_workers=0)["address"])
 
 
 def _read(params: Params) -> None:
