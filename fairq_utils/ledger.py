@@ -308,14 +308,21 @@ class Ledger:
 
     @contextmanager
     def mark(self) -> Iterator[str]:
-        """Path of a file that is there meanwhile: who sees it shares the store."""
-        path = posixpath.join(self.root, "runs", f".{uuid.uuid4().hex}.mark")
-        self.fs.pipe_file(path, b"mark")
+        """Name of a mark that is there meanwhile; who :meth:`sees` it shares the store."""
+        name = uuid.uuid4().hex
+        self.fs.pipe_file(self._mark(name), b"mark")
         try:
-            yield path
+            yield name
         finally:
-            if self.fs.exists(path):
-                self.fs.rm(path)
+            if self.sees(name):
+                self.fs.rm(self._mark(name))
+
+    def sees(self, name: str) -> bool:
+        """Whether a mark is in this store."""
+        return bool(self.fs.exists(self._mark(name)))
+
+    def _mark(self, name: str) -> str:
+        return posixpath.join(self.root, "runs", f".{name}.mark")
 
     @property
     def alone(self) -> bool:

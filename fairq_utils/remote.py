@@ -65,7 +65,7 @@ class Terms:
     Attributes
     ----------
     threads : of PyTorch
-    mark : path of a file in the ledger that everybody who shares it sees
+    mark : in the ledger; everybody who shares it sees it
     """
 
     threads: int
@@ -127,7 +127,7 @@ def _at_work(params: Params, terms: Terms, wanted: Iterable[Run]) -> Iterator[No
 
 @lru_cache(maxsize=8)
 def _shares(url: str, mark: str) -> bool:
-    return bool(Ledger(url).fs.exists(mark))
+    return Ledger(url).sees(mark)
 
 
 @lru_cache(maxsize=1)

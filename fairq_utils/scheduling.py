@@ -190,4 +190,5 @@ def _wait(client: Client, tasks: Sequence[Any]) -> None:
             f"cluster: a worker has no package {error.name}; install this project there"
         ) from error
     finally:
-        client.cancel(futures, force=True)
+        if client.status == "running":
+            client.cancel(futures, force=True)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -277,15 +280,15 @@ def test_a_bad_address_is_one_sentence(
     assert answer.exit_code == 1
     assert "Traceback" not in answer.output
     (line,) = answer.stderr.splitlines()
-    assert __import__("re").search(sentence, line)
+    assert re.search(sentence, line)
 
 
 @contextmanager
 def threads(workers: int, nthreads: int = 1) -> Iterator[str]:
     """A scheduler and workers in threads of this process, which start at once."""
     with LocalCluster(
-        workers,
-        nthreads,
+        n_workers=workers,
+        threads_per_worker=nthreads,
         processes=False,
         protocol="tcp://",
         dashboard_address=None,
@@ -326,13 +329,22 @@ def test_a_task_that_kills_its_workers_is_given_up() -> None:
             scheduling._wait(found, [delayed(os._exit)(1, dask_key_name="deadly")])
 
 
-def test_a_scheduler_that_goes_away_is_said() -> None:
-    with threads(1) as where, Client(where) as found:
-        closing = threading.Timer(0.5, found.shutdown)
-        closing.start()
-        with pytest.raises(ClusterError, match="the scheduler went away before the study was done"):
-            scheduling._wait(found, [delayed(time.sleep)(3)])
-        closing.join()
+def test_a_scheduler_that_goes_away_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "scheduler.json"
+    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1"]
+    command += ["--port", "0", "--no-dashboard", "--scheduler-file", str(file)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as scheduler:
+        try:
+            while not file.exists():
+                assert scheduler.poll() is None
+                time.sleep(0.05)
+            with cluster._connected(str(file)) as found:
+                killer = threading.Timer(0.3, scheduler.kill)
+                killer.start()
+                with pytest.raises(ClusterError, match="the scheduler went away before the study"):
+                    scheduling._wait(found, [delayed(time.sleep)(3)])
+        finally:
+            scheduler.kill()
 
 
 def test_ledgers_that_workers_cannot_reach_are_refused(place: Place, tmp_path: Path) -> None:
