@@ -121,6 +121,7 @@ def _ssh(settings: Cluster) -> Any:
         },
         scheduler_options={"port": 0, **QUIET, **shared},
         remote_python=settings.python or None,
+        silence_logs=logging.ERROR,
     )
 
 

@@ -9,10 +9,11 @@ nothing else: its task begins again elsewhere and leaves out the runs that are t
 from __future__ import annotations
 
 import math
+import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import dask
@@ -65,11 +66,10 @@ def compute(
         terms = remote.Terms(params.cluster.threads, mark)
         relay = remote.Relay(f"fairq-{uuid.uuid4().hex}")
         tasks = graph(baselines, parts, bars.cost, terms, relay, params.cluster.gpus)
-        with _heard(client, relay.topic, bars):
-            _wait(client, tasks)
-        for run in bars.missing:  # a worker that died may have taken the word with it
-            if run.key not in bars.done:
-                bars.finish(run)
+        ear = Ear(bars)
+        client.subscribe_topic(relay.topic, ear.hear)
+        _wait(client, tasks)
+        ear.say_the_rest()
 
 
 def pieces(members: Sequence[Run], cost: Cost, limit: float) -> list[list[Run]]:
@@ -145,40 +145,50 @@ def graph(
     return tasks
 
 
-@contextmanager
-def _heard(client: Client, topic: str, bars: Progress) -> Iterator[None]:
-    """What workers say, passed on to the terminal."""
-    runs = {run.key: run for run in bars.missing}
-    ticks: dict[str, Tick] = {}
+@dataclass
+class Ear:
+    """Hears what workers say, on a thread of the client, and tells the terminal."""
 
-    def hear(event: tuple[float, dict[str, Any]]) -> None:
+    bars: Progress
+    ticks: dict[str, Tick] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.runs = {run.key: run for run in self.bars.missing}
+
+    def hear(self, event: tuple[float, dict[str, Any]]) -> None:
+        """One word of :class:`fairq_utils.remote.Relay`, with its time."""
         word = event[1]
-        run = runs.get(word["run"])
-        if run is None or run.key in bars.done:
-            return
-        if "step" not in word:
-            bars.finish(run)
-            return
-        tick = ticks.setdefault(run.key, bars.training(run))
-        tick(word["step"], word["steps"], word["loss"])
+        run = self.runs.get(word["run"])
+        with self.lock:
+            if run is None or run.key in self.bars.done:
+                return
+            if "step" not in word:
+                self.bars.finish(run)
+                return
+            tick = self.ticks.setdefault(run.key, self.bars.training(run))
+            tick(word["step"], word["steps"], word["loss"])
 
-    client.subscribe_topic(topic, hear)
-    try:
-        yield
-    finally:
-        client.unsubscribe_topic(topic)
+    def say_the_rest(self) -> None:
+        """Name runs that are done but went unsaid: a worker that dies takes its word with it."""
+        with self.lock:
+            for run in self.bars.missing:
+                if run.key not in self.bars.done:
+                    self.bars.finish(run)
 
 
 def _wait(client: Client, tasks: Sequence[Any]) -> None:
     """Compute all tasks; the first that fails ends it with what it raised."""
+    # No retries: what a task cannot do it cannot do twice. Deaths of workers are counted apart.
     futures = client.compute(list(tasks), optimize_graph=False)
     try:
         for future in as_completed(futures):
             future.result()
     except KilledWorker as error:
         raise ClusterError(
-            f"cluster: {cluster.DEATHS + 1} workers died of the same task ({error.task}), most "
-            f"often for want of memory; give them more in cluster.memory. Meanwhile, {KEPT}"
+            f"cluster: {error.allowed_failures + 1} workers died of the same task ({error.task}), "
+            "most often for want of memory or time; give them more in cluster.memory or "
+            f"cluster.walltime. Meanwhile, {KEPT}"
         ) from error
     except CancelledError as error:
         raise ClusterError(

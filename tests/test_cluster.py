@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,8 @@ from fairq_utils.faults import BadInput, Fault
 from fairq_utils.ledger import Ledger, Run
 from fairq_utils.params import Params
 from fairq_utils.params_file import load_params
-from fairq_utils.planning import baseline_of, plan
+from fairq_utils.planning import plan
+from fairq_utils.progress import Progress
 from fairq_utils.resources import ledger
 
 STUDY: dict[str, Any] = {
@@ -431,7 +432,7 @@ def test_a_slurm_job_has_what_the_section_says(monkeypatch: pytest.MonkeyPatch) 
         script = made.job_script()
     finally:
         made.close()
-    assert asked == [3] or asked[0] == 3
+    assert asked[0] == 3  # closing asks for none
     lines = script.splitlines()
     for line in (
         "#SBATCH -p short",
@@ -518,17 +519,19 @@ def test_a_section_that_cannot_be_used(
     assert sentence in str(fault.value)
 
 
+def test_the_section_of_the_readme_is_one() -> None:
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```yaml\n(cluster:.*?)```", readme, flags=re.DOTALL)
+    assert Cluster.model_validate(yaml.safe_load(text)["cluster"]).kind == "slurm"
+
+
 def test_a_scheduler_file_is_found_from_the_params_file(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     section = {"kind": "address", "address": "scheduler.json", "threads": 3, "gpus": 1}
     path.write_text(yaml.safe_dump({**STUDY, "cluster": section}))
     found = load_params(path).cluster
     assert found.address == str(tmp_path / "scheduler.json")
-    assert found.elsewhere("tcp://a:1") == replace_address(found, "tcp://a:1")
-
-
-def replace_address(section: Cluster, address: str) -> Cluster:
-    return section.model_copy(update={"address": address})
+    assert found.elsewhere("tcp://a:1") == found.model_copy(update={"address": "tcp://a:1"})
 
 
 def test_the_benchmark_compares_two_workers_with_one(
@@ -553,4 +556,22 @@ def test_the_benchmark_compares_two_workers_with_one(
     with pytest.raises(Fault, match="run the study first"):
         other = place.params.execution.model_copy(update={"ledger": str(tmp_path / "none")})
         bench.run("cluster", tmp_path, place.params.model_copy(update={"execution": other}))
-    assert baseline_of(plan(place.params)[1]) == replace(plan(place.params)[0])
+
+
+def test_words_from_workers_are_said_once(place: Place) -> None:
+    runs, stream = plan(place.params), io.StringIO()
+    ear = scheduling.Ear(Progress(runs, stream, len(runs)))
+    ear.hear((0.0, {"run": "of another study"}))
+    ear.hear((0.0, {"run": runs[0].key, "step": 3, "steps": 4, "loss": 0.5}))  # too soon
+    assert stream.getvalue() == ""
+    ear.hear((0.0, {"run": runs[0].key, "step": 4, "steps": 4, "loss": 0.5}))
+    for _ in range(2):
+        ear.hear((0.0, {"run": runs[0].key}))
+    ear.hear((0.0, {"run": runs[0].key, "step": 4, "steps": 4, "loss": 0.5}))
+    assert [line[:12].strip() for line in stream.getvalue().splitlines()] == [
+        "baseline ·",
+        "[1/8] base",
+    ]
+    ear.say_the_rest()
+    ear.hear((0.0, {"run": runs[1].key}))
+    assert stream.getvalue().count("] ") == RUNS
