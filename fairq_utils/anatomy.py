@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor, nn
 
-from fairq_utils import calibration, models
+from fairq_utils import calibration, checkpoints, models
 from fairq_utils.figures import finished
 from fairq_utils.ledger import Run
 from fairq_utils.params import Params
@@ -82,7 +82,7 @@ def specimen(params: Params, baselines: list[Run]) -> Specimen:
     run = next((r for r in baselines if r.architecture == "mobilenet_v2"), baselines[0])
     model = models.load_checkpoint(
         models.build(run.architecture, image_size=params.data.size),
-        ledger(params).checkpoint_path(run.key),
+        checkpoints.fetch(ledger(params), run.key),
     ).eval()
     pool = faces(params).subset("calibration")
     count = min(IMAGES, len(pool))

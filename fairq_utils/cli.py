@@ -55,10 +55,20 @@ def _read(path: Path, overrides: list[str] | None = None) -> Params:
 def run(
     params: ParamsFile = DEFAULT,
     phase: Annotated[Phase, typer.Option(help="Which phase to run.")] = Phase.all,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="A Dask scheduler that runs already, such as tcp://host:8786, or its scheduler "
+            "file; in place of the params file's section cluster.",
+        ),
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Compute what is missing in the ledger; the analysis writes its tables."""
     settings = _read(params, overrides)
+    if cluster is not None:
+        settings = settings.model_copy(update={"cluster": settings.cluster.elsewhere(cluster)})
 
     def action() -> None:
         from fairq_utils import study
@@ -192,7 +202,7 @@ def bench(
         str,
         typer.Argument(
             help="What to measure: render, stats, coverage, certificate, data, toolkits, latency, "
-            "deployment or study."
+            "deployment, study or cluster."
         ),
     ],
     params: ParamsFile = DEFAULT,
@@ -204,8 +214,8 @@ def bench(
 ) -> None:
     """Measure one thing on this machine; the figures are kept under build/bench.
 
-    The params file names the study whose models are measured: by toolkits, latency, deployment and
-    study.
+    The params file names the study whose models are measured: by toolkits, latency, deployment,
+    study and cluster.
     """
 
     def action() -> None:

@@ -12,6 +12,8 @@ import os
 import posixpath
 import uuid
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -113,12 +115,18 @@ class Ledger:
     ----------
     url : str
         Such as ``build/ledger`` or ``s3://bucket/ledger``.
+    cache : path, optional
+        Folder of this machine for weights that are kept in a store elsewhere.
     """
 
-    def __init__(self, url: str | os.PathLike[str]) -> None:
+    def __init__(
+        self, url: str | os.PathLike[str], cache: str | os.PathLike[str] = "build/cache"
+    ) -> None:
         self.url = os.fspath(url)
+        self.cache = Path(cache)
         try:
-            self.fs, self.root = fsspec.core.url_to_fs(self.url)
+            # Other machines write to the same store: what it held a while ago says nothing.
+            self.fs, self.root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise LedgerError(f"execution.ledger: {self.url} cannot be opened: {error}") from error
 
@@ -135,7 +143,7 @@ class Ledger:
                 f"execution.ledger: {folder} cannot be made ({error.strerror or error}); name "
                 "another folder"
             ) from error
-        if self._local and not os.access(folder, os.W_OK):
+        if self.local and not os.access(folder, os.W_OK):
             raise LedgerError(f"execution.ledger: {folder} cannot be written; name another folder")
 
     def path(self, key: str) -> str:
@@ -285,18 +293,51 @@ class Ledger:
         self._put(path, pa.Table.from_pandas(frame, preserve_index=False))
 
     def checkpoint_path(self, key: str) -> Path:
-        """Local path of a trained model's weights.
+        """Path of a trained model's weights on this machine.
 
-        Weights of a ledger that is not a local folder are kept under ``build/checkpoints``.
+        A ledger in a local folder holds them itself; :mod:`fairq_utils.checkpoints` copies those of
+        a store elsewhere into the cache, apart from other ledgers'.
         """
-        if self._local:
-            return Path(self.root) / "checkpoints" / f"{key}.safetensors"
-        return Path("build") / "checkpoints" / f"{key}.safetensors"
+        if self.local:
+            return Path(self.kept_checkpoint(key))
+        return self.cache / "checkpoints" / fingerprint(self.url, 12) / f"{key}.safetensors"
+
+    def kept_checkpoint(self, key: str) -> str:
+        """Where the store has a trained model's weights."""
+        return posixpath.join(self.root, "checkpoints", f"{key}.safetensors")
+
+    @contextmanager
+    def mark(self) -> Iterator[str]:
+        """Name of a mark that is there meanwhile; who :meth:`sees` it shares the store."""
+        name = uuid.uuid4().hex
+        self.fs.pipe_file(self._mark(name), b"mark")
+        try:
+            yield name
+        finally:
+            if self.sees(name):
+                self.fs.rm(self._mark(name))
+
+    def sees(self, name: str) -> bool:
+        """Whether a mark is in this store."""
+        return bool(self.fs.exists(self._mark(name)))
+
+    def _mark(self, name: str) -> str:
+        return posixpath.join(self.root, "runs", f".{name}.mark")
 
     @property
-    def _local(self) -> bool:
+    def alone(self) -> bool:
+        """Whether the ledger lives in this process's memory, where no other process sees it."""
+        return "memory" in self._protocols
+
+    @property
+    def local(self) -> bool:
+        """Whether the ledger is a folder of this machine, or mounted on it."""
+        return "file" in self._protocols
+
+    @property
+    def _protocols(self) -> tuple[str, ...]:
         protocol = self.fs.protocol
-        return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
+        return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
     def _put(self, path: str, table: pa.Table) -> None:
         folder, name = posixpath.split(path)
@@ -305,10 +346,10 @@ class Ledger:
             self.fs.makedirs(folder, exist_ok=True)
             with self.fs.open(temporary, "wb") as stream:
                 pq.write_table(table, stream)
-                if self._local:
+                if self.local:
                     stream.flush()
                     os.fsync(stream.fileno())
-            if self._local:
+            if self.local:
                 os.replace(temporary, path)
             else:
                 self.fs.mv(temporary, path)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
+from fairq_utils.cluster_params import Cluster
 from fairq_utils.data_params import RENDERED, Data, Photographs, data_kind
 from fairq_utils.faults import BadInput
 from fairq_utils.section import Section, Seed, Weight, unique
@@ -262,6 +263,7 @@ class Params(Section):
     dials: Dials = Dials()
     analysis: Analysis = Analysis()
     execution: Execution = Execution()
+    cluster: Cluster = Cluster()
 
     @model_validator(mode="after")
     def _together(self) -> Params:

@@ -28,8 +28,8 @@ def load_params(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
         Values by dotted key, such as ``{"quantization.bits": ["W8A8"]}``, that take the place of
         the file's. A mapping given as a value replaces the file's mapping whole.
 
-    Relative paths in ``execution`` and ``data.root`` are taken from the repository's root where the
-    file is in its ``params/`` folder, else from the file's own folder.
+    Relative paths in ``execution``, of ``data.root`` and of a scheduler file are taken from the
+    repository's root where the file is in its ``params/`` folder, else from the file's own folder.
 
     Raises
     ------
@@ -76,6 +76,10 @@ def load_params(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
     if isinstance(params.data, Photographs):
         folder = str((root / Path(params.data.root).expanduser()).resolve())
         update["data"] = params.data.model_copy(update={"root": folder})
+    address = params.cluster.address
+    if address and "://" not in address:  # a scheduler file
+        place = str((root / address).resolve())
+        update["cluster"] = params.cluster.model_copy(update={"address": place})
     return params.model_copy(update=update)
 
 

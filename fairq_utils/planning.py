@@ -238,7 +238,7 @@ def _settings(params: Params, method: str, sampler: str | None) -> dict[str, Any
     return found
 
 
-def _code(method: str, sampler: str | None) -> str:
+def code_of(method: str, sampler: str | None) -> str:
     """Version of the code that a run depends on."""
     if method == "fp32":
         return code_version(TRAINED_BY)
@@ -282,7 +282,7 @@ def _run(
         calibration_images=params.quantization.calibration_images if sampler else None,
         calibration_seed=calibration_seed,
         settings=_settings(params, method, sampler),
-        code=_code(method, sampler),
+        code=code_of(method, sampler),
     )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TextIO
+from typing import Protocol, TextIO
 
 from fairq_utils import models
 from fairq_utils.ledger import Run
@@ -25,7 +26,20 @@ COST = {
 }
 
 
-def rendering(stream: TextIO) -> Any:
+Tick = Callable[[int, int, float], None]
+
+
+class Listener(Protocol):
+    """Whoever is told what a task does: the terminal's lines, or the way there from a worker."""
+
+    def training(self, run: Run) -> Tick:
+        """A callback for :func:`fairq_utils.training.fit`, called with step, steps and loss."""
+
+    def finish(self, run: Run) -> None:
+        """A run is in the ledger."""
+
+
+def rendering(stream: TextIO) -> Callable[[str, int, int], None]:
     """A callback for :func:`fairq_utils.data.load` that writes a line now and then."""
     began: dict[str, float] = {}
 
@@ -87,7 +101,7 @@ class Progress:
             f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
         )
 
-    def training(self, run: Run) -> Any:
+    def training(self, run: Run) -> Tick:
         """A callback for :func:`fairq_utils.training.fit`: a line every few seconds."""
         said = time.perf_counter()
 

@@ -13,7 +13,7 @@ from fairq_utils.data import FaceData, load
 from fairq_utils.data.group_dials import GroupDials
 from fairq_utils.data.population import CELEBA_JOINT, SPLITS, Population
 from fairq_utils.data_params import Data, Photographs
-from fairq_utils.faults import Fault
+from fairq_utils.faults import BadInput, Fault
 from fairq_utils.ledger import Ledger
 from fairq_utils.params import Params
 from fairq_utils.progress import rendering
@@ -73,7 +73,7 @@ def _faces(data: Data | Photographs, cache: str) -> FaceData:
 
 def ledger(params: Params) -> Ledger:
     """The ledger that a params file names."""
-    return Ledger(params.execution.ledger)
+    return Ledger(params.execution.ledger, params.execution.cache)
 
 
 def prepare(params: Params) -> None:
@@ -81,11 +81,27 @@ def prepare(params: Params) -> None:
 
     Raises
     ------
+    BadInput
+        One that has to be a folder is a URL, or a cluster's ledger lives in one process.
     Fault
         One of them cannot be made or written; or a GPU was asked for and there is none.
     """
-    device(params)
-    ledger(params).prepare()
+    store = ledger(params)
+    if params.cluster.kind == "none":
+        device(params)  # workers look for their own
+    elif store.alone:
+        raise BadInput(
+            f"execution.ledger: {store.url} lives in one process and workers would not see it; "
+            "name a folder or a store that every machine of the cluster reaches"
+        )
+    for name in ("cache", "results"):
+        given = getattr(params.execution, name)
+        if "://" in given:
+            raise BadInput(
+                f"execution.{name}: {given} is a URL, which only execution.ledger may be; name a "
+                "folder"
+            )
+    store.prepare()
     for name in ("cache", "results"):
         folder = Path(getattr(params.execution, name))
         try:

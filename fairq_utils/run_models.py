@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fairq_utils import calibration, models, training
+from fairq_utils import calibration, checkpoints, models, training
 from fairq_utils.data import FaceData
 from fairq_utils.faults import BadInput, Fault
 from fairq_utils.ledger import Run
@@ -26,7 +26,7 @@ from fairq_utils.mitigation.sample import Sample, sample
 from fairq_utils.params import Params
 from fairq_utils.people import shares
 from fairq_utils.planning import baseline_of
-from fairq_utils.progress import Progress
+from fairq_utils.progress import Listener
 from fairq_utils.quantizers import (
     Observed,
     QuantSpec,
@@ -100,7 +100,7 @@ def trained(params: Params, architecture: str, key: str) -> torch.nn.Module:
     ValueError
         Its checkpoint is damaged.
     """
-    path = ledger(params).checkpoint_path(key)
+    path = checkpoints.fetch(ledger(params), key)
     if not path.exists():
         raise Fault(
             f"{path}: there is no FP32 {models.DISPLAY_NAMES[architecture]} of this study yet; "
@@ -116,7 +116,7 @@ def quantized_model(
     model: torch.nn.Module,
     seen: Observed | None,
     data: FaceData,
-    bars: Progress | None,
+    bars: Listener | None,
 ) -> tuple[torch.nn.Module, int, dict[str, Any], dict[str, float]]:
     """One run's model, its bytes, its report, and further measures.
 
@@ -186,7 +186,7 @@ def _tune(
     run: Run,
     model: torch.nn.Module,
     data: FaceData,
-    bars: Progress | None,
+    bars: Listener | None,
     fp32: torch.nn.Module | None = None,
 ) -> dict[str, float]:
     """Train on from where the FP32 model stands, on the same batches for all that train on."""

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from fairq_utils import models, run_models, training
+from fairq_utils import checkpoints, models, run_models, training
 from fairq_utils.data import FaceData
-from fairq_utils.ledger import Run, RunRecord
+from fairq_utils.ledger import Ledger, Run, RunRecord
 from fairq_utils.params import Params
-from fairq_utils.progress import Progress
+from fairq_utils.progress import Listener
 from fairq_utils.quantizers import (
     use_integers,
 )
@@ -32,13 +32,15 @@ INITIAL_IMAGES = 2000  # training pictures that a data-dependent initialisation 
 EVALUATED = 64  # test pictures at a time: what more of them leave behind is slow to allocate
 
 
-def train_baseline(params: Params, run: Run, bars: Progress | None = None) -> str:
+def train_baseline(params: Params, run: Run, bars: Listener | None = None) -> str:
     """Train one FP32 model unless its checkpoint is there, evaluate it, and return its key."""
     store = ledger(params)
-    path = Path(store.checkpoint_path(run.key))
-    there = path.exists() and _sound(path)
-    if there and store.contains(run.key):
-        return run.key
+    path = checkpoints.fetch(store, run.key)
+    there = path.exists() and _sound(store, run.key)
+    if there:
+        checkpoints.keep(store, run.key)
+        if store.contains(run.key):
+            return run.key
     data = faces(params)
     target = device(params)
     began = time.perf_counter()
@@ -77,6 +79,7 @@ def train_baseline(params: Params, run: Run, bars: Progress | None = None) -> st
         measures["train_seconds"] = history.seconds
         measures |= {f"loss_{i + 1}": value for i, value in enumerate(history.loss)}
         models.save_checkpoint(model, path, {"run": run.key})
+        checkpoints.keep(store, run.key)
         models.load_checkpoint(model, path)
     scores = _scores(model, data, target)
     size = round(models.float_megabytes(model) * 2**20)
@@ -87,24 +90,24 @@ def train_baseline(params: Params, run: Run, bars: Progress | None = None) -> st
     return run.key
 
 
-def _sound(path: Path) -> bool:
+def _sound(store: Ledger, key: str) -> bool:
     """Whether a checkpoint can be read; a damaged one is set aside with a warning."""
+    path = store.checkpoint_path(key)
     try:
         load_file(path)
     except (SafetensorError, OSError) as error:
-        aside = path.with_name(f"{path.name}.damaged")
+        aside = checkpoints.set_aside(store, key)
         warnings.warn(
             f"{path}: this checkpoint is damaged ({error}); it is set aside as {aside.name} and "
             "the model is trained again",
             stacklevel=3,
         )
-        path.replace(aside)
         return False
     return True
 
 
 def evaluate_quantized(
-    params: Params, runs: Sequence[Run], baseline: str, bars: Progress | None = None
+    params: Params, runs: Sequence[Run], baseline: str, bars: Listener | None = None
 ) -> None:
     """Quantize one trained model in several ways that share a calibration, and evaluate each.
 

@@ -1,9 +1,9 @@
 """From a params file to a full ledger: what to run, and running what is missing.
 
 The study is a graph of ``dask.delayed`` tasks: each trained model is one task, each quantized
-model another that depends on it. One machine runs the graph in this process; a cluster runs the
-same graph. A task whose run is in the ledger does nothing, so a study that was stopped goes on
-where it was.
+model another that depends on it. It runs in this process, or on the cluster that the params name,
+which gets the same tasks in pieces (:mod:`fairq_utils.scheduling`). A task whose run is in the
+ledger does nothing, so a study that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -47,17 +47,26 @@ def execute(
     if not missing:
         bars.say(f"all {len(wanted)} runs are in the ledger")
         return store
+    baselines = {baseline_of(run): part for run, part in missing.items()}
+    groups = _by_calibration(missing)
+    if params.cluster.kind != "none":
+        # The client takes seconds to import, and a study on one machine does without.
+        from fairq_utils import scheduling
+
+        own = [(missing[members[0]], members) for _, members in groups]
+        scheduling.compute(params, baselines, own, bars)
+        return store
     if params.execution.threads:
         torch.set_num_threads(params.execution.threads)
     trained = {
         base.key: delayed(runs.train_baseline, pure=False)(part, base, bars)
-        for base, part in {baseline_of(run): part for run, part in missing.items()}.items()
+        for base, part in baselines.items()
     }
     tasks = [
         delayed(runs.evaluate_quantized, pure=False)(
             missing[members[0]], members, trained[base.key], bars
         )
-        for base, members in _by_calibration(missing)
+        for base, members in groups
     ]
     with dask.config.set(scheduler="synchronous"):
         dask.compute(*trained.values(), *tasks)

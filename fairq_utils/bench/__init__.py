@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from fairq_utils.bench.certificate import bench_certificate
+from fairq_utils.bench.cluster import bench_cluster
 from fairq_utils.bench.coverage import bench_coverage
 from fairq_utils.bench.data import bench_data
 from fairq_utils.bench.deployment import bench_deployment
@@ -38,6 +39,7 @@ OF_A_STUDY: dict[str, Callable[[Params], Outcome]] = {
     "latency": bench_latency,
     "deployment": bench_deployment,
     "study": bench_study,
+    "cluster": bench_cluster,
 }
 
 

@@ -11,13 +11,10 @@ from __future__ import annotations
 
 import copy
 import io
-import os
-import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -26,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fairq_utils import calibration, models, training
-from fairq_utils.bench.subjects import pinned_threads
+from fairq_utils.bench.subjects import pinned_threads, with_trained
 from fairq_utils.data import FaceData
 from fairq_utils.ledger import Run
 from fairq_utils.params import Params
@@ -112,12 +109,7 @@ def _by_the_study(params: Params, architecture: str, wanted: Sequence[Run]) -> f
     """Seconds in which the study evaluates the runs of one architecture, in a fresh ledger."""
     store, base = ledger(params), baseline_of(wanted[0])
     with tempfile.TemporaryDirectory() as folder:
-        fresh = ledger(_alone(params, architecture, folder))
-        fresh.prepare()
-        shutil.copy(store.path(base.key), fresh.path(base.key))
-        checkpoint = fresh.checkpoint_path(base.key)
-        checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        os.symlink(Path(store.checkpoint_path(base.key)).resolve(), checkpoint)
+        with_trained(store, ledger(_alone(params, architecture, folder)), [base])
         began = time.perf_counter()
         execute(
             _alone(params, architecture, folder),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
-from fairq_utils import calibration, models
+from fairq_utils import calibration, checkpoints, models
 from fairq_utils.data import FaceData
+from fairq_utils.ledger import Ledger, Run
 from fairq_utils.params import Params
 from fairq_utils.planning import plan
 from fairq_utils.run_models import trained
@@ -33,6 +36,23 @@ def trained_models(params: Params) -> dict[str, nn.Module]:
         for run in plan(params, ("baseline",))
         if run.training["seed"] == seed
     }
+
+
+def with_trained(store: Ledger, fresh: Ledger, baselines: Iterable[Run]) -> Ledger:
+    """A fresh ledger in a folder, with the FP32 runs of another and links to their weights.
+
+    Raises
+    ------
+    LedgerError
+        One is not trained yet.
+    """
+    fresh.prepare()
+    for run in dict.fromkeys(baselines):
+        fresh.write(store.read(run.key))
+        weights = fresh.checkpoint_path(run.key)
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        weights.symlink_to(checkpoints.fetch(store, run.key).resolve())
+    return fresh
 
 
 def calibration_pictures(params: Params, data: FaceData, batch: int) -> tuple[Tensor, ...]:

@@ -181,8 +181,11 @@ def _split(
         manifest = {"recipe": recipe, "sha256": {f: _sha256(scratch / f) for f in FILES}}
         (scratch / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
         scratch.chmod(0o755)
-        if not folder.exists():  # another process may have finished the same faces
+        try:
             scratch.rename(folder)
+        except OSError:
+            if not folder.exists():  # else another process has finished the same faces
+                raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return images, table
