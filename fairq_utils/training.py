@@ -18,13 +18,17 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fairq_utils.data.faces import FaceData
+from fairq_utils.faults import BadInput
 from fairq_utils.models import classifier, normalize
+from fairq_utils.ranks import ALONE, Ranks
+from fairq_utils.resume import Checkpoints, Keeper, Learner, Place
 
 Progress = Callable[[int, int, float], None]
 # objective(model, *batch) -> scalar loss; of a FaceData, a batch is images, rows, flipped
 Objective = nn.Module
 SETTLING = 2048  # pictures over which batch norms are averaged after training
 REPORTED = 100  # steps between two calls of the progress callback
+SHORT = {"bf16": torch.bfloat16, "fp16": torch.float16}  # what autocast computes in
 FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
@@ -38,7 +42,8 @@ class Recipe:
     learning_rate : peak of a one-cycle schedule
     batch_size : images per step
     weight_decay : AdamW's decoupled decay
-    precision : ``fp32`` or ``bf16`` (autocast; weights stay float32)
+    precision : ``fp32``, ``bf16`` or ``fp16`` (autocast; weights stay float32)
+        fp16, whose gradients are scaled lest they vanish, needs a GPU.
     label_smoothing : share of the target spread over the other class
     """
 
@@ -63,7 +68,8 @@ class Classification(nn.Module):
 
     def __init__(self, data: FaceData, label_smoothing: float = 0.0) -> None:
         super().__init__()
-        self.register_buffer("target", torch.from_numpy(data.target.astype(np.int64)))
+        target = torch.from_numpy(data.target.astype(np.int64))
+        self.register_buffer("target", target, persistent=False)
         self.label_smoothing = label_smoothing
 
     def forward(self, model: nn.Module, images: Tensor, rows: Tensor, flipped: Tensor) -> Tensor:
@@ -96,7 +102,7 @@ class WithFactors(Classification):
         super().__init__(data, label_smoothing)
         self.weight = weight
         straight, mirrored = _standardised(data.factors)
-        self.register_buffer("factors", torch.stack([straight, mirrored]))
+        self.register_buffer("factors", torch.stack([straight, mirrored]), persistent=False)
         self.features: Tensor | None = None
         layer = classifier(model)
         width = layer.in_channels if isinstance(layer, nn.Conv2d) else layer.in_features
@@ -147,6 +153,56 @@ def _standardised(factors: pd.DataFrame) -> tuple[Tensor, Tensor]:
     )
 
 
+class Passes:
+    """Batches of pictures, half of them mirrored, in an order that a seed decides; pass after pass.
+
+    Calling it begins a pass: pictures ready for a network (B, 3, H, W), their rows (B,), and which
+    of them are mirrored, bool (B,).
+
+    Parameters
+    ----------
+    data : FaceData
+    batch : int
+        Pictures per batch; those that are left over at the end of a pass are left out.
+    seed : int
+    ranks : Ranks
+        Each process gets its part of every batch.
+
+    Attributes
+    ----------
+    first : batches that the next pass leaves out, because they were trained on already
+    steps : batches of a pass
+    """
+
+    def __init__(
+        self,
+        data: FaceData,
+        batch: int,
+        *,
+        seed: int,
+        device: torch.device | str = "cpu",
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.data, self.batch, self.device, self.ranks = data, batch, device, ranks
+        self.steps = len(data) // batch
+        self.generator = torch.Generator().manual_seed(seed)
+        self.first = 0
+
+    def __call__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """One pass."""
+        first, self.first = self.first, 0
+        order = torch.randperm(len(self.data), generator=self.generator)
+        for step in range(self.steps):
+            rows = order[step * self.batch : (step + 1) * self.batch]
+            flipped = torch.rand(self.batch, generator=self.generator) < 0.5
+            if step < first:
+                continue
+            rows, flipped = self.ranks.part(rows), self.ranks.part(flipped)
+            images = self.data.images[rows]
+            images[flipped] = images[flipped].flip(-1)
+            yield normalize(images, self.device), rows.to(self.device), flipped.to(self.device)
+
+
 def fit(
     model: nn.Module,
     data: FaceData,
@@ -156,6 +212,8 @@ def fit(
     seed: int,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
+    checkpoints: Checkpoints | None = None,
+    ranks: Ranks = ALONE,
 ) -> History:
     """Train ``model`` in place on all rows of ``data``.
 
@@ -172,29 +230,52 @@ def fit(
     progress : callable, optional
         Called now and then, and after the last step, as ``progress(step, steps, mean_loss)``; the
         steps are those of all epochs, the loss is that of the epoch so far.
+    checkpoints : Checkpoints, optional
+        Where the training goes on from if it was stopped, and writes that to.
+    ranks : Ranks
+        Of :func:`fairq_utils.ranks.together`, whose processes all call this with the same
+        arguments; the loss must be a mean over images.
 
     Raises
     ------
     FloatingPointError
         The loss is no longer finite; names the epoch and step.
+    BadInput
+        fp16 without a GPU, or a batch that does not divide among the processes.
     """
-    generator = torch.Generator().manual_seed(seed)
     batch = min(recipe.batch_size, len(data))
-    steps = len(data) // batch
-
-    def epoch() -> Iterator[tuple[Tensor, ...]]:
-        order = torch.randperm(len(data), generator=generator)
-        for step in range(steps):
-            rows = order[step * batch : (step + 1) * batch]
-            flipped = torch.rand(batch, generator=generator) < 0.5
-            images = data.images[rows]
-            images[flipped] = images[flipped].flip(-1)
-            yield normalize(images, device), rows.to(device), flipped.to(device)
-
-    history = optimise(model, objective, epoch, steps, recipe, device=device, progress=progress)
+    if batch % ranks.count:
+        raise BadInput(
+            f"training.models.*.batch_size: {batch} images do not divide among "
+            f"{ranks.count} devices; take a multiple of {ranks.count}"
+        )
+    passes = Passes(data, batch, seed=seed, device=device, ranks=ranks)
+    history = optimise(
+        model,
+        objective,
+        passes,
+        passes.steps,
+        recipe,
+        device=device,
+        progress=progress,
+        keeper=None if checkpoints is None else Keeper(checkpoints, passes, ranks),
+        ranks=ranks,
+    )
     settle_batch_norms(model, data.images, seed=seed, device=device)
     model.eval()
     return history
+
+
+class _Loss(nn.Module):
+    """Model and objective as one module of which the loss is the answer."""
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, *batch: Tensor) -> Tensor:
+        loss: Tensor = self.objective(self.model, *batch)
+        return loss
 
 
 def optimise(
@@ -206,6 +287,8 @@ def optimise(
     *,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
+    keeper: Keeper | None = None,
+    ranks: Ranks = ALONE,
 ) -> History:
     """The loop that all trainings share; :func:`fit` feeds it a :class:`FaceData`.
 
@@ -217,8 +300,18 @@ def optimise(
         Gives the batches of one pass, tensors on ``device``.
     steps : int
         Batches of one pass.
+    keeper : Keeper, optional
+        Of ``epoch``; puts the training where it was stopped, and keeps where it is.
+    ranks : Ranks
+        Several processes average their gradients; ``epoch`` gives each its part of every batch.
     """
     began = time.perf_counter()
+    kind = torch.device(device).type
+    if recipe.precision == "fp16" and kind != "cuda":
+        raise BadInput(
+            f"training.models.*.precision: fp16 needs a GPU, and this training is on the {kind}; "
+            "take bf16 or fp32"
+        )
     model.to(device).to(memory_format=torch.channels_last).train()
     objective.to(device).train()
     parameters = [p for p in (*model.parameters(), *objective.parameters()) if p.requires_grad]
@@ -230,43 +323,51 @@ def optimise(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.learning_rate, total_steps=total_steps, pct_start=rise
     )
-    kind = torch.device(device).type
+    scaler = torch.amp.GradScaler(kind, enabled=recipe.precision == "fp16")
+    learner = Learner(model, objective, optimizer, schedule, scaler)
+    at = Place(torch.zeros((), device=device)) if keeper is None else keeper.resume(learner)
+    loss_of = ranks.wrapped(_Loss(model, objective))
     # On a CPU, fused attention over the few tokens of a small picture costs a third more.
     backends = [SDPBackend.MATH] if kind == "cpu" else FUSED
-    history = []
-    for number in range(recipe.epochs):
-        total, step = torch.zeros((), device=device), 0
-        for batch in itertools.islice(epoch(), steps):
-            cast = (
-                torch.autocast(kind, torch.bfloat16)
-                if recipe.precision == "bf16"
-                else nullcontext()
-            )
-            with cast, sdpa_kernel(backends):
-                loss = objective(model, *batch)
+    short = SHORT.get(recipe.precision)
+    for number in range(at.epoch, recipe.epochs):
+        if keeper is not None:
+            keeper.start()
+        for batch in itertools.islice(epoch(), steps - at.step):
+            if keeper is not None:
+                keeper.offer(learner, at)
+            cast = nullcontext() if short is None else torch.autocast(kind, short)
+            with cast, sdpa_kernel(backends), ranks.whole_batch():
+                loss = loss_of(*batch)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
             norm = nn.utils.clip_grad_norm_(parameters, 1.0)
-            if step % 50 == 0 and not math.isfinite(float(norm)):
+            # A scale that is too large for fp16 is halved until it fits: not the model's fault.
+            if at.step % 50 == 0 and not math.isfinite(float(norm)) and scaler.get_scale() <= 1:
                 raise FloatingPointError(
-                    f"training: the gradient is not finite at epoch {number + 1}, step {step + 1}; "
-                    "lower training.models.*.learning_rate"
+                    f"training: the gradient is not finite at epoch {number + 1}, step "
+                    f"{at.step + 1}; lower training.models.*.learning_rate"
                 )
-            optimizer.step()
+            scaler.step(optimizer)
+            scaler.update()
             schedule.step()
-            total += loss.detach()
-            step += 1
-            done = number * steps + step
-            if progress is not None and (done % REPORTED == 0 or done == total_steps):
-                progress(done, total_steps, float(total) / step)
-        history.append(float(total) / step)
-        if not math.isfinite(history[-1]):
+            at.total += loss.detach()
+            at.step += 1
+            done = number * steps + at.step
+            if done % REPORTED == 0 or done == total_steps:
+                mean = float(ranks.average(at.total)) / at.step
+                if progress is not None:
+                    progress(done, total_steps, mean)
+        at.history.append(float(ranks.average(at.total)) / at.step)
+        if not math.isfinite(at.history[-1]):
             raise FloatingPointError(
                 f"training: the loss is not finite in epoch {number + 1}; "
                 "lower training.models.*.learning_rate"
             )
+        at = Place(torch.zeros_like(at.total), number + 1, 0, at.history, at.seconds)
     model.eval()
-    return History(tuple(history), time.perf_counter() - began)
+    return History(tuple(at.history), at.seconds + time.perf_counter() - began)
 
 
 def settle_batch_norms(
