@@ -31,6 +31,7 @@ TRAINED_BY = (
     "fairq_utils.data.kernels",
     "fairq_utils.data.render",
     "fairq_utils.models",
+    "fairq_utils.objectives",
     "fairq_utils.training",
 )
 QUANTIZED_BY = (

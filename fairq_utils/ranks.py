@@ -1,10 +1,10 @@
 """One training by several processes, each with a device and its part of every batch.
 
-This process is the first of them. The others are spawned for one training, build the same model and
-data from the same arguments, and end with it; what is written and said is the first one's. Gradients
-are averaged by PyTorch's DistributedDataParallel, and batch norms see the whole batch, so that the
-weights are those of one device but for the rounding of sums. What draws from the global random state
-within a model (dropout) draws differently in each process.
+This process is the first of them. The others are spawned for one training, build the same model
+and data from the same arguments, and end with it; what is written and said is the first one's.
+Gradients are averaged by PyTorch's DistributedDataParallel, and batch norms see the whole batch, so
+that the weights are those of one device but for the rounding of sums. Dropout, and whatever else
+draws from the global random state, draws differently in each process.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Ranks:
     device: str = "cpu"
 
     def part(self, batch: Tensor) -> Tensor:
-        """This process's rows of a batch (B, ...), which divides among the processes."""
+        """Rows of a batch that are this process's (B, ...), which divides among the processes."""
         return batch if self.count == 1 else batch.chunk(self.count)[self.rank]
 
     def average(self, value: Tensor) -> Tensor:

@@ -190,7 +190,9 @@ class Keeper:
             "step": place.step,
             "history": place.history,
             "seconds": place.seconds + time.perf_counter() - self.began,
-            "schedule": {name: schedule[name] for name in ("last_epoch", "_step_count", "_last_lr")},
+            "schedule": {
+                name: schedule[name] for name in ("last_epoch", "_step_count", "_last_lr")
+            },
             "groups": [
                 {name: group[name] for name in ("lr", "betas")}
                 for group in learner.optimizer.param_groups

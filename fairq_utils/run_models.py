@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fairq_utils import calibration, models, training
+from fairq_utils import calibration, models, objectives, training
 from fairq_utils.data import FaceData
 from fairq_utils.faults import BadInput, Fault
 from fairq_utils.ledger import Run
@@ -195,7 +195,7 @@ def _tune(
         weight_decay=settings.weight_decay,
     )
     seed = int(run.training["seed"]) + 1
-    objective: torch.nn.Module = training.Classification(train, recipe.label_smoothing)
+    objective: torch.nn.Module = objectives.Classification(train, recipe.label_smoothing)
     if run.method in FAIR and fp32 is not None:
         attributes = run.settings["attributes"]
         about = facts_of_faces(fp32, train, attributes)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from fairq_utils import models, run_models, training
+from fairq_utils import models, objectives, run_models, training
 from fairq_utils.data import FaceData
 from fairq_utils.data.attributes import ATTRIBUTES
 from fairq_utils.ledger import Run, RunRecord
@@ -59,11 +59,11 @@ def train_baseline(params: Params, run: Run, bars: Progress | None = None) -> st
             models.initialise(model, train.images[:INITIAL_IMAGES])
         weight = params.training.auxiliary
         if weight and data.factors is not None:
-            objective: training.Classification = training.WithFactors(
+            objective: objectives.Classification = objectives.WithFactors(
                 train, model, weight, recipe.label_smoothing
             )
         else:
-            objective = training.Classification(train, recipe.label_smoothing)
+            objective = objectives.Classification(train, recipe.label_smoothing)
         history = training.fit(
             model,
             train,
@@ -73,7 +73,7 @@ def train_baseline(params: Params, run: Run, bars: Progress | None = None) -> st
             device=target,
             progress=None if bars is None else bars.training(run),
         )
-        if isinstance(objective, training.WithFactors):
+        if isinstance(objective, objectives.WithFactors):
             objective.close()
         measures["train_seconds"] = history.seconds
         measures |= {f"loss_{i + 1}": value for i, value in enumerate(history.loss)}
