@@ -13,6 +13,9 @@ from pydantic import ValidationError
 
 from fairq_utils.params import ModelRecipe, Params, ParamsError
 
+# Settings that are a path or a URL, by section.
+PLACES = {"execution": ("ledger", "cache", "results"), "tracking": ("tensorboard", "mlflow")}
+
 
 def load_params(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> Params:
     """Read and check a params file.
@@ -24,7 +27,7 @@ def load_params(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
         Values by dotted key, such as ``{"quantization.bits": ["W8A8"]}``, that take the place of
         the file's. A mapping given as a value replaces the file's mapping whole.
 
-    Relative paths in ``execution`` are taken from the repository's root where the file is in its
+    Relative paths in ``execution`` and ``tracking`` are taken from the repository's root where the file is in its
     ``params/`` folder, else from the file's own folder.
 
     Raises
@@ -61,14 +64,18 @@ def load_params(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
         raise ParamsError(f"{path}: {_sentence(error)}") from None
     root = path.resolve().parent
     root = root.parent if root.name == "params" else root
-    execution = params.execution.model_copy(
-        update={
-            name: value if "://" in value else str((root / value).resolve())
-            for name in ("ledger", "cache", "results")
-            for value in [getattr(params.execution, name)]
-        }
-    )
-    return params.model_copy(update={"execution": execution})
+    placed = {
+        section: getattr(params, section).model_copy(
+            update={
+                name: value if "://" in value else str((root / value).resolve())
+                for name in names
+                for value in [getattr(getattr(params, section), name)]
+                if value is not None
+            }
+        )
+        for section, names in PLACES.items()
+    }
+    return params.model_copy(update=placed)
 
 
 def _put(content: dict[str, Any], key: str, value: Any) -> None:

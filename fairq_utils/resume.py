@@ -248,7 +248,8 @@ def _content(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and scalars of a file; raises ``SafetensorError``, ``OSError`` or ``ValueError``."""
     with safe_open(path, "pt") as stream:
         text = (stream.metadata() or {}).get("training", "{}")
-        tensors = {name: stream.get_tensor(name) for name in stream.keys()}
+        names = stream.keys()
+        tensors = {name: stream.get_tensor(name) for name in names}
     scalars: dict[str, Any] = json.loads(text)
     if scalars.get("checksum") != _checksum(tensors):
         raise ValueError("its checksum is another")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fairq_utils import calibration, models, objectives, training
+from fairq_utils import calibration, models, objectives, tracking, training
 from fairq_utils.data import FaceData
 from fairq_utils.faults import BadInput, Fault
 from fairq_utils.ledger import Run
@@ -39,7 +39,7 @@ from fairq_utils.quantizers import (
     quantize_observed,
 )
 from fairq_utils.quantizers.methods import BEST_RANGES, CONTROL, METHODS
-from fairq_utils.resources import device, faces, ledger
+from fairq_utils.resources import checkpoints, device, faces, ledger
 
 
 def calibration_kind(run: Run) -> str:
@@ -213,7 +213,8 @@ def _tune(
         objective,
         seed=seed,
         device=device(params),
-        progress=None if bars is None else bars.training(run),
+        progress=tracking.reporting(params, run, bars),
+        checkpoints=checkpoints(params, run),
     )
     losses = {f"loss_{i + 1}": value for i, value in enumerate(history.loss)}
     return {"train_seconds": history.seconds, **losses}

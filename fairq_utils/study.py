@@ -17,7 +17,7 @@ import dask
 import torch
 from dask import delayed
 
-from fairq_utils import run_models, runs
+from fairq_utils import run_models, runs, tracking
 from fairq_utils.ledger import Ledger, Run
 from fairq_utils.params import Params
 from fairq_utils.planning import PHASES, baseline_of, check, with_dials
@@ -39,6 +39,7 @@ def execute(
     """
     check(params)
     prepare(params)
+    tracking.tracker(params)
     store = ledger(params)
     wanted = with_dials(params, phases)
     missing = {run: part for run, part in wanted.items() if not store.contains(run.key)}
