@@ -27,8 +27,8 @@ def load_params(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
         Values by dotted key, such as ``{"quantization.bits": ["W8A8"]}``, that take the place of
         the file's. A mapping given as a value replaces the file's mapping whole.
 
-    Relative paths in ``execution`` and ``tracking`` are taken from the repository's root where the file is in its
-    ``params/`` folder, else from the file's own folder.
+    Relative paths in ``execution`` and ``tracking`` are taken from the repository's root where the
+    file is in its ``params/`` folder, else from the file's own folder.
 
     Raises
     ------
