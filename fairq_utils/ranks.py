@@ -9,6 +9,7 @@ draws from the global random state, draws differently in each process.
 
 from __future__ import annotations
 
+import inspect
 import multiprocessing
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -73,8 +74,12 @@ class Ranks:
         """A module whose gradients are averaged over the processes."""
         if self.count == 1:
             return module
-        # Batch norms see the same numbers everywhere: no buffer needs to be sent.
-        return DistributedDataParallel(module, broadcast_buffers=False)
+        # Batch norms see the same numbers everywhere: no buffer needs to be sent at every step.
+        known = inspect.signature(DistributedDataParallel).parameters
+        new = "forward_sync_buffers"  # its name from PyTorch 2.14 on
+        return DistributedDataParallel(
+            module, **{new if new in known else "broadcast_buffers": False}
+        )
 
     def whole_batch(self) -> AbstractContextManager[object]:
         """Within it, batch norms that train take their statistics from all parts of the batch."""

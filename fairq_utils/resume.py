@@ -131,9 +131,10 @@ class Keeper:
         tensors, scalars = content or _content(self.checkpoints.path)
         _restore(learner, tensors, scalars)
         rank = self.ranks.rank
-        torch.set_rng_state(tensors["random.cpu"][rank])
+        # Cloned, because a state is read from the beginning of its memory.
+        torch.set_rng_state(tensors["random.cpu"][rank].clone())
         if "random.cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["random.cuda"][rank], device)
+            torch.cuda.set_rng_state(tensors["random.cuda"][rank].clone(), device)
         self.passes.generator.set_state(tensors["order"])
         self.passes.first = scalars["step"]
         start.total += tensors["totals"][rank].to(device)
