@@ -137,8 +137,8 @@ def _batch_norm(
     """Batch norm of x (B, C, ...) by mean and variance over the parts of all processes."""
     around = [0, *range(2, x.ndim)]
     shape = [1, -1] + [1] * (x.ndim - 2)
-    values = x.float()
-    local = torch.tensor([x.numel() / x.shape[1]], device=x.device)
+    values = x.to(torch.promote_types(x.dtype, torch.float32))  # sums of short floats are coarse
+    local = values.new_tensor([x.numel() / x.shape[1]])
     sums = _Sum.apply(torch.cat([values.sum(dim=around), local]))
     count = sums[-1].detach()
     mean = sums[:-1] / count
