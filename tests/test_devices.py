@@ -16,7 +16,7 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fairq_utils import objectives, planning, ranks, resources, training
+from fairq_utils import models, objectives, planning, ranks, resources, training
 from fairq_utils.data import FaceData
 from fairq_utils.faults import BadInput, Fault
 from fairq_utils.params import Params
@@ -68,7 +68,7 @@ def trained(
     progress: Callable[[int, int, float], None] | None = None,
     stop_at: int = 0,
 ) -> dict[str, Any]:
-    """Weights, losses, and the first step's gradients."""
+    """Weights, losses, and a gradient of each step."""
     model, data = network(dropout=dropout), squares()
     objective = objectives.WithFactors(data, model, 0.5)
     torch.manual_seed(7 + here.rank)
@@ -82,7 +82,7 @@ def trained(
             raise Stopped
 
     hooks = [model.register_forward_pre_hook(count)]
-    first = model[0].weight.register_post_accumulate_grad_hook(
+    kept = model[0].weight.register_post_accumulate_grad_hook(
         lambda weight: gradients.append(weight.grad.clone())
     )
     try:
@@ -97,10 +97,21 @@ def trained(
             progress=progress,
         )
     finally:
-        for hook in (*hooks, first):
+        for hook in (*hooks, kept):
             hook.remove()
     objective.close()
     return {"state": model.state_dict(), "loss": history.loss, "gradients": gradients}
+
+
+def exact(here: Ranks) -> list[Tensor]:
+    """Gradients of MobileNetV2 in float64: what is left of a difference is none of rounding."""
+    torch.manual_seed(2)
+    images, target = torch.randn(6, 3, 32, 32, dtype=torch.float64), torch.arange(6) % 2
+    model = models.build("mobilenet_v2", image_size=32).double().train()
+    module = here.wrapped(model)
+    with here.whole_batch():
+        F.cross_entropy(module(here.part(images)), here.part(target)).backward()
+    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
 
 def several(here: Ranks, folder: str, said: list[int] | None = None) -> dict[str, Any]:
@@ -120,6 +131,7 @@ def several(here: Ranks, folder: str, said: list[int] | None = None) -> dict[str
         "mean": norm.running_mean,
         "var": norm.running_var,
     }
+    answers["mobilenet"] = [here.average(g) for g in exact(here)]
     # Stopped at the 8th of ten steps, after the checkpoint before the 6th; then again, to the end.
     kept = Checkpoints(Path(folder, "training.unfinished"), 0.0, "run")
     answers["whole"] = trained(here, dropout=0.4)
@@ -153,6 +165,13 @@ def test_two_processes_train_what_one_does(two: dict[str, Any]) -> None:
     for name, value in one["state"].items():
         torch.testing.assert_close(both["state"][name], value, rtol=1e-3, atol=1e-4, msg=name)
     assert two["said"] == [10]  # the last of the steps, said by the first process alone
+
+
+def test_gradients_are_those_of_the_whole_batch(two: dict[str, Any]) -> None:
+    one, both = exact(ALONE), two["mobilenet"]
+    assert len(one) == len(both) > 150
+    for mine, theirs in zip(one, both, strict=True):
+        torch.testing.assert_close(theirs, mine, rtol=1e-6, atol=1e-9)
 
 
 def test_a_batch_norm_sees_the_whole_batch(two: dict[str, Any]) -> None:
