@@ -77,9 +77,8 @@ class Ranks:
         # Batch norms see the same numbers everywhere: no buffer needs to be sent at every step.
         known = inspect.signature(DistributedDataParallel).parameters
         new = "forward_sync_buffers"  # its name from PyTorch 2.14 on
-        return DistributedDataParallel(
-            module, **{new if new in known else "broadcast_buffers": False}
-        )
+        options: dict[str, Any] = {new if new in known else "broadcast_buffers": False}
+        return DistributedDataParallel(module, **options)
 
     def whole_batch(self) -> AbstractContextManager[object]:
         """Within it, batch norms that train take their statistics from all parts of the batch."""
@@ -87,6 +86,13 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+# Arguments of F.batch_norm.
+NAMES = (
+    *("input", "running_mean", "running_var", "weight", "bias"),
+    *("training", "momentum", "eps"),
+)
 
 
 class _Sum(torch.autograd.Function):
@@ -117,15 +123,15 @@ class _WholeBatch(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is F.batch_norm and kwargs.get("training", args[5] if len(args) > 5 else False):
-            names = ("weight", "bias", "training", "momentum", "eps")
-            return _batch_norm(*args[:3], **dict(zip(names, args[3:], strict=False)), **kwargs)
-        return func(*args, **kwargs)
+        if func is F.batch_norm:
+            given = {**dict(zip(NAMES, args, strict=False)), **(kwargs or {})}
+            if given.get("training", False):
+                return _batch_norm(**given)
+        return func(*args, **(kwargs or {}))
 
 
 def _batch_norm(
-    x: Tensor,
+    input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     weight: Tensor | None = None,
@@ -134,7 +140,8 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Batch norm of x (B, C, ...) by mean and variance over the parts of all processes."""
+    """Batch norm of (B, C, ...) by mean and variance over the parts of all processes."""
+    x = input
     around = [0, *range(2, x.ndim)]
     shape = [1, -1] + [1] * (x.ndim - 2)
     values = x.to(torch.promote_types(x.dtype, torch.float32))  # sums of short floats are coarse

@@ -186,9 +186,8 @@ def test_mlflow_is_told_what_the_ledger_holds(tmp_path: Path) -> None:
     assert dict(told["params"]) == tracking.settings(shown.run)
 
 
-def test_mlflow_itself_keeps_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_itself_keeps_a_run(tmp_path: Path) -> None:
     pytest.importorskip("mlflow", reason="mlflow-skinny has no place beside constraints.txt")
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     params = study(tmp_path, mlflow="store")
     shown = record(params, "fp32")
     report = tracking.reporting(params, shown.run, None)
