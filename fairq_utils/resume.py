@@ -261,9 +261,8 @@ def _checksum(tensors: Mapping[str, Tensor]) -> int:
     found = 0
     for name in sorted(tensors):
         value = tensors[name].reshape(-1).contiguous()
-        found = zlib.crc32(
-            memoryview(value.view(torch.uint8).numpy()), zlib.crc32(name.encode(), found)
-        )
+        found = zlib.crc32(name.encode(), found)
+        found = zlib.crc32(value.view(torch.uint8).numpy().data, found)
     return found
 
 

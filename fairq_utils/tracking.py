@@ -110,7 +110,7 @@ def tracker(params: Params) -> Tracker:
     Raises
     ------
     Fault
-        The library of one of them is not installed; names the extra.
+        The library of one of them is not installed (names the extra), or it cannot be opened.
     """
     return _tracker(params.tracking, params.name)
 
@@ -196,7 +196,13 @@ class MLflow:
     def __init__(self, place: str, study: str) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         self.mlflow: ModuleType = _library("mlflow", _mlflow)
-        self.client = self.mlflow.MlflowClient(tracking_uri=place)
+        try:
+            self.client = self.mlflow.MlflowClient(tracking_uri=place)
+        except Exception as error:  # its own, or that of a library that a store wants
+            raise Fault(
+                f"tracking.mlflow: {place} cannot be opened ({error}); name a server, or take "
+                "tracking.mlflow out"
+            ) from error
         self.study = study
         self.ids: dict[str, str] = {}
 

@@ -186,8 +186,9 @@ def test_mlflow_is_told_what_the_ledger_holds(tmp_path: Path) -> None:
     assert dict(told["params"]) == tracking.settings(shown.run)
 
 
-def test_mlflow_itself_keeps_a_run(tmp_path: Path) -> None:
+def test_mlflow_itself_keeps_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mlflow", reason="mlflow-skinny has no place beside constraints.txt")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # the only store of mlflow-skinny alone
     params = study(tmp_path, mlflow="store")
     shown = record(params, "fp32")
     report = tracking.reporting(params, shown.run, None)
@@ -200,6 +201,18 @@ def test_mlflow_itself_keeps_a_run(tmp_path: Path) -> None:
     assert told.info.status == "FINISHED"
     assert told.data.metrics == {"loss": 0.6, **tracking.scalars(shown, params)}
     assert told.data.params == tracking.settings(shown.run)
+
+
+@pytest.mark.usefixtures("mlflow")
+def test_a_store_that_mlflow_refuses_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(tracking_uri: str) -> None:
+        raise ValueError(f"no store is at {tracking_uri}")
+
+    monkeypatch.setattr(sys.modules["mlflow"], "MlflowClient", refused)
+    with pytest.raises(Fault, match=r"tracking\.mlflow: nowhere:// cannot be opened \(no store"):
+        tracking.tracker(study(tmp_path, mlflow="nowhere://"))
 
 
 class Gone:
