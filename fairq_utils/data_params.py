@@ -83,8 +83,9 @@ HeldOut = Literal["calibration", "validation", "test"]
 class Photographs(Section):
     """Which photographs, what is asked about them, and how they are split.
 
-    ``root`` is their folder. ``target`` is what is told from a picture; CelebA's ``groups`` give
-    attributes a name of ours, such as ``{gender: Male}``. ``held_out`` are the shares that are
+    ``root`` is their folder. ``target`` is what is told from a picture, ``groups`` are the sensitive
+    attributes, with a name of ours such as ``{gender: Male}``; see the readers' own pages
+    (:mod:`fairq_utils.data.celeba`, ``utkface``, ``fairface``) for what there is. ``held_out`` are the shares that are
     carved, by the hash of a file's name, out of what the collection itself does not hold out;
     ``images`` keeps the first so many of a split, by the same hash. ``max_bad`` pictures may be
     unusable before a study stops. ``seed`` is that of the resampling.
@@ -95,7 +96,7 @@ class Photographs(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 2026
     size: Annotated[int, Field(ge=32, le=512)] = 224
     target: str | None = None
-    groups: dict[str, str] | None = None
+    groups: dict[str, str] | tuple[str, ...] | None = None
     margin: Literal["0.25", "1.25"] | None = None
     held_out: dict[HeldOut, Annotated[float, Field(gt=0, lt=1)]] | None = None
     images: dict[Split, Annotated[int, Field(ge=1)]] = Field(default={})
@@ -103,11 +104,6 @@ class Photographs(Section):
 
     @model_validator(mode="after")
     def _of_this_collection(self) -> Photographs:
-        if self.groups is not None and self.name != "celeba":
-            raise ValueError(
-                f"groups: {self.name} has its own groups; leave the key out, and choose among them "
-                "by analysis.attributes"
-            )
         if self.margin is not None and self.name != "fairface":
             raise ValueError(f"margin: {self.name} comes with one margin; leave the key out")
         return self

@@ -77,6 +77,14 @@ def _check_photographs(params: Params) -> None:
             f"analysis.attributes: {unknown[0]!r} is no group of {params.data.name}; there are "
             f"{', '.join(known)}"
         )
+    for name in params.analysis.attributes:
+        target, groups = people(params, "train")
+        rates = pd.Series(target).groupby(groups[name].to_numpy()).mean()
+        if rates.isin((0, 1)).all():
+            raise ParamsError(
+                f"analysis.attributes: {name!r} is what the target is made of, so that nobody in a "
+                "group of it has another label; leave it out, or choose another data.target"
+            )
     sizes = {split: len(people(params, split)[0]) for split in SPLITS}
     for split, size in sizes.items():
         if not size:

@@ -90,15 +90,20 @@ class ModelRecipe(Section):
     learning_rate: Annotated[float, Field(gt=0, lt=10, allow_inf_nan=False)]
     batch_size: Annotated[int, Field(ge=2)] = 64
     weight_decay: Weight = 0.05
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
 
 
 class Training(Section):
-    """Which models are trained, from which seeds."""
+    """Which models are trained, from which seeds.
+
+    A training that takes longer than ``checkpoint_minutes`` keeps where it is so often, and goes
+    on from there if it is stopped; 0 is never.
+    """
 
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(unique)] = (0,)
     pretrained: bool = False
     auxiliary: Weight = 2.0
+    checkpoint_minutes: Weight = 10.0
     models: Annotated[dict[str, ModelRecipe], Field(min_length=1), AfterValidator(_known)]
 
 
@@ -237,13 +242,25 @@ class Analysis(Section):
 
 
 class Execution(Section):
-    """Where it runs, and where results are kept."""
+    """Where it runs, and where results are kept.
+
+    ``devices`` train an FP32 model together, each on its part of every batch; ``auto`` is all GPUs
+    that there are. Everything else is on one of them.
+    """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = 1
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     ledger: str = "build/ledger"
     cache: str = "build/cache"
     results: str = "build/results"
+
+
+class Tracking(Section):
+    """Where runs are shown besides the ledger: a folder of TensorBoard's, a server of MLflow's."""
+
+    tensorboard: Annotated[str, Field(min_length=1)] | None = None
+    mlflow: Annotated[str, Field(min_length=1)] | None = None
 
 
 AnyData = Annotated[
@@ -264,6 +281,7 @@ class Params(Section):
     analysis: Analysis = Analysis()
     execution: Execution = Execution()
     cluster: Cluster = Cluster()
+    tracking: Tracking = Tracking()
 
     @model_validator(mode="after")
     def _together(self) -> Params:

@@ -16,6 +16,8 @@ from fairq_utils.data_params import Data, Photographs
 from fairq_utils.params import ModelRecipe, Params, ParamsError
 
 KINDS = {"population": Data, "photographs": Photographs}  # of the data section
+# Settings that are a path or a URL, by section.
+PLACES = {"execution": ("ledger", "cache", "results"), "tracking": ("tensorboard", "mlflow")}
 
 
 def load_params(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> Params:
@@ -28,8 +30,9 @@ def load_params(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
         Values by dotted key, such as ``{"quantization.bits": ["W8A8"]}``, that take the place of
         the file's. A mapping given as a value replaces the file's mapping whole.
 
-    Relative paths in ``execution``, of ``data.root`` and of a scheduler file are taken from the
-    repository's root where the file is in its ``params/`` folder, else from the file's own folder.
+    Relative paths in ``execution`` and ``tracking``, of ``data.root`` and of a scheduler file are
+    taken from the repository's root where the file is in its ``params/`` folder, else from the
+    file's own folder.
 
     Raises
     ------
@@ -65,14 +68,17 @@ def load_params(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
         raise ParamsError(f"{path}: {_sentence(error)}") from None
     root = path.resolve().parent
     root = root.parent if root.name == "params" else root
-    execution = params.execution.model_copy(
-        update={
-            name: value if "://" in value else str((root / value).resolve())
-            for name in ("ledger", "cache", "results")
-            for value in [getattr(params.execution, name)]
-        }
-    )
-    update: dict[str, Any] = {"execution": execution}
+    update: dict[str, Any] = {
+        section: getattr(params, section).model_copy(
+            update={
+                name: value if "://" in value else str((root / value).resolve())
+                for name in names
+                for value in [getattr(getattr(params, section), name)]
+                if value is not None
+            }
+        )
+        for section, names in PLACES.items()
+    }
     if isinstance(params.data, Photographs):
         folder = str((root / Path(params.data.root).expanduser()).resolve())
         update["data"] = params.data.model_copy(update={"root": folder})

@@ -73,6 +73,7 @@ def described(params: Params, splits: Sequence[str]) -> dict[str, Any]:
             "size": params.data.size,
             "target": found.meta["target"],
             "people": {split: found.digest_of(split) for split in splits},
+            "images": {split: int((found.split == split).sum()) for split in splits},
         }
     data = params.data.model_dump(mode="json")
     joints = {split: dict(population(params, split).joint) for split in splits}

@@ -27,6 +27,7 @@ TRAINED_BY = (
     "fairq_utils.data.kernels",
     "fairq_utils.data.render",
     "fairq_utils.models",
+    "fairq_utils.objectives",
     "fairq_utils.training",
 )
 QUANTIZED_BY = (
@@ -289,8 +290,8 @@ def _run(
 def baseline_of(run: Run) -> Run:
     """The FP32 run that a quantized run is compared with."""
     data = {k: v for k, v in run.data.items() if k not in ("calibration", "validation")}
-    if "people" in data:  # photographs
-        data["people"] = {split: data["people"][split] for split in ("train", "test")}
+    for key in {"people", "images"} & set(data):  # of photographs
+        data[key] = {split: data[key][split] for split in ("train", "test")}
     return Run(
         data=data,
         architecture=run.architecture,

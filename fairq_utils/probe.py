@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fairq_utils import models, training
+from fairq_utils import models, objectives, training
 from fairq_utils.data.faces import FaceData
 
 
@@ -42,7 +42,7 @@ class _SharedTrunk(nn.Module):
         return logits
 
 
-class _AllAttributes(training.Classification):
+class _AllAttributes(objectives.Classification):
     """Sum of the cross-entropies of all attributes."""
 
     def __init__(self, data: FaceData) -> None:

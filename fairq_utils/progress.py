@@ -54,6 +54,11 @@ def rendering(stream: TextIO) -> Callable[[str, int, int], None]:
     return tick
 
 
+def _images(run: Run, split: str) -> int:
+    """Pictures of a split: a number that rendered people were asked for, or photographs have."""
+    return int(run.data.get("images", run.data)[split])
+
+
 @dataclass
 class Progress:
     """A line every few seconds of training, and one per finished run.
@@ -74,12 +79,12 @@ class Progress:
     def cost(self, run: Run) -> float:
         """Seconds that a run is expected to take; only their ratios matter."""
         train, evaluate = COST.get(run.architecture, (5.0, 2.0))
-        seconds = int(run.data["test"]) * evaluate / 1e3
+        seconds = _images(run, "test") * evaluate / 1e3
         if run.method == "fp32":
-            seconds += int(run.data["train"]) * int(run.training["epochs"]) * train / 1e3
+            seconds += _images(run, "train") * int(run.training["epochs"]) * train / 1e3
         if "epochs" in run.settings:  # fake-quantized training costs about twice as much
             epochs = int(run.settings["epochs"]) * (1 if run.method == CONTROL else 2)
-            images = run.settings["images"] or int(run.data["train"])
+            images = run.settings["images"] or _images(run, "train")
             seconds += images * epochs * train / 1e3
         if "iterations" in run.settings:
             seconds += int(run.settings["iterations"]) * BATCH * 2 * train / 1e3

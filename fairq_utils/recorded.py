@@ -81,7 +81,7 @@ def record(params: Params, folder: Path = FOLDER) -> list[Path]:
         "recorded": len(runs),
         "mitigation_planned": len(minding),
         "mitigation_recorded": sum(store.contains(run.key) for run in minding),
-        "params": params.model_dump(mode="json", exclude={"execution"}),
+        "params": params.model_dump(mode="json", exclude={"execution", "tracking"}),
         "provenance": runs[-1].provenance,
     }
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 from functools import lru_cache
@@ -14,9 +15,10 @@ from fairq_utils.data.group_dials import GroupDials
 from fairq_utils.data.population import CELEBA_JOINT, SPLITS, Population
 from fairq_utils.data_params import Data, Photographs
 from fairq_utils.faults import BadInput, Fault
-from fairq_utils.ledger import Ledger
+from fairq_utils.ledger import Ledger, Run
 from fairq_utils.params import Params
 from fairq_utils.progress import rendering
+from fairq_utils.resume import Checkpoints
 
 
 def population(params: Params, split: str = "train") -> Population:
@@ -84,7 +86,8 @@ def prepare(params: Params) -> None:
     BadInput
         One that has to be a folder is a URL, or a cluster's ledger lives in one process.
     Fault
-        One of them cannot be made or written; or a GPU was asked for and there is none.
+        One of them cannot be made or written; a GPU was asked for and there is none; or the devices
+        cannot train what is to be trained.
     """
     store = ledger(params)
     if params.cluster.kind == "none":
@@ -94,6 +97,7 @@ def prepare(params: Params) -> None:
             f"execution.ledger: {store.url} lives in one process and workers would not see it; "
             "name a folder or a store that every machine of the cluster reaches"
         )
+    _check_recipes(params)
     for name in ("cache", "results"):
         given = getattr(params.execution, name)
         if "://" in given:
@@ -123,6 +127,43 @@ def device(params: Params) -> str:
     if params.execution.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return params.execution.device
+
+
+def devices(params: Params) -> int:
+    """How many devices train an FP32 model together; more GPUs than there are is an error."""
+    wanted, kind = params.execution.devices, device(params)
+    gpus = torch.cuda.device_count() if kind == "cuda" else 0
+    if wanted == "auto":
+        # A cluster has one worker for each GPU, and its workers start no processes.
+        return 1 if multiprocessing.current_process().daemon else max(gpus, 1)
+    if kind == "cuda" and wanted > gpus:
+        raise Fault(
+            f"execution.devices: {wanted} were asked for but PyTorch finds {gpus} "
+            f"{'GPU' if gpus == 1 else 'GPUs'}; use auto"
+        )
+    return wanted
+
+
+def _check_recipes(params: Params) -> None:
+    kind, count = device(params), devices(params)
+    for name, recipe in params.training.models.items():
+        if recipe.precision == "fp16" and kind != "cuda":
+            raise Fault(
+                f"training.models.{name}.precision: fp16 needs a GPU, and this study runs on the "
+                "CPU; take bf16 or fp32"
+            )
+        if recipe.batch_size % count:
+            raise Fault(
+                f"training.models.{name}.batch_size: {recipe.batch_size} images do not divide "
+                f"among {count} devices; take a multiple of {count}, or set execution.devices"
+            )
+
+
+def unfinished(params: Params, run: Run) -> Checkpoints | None:
+    """Where a run's training keeps how far it is, or None where it shall not."""
+    minutes = params.training.checkpoint_minutes
+    path = ledger(params).checkpoint_path(run.key).with_suffix(".unfinished")
+    return Checkpoints(path, minutes, run.key) if minutes else None
 
 
 def results(params: Params) -> Path:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fairq_utils import calibration, checkpoints, models, training
+from fairq_utils import calibration, checkpoints, models, objectives, tracking, training
 from fairq_utils.data import FaceData
 from fairq_utils.faults import BadInput, Fault
 from fairq_utils.ledger import Run
@@ -40,7 +40,7 @@ from fairq_utils.quantizers import (
     quantize_observed,
 )
 from fairq_utils.quantizers.methods import BEST_RANGES, CONTROL, METHODS
-from fairq_utils.resources import device, faces, ledger
+from fairq_utils.resources import device, faces, ledger, unfinished
 
 
 def calibration_kind(run: Run) -> str:
@@ -201,7 +201,7 @@ def _tune(
         weight_decay=settings.weight_decay,
     )
     seed = int(run.training["seed"]) + 1
-    objective: torch.nn.Module = training.Classification(train, recipe.label_smoothing)
+    objective: torch.nn.Module = objectives.Classification(train, recipe.label_smoothing)
     if run.method in FAIR and fp32 is not None:
         attributes = run.settings["attributes"]
         about = facts_of_faces(fp32, train, attributes)
@@ -219,7 +219,8 @@ def _tune(
         objective,
         seed=seed,
         device=device(params),
-        progress=None if bars is None else bars.training(run),
+        progress=tracking.reporting(params, run, bars),
+        checkpoints=unfinished(params, run),
     )
     losses = {f"loss_{i + 1}": value for i, value in enumerate(history.loss)}
     return {"train_seconds": history.seconds, **losses}

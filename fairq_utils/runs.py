@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from fairq_utils import checkpoints, models, run_models, training
+from fairq_utils import checkpoints, models, objectives, run_models, tracking, training
 from fairq_utils.data import FaceData
 from fairq_utils.ledger import Ledger, Run, RunRecord
 from fairq_utils.params import Params
@@ -26,7 +26,8 @@ from fairq_utils.progress import Listener
 from fairq_utils.quantizers import (
     use_integers,
 )
-from fairq_utils.resources import device, faces, ledger
+from fairq_utils.ranks import Ranks, together
+from fairq_utils.resources import device, devices, faces, ledger, unfinished
 
 INITIAL_IMAGES = 2000  # training pictures that a data-dependent initialisation looks at
 EVALUATED = 64  # test pictures at a time: what more of them leave behind is slow to allocate
@@ -44,50 +45,77 @@ def train_baseline(params: Params, run: Run, bars: Listener | None = None) -> st
     data = faces(params)
     target = device(params)
     began = time.perf_counter()
-    seed = int(run.training["seed"])
-    torch.manual_seed(seed)
-    model = models.build(
-        run.architecture, image_size=params.data.size, pretrained=params.training.pretrained
-    )
-    measures: dict[str, float] = {"parameters": float(sum(p.numel() for p in model.parameters()))}
+    measures: dict[str, float] = {}
     if there:
-        models.load_checkpoint(model, path)
+        model = models.load_checkpoint(_built(params, run), path)
     else:
-        settings = params.training.models[run.architecture]
-        recipe = training.Recipe(**settings.model_dump())
-        train = data.subset("train")
-        if not params.training.pretrained:
-            models.initialise(model, train.images[:INITIAL_IMAGES])
-        weight = params.training.auxiliary
-        if weight and data.factors is not None:
-            objective: training.Classification = training.WithFactors(
-                train, model, weight, recipe.label_smoothing
-            )
-        else:
-            objective = training.Classification(train, recipe.label_smoothing)
-        history = training.fit(
-            model,
-            train,
-            recipe,
-            objective,
-            seed=seed,
-            device=target,
-            progress=None if bars is None else bars.training(run),
+        count = devices(params)
+        progress = tracking.reporting(params, run, bars)
+        model, history = together(
+            _trained, (params, run), count=count, device=target, first={"progress": progress}
         )
-        if isinstance(objective, training.WithFactors):
-            objective.close()
-        measures["train_seconds"] = history.seconds
+        measures["train_seconds"], measures["train_devices"] = history.seconds, float(count)
         measures |= {f"loss_{i + 1}": value for i, value in enumerate(history.loss)}
         models.save_checkpoint(model, path, {"run": run.key})
         checkpoints.keep(store, run.key)
         models.load_checkpoint(model, path)
+    measures["parameters"] = float(sum(p.numel() for p in model.parameters()))
     scores = _scores(model, data, target)
     size = round(models.float_megabytes(model) * 2**20)
     answered = record(run, data, scores, scores, size, began, measures, {})
-    store.write(answered)
-    if bars is not None:
-        bars.finish(run)
+    _finish(params, answered, bars)
     return run.key
+
+
+def _built(params: Params, run: Run) -> torch.nn.Module:
+    return models.build(
+        run.architecture, image_size=params.data.size, pretrained=params.training.pretrained
+    )
+
+
+def _trained(
+    ranks: Ranks, params: Params, run: Run, progress: training.Progress | None = None
+) -> tuple[torch.nn.Module, training.History]:
+    """A trained FP32 model, and its losses; every process that takes part calls this."""
+    seed = int(run.training["seed"])
+    torch.manual_seed(seed + ranks.rank)
+    model = _built(params, run)
+    recipe = training.Recipe(**params.training.models[run.architecture].model_dump())
+    train = faces(params).subset("train")
+    if not params.training.pretrained:
+        models.initialise(model, train.images[:INITIAL_IMAGES])
+    weight = params.training.auxiliary
+    if weight and train.factors is not None:
+        objective: objectives.Classification = objectives.WithFactors(
+            train, model, weight, recipe.label_smoothing
+        )
+    else:
+        objective = objectives.Classification(train, recipe.label_smoothing)
+    history = training.fit(
+        model,
+        train,
+        recipe,
+        objective,
+        seed=seed,
+        device=ranks.device,
+        progress=progress,
+        checkpoints=unfinished(params, run),
+        ranks=ranks,
+    )
+    if isinstance(objective, objectives.WithFactors):
+        objective.close()
+    return model, history
+
+
+def _finish(params: Params, answered: RunRecord, bars: Listener | None) -> None:
+    """Write a run; then nothing of its training needs to be kept, and it can be shown."""
+    ledger(params).write(answered)
+    kept = unfinished(params, answered.run)
+    if kept is not None:
+        kept.remove()
+    tracking.tracker(params).show(answered, params)
+    if bars is not None:
+        bars.finish(answered.run)
 
 
 def _sound(store: Ledger, key: str) -> bool:
@@ -136,9 +164,8 @@ def evaluate_quantized(
         seconds = calibrating + time.perf_counter() - began
         scores = _scores(quantized, data, target)
         measures |= {"integer_layers": float(layers), "quantize_seconds": seconds}
-        store.write(record(run, data, reference, scores, size, began, measures, report))
-        if bars is not None:
-            bars.finish(run)
+        answered = record(run, data, reference, scores, size, began, measures, report)
+        _finish(params, answered, bars)
 
 
 def _scores(model: torch.nn.Module, data: FaceData, target: str) -> NDArray[np.float16]:

@@ -22,8 +22,9 @@ from distributed import Client, KilledWorker, as_completed
 
 from fairq_utils import cluster, remote
 from fairq_utils.cluster import ClusterError
+from fairq_utils.data_params import Data, Photographs
 from fairq_utils.ledger import Run
-from fairq_utils.params import Data, Params
+from fairq_utils.params import Params
 from fairq_utils.planning import baseline_of
 from fairq_utils.progress import Progress, Tick
 from fairq_utils.resources import ledger
@@ -111,7 +112,7 @@ def graph(
     for _, members in parts:
         key = baseline_of(members[0]).key
         behind[key] = max(behind.get(key, 0.0), sum(map(cost, members)))
-    rendered: dict[Data, Any] = {}
+    rendered: dict[Data | Photographs, Any] = {}
     for params in [*baselines.values(), *(params for params, _ in parts)]:
         if params.data not in rendered:
             name = f"pictures-{own}-{len(rendered)}"

@@ -17,7 +17,7 @@ import dask
 import torch
 from dask import delayed
 
-from fairq_utils import run_models, runs
+from fairq_utils import run_models, runs, tracking
 from fairq_utils.feasibility import check
 from fairq_utils.ledger import Ledger, Run
 from fairq_utils.params import Params
@@ -40,14 +40,17 @@ def execute(
     """
     check(params)
     prepare(params)
+    tracking.tracker(params)
     store = ledger(params)
     wanted = with_dials(params, phases)
     missing = {run: part for run, part in wanted.items() if not store.contains(run.key)}
-    bars = Progress(list(missing), stream or sys.stderr, len(wanted))
+    baselines = {baseline_of(run): part for run, part in missing.items()}
+    # A phase by itself may need FP32 models that are not trained yet.
+    first = [run for run in baselines if run not in wanted and not store.contains(run.key)]
+    bars = Progress([*first, *missing], stream or sys.stderr, len(wanted) + len(first))
     if not missing:
         bars.say(f"all {len(wanted)} runs are in the ledger")
         return store
-    baselines = {baseline_of(run): part for run, part in missing.items()}
     groups = _by_calibration(missing)
     if params.cluster.kind != "none":
         # The client takes seconds to import, and a study on one machine does without.

@@ -10,21 +10,23 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fairq_utils.data.faces import FaceData, Images
-from fairq_utils.models import classifier, normalize
+from fairq_utils.faults import BadInput
+from fairq_utils.models import normalize
+from fairq_utils.ranks import ALONE, Ranks
+from fairq_utils.resume import Checkpoints, Keeper, Learner, Place
 
 Progress = Callable[[int, int, float], None]
 # objective(model, *batch) -> scalar loss; of a FaceData, a batch is images, rows, flipped
 Objective = nn.Module
 SETTLING = 2048  # pictures over which batch norms are averaged after training
 REPORTED = 100  # steps between two calls of the progress callback
+SHORT = {"bf16": torch.bfloat16, "fp16": torch.float16}  # what autocast computes in
 FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
@@ -38,7 +40,8 @@ class Recipe:
     learning_rate : peak of a one-cycle schedule
     batch_size : images per step
     weight_decay : AdamW's decoupled decay
-    precision : ``fp32`` or ``bf16`` (autocast; weights stay float32)
+    precision : ``fp32``, ``bf16`` or ``fp16`` (autocast; weights stay float32)
+        fp16, whose gradients are scaled lest they vanish, needs a GPU.
     label_smoothing : share of the target spread over the other class
     """
 
@@ -58,93 +61,54 @@ class History:
     seconds: float
 
 
-class Classification(nn.Module):
-    """Cross-entropy on the target."""
+class Passes:
+    """Batches of pictures, half of them mirrored, in an order that a seed decides; pass after pass.
 
-    def __init__(self, data: FaceData, label_smoothing: float = 0.0) -> None:
-        super().__init__()
-        self.register_buffer("target", torch.from_numpy(data.target.astype(np.int64)))
-        self.label_smoothing = label_smoothing
+    Calling it begins a pass: pictures ready for a network (B, 3, H, W), their rows (B,), and which
+    of them are mirrored, bool (B,).
 
-    def forward(self, model: nn.Module, images: Tensor, rows: Tensor, flipped: Tensor) -> Tensor:
-        """Loss of these images, a scalar; ``rows`` (B,) index the training split."""
-        return self.of_logits(model(images), rows)
+    Parameters
+    ----------
+    data : FaceData
+    batch : int
+        Pictures per batch; those that are left over at the end of a pass are left out.
+    seed : int
+    ranks : Ranks
+        Each process gets its part of every batch.
 
-    def of_logits(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """Cross-entropy of logits (B, 2), a scalar."""
-        target: Tensor = self.target  # type: ignore[assignment]
-        return F.cross_entropy(logits.float(), target[rows], label_smoothing=self.label_smoothing)
-
-
-class WithFactors(Classification):
-    """Cross-entropy plus regression of the renderer's coefficients from the same features.
-
-    A linear layer predicts the standardised coefficients from what enters the classifier
-    (multi-task learning, Caruana 1997). It stands in for pre-training where no weights can be
-    fetched, and is thrown away after training. In a mirrored picture left and right change
-    places, so its coefficients do too.
+    Attributes
+    ----------
+    first : batches that the next pass leaves out, because they were trained on already
+    steps : batches of a pass
     """
 
     def __init__(
-        self, data: FaceData, model: nn.Module, weight: float, label_smoothing: float = 0.0
+        self,
+        data: FaceData,
+        batch: int,
+        *,
+        seed: int,
+        device: torch.device | str = "cpu",
+        ranks: Ranks = ALONE,
     ) -> None:
-        if data.factors is None:
-            raise ValueError(
-                "training.auxiliary: these images come without the coefficients that made them; "
-                "set training.auxiliary: 0"
-            )
-        super().__init__(data, label_smoothing)
-        self.weight = weight
-        straight, mirrored = _standardised(data.factors)
-        self.register_buffer("factors", torch.stack([straight, mirrored]))
-        self.features: Tensor | None = None
-        layer = classifier(model)
-        width = layer.in_channels if isinstance(layer, nn.Conv2d) else layer.in_features
-        self.head = nn.Linear(int(width), straight.shape[1])  # type: ignore[arg-type]
-        nn.init.zeros_(self.head.weight)
-        layer.register_forward_pre_hook(self._keep)
-        self.hook = next(reversed(layer._forward_pre_hooks))
-        self.layer = [layer]  # in a list: not a submodule of the objective
+        self.data, self.batch, self.device, self.ranks = data, batch, device, ranks
+        self.steps = len(data) // batch
+        self.generator = torch.Generator().manual_seed(seed)
+        self.first = 0
 
-    def _keep(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        x = inputs[0]
-        self.features = x.mean(dim=(2, 3)) if x.ndim == 4 else x
-
-    def close(self) -> None:
-        """Take the hook off the model."""
-        self.layer[0]._forward_pre_hooks.pop(self.hook, None)
-
-    def forward(self, model: nn.Module, images: Tensor, rows: Tensor, flipped: Tensor) -> Tensor:
-        """Classification loss + weight x mean squared error of the coefficients (unit variance)."""
-        loss = super().forward(model, images, rows, flipped)
-        if self.features is None:
-            raise RuntimeError("the classifier was not called in this forward pass")
-        factors: Tensor = self.factors  # type: ignore[assignment]
-        error = F.mse_loss(self.head(self.features).float(), factors[flipped.long(), rows])
-        return loss + self.weight * error
-
-
-def _standardised(factors: pd.DataFrame) -> tuple[Tensor, Tensor]:
-    """Coefficients of unit variance (N, K), and those of the mirrored pictures."""
-    values = factors.to_numpy(np.float64)
-    names = list(factors.columns)
-    swap = {"Left": "Right", "Right": "Left"}
-    order = []
-    for name in names:
-        side = next((s for s in swap if name.endswith(s)), None)
-        order.append(
-            names.index(name.removesuffix(side) + swap[side]) if side else names.index(name)
-        )
-    mirrored = values[:, order]
-    for name in ("yaw", "roll"):
-        if name in names:
-            mirrored[:, names.index(name)] *= -1
-    scale = np.maximum(values.std(axis=0), 1e-6)
-    centre = values.mean(axis=0)
-    return (
-        torch.from_numpy(((values - centre) / scale).astype(np.float32)),
-        torch.from_numpy(((mirrored - centre) / scale).astype(np.float32)),
-    )
+    def __call__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """One pass."""
+        first, self.first = self.first, 0
+        order = torch.randperm(len(self.data), generator=self.generator)
+        for step in range(self.steps):
+            rows = order[step * self.batch : (step + 1) * self.batch]
+            flipped = torch.rand(self.batch, generator=self.generator) < 0.5
+            if step < first:
+                continue
+            rows, flipped = self.ranks.part(rows), self.ranks.part(flipped)
+            images = self.data.images[rows]
+            images[flipped] = images[flipped].flip(-1)
+            yield normalize(images, self.device), rows.to(self.device), flipped.to(self.device)
 
 
 def fit(
@@ -156,6 +120,8 @@ def fit(
     seed: int,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
+    checkpoints: Checkpoints | None = None,
+    ranks: Ranks = ALONE,
 ) -> History:
     """Train ``model`` in place on all rows of ``data``.
 
@@ -172,29 +138,52 @@ def fit(
     progress : callable, optional
         Called now and then, and after the last step, as ``progress(step, steps, mean_loss)``; the
         steps are those of all epochs, the loss is that of the epoch so far.
+    checkpoints : Checkpoints, optional
+        Where the training goes on from if it was stopped, and writes that to.
+    ranks : Ranks
+        Of :func:`fairq_utils.ranks.together`, whose processes all call this with the same
+        arguments; the loss must be a mean over images.
 
     Raises
     ------
     FloatingPointError
         The loss is no longer finite; names the epoch and step.
+    BadInput
+        fp16 without a GPU, or a batch that does not divide among the processes.
     """
-    generator = torch.Generator().manual_seed(seed)
     batch = min(recipe.batch_size, len(data))
-    steps = len(data) // batch
-
-    def epoch() -> Iterator[tuple[Tensor, ...]]:
-        order = torch.randperm(len(data), generator=generator)
-        for step in range(steps):
-            rows = order[step * batch : (step + 1) * batch]
-            flipped = torch.rand(batch, generator=generator) < 0.5
-            images = data.images[rows]
-            images[flipped] = images[flipped].flip(-1)
-            yield normalize(images, device), rows.to(device), flipped.to(device)
-
-    history = optimise(model, objective, epoch, steps, recipe, device=device, progress=progress)
+    if batch % ranks.count:
+        raise BadInput(
+            f"training.models.*.batch_size: {batch} images do not divide among "
+            f"{ranks.count} devices; take a multiple of {ranks.count}"
+        )
+    passes = Passes(data, batch, seed=seed, device=device, ranks=ranks)
+    history = optimise(
+        model,
+        objective,
+        passes,
+        passes.steps,
+        recipe,
+        device=device,
+        progress=progress,
+        keeper=None if checkpoints is None else Keeper(checkpoints, passes, ranks),
+        ranks=ranks,
+    )
     settle_batch_norms(model, data.images, seed=seed, device=device)
     model.eval()
     return history
+
+
+class _Loss(nn.Module):
+    """Model and objective as one module of which the loss is the answer."""
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, *batch: Tensor) -> Tensor:
+        loss: Tensor = self.objective(self.model, *batch)
+        return loss
 
 
 def optimise(
@@ -206,6 +195,8 @@ def optimise(
     *,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
+    keeper: Keeper | None = None,
+    ranks: Ranks = ALONE,
 ) -> History:
     """The loop that all trainings share; :func:`fit` feeds it a :class:`FaceData`.
 
@@ -217,8 +208,18 @@ def optimise(
         Gives the batches of one pass, tensors on ``device``.
     steps : int
         Batches of one pass.
+    keeper : Keeper, optional
+        Of ``epoch``; puts the training where it was stopped, and keeps where it is.
+    ranks : Ranks
+        Several processes average their gradients; ``epoch`` gives each its part of every batch.
     """
     began = time.perf_counter()
+    kind = torch.device(device).type
+    if recipe.precision == "fp16" and kind != "cuda":
+        raise BadInput(
+            f"training.models.*.precision: fp16 needs a GPU, and this training is on the {kind}; "
+            "take bf16 or fp32"
+        )
     model.to(device).to(memory_format=torch.channels_last).train()
     objective.to(device).train()
     parameters = [p for p in (*model.parameters(), *objective.parameters()) if p.requires_grad]
@@ -230,43 +231,51 @@ def optimise(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.learning_rate, total_steps=total_steps, pct_start=rise
     )
-    kind = torch.device(device).type
+    scaler = torch.amp.GradScaler(kind, enabled=recipe.precision == "fp16")
+    learner = Learner(model, objective, optimizer, schedule, scaler)
+    at = Place(torch.zeros((), device=device)) if keeper is None else keeper.resume(learner)
+    loss_of = ranks.wrapped(_Loss(model, objective))
     # On a CPU, fused attention over the few tokens of a small picture costs a third more.
     backends = [SDPBackend.MATH] if kind == "cpu" else FUSED
-    history = []
-    for number in range(recipe.epochs):
-        total, step = torch.zeros((), device=device), 0
-        for batch in itertools.islice(epoch(), steps):
-            cast = (
-                torch.autocast(kind, torch.bfloat16)
-                if recipe.precision == "bf16"
-                else nullcontext()
-            )
-            with cast, sdpa_kernel(backends):
-                loss = objective(model, *batch)
+    short = SHORT.get(recipe.precision)
+    for number in range(at.epoch, recipe.epochs):
+        if keeper is not None:
+            keeper.start()
+        for batch in itertools.islice(epoch(), steps - at.step):
+            if keeper is not None:
+                keeper.offer(learner, at)
+            cast = nullcontext() if short is None else torch.autocast(kind, short)
+            with cast, sdpa_kernel(backends), ranks.whole_batch():
+                loss = loss_of(*batch)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
             norm = nn.utils.clip_grad_norm_(parameters, 1.0)
-            if step % 50 == 0 and not math.isfinite(float(norm)):
+            # A scale that is too large for fp16 is halved until it fits: not the model's fault.
+            if at.step % 50 == 0 and not math.isfinite(float(norm)) and scaler.get_scale() <= 1:
                 raise FloatingPointError(
-                    f"training: the gradient is not finite at epoch {number + 1}, step {step + 1}; "
-                    "lower training.models.*.learning_rate"
+                    f"training: the gradient is not finite at epoch {number + 1}, step "
+                    f"{at.step + 1}; lower training.models.*.learning_rate"
                 )
-            optimizer.step()
+            scaler.step(optimizer)
+            scaler.update()
             schedule.step()
-            total += loss.detach()
-            step += 1
-            done = number * steps + step
-            if progress is not None and (done % REPORTED == 0 or done == total_steps):
-                progress(done, total_steps, float(total) / step)
-        history.append(float(total) / step)
-        if not math.isfinite(history[-1]):
+            at.total += loss.detach()
+            at.step += 1
+            done = number * steps + at.step
+            if done % REPORTED == 0 or done == total_steps:
+                mean = float(ranks.average(at.total)) / at.step
+                if progress is not None:
+                    progress(done, total_steps, mean)
+        at.history.append(float(ranks.average(at.total)) / at.step)
+        if not math.isfinite(at.history[-1]):
             raise FloatingPointError(
                 f"training: the loss is not finite in epoch {number + 1}; "
                 "lower training.models.*.learning_rate"
             )
+        at = Place(torch.zeros_like(at.total), number + 1, 0, at.history, at.seconds)
     model.eval()
-    return History(tuple(history), time.perf_counter() - began)
+    return History(tuple(at.history), at.seconds + time.perf_counter() - began)
 
 
 def settle_batch_norms(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fairq_utils import training
+from fairq_utils import objectives, training
 from fairq_utils.data import FaceData
 from fairq_utils.faults import BadInput
 from fairq_utils.metrics.rows import groups as crossed
@@ -64,7 +64,7 @@ def test_plain_is_the_cross_entropy_of_the_study() -> None:
         np.repeat("train", 16),
     )
     for smoothing in (0.0, 0.1):
-        study = training.Classification(data, smoothing).of_logits(logits, torch.arange(16))
+        study = objectives.Classification(data, smoothing).of_logits(logits, torch.arange(16))
         assert torch.equal(Plain(TWO, label_smoothing=smoothing)(logits, labels, groups), study)
         parts = image_losses(logits, labels, smoothing)
         torch.testing.assert_close(parts.mean(), study)

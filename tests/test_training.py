@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from fairq_utils import models, training
+from fairq_utils import models, objectives, training
 from fairq_utils.data import FaceData, load
 
 
@@ -93,7 +93,7 @@ def test_training_learns_and_repeats(squares: FaceData) -> None:
     for _ in range(2):
         torch.manual_seed(0)
         model = models.build("squeezenet1_1", image_size=32)
-        objective = training.WithFactors(squares, model, 1.0)
+        objective = objectives.WithFactors(squares, model, 1.0)
         recipe = training.Recipe(epochs=4, learning_rate=1e-3, batch_size=32)
         history = training.fit(model, squares, recipe, objective, seed=0)
         objective.close()
@@ -116,7 +116,7 @@ def test_trainings_of_few_steps(steps: int) -> None:
 
 
 def test_mirrored_coefficients_swap_sides(squares: FaceData) -> None:
-    straight, mirrored = training._standardised(squares.factors)
+    straight, mirrored = objectives._standardised(squares.factors)
     left, right, yaw = (list(squares.factors).index(n) for n in ("eyeLeft", "eyeRight", "yaw"))
     raw = squares.factors
     expected = (raw.eyeRight - raw.eyeLeft.mean()) / raw.eyeLeft.std(ddof=0)
@@ -130,7 +130,7 @@ def test_mirrored_coefficients_swap_sides(squares: FaceData) -> None:
 def test_auxiliary_task_needs_coefficients(squares: FaceData) -> None:
     bare = FaceData(squares.images, squares.target, squares.groups, squares.split)
     with pytest.raises(ValueError, match="auxiliary: 0"):
-        training.WithFactors(bare, models.build("squeezenet1_1"), 1.0)
+        objectives.WithFactors(bare, models.build("squeezenet1_1"), 1.0)
 
 
 def test_a_diverging_training_says_where(squares: FaceData) -> None:
@@ -139,7 +139,7 @@ def test_a_diverging_training_says_where(squares: FaceData) -> None:
         models.classifier(model).weight.fill_(float("inf"))
     recipe = training.Recipe(epochs=1, learning_rate=1e-3, batch_size=64)
     with pytest.raises(FloatingPointError, match="epoch 1"):
-        training.fit(model, squares, recipe, training.Classification(squares), seed=0)
+        training.fit(model, squares, recipe, objectives.Classification(squares), seed=0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")

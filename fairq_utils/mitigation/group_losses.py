@@ -37,7 +37,7 @@ def two_logits(logits: Tensor) -> Tensor:
 
 
 def mean_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of a batch, a scalar; see :class:`fairq_utils.training.Classification`."""
+    """Cross-entropy of a batch, a scalar; see :class:`fairq_utils.objectives.Classification`."""
     return F.cross_entropy(two_logits(logits), labels.long(), label_smoothing=label_smoothing)
 
 
