@@ -10,8 +10,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fairq_utils.faults import BadInput
 
-# More than any of the collections' pictures; 200 MB as RGB. Below Pillow's own limit, between one and
-# two times which it only warns.
+# More than any of the collections' pictures; 200 MB as RGB. Below Pillow's own limit, between one
+# and two times which it only warns.
 MOST_PIXELS = 64_000_000
 # A JPEG decoder can leave out detail by powers of two for a fraction of the work. Twice the
 # pixels that are kept leave antialiasing enough to average over.
