@@ -24,7 +24,7 @@ from PIL import Image
 from torch import nn
 
 from fairq_utils import figures, models, predict, training
-from fairq_utils.data import FaceData, load, pixels
+from fairq_utils.data import FaceData, load, parquet_images, pixels
 from fairq_utils.data.decoding import MOST_PIXELS, Unreadable, decode
 from fairq_utils.data.photographs import listing, load_photographs
 from fairq_utils.data.pixels import Pictures, decoded
@@ -104,6 +104,18 @@ def bomb() -> bytes:
             lambda: encoded(Image.new("1", (20_000, 20_000))),
             "unsafe",
             "has more than 64,000,000 pixels",
+        ),
+        pytest.param(
+            lambda: encoded(Image.new("1", (10_000, 10_000))),
+            "unsafe",
+            "has 10000 x 10000 pixels, more than 64,000,000",
+            marks=pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning"),
+        ),
+        pytest.param(
+            lambda: encoded(Image.new("1", (10_000, 10_000))),
+            "unsafe",
+            "has more than 64,000,000 pixels",
+            marks=pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning"),
         ),
         (
             lambda: encoded(Image.fromarray(np.full((8, 8), 40_000, np.uint16))),
@@ -329,6 +341,31 @@ def test_a_row_without_a_picture_is_named(tmp_path: Path) -> None:
         }
     ]
     assert len(data) == 23
+
+
+def test_row_groups_are_read_once_and_do_not_pile_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = folders.celeba(tmp_path / "celeba", n=2, layout="parquet")
+    read: list[int] = []
+    plain = pq.ParquetFile.read_row_group
+
+    def counted(file: pq.ParquetFile, group: int, **options: object) -> pa.Table:
+        read.append(group)
+        return plain(file, group, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
+    groups = sum(pq.ParquetFile(path).metadata.num_row_groups for path in root.rglob("*.parquet"))
+    found = listing("celeba", root)
+    order = np.arange(48).reshape(4, 12).T.ravel()  # as four threads would
+    for i in order:
+        found.read(int(i))
+    assert len(read) == groups
+    monkeypatch.setattr(parquet_images, "KEPT_BYTES", 1)
+    found = listing("celeba", root)
+    for i in range(48):
+        found.read(i)
+    assert len(read) == 2 * groups and len(found.read._groups) == 2
 
 
 def test_pictures_index_as_a_tensor_does(root: Path, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,14 +10,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fairq_utils.faults import BadInput
 
-MOST_PIXELS = 64_000_000  # more than any of the collections' pictures; 200 MB as RGB
+# More than any of the collections' pictures; 200 MB as RGB. Below Pillow's own limit, between one
+# and two times which it only warns.
+MOST_PIXELS = 64_000_000
 # A JPEG decoder can leave out detail by powers of two for a fraction of the work. Twice the
 # pixels that are kept leave antialiasing enough to average over.
 SPARE = 2
 EIGHT_BITS = frozenset("1 L LA P PA RGB RGBA RGBX CMYK YCbCr LAB HSV".split())
-
-# Pillow only warns between one and two times its limit; here that is an error too.
-warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 
 class Unreadable(BadInput):

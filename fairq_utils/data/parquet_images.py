@@ -19,7 +19,9 @@ import pyarrow.parquet as pq
 from fairq_utils.faults import BadInput
 
 SHARD = re.compile(r"(?P<split>[a-z]+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.parquet")
-KEPT_GROUPS = 2  # row groups in memory: one that ends and one that begins
+# Several threads read near each other, in row groups of a hundred pictures or of thousands: so many
+# bytes of them stay in memory, and never fewer than one that ends and one that begins.
+KEPT_BYTES, KEPT_GROUPS = 2**27, 2
 
 
 @dataclass
@@ -66,9 +68,13 @@ class ParquetBytes:
                 table = file.read_row_group(group, columns=["image.bytes"])
             column = table.column("image").combine_chunks()
             self._groups[key] = starts[group], column.field("bytes")
-            while len(self._groups) > KEPT_GROUPS:
+            while len(self._groups) > KEPT_GROUPS and self._bytes() > KEPT_BYTES:
                 self._groups.popitem(last=False)
+        self._groups.move_to_end(key)
         return self._groups[key]
+
+    def _bytes(self) -> int:
+        return sum(int(column.nbytes) for _, column in self._groups.values())
 
     def state(self) -> str:
         """Digest of the shards' names, sizes and modification times."""
