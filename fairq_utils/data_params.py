@@ -83,12 +83,12 @@ HeldOut = Literal["calibration", "validation", "test"]
 class Photographs(Section):
     """Which photographs, what is asked about them, and how they are split.
 
-    ``root`` is their folder. ``target`` is what is told from a picture, ``groups`` are the sensitive
-    attributes, with a name of ours such as ``{gender: Male}``; see the readers' own pages
-    (:mod:`fairq_utils.data.celeba`, ``utkface``, ``fairface``) for what there is. ``held_out`` are the shares that are
-    carved, by the hash of a file's name, out of what the collection itself does not hold out;
-    ``images`` keeps the first so many of a split, by the same hash. ``max_bad`` pictures may be
-    unusable before a study stops. ``seed`` is that of the resampling.
+    ``root`` is their folder. ``target`` is what is told from a picture, ``groups`` are the
+    sensitive attributes, with a name of ours such as ``{gender: Male}``; the readers
+    (:mod:`fairq_utils.data.celeba`, ``utkface``, ``fairface``) say what there is. ``held_out`` are
+    the shares that are carved, by the hash of a file's name, out of what the collection itself does
+    not hold out; ``images`` keeps the first so many of a split, by the same hash. ``max_bad``
+    pictures may be unusable before a study stops. ``seed`` is that of the resampling.
     """
 
     name: Collection

@@ -27,6 +27,18 @@ def _listing(data: Photographs) -> Listing:
     return photographs.listing(data.name, data.root, **data.options())
 
 
+@lru_cache(maxsize=16)
+def _digest(data: Photographs, split: str) -> str:
+    return _listing(data).digest_of(split)
+
+
+@lru_cache(maxsize=16)
+def _listed(data: Photographs, split: str) -> tuple[NDArray[np.int8], pd.DataFrame]:
+    found = _listing(data)
+    rows = found.split == split
+    return found.target[rows], found.groups[rows].reset_index(drop=True)
+
+
 def listing(params: Params) -> Listing:
     """The photographs of a study.
 
@@ -47,9 +59,7 @@ def people(params: Params, split: str) -> tuple[NDArray[np.int8], pd.DataFrame]:
     if isinstance(params.data, Data):
         count = int(getattr(params.data, split))
         return demographics(population(params, split), split, np.arange(count))
-    found = listing(params)
-    rows = found.split == split
-    return found.target[rows], found.groups[rows].reset_index(drop=True)
+    return _listed(params.data, split)
 
 
 def values(params: Params) -> dict[str, tuple[str, ...]]:
@@ -67,13 +77,12 @@ def described(params: Params, splits: Sequence[str]) -> dict[str, Any]:
     others.
     """
     if isinstance(params.data, Photographs):
-        found = listing(params)
         return {
             "name": params.data.name,
             "size": params.data.size,
-            "target": found.meta["target"],
-            "people": {split: found.digest_of(split) for split in splits},
-            "images": {split: int((found.split == split).sum()) for split in splits},
+            "target": listing(params).meta["target"],
+            "people": {split: _digest(params.data, split) for split in splits},
+            "images": {split: len(people(params, split)[0]) for split in splits},
         }
     data = params.data.model_dump(mode="json")
     joints = {split: dict(population(params, split).joint) for split in splits}
