@@ -33,6 +33,7 @@ from fairq_utils import (
     tables,
 )
 from fairq_utils.data import FaceData
+from fairq_utils.data.photographs import TITLES
 from fairq_utils.data.population import Population
 from fairq_utils.data_params import Data
 from fairq_utils.engines import ENGINES
@@ -232,6 +233,23 @@ def open_chapter(
     pd.set_option("display.precision", 3)
     params = load_params(params_file, overrides)
     return Chapter(params, resources.ledger(params))
+
+
+def attainable(chapter: Chapter) -> str:
+    """The best accuracy that anybody could have, in words."""
+    ceiling = chapter.ceiling()
+    return "what is attainable is unknown" if ceiling is None else f"{ceiling:.1%} is attainable"
+
+
+def whose(chapter: Chapter) -> str:
+    """Whose faces a chapter about rendered people shows, in a sentence."""
+    data = chapter.params.data
+    if isinstance(data, Data):
+        return "The people of this chapter are those of all other chapters."
+    return (
+        f"The other chapters are about the photographs of {TITLES[data.name]}; the people of this "
+        "chapter are rendered, and stand beside them."
+    )
 
 
 def recovered(confusion: pd.DataFrame) -> dict[str, float]:

@@ -48,6 +48,7 @@ def check(params: Params) -> None:
             raise ParamsError(f"dials: {where}: {error}") from None
     _check_tuning(params, attributes)
     _check_samplers(params, attributes)
+    _check_draws(params, attributes)
 
 
 def _more(params: Params) -> str:
@@ -156,3 +157,20 @@ def _check_samplers(params: Params, attributes: Sequence[str]) -> None:
                 )
         except ValueError as error:
             raise ParamsError(f"mitigation.{key}: {sampler}: {error}") from None
+
+
+def _check_draws(params: Params, attributes: Sequence[str]) -> None:
+    """Refuse draws without a group that a method looks at."""
+    needy = [m for m in params.mitigation.methods if m in FAIR and FAIR[m].needs_everybody]
+    if not needy:
+        return
+    target, groups = people(params, "calibration")
+    wanted = params.quantization.calibration_images
+    for seed in params.quantization.calibration_seeds:
+        rows = calibration.draw("random", groups, target, wanted, seed=seed, attributes=attributes)
+        empty = _empty(groups.iloc[rows], attributes)
+        if empty is not None:
+            raise ParamsError(
+                f"quantization.calibration_images: {wanted} images drawn at random (seed {seed}) "
+                f"show nobody of the group {empty!r}, whom {needy[0]} looks at; draw more"
+            )

@@ -105,9 +105,15 @@ def intervals(frame: pd.DataFrame, column: str = "compared") -> list[str]:
     ]
 
 
-def shown(frame: pd.DataFrame) -> HTML:
-    """A table as HTML without its index; a wide or long one scrolls in its own box."""
-    body = frame.to_html(index=False, border=0, justify="left", classes="dataframe")
+def shown(frame: pd.DataFrame, *, wrapped: bool = False) -> HTML:
+    """A table as HTML without its index; a wide or long one scrolls in its own box.
+
+    Parameters
+    ----------
+    wrapped : whether cells hold sentences, which go over several lines
+    """
+    classes = "dataframe wrapped" if wrapped else "dataframe"
+    body = frame.to_html(index=False, border=0, justify="left", classes=classes)
     return HTML(f'<div class="table-scroll">{body}</div>')
 
 

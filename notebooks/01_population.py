@@ -12,7 +12,7 @@
 # become dials.
 #
 # What it cannot do is stand in for photographs: see {ref}`what rendered people can tell
-# <limits>`.
+# <limits>`. {glue:text}`01_population.ipynb::whose:s`
 
 # %% tags=["parameters", "remove-cell"]
 params_file = "../params/smoke.yaml"
@@ -22,10 +22,11 @@ overrides = {}
 from fairq_utils import chapters
 from fairq_utils.data.population import CELEBA_JOINT
 
-chapter = chapters.open_chapter(params_file, overrides)
+study = chapters.open_chapter(params_file, overrides)
+chapter = study.of_rendered_people()
 glue = chapter.glue
-data = chapter.faces()
-test = data.subset("test")
+test = chapter.faces().subset("test")
+glue("whose", chapters.whose(study))
 
 # %% [markdown]
 # ## Forty people

@@ -29,16 +29,19 @@ glue = chapter.glue
 scope = chapter.crossed
 mitigated = chapter.mitigation_effects
 plain = mitigation_chapter.against_plain(chapter)
-glue("rare", chapter.share(gender="female", age="old"))
+rarest, share = chapter.rarest()
+glue("rarest", rarest)
+glue("rare", share)
 glue("images", chapter.params.quantization.calibration_images)
 
 # %% [markdown]
 # ## Who is in the calibration set
 #
 # A static quantizer sees {glue:text}`04_mitigation.ipynb::images:.0f` images here before it is
-# deployed, and sets its ranges by them. If old women are {glue:text}`04_mitigation.ipynb::rare:.1%`
-# of those images, ranges are set by everybody else. Images per group in one random and one balanced
-# draw of equal size:
+# deployed, and sets its ranges by them. Where the rarest group
+# ({glue:text}`04_mitigation.ipynb::rarest:s`) is {glue:text}`04_mitigation.ipynb::rare:.1%` of
+# them, ranges are set by everybody else. Images per group in one random and one balanced draw of
+# equal size:
 
 # %% tags=["nbval-check-output"]
 tables.shown(planning.calibration_draws(chapter.params))

@@ -79,6 +79,11 @@ class Method:
         """Whether labels of training images and further epochs are needed."""
         return self.constraint is not None
 
+    @property
+    def needs_everybody(self) -> bool:
+        """Whether every group must be among the calibration images."""
+        return self.family == "preservation"
+
 
 def _ranges(weighting: str) -> Callable[[Task], Result]:
     def make(task: Task) -> Result:
