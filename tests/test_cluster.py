@@ -444,6 +444,7 @@ def test_a_slurm_job_has_what_the_section_says(monkeypatch: pytest.MonkeyPatch) 
         "#SBATCH --gres=gpu:1",
         "#SBATCH --exclusive",
         "export OMP_NUM_THREADS=4",
+        """export DASK_DISTRIBUTED__NANNY__PRE_SPAWN_ENVIRON='{'"'"'MALLOC_TRIM_THRESHOLD_'"'"': None}'""",
         "module load python",
     ):
         assert line in lines

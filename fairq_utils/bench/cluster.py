@@ -30,7 +30,7 @@ from fairq_utils.planning import baseline_of, plan
 from fairq_utils.resources import faces, ledger
 from fairq_utils.study import execute
 
-PHASES = ("quantization", "mitigation")
+PHASES = ("quantization",)
 METHOD = "ptq"
 WORKERS = (1, 2)
 ROUNDS = 2
