@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import shlex
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -21,8 +20,6 @@ from fairq_utils.cluster_params import Cluster
 from fairq_utils.faults import Fault
 from fairq_utils.params import Params
 
-# Dask has memory given back to the system at once; a network's next layer wants it again.
-UNTRIMMED = {"MALLOC_TRIM_THRESHOLD_": None}
 DEATHS = 4  # of workers that one task may take with it before it is the task's fault
 QUIET = {"dashboard": False, "dashboard_address": ":0"}  # a scheduler's: no pages, any port
 CONNECTING = 10.0  # seconds in which a scheduler has to answer
@@ -58,7 +55,7 @@ def _configuration(settings: Cluster) -> dict[str, Any]:
     kept = dask.config.get("distributed.nanny.pre-spawn-environ")
     return {
         "distributed.scheduler.allowed-failures": DEATHS,
-        "distributed.nanny.pre-spawn-environ": {**kept, **_threads(settings), **UNTRIMMED},
+        "distributed.nanny.pre-spawn-environ": {**kept, **_threads(settings)},
         # A worker's memory is mostly models, which pausing would not give back.
         "distributed.worker.memory.pause": False,
         "distributed.worker.profile.enabled": False,
@@ -73,11 +70,7 @@ def _threads(settings: Cluster) -> dict[str, str]:
 
 def _environment(settings: Cluster) -> dict[str, str]:
     """The same for processes that somebody else starts."""
-    return {
-        **_threads(settings),
-        "DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE": "False",
-        "DASK_DISTRIBUTED__NANNY__PRE_SPAWN_ENVIRON": repr(UNTRIMMED),
-    }
+    return {**_threads(settings), "DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE": "False"}
 
 
 def _offers(settings: Cluster) -> dict[str, float]:
@@ -145,7 +138,7 @@ def _slurm(settings: Cluster) -> Any:
         job_name="fairq",
         job_extra_directives=[*_gres(settings), *settings.directives],
         job_script_prologue=[
-            *(f"export {name}={shlex.quote(value)}" for name, value in _environment(settings).items()),
+            *(f"export {name}={value}" for name, value in _environment(settings).items()),
             *settings.prologue,
         ],
         worker_extra_args=["--resources", f"GPU={settings.gpus}"] if settings.gpus else [],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -444,7 +445,6 @@ def test_a_slurm_job_has_what_the_section_says(monkeypatch: pytest.MonkeyPatch) 
         "#SBATCH --gres=gpu:1",
         "#SBATCH --exclusive",
         "export OMP_NUM_THREADS=4",
-        """export DASK_DISTRIBUTED__NANNY__PRE_SPAWN_ENVIRON='{'"'"'MALLOC_TRIM_THRESHOLD_'"'"': None}'""",
         "module load python",
     ):
         assert line in lines
@@ -576,3 +576,17 @@ def test_words_from_workers_are_said_once(place: Place) -> None:
     ear.say_the_rest()
     ear.hear((0.0, {"run": runs[1].key}))
     assert stream.getvalue().count("] ") == RUNS
+
+
+def faults() -> int:
+    """Pages that twenty times 8 MiB ask of the system, on a worker."""
+    remote._keep_memory()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.empty(2 * 2**20).fill_(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def test_freed_memory_stays_with_a_worker(client: Client) -> None:
+    pages = 20 * 8 * 2**20 // os.sysconf("SC_PAGESIZE")
+    assert all(asked < pages / 4 for asked in client.run(faults).values())
