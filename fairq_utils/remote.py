@@ -111,7 +111,7 @@ def _at_work(params: Params, terms: Terms, wanted: Iterable[Run]) -> Iterator[No
     with _alone:
         _keep_memory()
         torch.set_num_threads(terms.threads)
-        if torch.cuda.is_available():
+        if params.execution.device != "cpu" and torch.cuda.is_available():
             torch.cuda.set_device(_gpu())
         if not _shares(params.execution.ledger, terms.mark):
             raise Fault(

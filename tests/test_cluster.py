@@ -136,6 +136,14 @@ def test_two_workers_leave_the_ledger_of_one_process(
     assert f"all {RUNS} runs are in the ledger" in again.stderr
 
 
+def test_workers_leave_interrupts_to_who_started_them(client: Client) -> None:
+    assert set(client.run(ignores_interrupts).values()) == {True}
+
+
+def ignores_interrupts() -> bool:
+    return signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
 def test_a_worker_killed_mid_run_loses_nothing(
     place: Place, client: Client, address: str, tmp_path: Path
 ) -> None:
