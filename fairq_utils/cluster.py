@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import logging
+import signal
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -95,15 +97,29 @@ def _started(settings: Cluster) -> Iterator[Any]:
 
 
 def _local(settings: Cluster) -> LocalCluster:
-    return LocalCluster(
-        n_workers=settings.workers,
-        threads_per_worker=1,
-        memory_limit=settings.memory,
-        resources=_offers(settings),
-        dashboard_address=None,
-        scheduler_kwargs=QUIET,
-        silence_logs=logging.ERROR,
-    )
+    with _deaf():
+        return LocalCluster(
+            n_workers=settings.workers,
+            threads_per_worker=1,
+            memory_limit=settings.memory,
+            resources=_offers(settings),
+            dashboard_address=None,
+            scheduler_kwargs=QUIET,
+            silence_logs=logging.ERROR,
+        )
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Children that are started meanwhile leave Ctrl-C to this process, which ends them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _ssh(settings: Cluster) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import tempfile
@@ -24,6 +25,7 @@ from fairq_utils.params import Params
 from fairq_utils.planning import code_of
 from fairq_utils.progress import Tick
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 SPOKEN = 5.0  # seconds between two words about one training
 # The random numbers and the threads of PyTorch are a process's, so it does one task at a time.
 _alone = threading.Lock()
@@ -107,8 +109,9 @@ def quantized(
 def _at_work(params: Params, terms: Terms, wanted: Iterable[Run]) -> Iterator[None]:
     """One task at a time, on its threads and its GPU, where worker and client agree."""
     with _alone:
+        _keep_memory()
         torch.set_num_threads(terms.threads)
-        if torch.cuda.is_available():
+        if params.execution.device != "cpu" and torch.cuda.is_available():
             torch.cuda.set_device(_gpu())
         if not _shares(params.execution.ledger, terms.mark):
             raise Fault(
@@ -128,6 +131,19 @@ def _at_work(params: Params, terms: Terms, wanted: Iterable[Run]) -> Iterator[No
 @lru_cache(maxsize=8)
 def _shares(url: str, mark: str) -> bool:
     return Ledger(url).sees(mark)
+
+
+@lru_cache(maxsize=1)
+def _keep_memory() -> None:
+    """Let freed memory stay with the process, where a network's next layer wants it again.
+
+    Dask's nanny has glibc give it back at once, which made evaluation three times as slow. These
+    are the limits to which glibc raises its own thresholds where nobody sets them (mallopt(3)).
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # glibc's
+        libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
+        libc.mallopt(M_TRIM_THRESHOLD, 64 * 2**20)
 
 
 @lru_cache(maxsize=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -133,6 +134,14 @@ def test_two_workers_leave_the_ledger_of_one_process(
     assert {p.suffix for p in (tmp_path / "ledger" / "runs").iterdir()} == {".parquet"}
     again = CliRunner().invoke(app, command)
     assert f"all {RUNS} runs are in the ledger" in again.stderr
+
+
+def test_workers_leave_interrupts_to_who_started_them(client: Client) -> None:
+    assert set(client.run(ignores_interrupts).values()) == {True}
+
+
+def ignores_interrupts() -> bool:
+    return signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def test_a_worker_killed_mid_run_loses_nothing(
@@ -547,7 +556,7 @@ def test_the_benchmark_compares_two_workers_with_one(
     monkeypatch.setattr(bench_cluster, "running", running)
     found, path = bench.run("cluster", tmp_path, place.params)
     assert used == [1, 2, 2, 1]
-    assert found["runs"] == 4
+    assert found["runs"] == 2
     assert found["differing_runs"] == 0
     assert found["ratio"] == pytest.approx(
         found["two_workers_seconds"] / found["one_worker_seconds"], rel=0.02
@@ -575,3 +584,17 @@ def test_words_from_workers_are_said_once(place: Place) -> None:
     ear.say_the_rest()
     ear.hear((0.0, {"run": runs[1].key}))
     assert stream.getvalue().count("] ") == RUNS
+
+
+def faults() -> int:
+    """Pages that twenty times 8 MiB ask of the system, on a worker."""
+    remote._keep_memory()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.empty(2 * 2**20).fill_(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def test_freed_memory_stays_with_a_worker(client: Client) -> None:
+    pages = 20 * 8 * 2**20 // os.sysconf("SC_PAGESIZE")
+    assert all(asked < pages / 4 for asked in client.run(faults).values())

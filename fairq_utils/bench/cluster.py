@@ -2,7 +2,8 @@
 
 Workers are processes of this machine, with one thread each. They start, load the package and read
 the pictures before the clock does; models are trained already. What is timed is the evaluation of
-all static runs, from the first task handed out to the last run in the ledger.
+all static runs on one calibration sampler, from the first task handed out to the last run in the
+ledger.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from fairq_utils.planning import baseline_of, plan
 from fairq_utils.resources import faces, ledger
 from fairq_utils.study import execute
 
-PHASES = ("quantization", "mitigation")
+PHASES = ("quantization",)
 METHOD = "ptq"
 WORKERS = (1, 2)
 ROUNDS = 2
