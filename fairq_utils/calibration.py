@@ -158,7 +158,7 @@ def _by_quota(
         if len(members) < wanted:
             raise ValueError(
                 f"calibration: the group {name!r} has {len(members)} images in the pool where "
-                f"{wanted} are needed; enlarge data.calibration, or calibrate on fewer images"
+                f"{wanted} are needed; enlarge the pool, or calibrate on fewer images"
             )
         parts.append(rng.permutation(members)[:wanted])
     return rng.permutation(np.concatenate(parts))

@@ -33,8 +33,8 @@ photograph_chapter.collections()
 #    or there twice, within a split or across. It ends in 0 or 1.
 # 3. **Ask who is in it.** `fairq data describe celeba --root data/celeba` prints groups, base rates
 #    and the gap that a perfect classifier would have.
-# 4. **Run the study.** `make book PROFILE=celeba`, or `utkface`, or `fairface`; on a machine without
-#    a GPU begin with a part: `fairq run --params params/celeba.yaml --set data.size=64
+# 4. **Run the study.** `make book PROFILE=celeba`, or `utkface`, or `fairface`; without a GPU
+#    begin with a part: `fairq run --params params/celeba.yaml --set data.size=64
 #    --set data.images={train: 8000, test: 2000}`.
 #
 # Splits are the collection's own. What it does not hold out is carved by the hash of a file's name:

@@ -1,0 +1,243 @@
+"""Whole studies on small folders of photographs, and what is refused before they begin."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from fairq_utils import effects, planning, run_models, study
+from fairq_utils.bench import photograph_folders
+from fairq_utils.calibration import draw
+from fairq_utils.cli import app
+from fairq_utils.data_params import Photographs
+from fairq_utils.feasibility import check
+from fairq_utils.ledger import RunRecord
+from fairq_utils.params import Params, ParamsError
+from fairq_utils.params_file import load_params
+from fairq_utils.people import described, listing, people, shares, values
+from fairq_utils.resources import faces, ledger
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = {
+    "data.size": 32,
+    "training.seeds": [0],
+    "training.pretrained": False,
+    "training.models": {"squeezenet1_1": {"epochs": 1, "learning_rate": 0.0003, "batch_size": 16}},
+    "quantization.bits": ["W8A8", "W4A4"],
+    "quantization.ranges": ["mse"],
+    "quantization.further": {"qat": ["W4A4"]},
+    "quantization.tuning": {"epochs": 1, "images": 64},
+    "quantization.calibration_images": 32,
+    "quantization.calibration_seeds": [0],
+    "mitigation.samplers": ["label_balanced"],
+    "mitigation.methods": ["matched", "ranges_worst"],
+    "analysis.replicates": 200,
+}
+PEOPLE = {
+    "celeba": (16, {}, {"gender": ("female", "male"), "age": ("old", "young")}),
+    "utkface": (
+        20,
+        {"data.held_out": {"calibration": 0.3, "validation": 0.1, "test": 0.2}},
+        {
+            "gender": ("female", "male"),
+            "age": ("old", "young"),
+            "race": ("white", "black", "asian", "indian", "others"),
+        },
+    ),
+    "fairface": (2, {"data.held_out": {"calibration": 0.4, "validation": 0.1}}, None),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("photographs")
+    for name, (count, _, _) in PEOPLE.items():
+        getattr(photograph_folders, name)(root / name, count)
+    return root
+
+
+def small(name: str, folders: Path, **overrides: Any) -> Params:
+    settings = {
+        **SMALL,
+        **PEOPLE[name][1],
+        "data.root": str(folders / name),
+        "execution.ledger": str(folders / "ledger"),
+        "execution.cache": str(folders / "cache"),
+        "execution.results": str(folders / "results"),
+        "execution.threads": 1,
+    }
+    return load_params(ROOT / "params" / f"{name}.yaml", {**settings, **overrides})
+
+
+def runs_of(params: Params) -> list[RunRecord]:
+    return [ledger(params).read(run.key) for run in planning.plan(params)]
+
+
+@pytest.mark.parametrize("name", PEOPLE)
+def test_a_study_runs_on_each_collection(name: str, folders: Path) -> None:
+    params = small(name, folders)
+    study.execute(params)
+    records = runs_of(params)
+    assert {r.run.method for r in records} >= {"fp32", "ptq", "dynamic", "qat", "ranges_worst"}
+    data = faces(params)
+    test = data.subset("test")
+    known = PEOPLE[name][2]
+    if known is not None:
+        assert values(params) == known
+    for record in records:
+        assert record.attributes == tuple(data.groups.columns)
+        assert record.counts.sum() == len(test)
+        assert len(record.groups) == np.prod([len(v) for v in values(params).values()])
+    # The counts are those of the pictures: one group, by hand.
+    attributes = list(params.analysis.attributes)
+    by_group = effects.by_group(records, params)
+    fp32 = by_group[by_group.method == "fp32"]
+    baseline = next(r for r in records if r.run.method == "fp32")
+    right = (baseline.scores > 0) == (test.target == 1)
+    cells = test.groups[attributes].astype(str).agg(" ".join, axis=1).to_numpy()
+    for row in fp32.itertuples():
+        inside = cells == row.group.replace("|", " ")
+        assert row.images == inside.sum()
+        assert row.compared == pytest.approx(right[inside].mean())
+
+
+def test_the_command_line_runs_a_study_and_goes_on_with_it(folders: Path, tmp_path: Path) -> None:
+    arguments = ["run", "--params", str(ROOT / "params" / "celeba.yaml")]
+    settings = {
+        **SMALL,
+        "data.root": str(folders / "celeba"),
+        "execution.ledger": str(tmp_path / "ledger"),
+        "execution.cache": str(folders / "cache"),
+        "execution.results": str(tmp_path / "results"),
+        "quantization.further": {},
+        "mitigation.methods": [],
+    }
+    for key, value in settings.items():
+        arguments += ["--set", f"{key}={value}".replace("True", "true").replace("False", "false")]
+    first = CliRunner().invoke(app, arguments)
+    assert first.exit_code == 0, first.output
+    assert (tmp_path / "results" / "celeba" / "baseline_results.csv").exists()
+    again = CliRunner().invoke(app, arguments)
+    assert again.exit_code == 0
+    assert "runs are in the ledger" in again.stderr
+
+
+def test_a_run_is_named_by_who_is_in_the_pictures_not_by_their_folder(
+    folders: Path, tmp_path: Path
+) -> None:
+    here = small("celeba", folders)
+    shutil.copytree(folders / "celeba", tmp_path / "celeba")
+    there = here.model_copy(
+        update={"data": here.data.model_copy(update={"root": str(tmp_path / "celeba")})}
+    )
+    assert [run.key for run in planning.plan(there)] == [run.key for run in planning.plan(here)]
+    labels = tmp_path / "celeba" / "list_attr_celeba.txt"
+    lines = labels.read_text().splitlines()
+    rows = listing(here)
+    changed = Path(str(rows.files[np.flatnonzero(rows.split == "calibration")[0]])).name
+    at = next(i for i, line in enumerate(lines) if line.startswith(changed))
+    smiling = lines[1].split().index("Smiling") + 1
+    words = lines[at].split()
+    words[smiling] = "-1" if words[smiling] == "1" else "1"
+    lines[at] = " ".join(words)
+    shutil.copytree(tmp_path / "celeba", tmp_path / "other")
+    (tmp_path / "other" / "list_attr_celeba.txt").write_text("\n".join(lines) + "\n")
+    other = here.model_copy(
+        update={"data": here.data.model_copy(update={"root": str(tmp_path / "other")})}
+    )
+    for mine, its in zip(planning.plan(here), planning.plan(other), strict=True):
+        # Only runs that look at calibration pictures depend on what these show.
+        assert (mine.key == its.key) == (mine.sampler is None)
+
+
+def test_baselines_are_found_behind_their_quantized_runs(folders: Path) -> None:
+    planned = planning.plan(small("celeba", folders))
+    fp32 = {run.key for run in planned if run.method == "fp32"}
+    assert {planning.baseline_of(run).key for run in planned} == fp32
+
+
+def test_matched_calibration_is_in_the_proportions_of_training(folders: Path) -> None:
+    params = small("utkface", folders)
+    attributes = list(params.analysis.attributes)
+    _, train = people(params, "train")
+    wanted = train[attributes].astype(str).agg(" ".join, axis=1).value_counts(normalize=True)
+    assert shares(params, attributes) == pytest.approx(wanted.to_dict())
+    record = next(r for r in runs_of_after(params) if r.run.sampler == "matched")
+    pool = faces(params).subset("calibration")
+    model = run_models.trained(
+        params, record.run.architecture, planning.baseline_of(record.run).key
+    )
+    rows = run_models.calibration_rows(params, record.run, pool, model)
+    expected = draw(
+        "matched",
+        pool.groups,
+        pool.target,
+        32,
+        seed=0,
+        attributes=attributes,
+        population=wanted.to_dict(),
+    )
+    assert rows.tolist() == expected.tolist()
+
+
+def runs_of_after(params: Params) -> list[RunRecord]:
+    study.execute(params)
+    return runs_of(params)
+
+
+def test_what_decides_a_run_is_said_in_numbers(folders: Path) -> None:
+    params = small("celeba", folders)
+    found = described(params, ("train", "test"))
+    assert found["images"] == {"train": 128, "test": 128}
+    assert "root" not in found
+    assert isinstance(params.data, Photographs)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "said"),
+    [
+        ("celeba", {"analysis.attributes": ["gender", "race"]}, "'race' is no group of celeba"),
+        (
+            "utkface",
+            {"analysis.attributes": ["age", "race"]},
+            "'age' is what the target is made of",
+        ),
+        (
+            "celeba",
+            {"quantization.calibration_images": 9999},
+            "quantization.calibration_images: 9999 images are asked for, but the split calibration",
+        ),
+        (
+            "celeba",
+            {"quantization.tuning": {"images": 9999}},
+            "quantization.tuning.images: 9999 images are asked for, but the split train",
+        ),
+        ("celeba", {"data.images": {"test": 2}}, "none of 2 test images shows the group"),
+        (
+            "utkface",
+            {
+                "quantization.calibration_images": 8,
+                "mitigation.samplers": ["label_balanced"],
+                "mitigation.methods": ["layers_worst"],
+            },
+            "8 images drawn at random .seed 0. show nobody of the group",
+        ),
+    ],
+)
+def test_what_the_people_cannot_serve_is_refused_before_pictures_are_read(
+    name: str, overrides: dict[str, Any], said: str, folders: Path, tmp_path: Path
+) -> None:
+    params = small(name, folders, **{**overrides, "execution.cache": str(tmp_path / "cache")})
+    with pytest.raises(ParamsError, match=said):
+        check(params)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_dials_need_rendered_people(folders: Path) -> None:
+    with pytest.raises(ParamsError, match="dials are turned in rendered people"):
+        small("celeba", folders, **{"dials.models": ["squeezenet1_1"]})
