@@ -556,7 +556,7 @@ def test_the_benchmark_compares_two_workers_with_one(
     monkeypatch.setattr(bench_cluster, "running", running)
     found, path = bench.run("cluster", tmp_path, place.params)
     assert used == [1, 2, 2, 1]
-    assert found["runs"] == 2
+    assert found["runs"] == 4
     assert found["differing_runs"] == 0
     assert found["ratio"] == pytest.approx(
         found["two_workers_seconds"] / found["one_worker_seconds"], rel=0.02
