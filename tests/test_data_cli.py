@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
-import photograph_folders as folders
 import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
 from fairq_utils.base_rates import base_rates
+from fairq_utils.bench import photograph_folders as folders
 from fairq_utils.cli import app
 from fairq_utils.data import published_counts
 from fairq_utils.data.photographs import listing

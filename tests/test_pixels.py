@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import photograph_folders as folders
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -24,6 +23,7 @@ from PIL import Image
 from torch import nn
 
 from fairq_utils import figures, models, predict, training
+from fairq_utils.bench import photograph_folders as folders
 from fairq_utils.data import FaceData, load, parquet_images, pixels
 from fairq_utils.data.decoding import MOST_PIXELS, Unreadable, decode
 from fairq_utils.data.photographs import listing, load_photographs

@@ -16,6 +16,7 @@ from fairq_utils.bench.coverage import bench_coverage
 from fairq_utils.bench.data import bench_data
 from fairq_utils.bench.deployment import bench_deployment
 from fairq_utils.bench.latency import bench_latency
+from fairq_utils.bench.refusals import bench_refusals
 from fairq_utils.bench.render import bench_render
 from fairq_utils.bench.stats import bench_stats
 from fairq_utils.bench.study import bench_study
@@ -31,9 +32,10 @@ BENCHMARKS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 # These take a folder of image files, and make one if none is given.
 OF_A_FOLDER: dict[str, Callable[[Path | None], dict[str, Any]]] = {"data": bench_data}
-# These take the models of a study, and say themselves how their figures are to be read; what else
-# they found is kept as tables.
+# These say themselves how their figures are to be read; what else they found is kept as tables.
 Outcome = tuple[dict[str, Any], str, dict[str, pd.DataFrame]]
+WITH_TABLES: dict[str, Callable[[], Outcome]] = {"refusals": bench_refusals}
+# So do these, which take the models of a study.
 OF_A_STUDY: dict[str, Callable[[Params], Outcome]] = {
     "toolkits": lambda params: (*bench_toolkits(params), {}),
     "latency": bench_latency,
@@ -74,11 +76,13 @@ def run(
         if params is None:
             raise ValueError(f"bench: {name} measures the models of a study; give its params")
         figures, text, tables = OF_A_STUDY[name](params)
+    elif name in WITH_TABLES:
+        figures, text, tables = WITH_TABLES[name]()
     elif name in BENCHMARKS or name in OF_A_FOLDER:
         figures = BENCHMARKS[name]() if name in BENCHMARKS else OF_A_FOLDER[name](root)
         text, tables = listing(figures), {}
     else:
-        known = ", ".join([*BENCHMARKS, *OF_A_FOLDER, *OF_A_STUDY])
+        known = ", ".join([*BENCHMARKS, *OF_A_FOLDER, *WITH_TABLES, *OF_A_STUDY])
         raise ValueError(f"bench: {name!r} is not one of {known}")
     path = Path(folder) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

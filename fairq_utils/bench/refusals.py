@@ -1,0 +1,62 @@
+"""What is said about folders of photographs with one flaw each, and which flaws do no harm."""
+
+from __future__ import annotations
+
+import tempfile
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fairq_utils.bench.flaws import FLAWS, Flaw
+from fairq_utils.data import load
+from fairq_utils.faults import BadInput
+
+ACCEPTED = "accepted"
+SIZE = 32  # pixels per side that pictures are decoded to
+WIDTH = 100  # characters of a printed line
+
+
+def bench_refusals() -> tuple[dict[str, Any], str, dict[str, pd.DataFrame]]:
+    """Load a small folder with every flaw of :data:`~fairq_utils.bench.flaws.FLAWS`; seconds.
+
+    Returns
+    -------
+    figures, text, tables
+        How many folders there were, were ``refused`` and were ``accepted``; every flaw with what
+        was said; and ``refusals``, a row per flaw: ``collection``, ``fault``, ``said`` (the folder
+        is called ``data/COLLECTION`` there).
+    """
+    table = pd.DataFrame(
+        {"collection": flaw.collection, "fault": flaw.name, "said": said(flaw)} for flaw in FLAWS
+    )
+    accepted = int(table.said.str.startswith(ACCEPTED).sum())
+    figures = {"folders": len(table), "refused": len(table) - accepted, "accepted": accepted}
+    return figures, _words(table), {"refusals": table}
+
+
+def said(flaw: Flaw) -> str:
+    """Why a folder with this flaw is refused; or ``accepted``, with what was left out."""
+    with tempfile.TemporaryDirectory(prefix="fairq-bench-refusals-") as scratch:
+        root = flaw.folder(Path(scratch) / flaw.collection)
+        cache = Path(scratch) / "cache"
+        try:
+            data = load(
+                flaw.collection, root=root, size=SIZE, cache=cache, threads=1, **flaw.options
+            )
+        except BadInput as refusal:
+            return str(refusal).replace(str(root), f"data/{flaw.collection}")
+    left_out = "; ".join(f"{one['place']}: {one['problem']}" for one in data.meta["findings"])
+    return f"{ACCEPTED}, and left out: {left_out}" if left_out else ACCEPTED
+
+
+def _words(table: pd.DataFrame) -> str:
+    lines = []
+    for row in table.itertuples():
+        lines.append(f"{row.collection}, {row.fault}")
+        lines += textwrap.wrap(
+            str(row.said), WIDTH, initial_indent="  ", subsequent_indent="  ",
+            break_long_words=False, break_on_hyphens=False,
+        )  # fmt: skip
+    return "\n".join(lines)

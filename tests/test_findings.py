@@ -1,0 +1,283 @@
+"""Flaws of photographs and of their labels: each is a finding, and counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fairq_utils.bench import photograph_folders as folders
+from fairq_utils.bench.flaws import (
+    ATTR,
+    FLAWS,
+    IMG,
+    PARTITION,
+    TRAIN,
+    UTK,
+    Flaw,
+    column,
+    copied,
+    edited,
+)
+from fairq_utils.data import photographs
+from fairq_utils.data.listing import KINDS
+from fairq_utils.data.photographs import listing
+from fairq_utils.faults import BadInput
+
+Expected = list[tuple[str, str, str]]
+
+FIELDS = "the 4 of [age]_[gender]_[race]_[date&time].jpg"
+BANDS = "0-2, 10-19, 20-29, 3-9, 30-39, 40-49, 50-59, 60-69, more than 70"
+RECORDED = {(flaw.collection, flaw.name): flaw for flaw in FLAWS}
+
+
+def recorded_flaw(collection: str, name: str) -> Flaw:
+    return RECORDED[collection, name]
+
+
+# The place, the kind and the sentence of each finding, and how many pictures are left.
+FINDINGS: list[tuple[Flaw, Expected, int]] = [
+    (
+        recorded_flaw("celeba", "a missing row"),
+        [
+            (f"{ATTR}:1", "label", "says 24 rows and 23 follow"),
+            (f"{IMG}/000003.jpg", "unlabelled", f"has no row in {ATTR}"),
+        ],
+        23,
+    ),
+    (
+        recorded_flaw("celeba", "an extra column"),
+        [(f"{ATTR}:4", "label", "has 42 fields, not 41")],
+        23,
+    ),
+    (
+        recorded_flaw("celeba", "a wrong count"),
+        [(f"{ATTR}:1", "label", "says 202599 rows and 24 follow")],
+        24,
+    ),
+    (
+        Flaw("celeba", "no count", edited(ATTR, 1, lambda line: "pictures")),
+        [(f"{ATTR}:1", "label", "says 'pictures' in place of a number of rows")],
+        24,
+    ),
+    (
+        recorded_flaw("celeba", "a value that is none of -1, 0 and 1"),
+        [(f"{ATTR}:6", "label", "Young is '2', not one of -1, 0, 1")],
+        23,
+    ),
+    (
+        recorded_flaw("celeba", "an unknown split"),
+        [(f"{PARTITION}:2", "label", "partition is '3', not one of 0, 1, 2")],
+        23,
+    ),
+    (
+        Flaw("celeba", "no split", edited(PARTITION, 2, lambda line: None)),
+        [(f"{ATTR}:4", "label", f"000002.jpg has no row in {PARTITION}")],
+        23,
+    ),
+    (
+        recorded_flaw("celeba", "a picture listed twice"),
+        [
+            (f"{ATTR}:4", "duplicate", "000001.jpg is on line 3, there with other labels"),
+            (f"{IMG}/000002.jpg", "unlabelled", f"has no row in {ATTR}"),
+        ],
+        23,
+    ),
+    (
+        recorded_flaw("celeba", "a path above the folder"),
+        [
+            (f"{ATTR}:4", "unsafe", "'../000002.jpg' leads out of the folder"),
+            (f"{IMG}/000002.jpg", "unlabelled", f"has no row in {ATTR}"),
+        ],
+        23,
+    ),
+    (
+        recorded_flaw("celeba", "an absolute path"),
+        [
+            (f"{ATTR}:4", "unsafe", "'/etc/000002.jpg' is an absolute path"),
+            (f"{IMG}/000002.jpg", "unlabelled", f"has no row in {ATTR}"),
+        ],
+        23,
+    ),
+    (
+        recorded_flaw("celeba", "a link that leaves the root"),
+        [(f"{IMG}/000002.jpg", "unsafe", "is a link that leads out of the root")],
+        23,
+    ),
+    (
+        recorded_flaw("celeba", "a label without a picture"),
+        [(f"{ATTR}:4", "missing", f"{IMG}/000002.jpg is not there")],
+        23,
+    ),
+    (
+        recorded_flaw("celeba", "a picture without a label"),
+        [(f"{IMG}/000099.jpg", "unlabelled", f"has no row in {ATTR}")],
+        24,
+    ),
+    (
+        Flaw(
+            "celeba",
+            "a value that is none in Parquet",
+            column(
+                "data/train-00001-of-00003.parquet",
+                "Smiling",
+                lambda v: [5 if not i else x for i, x in enumerate(v)],
+            ),
+            layout="parquet_numbers",
+        ),
+        [("data/train-00001-of-00003.parquet#0", "label", "Smiling is 5, not one of -1, 0, 1")],
+        23,
+    ),
+    (
+        recorded_flaw("utkface", "a name without a race"),
+        [("61_1_20170109142408075.jpg", "name", f"has 3 fields, not {FIELDS}")],
+        20,
+    ),
+    (
+        Flaw(
+            "utkface", "a blank in the name", copied("24_0_1_20170116220224657 .jpg.chip.jpg", UTK)
+        ),
+        [
+            (
+                "24_0_1_20170116220224657 .jpg.chip.jpg",
+                "name",
+                "ends in '20170116220224657 .jpg.chip.jpg', not in 17 digits of a date and time "
+                "and .jpg or .jpg.chip.jpg",
+            )
+        ],
+        20,
+    ),
+    (
+        Flaw("utkface", "two dots", copied("24_0_1_20170116220224657..jpg", UTK)),
+        [
+            (
+                "24_0_1_20170116220224657..jpg",
+                "name",
+                "ends in '20170116220224657..jpg', not in 17 digits of a date and time and .jpg or "
+                ".jpg.chip.jpg",
+            )
+        ],
+        20,
+    ),
+    (
+        Flaw("utkface", "no date", copied("24_0_1.jpg", UTK)),
+        [("24_0_1.jpg", "name", f"has 3 fields, not {FIELDS}")],
+        20,
+    ),
+    (
+        Flaw("utkface", "another ending", copied("44_1_4_20170116235150272.pg", UTK)),
+        [
+            (
+                "44_1_4_20170116235150272.pg",
+                "name",
+                "does not end in .jpg, as in [age]_[gender]_[race]_[date&time].jpg",
+            )
+        ],
+        20,
+    ),
+    (
+        Flaw("utkface", "an age that nobody has", copied("0_1_4_20170116235150272.jpg", UTK)),
+        [("0_1_4_20170116235150272.jpg", "name", "tells an age of '0', not 1 to 116")],
+        20,
+    ),
+    (
+        Flaw("utkface", "a gender that is none", copied("20_3_4_20170116235150272.jpg", UTK)),
+        [
+            (
+                "20_3_4_20170116235150272.jpg",
+                "name",
+                "tells a gender of '3', not 0 (male) or 1 (female)",
+            )
+        ],
+        20,
+    ),
+    (
+        recorded_flaw("utkface", "a race that is none"),
+        [
+            (
+                "20_1_5_20170116235150272.jpg",
+                "name",
+                "tells a race of '5', not 0 to 4 (white, black, asian, indian, others)",
+            )
+        ],
+        20,
+    ),
+    (
+        Flaw(
+            "utkface", "the crop of a picture that is there", copied(f"crops/{UTK}.chip.jpg", UTK)
+        ),
+        [(f"crops/{UTK}.chip.jpg", "duplicate", f"is {UTK} too; name one folder as the root")],
+        20,
+    ),
+    (
+        recorded_flaw("fairface", "an age band that is none"),
+        [(f"{TRAIN}:3", "label", f"age is '0-3', not one of {BANDS}")],
+        27,
+    ),
+    (
+        Flaw(
+            "fairface",
+            "a picture of the other split",
+            edited(TRAIN, 3, lambda line: line.replace("train/2.jpg", "val/2.jpg")),
+        ),
+        [
+            (f"{TRAIN}:3", "name", "'val/2.jpg' is no picture of train"),
+            ("train/2.jpg", "unlabelled", f"has no row in {TRAIN}"),
+        ],
+        27,
+    ),
+    (
+        Flaw("fairface", "a field too few", edited(TRAIN, 3, lambda line: "train/2.jpg,0-2,Male")),
+        [(f"{TRAIN}:3", "label", "has 3 fields, not 5")],
+        27,
+    ),
+]
+
+
+def named(case: tuple) -> str:
+    return f"{case[0].collection}, {case[0].name}"
+
+
+def too_many(root: str | Path, flaw: Flaw, expected: Expected, allowed: int) -> str:
+    quoted = "; ".join(f"{place}: {problem}" for place, _, problem in expected[:3])
+    noun = "picture or label" if len(expected) == 1 else "pictures or labels"
+    return (
+        f"{root}: {len(expected)} {noun} of {photographs.TITLES[flaw.collection]} cannot be used "
+        f"and max_bad allows {allowed}: {quoted}. Mend them, or leave them out with "
+        f"max_bad: {len(expected)}"
+    )
+
+
+@pytest.mark.parametrize("case", FINDINGS, ids=named)
+def test_what_cannot_be_used_is_a_finding(case: tuple, tmp_path: Path) -> None:
+    flaw, expected, left = case
+    root = flaw.folder(tmp_path / "root")
+    found = listing(flaw.collection, root, max_bad=len(expected))
+    assert [(f.place, f.kind, f.problem) for f in found.findings] == expected
+    assert all(f.counts and f.kind in KINDS for f in found.findings)
+    assert len(found) == left
+    with pytest.raises(BadInput) as refusal:
+        listing(flaw.collection, root, max_bad=len(expected) - 1)
+    assert str(refusal.value) == too_many(root, flaw, expected, len(expected) - 1)
+
+
+def test_many_findings_are_counted_and_three_are_quoted(tmp_path: Path) -> None:
+    root = folders.celeba(tmp_path, n=1)
+    for name in ("000003", "000004", "000007", "000010", "000020"):
+        (root / IMG / f"{name}.jpg").unlink()
+    with pytest.raises(BadInput) as refusal:
+        listing("celeba", root)
+    assert str(refusal.value) == (
+        f"{root}: 5 pictures or labels of CelebA cannot be used and max_bad allows 0: "
+        f"{ATTR}:5: {IMG}/000003.jpg is not there; {ATTR}:6: {IMG}/000004.jpg is not there; "
+        f"{ATTR}:9: {IMG}/000007.jpg is not there; and 2 more. Mend them, or leave them out with "
+        "max_bad: 5"
+    )
+
+
+def test_files_that_are_no_pictures_cost_nothing(tmp_path: Path) -> None:
+    root = folders.utkface(tmp_path, n=1)
+    (root / "README.txt").write_text("faces")
+    (root / ".DS_Store").write_text("")
+    found = listing("utkface", root)
+    assert [(f.place, f.kind, f.counts) for f in found.findings] == [("README.txt", "name", False)]
