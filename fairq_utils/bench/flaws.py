@@ -187,6 +187,11 @@ def _label_files(root: Path) -> list[Path]:
     return [*root.glob("*.txt"), *root.glob("*.csv")]
 
 
+def _without_labels(root: Path) -> None:
+    for path in _label_files(root):
+        path.unlink()
+
+
 def _file_in_its_place(root: Path) -> None:
     shutil.rmtree(root)
     root.write_bytes(b"PK")
@@ -232,8 +237,7 @@ FLAWS = (
     Flaw("utkface", "an empty folder", emptied(".")),
     Flaw("celeba", "a root that is not there", removed(".")),
     Flaw("celeba", "an archive as the root", _file_in_its_place),
-    Flaw("fairface", "a root without labels",
-         lambda root: [path.unlink() for path in root.glob("*.csv")]),
+    Flaw("fairface", "a root without labels", _without_labels),
     # Of what is asked.
     Flaw("utkface", "an unknown target", options={"target": "smile"}),
     Flaw("utkface", "an unknown group", options={"groups": ["gender", "hair"]}),
