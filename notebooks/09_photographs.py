@@ -34,8 +34,8 @@ photograph_chapter.collections()
 # 3. **Ask who is in it.** `fairq data describe celeba --root data/celeba` prints groups, base rates
 #    and the gap that a perfect classifier would have.
 # 4. **Run the study.** `make book PROFILE=celeba`, or `utkface`, or `fairface`; without a GPU
-#    begin with a part: `fairq run --params params/celeba.yaml --set data.size=64
-#    --set data.images={train: 8000, test: 2000}`.
+#    begin with a part: `fairq run --params params/celeba.yaml --set data.size=64 --set
+#    "data.images={train: 8000, test: 2000}"`.
 #
 # Splits are the collection's own. What it does not hold out is carved by the hash of a file's name:
 # adding a picture moves no other. A picture or label that cannot be used is never dropped in
@@ -67,7 +67,7 @@ photograph_chapter.glue_throughput(recorded.read_benchmark("data"))
 # %% [markdown]
 # ## The people of this study
 
-# %%
+# %% tags=["wide"]
 photograph_chapter.sheet(chapter)
 # %%
 photograph_chapter.described(chapter)

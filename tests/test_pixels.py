@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fairq_utils import figures, models, predict, training
+from fairq_utils import figures, models, objectives, predict, training
 from fairq_utils.bench import photograph_folders as folders
 from fairq_utils.data import FaceData, load, parquet_images, pixels
 from fairq_utils.data.decoding import MOST_PIXELS, Unreadable, decode
@@ -438,7 +438,7 @@ def test_training_is_the_same_on_disk_and_in_memory(root: Path, tmp_path: Path) 
             nn.Linear(4, 2),
         )  # fmt: skip
         recipe = training.Recipe(epochs=2, learning_rate=0.01, batch_size=16)
-        training.fit(model, data, recipe, training.Classification(data), seed=3)
+        training.fit(model, data, recipe, objectives.Classification(data), seed=3)
         margins.append(training.predict(model, data.images, batch_size=7))
         assert models.normalize(data.images[:4]).shape == (4, 3, 16, 16)
     np.testing.assert_array_equal(*margins)
