@@ -213,8 +213,8 @@ def dial_verdicts(frame: pd.DataFrame, statistic: str = "behind") -> pd.DataFram
         ``dial``, ``level``, ``architecture``, ``bits``, ``reference`` (the group's disadvantage
         under FP32), ``change``, ``low``, ``high``, ``floor``, ``even`` (the change where no dial is
         turned), ``added`` (change less even), ``added_half`` (half-width), ``shown``, and
-        ``removed``: mitigations that take more than :data:`FAR` of a shown change away, either way,
-        and whose own effect is beyond its floor.
+        ``removed``: mitigations that take away more than :data:`FAR` of what a shown dial adds,
+        either way, and whose own effect is beyond its floor.
     """
     if frame.empty:
         return frame
@@ -233,7 +233,7 @@ def dial_verdicts(frame: pd.DataFrame, statistic: str = "behind") -> pd.DataFram
         ]
         helps = others[
             (others.mended.abs() > others.mended_floor)
-            & ((row.change + others.mended).abs() < (1 - FAR) * abs(row.change))
+            & ((row.added + others.mended).abs() < (1 - FAR) * abs(row.added))
         ]
         removed.append(", ".join(helps.line) if row.shown else "")
     return plain.assign(removed=removed)

@@ -1,7 +1,4 @@
-"""Who is in a study's splits: people who are drawn, or photographs that are listed.
-
-Nothing is rendered and no picture is read here, so a study can be planned and refused in moments.
-"""
+"""Who is in a study's splits: people who are drawn, or photographs that are listed."""
 
 from __future__ import annotations
 
@@ -19,17 +16,12 @@ from fairq_utils.data.listing import Listing
 from fairq_utils.data.population import demographics
 from fairq_utils.data_params import Data, Photographs
 from fairq_utils.params import Params
-from fairq_utils.resources import population
+from fairq_utils.resources import faces, population
 
 
 @lru_cache(maxsize=4)
 def _listing(data: Photographs) -> Listing:
     return photographs.listing(data.name, data.root, **data.options())
-
-
-@lru_cache(maxsize=16)
-def _digest(data: Photographs, split: str) -> str:
-    return _listing(data).digest_of(split)
 
 
 @lru_cache(maxsize=16)
@@ -55,7 +47,10 @@ def listing(params: Params) -> Listing:
 
 
 def people(params: Params, split: str) -> tuple[NDArray[np.int8], pd.DataFrame]:
-    """Target (N,) and groups (N rows, a categorical column per attribute) of one split."""
+    """Target (N,) and groups (N rows, a categorical column per attribute) of one split.
+
+    Nothing is rendered and no picture is read, so that a study can be refused in moments.
+    """
     if isinstance(params.data, Data):
         count = int(getattr(params.data, split))
         return demographics(population(params, split), split, np.arange(count))
@@ -74,15 +69,16 @@ def described(params: Params, splits: Sequence[str]) -> dict[str, Any]:
     """What decides the people and pictures of these splits, as JSON.
 
     A run depends on the people that it is trained, calibrated, validated and tested on, and on no
-    others.
+    others. Photographs are decoded for it, if they are not yet: what is in the pictures decides.
     """
     if isinstance(params.data, Photographs):
+        there = faces(params)
         return {
             "name": params.data.name,
             "size": params.data.size,
-            "target": listing(params).meta["target"],
-            "people": {split: _digest(params.data, split) for split in splits},
-            "images": {split: len(people(params, split)[0]) for split in splits},
+            "target": there.meta["target"],
+            "people": {split: there.meta["contents"][split] for split in splits},
+            "images": {split: int((there.split == split).sum()) for split in splits},
         }
     data = params.data.model_dump(mode="json")
     joints = {split: dict(population(params, split).joint) for split in splits}
@@ -103,7 +99,7 @@ def shares(params: Params, attributes: Sequence[str]) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     if isinstance(params.data, Photographs):
-        _, groups = people(params, "train")
+        groups = faces(params).subset("train").groups
         cells = groups[list(attributes)].astype(str).agg(" ".join, axis=1)
         return {str(name): float(part) for name, part in cells.value_counts(normalize=True).items()}
     who = population(params, "test")

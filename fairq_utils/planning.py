@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -19,13 +19,16 @@ from fairq_utils.people import described, people, values
 from fairq_utils.quantizers.methods import CONTROL, METHODS
 
 PHASES = ("baseline", "quantization", "mitigation")
-TRAINED_BY = (
+RENDERED_BY = (
     "fairq_utils.data.population",
     "fairq_utils.data.attributes",
     "fairq_utils.data.group_dials",
     "fairq_utils.data.head",
     "fairq_utils.data.kernels",
     "fairq_utils.data.render",
+)
+TRAINED_BY = (
+    *RENDERED_BY,
     "fairq_utils.models",
     "fairq_utils.objectives",
     "fairq_utils.training",
@@ -239,12 +242,24 @@ def _settings(params: Params, method: str, sampler: str | None) -> dict[str, Any
     return found
 
 
-def code_of(method: str, sampler: str | None) -> str:
-    """Version of the code that a run depends on."""
-    if method == "fp32":
-        return code_version(TRAINED_BY)
+def code_of(method: str, sampler: str | None, data: Mapping[str, Any]) -> str:
+    """Version of the code that a run depends on; of photographs the renderer is no part.
+
+    Parameters
+    ----------
+    data : what :func:`fairq_utils.people.described` says; photographs have their contents there
+    """
     looks = sampler in ("core_set", "worst_group")  # at what the FP32 model makes of the pool
-    return code_version(FAIR_BY if method in FAIR or looks else QUANTIZED_BY)
+    if method == "fp32":
+        modules: Sequence[str] = TRAINED_BY
+    else:
+        modules = FAIR_BY if method in FAIR or looks else QUANTIZED_BY
+    return code_version([name for name in modules if name not in RENDERED_BY or not _listed(data)])
+
+
+def _listed(data: Mapping[str, Any]) -> bool:
+    """Whether a run's pictures are photographs."""
+    return "people" in data
 
 
 def _models(params: Params) -> list[tuple[str, int]]:
@@ -266,13 +281,15 @@ def _run(
     # Calibration and validation pictures matter only to runs that look at them.
     looked_at = {"train": True, "test": True, "calibration": sampler, "validation": validates}
     data = described(params, [split for split, looks in looked_at.items() if looks])
+    # Photographs come without the coefficients that an auxiliary loss would tell.
+    auxiliary = 0.0 if _listed(data) else params.training.auxiliary
     return Run(
         data=data,
         architecture=architecture,
         training={
             "seed": seed,
             "pretrained": params.training.pretrained,
-            "auxiliary": params.training.auxiliary,
+            "auxiliary": auxiliary,
             **params.training.models[architecture].model_dump(mode="json"),
         },
         method=method,
@@ -283,15 +300,16 @@ def _run(
         calibration_images=params.quantization.calibration_images if sampler else None,
         calibration_seed=calibration_seed,
         settings=_settings(params, method, sampler),
-        code=code_of(method, sampler),
+        code=code_of(method, sampler, data),
     )
 
 
 def baseline_of(run: Run) -> Run:
     """The FP32 run that a quantized run is compared with."""
     data = {k: v for k, v in run.data.items() if k not in ("calibration", "validation")}
-    for key in {"people", "images"} & set(data):  # of photographs
-        data[key] = {split: data[key][split] for split in ("train", "test")}
+    if _listed(data):
+        for key in ("people", "images"):
+            data[key] = {split: data[key][split] for split in ("train", "test")}
     return Run(
         data=data,
         architecture=run.architecture,
@@ -304,7 +322,7 @@ def baseline_of(run: Run) -> Run:
         calibration_images=None,
         calibration_seed=None,
         settings={},
-        code=code_version(TRAINED_BY),
+        code=code_of("fp32", None, data),
     )
 
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from fairq_utils import checkpoints, models, objectives, run_models, tracking, training
 from fairq_utils.data import FaceData
+from fairq_utils.faults import Fault
 from fairq_utils.ledger import Ledger, Run, RunRecord
 from fairq_utils.params import Params
 from fairq_utils.progress import Listener
@@ -42,7 +43,7 @@ def train_baseline(params: Params, run: Run, bars: Listener | None = None) -> st
         checkpoints.keep(store, run.key)
         if store.contains(run.key):
             return run.key
-    data = faces(params)
+    data = pictures_of(params, [run])
     target = device(params)
     began = time.perf_counter()
     measures: dict[str, float] = {}
@@ -146,7 +147,7 @@ def evaluate_quantized(
     runs = [run for run in runs if not store.contains(run.key)]
     if not runs:
         return
-    data = faces(params)
+    data = pictures_of(params, runs)
     target = device(params)
     model = run_models.trained(params, runs[0].architecture, baseline)
     reference = store.read(baseline).scores
@@ -166,6 +167,25 @@ def evaluate_quantized(
         measures |= {"integer_layers": float(layers), "quantize_seconds": seconds}
         answered = record(run, data, reference, scores, size, began, measures, report)
         _finish(params, answered, bars)
+
+
+def pictures_of(params: Params, wanted: Sequence[Run]) -> FaceData:
+    """The study's pictures, if they are those that runs were planned with.
+
+    Raises
+    ------
+    Fault
+        Photographs that changed since, or that another machine has another copy of.
+    """
+    data = faces(params)
+    for run in wanted:
+        planned = run.data.get("people", {})
+        if any(data.meta["contents"].get(split) != said for split, said in planned.items()):
+            raise Fault(
+                f"data.root: the pictures here are not those that run {run.key} was planned with; "
+                "plan again, and give every machine the same pictures"
+            )
+    return data
 
 
 def _scores(model: torch.nn.Module, data: FaceData, target: str) -> NDArray[np.float16]:
@@ -209,6 +229,11 @@ def record(
     began : when the run began, in seconds of :func:`time.perf_counter`
     """
     test = data.subset("test")
+    if not len(reference) == len(scores) == len(test):
+        raise Fault(
+            f"run {run.key}: {len(reference)} answers of the FP32 model and {len(scores)} of this "
+            f"one do not belong to {len(test)} test pictures; name a new folder in execution.ledger"
+        )
     names, cell = cells(test)
     label = cell * 2 + test.target
     joint = (label * 2 + (reference > 0)) * 2 + (scores > 0)

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 from typer.testing import CliRunner
 
 from fairq_utils import effects, planning, run_models, study
 from fairq_utils.bench import photograph_folders
 from fairq_utils.calibration import draw
 from fairq_utils.cli import app
+from fairq_utils.data.published_counts import PUBLISHED
 from fairq_utils.data_params import Photographs
 from fairq_utils.feasibility import check
 from fairq_utils.ledger import RunRecord
@@ -236,6 +238,23 @@ def test_what_the_people_cannot_serve_is_refused_before_pictures_are_read(
     with pytest.raises(ParamsError, match=said):
         check(params)
     assert not (tmp_path / "cache").exists()
+
+
+def test_celeba_has_enough_people_for_its_profile() -> None:
+    """Every group of the calibration pool, as the published counts expect it, can be drawn from."""
+    params = load_params(ROOT / "params" / "celeba.yaml")
+    assert isinstance(params.data, Photographs)
+    assert params.data.held_out is not None
+    published = PUBLISHED["celeba"]
+    of_group: dict[str, float] = {}
+    for cell, images in published.joint.items():
+        group = cell.rsplit("|", 1)[0]
+        of_group[group] = of_group.get(group, 0) + images / published.images
+    valid = published.splits["calibration", "validation"]
+    pool = valid * params.data.held_out["calibration"]
+    fewest = binom.ppf(1e-6, round(pool), min(of_group.values()))
+    assert "worst_group" in params.mitigation.methods  # which asks one group for all of them
+    assert fewest >= params.quantization.calibration_images
 
 
 def test_dials_need_rendered_people(folders: Path) -> None:
