@@ -1,0 +1,330 @@
+"""What a study costs: its plan, run by run, in images; and images in seconds.
+
+Nothing is trained and no photograph needs to be there: a collection is counted as published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torchvision
+
+from fairq_utils import recorded
+from fairq_utils.data import celeba, fairface, utkface
+from fairq_utils.data.published_counts import PUBLISHED
+from fairq_utils.data.splits import SPLITS
+from fairq_utils.data_params import Data, Photographs
+from fairq_utils.faults import BadInput
+from fairq_utils.ledger import RunRecord
+from fairq_utils.params import Params
+from fairq_utils.planning import PHASES, with_dials
+from fairq_utils.progress import GRIDS
+from fairq_utils.study import by_calibration
+from fairq_utils.work import BACKWARD, Rates, Work, work
+
+HOUR = 3600.0
+# Shares that the readers carve where a params file names none, and out of which official split.
+DEFAULTS = {
+    "celeba": celeba.HELD_OUT,
+    "utkface": utkface.HELD_OUT,
+    "fairface": fairface.HELD_OUT,
+}
+# How much slower single precision is than mixed precision, for which the GPU's rates are published:
+# our assumption, since the peak rates of the GPU's two kinds of units differ by it.
+SINGLE = 2.0
+STANDS_IN = {"squeezenet1_1": "mobilenet_v2"}  # no rate is published; of a similar size
+
+RATES = "published_rates"  # of book/results/
+TRAIN, INFER, PROCESSOR = "train_amp", "infer_amp", "infer_fp32"
+
+
+def counts(params: Params) -> dict[str, int]:
+    """Images of each split: those asked for, or of a collection as many as were published.
+
+    Carved shares are of the expected size; the hash that carves them may give a few more or less.
+
+    Raises
+    ------
+    BadInput
+        ``data.images`` asks for more than there are.
+    """
+    if isinstance(params.data, Data):
+        return {split: int(getattr(params.data, split)) for split in SPLITS}
+    published = PUBLISHED[params.data.name]
+    shares = {**DEFAULTS[params.data.name], **(params.data.held_out or {})}
+    if params.data.name == "celeba":  # two parts of one official split: naming one names both
+        given = params.data.held_out or {}
+        part = given.get("calibration", 1 - given.get("validation", shares["validation"]))
+        shares = {"calibration": part, "validation": 1 - part}
+    found = {}
+    for together, images in (published.splits or {SPLITS: published.images}).items():
+        carved = {split: round(images * shares[split]) for split in together if split in shares}
+        rest = [split for split in together if split not in carved]
+        if not rest:  # what rounding left
+            carved[together[-1]] += images - sum(carved.values())
+        found |= carved | {split: images - sum(carved.values()) for split in rest}
+    for split, wanted in params.data.images.items():
+        if wanted > found[split]:
+            raise BadInput(
+                f"data.images.{split}: {wanted} pictures are asked for and "
+                f"{params.data.name} has about {found[split]}; name fewer"
+            )
+        found[split] = wanted
+    return {split: found[split] for split in SPLITS}
+
+
+def counted(params: Params) -> Params:
+    """The same study of as many rendered people, which can be planned without a photograph.
+
+    Raises
+    ------
+    BadInput
+        Its runs depend on which groups there are, which only the photographs say.
+    """
+    if not isinstance(params.data, Photographs):
+        return params
+    if "one_group" in params.mitigation.methods:
+        raise BadInput(
+            f"mitigation.methods: one_group has a run for each group, and which there are in "
+            f"{params.data.name} only its files say; leave it out to count the cost"
+        )
+    people = Data.model_construct(size=params.data.size, **counts(params))
+    return params.model_copy(update={"data": people})
+
+
+def table(
+    params: Params, rates: Mapping[str, Rates], phases: Sequence[str] = PHASES
+) -> pd.DataFrame:
+    """Seconds of a study by architecture and kind of run.
+
+    Parameters
+    ----------
+    params : Params
+    rates : by architecture, at the study's size of pictures
+    phases : of :data:`fairq_utils.planning.PHASES`
+
+    Returns
+    -------
+    DataFrame
+        ``architecture``, ``kind`` (of :data:`fairq_utils.work.KINDS`), ``runs``,
+        ``training_seconds`` (training, and answers about test images), ``quantizer_seconds``
+        (calibrating, choosing, learning), and their sum ``seconds``.
+
+    Raises
+    ------
+    BadInput
+        An architecture without rates; see :func:`counts` and :func:`counted`.
+    """
+    missing = [name for name in params.training.models if name not in rates]
+    if missing:
+        raise BadInput(
+            f"cost: there are no rates of {missing[0]}; give some, or take it out of "
+            "training.models"
+        )
+    runs = list(with_dials(counted(params), phases))
+    first = {members[0] for _, members in by_calibration(runs)}
+    rows = []
+    for run in runs:
+        own, images = rates[run.architecture], work(run)
+        training = images.training_seconds(own)
+        quantizer = images.quantizer_seconds(own, calibrates=run in first)
+        rows.append((run.architecture, images.kind, training, quantizer))
+    columns = ["architecture", "kind", "training_seconds", "quantizer_seconds"]
+    frame = pd.DataFrame(rows, columns=columns)
+    summed = frame.assign(runs=1).groupby(["architecture", "kind"], sort=False).sum().reset_index()
+    order = ["architecture", "kind", "runs", "training_seconds", "quantizer_seconds"]
+    return summed[order].assign(seconds=summed.training_seconds + summed.quantizer_seconds)
+
+
+def one_more(params: Params, rates: Mapping[str, Rates]) -> dict[str, float]:
+    """Hours that one more of something adds, on average over those that the study has.
+
+    Returns
+    -------
+    dict
+        ``seed`` of training, ``draw`` of calibration images, ``method`` of the mitigation phase,
+        and ``architecture``.
+    """
+    whole = float(table(params, rates).seconds.sum())
+    seeds, draws = params.training.seeds, params.quantization.calibration_seeds
+    methods = params.mitigation.methods
+    less = {"seed": len(seeds), "draw": len(draws), "method": len(methods)}
+    found = {"architecture": whole / len(params.training.models) / HOUR}
+    for what, many in less.items():
+        if many == 0 or (many == 1 and what != "method"):
+            found[what] = whole / HOUR if many else 0.0
+            continue
+        fewer = float(table(_only_one(params, what), rates).seconds.sum())
+        found[what] = (whole - fewer) / (many - (what != "method")) / HOUR
+    return found
+
+
+def _only_one(params: Params, what: str) -> Params:
+    """The study with one seed, with one draw, or without methods of mitigation."""
+    if what == "seed":
+        seeds = params.training.seeds[:1]
+        changed: dict[str, Any] = {"training": params.training.model_copy(update={"seeds": seeds})}
+    elif what == "draw":
+        one = {"calibration_seeds": params.quantization.calibration_seeds[:1]}
+        changed = {"quantization": params.quantization.model_copy(update=one)}
+    else:
+        changed = {"mitigation": params.mitigation.model_copy(update={"methods": ()})}
+    return params.model_copy(update=changed)
+
+
+def spread(params: Params, rates: Mapping[str, Rates], workers: int) -> float:
+    """Hours until a study is done by so many workers that are as fast as the rates say.
+
+    A model and what is made of it are tasks of their own, as on a cluster: what shares a
+    calibration is computed by one worker. Each task goes to the worker that is free first, the
+    longest first, and quantized models wait for all training, so this is a little too long.
+    """
+    runs = list(with_dials(counted(params)))
+    trained = [work(r).seconds(rates[r.architecture]) for r in runs if r.method == "fp32"]
+    grouped = []
+    for _, members in by_calibration(runs):
+        own = rates[members[0].architecture]
+        parts = [work(run) for run in members]
+        grouped.append(
+            sum(w.training_seconds(own) for w in parts)
+            + sum(w.quantizer_seconds(own, calibrates=i == 0) for i, w in enumerate(parts))
+        )
+    return (_makespan(trained, workers) + _makespan(grouped, workers)) / HOUR
+
+
+def _makespan(tasks: Sequence[float], workers: int) -> float:
+    busy = np.zeros(workers)
+    for seconds in sorted(tasks, reverse=True):
+        busy[busy.argmin()] += seconds
+    return float(busy.max())
+
+
+def gpu(*, single: float = SINGLE, quantizer: str = "processor") -> dict[str, Rates]:
+    """Rates at 224 pixels of a GPU and the processor beside it, from timm's published benchmarks.
+
+    Parameters
+    ----------
+    single : float
+        How much slower single precision is, in which this package evaluates and trains on.
+    quantizer : ``processor`` or ``gpu``
+        Where calibrating, choosing and learning is done. On ``processor`` a backward pass is two
+        forward passes.
+
+    Returns
+    -------
+    dict
+        By architecture. Where no rate is published, that of the architecture that stands in for
+        it, times their ratio of multiply-adds.
+    """
+    if quantizer not in ("processor", "gpu"):
+        raise BadInput(f"cost: the quantizer works on the processor or gpu, not on {quantizer!r}")
+    found = {}
+    for architecture, rows in published().groupby("architecture", sort=False):
+        speed = rows.set_index("what").images_per_second
+        train, evaluate = float(speed[TRAIN]), float(speed[INFER]) / single
+        if quantizer == "gpu":
+            look, learn = evaluate, train / single / GRIDS
+        else:
+            look = float(speed[PROCESSOR])
+            learn = look / (1 + BACKWARD) / GRIDS
+        found[str(architecture)] = Rates(
+            train=train,
+            train_on=train / single,
+            tune=train / single / GRIDS,
+            evaluate=evaluate,
+            quantized=evaluate / GRIDS,
+            look=look,
+            learn=learn,
+        )
+    for missing, other in STANDS_IN.items():
+        found[missing] = _slower(found[other], 1 / multiply_adds_ratio(missing, other))
+    return found
+
+
+def _slower(rates: Rates, factor: float) -> Rates:
+    given = {name: value * factor for name, value in vars(rates).items() if name != "overhead"}
+    return replace(rates, **given)
+
+
+def multiply_adds_ratio(architecture: str, other: str) -> float:
+    """Multiply-adds of one image at 224 pixels over another network's, as torchvision counts them.
+
+    >>> round(multiply_adds_ratio("squeezenet1_1", "mobilenet_v2"), 2)
+    1.16
+    """
+    found = torchvision.models
+    ops = {name: found.get_model_weights(name).DEFAULT.meta["_ops"] for name in (architecture, other)}
+    return float(ops[architecture] / ops[other])
+
+
+def published() -> pd.DataFrame:
+    """Published rates: ``architecture``, ``what``, ``machine``, ``images_per_second``, ``source``."""
+    return recorded.read_rows(RATES)
+
+
+def fitted(records: Sequence[RunRecord], share: float = 1.0) -> dict[str, Rates]:
+    """Rates that a study's ledger shows.
+
+    Parameters
+    ----------
+    records : of at least an FP32 and a quantized run of each architecture
+    share : seconds of the processor per second that passed, where others used it too
+
+    Returns
+    -------
+    dict
+        By architecture. Work that no run did has the rate of what comes nearest to it.
+    """
+    found = {}
+    for architecture in dict.fromkeys(record.run.architecture for record in records):
+        own = [record for record in records if record.run.architecture == architecture]
+        found[architecture] = _fitted([(record, work(record.run)) for record in own], share)
+    return found
+
+
+def _fitted(runs: Sequence[tuple[RunRecord, Work]], share: float) -> Rates:
+    def mean(kind: str, what: str) -> float:
+        """Images per second of one kind of work."""
+        some = [(r, w) for r, w in runs if w.kind == kind and getattr(w, what)]
+        seconds = sum(r.measures["train_seconds"] for r, _ in some) * share
+        return sum(getattr(w, what) for _, w in some) / seconds if some else float("nan")
+
+    train, on, tune = (
+        mean("train", "trained"),
+        mean("train_on", "trained_on"),
+        mean("train_on", "tuned"),
+    )
+    base = [(r, w) for r, w in runs if w.kind == "train"]
+    quantized = [(r, w) for r, w in runs if w.kind == "quantize"]
+    calibrating = [(r, w) for r, w in quantized if w.calibrated]
+    overhead = float(np.mean([_own(r) for r, _ in quantized])) * share
+    looked = sum(r.measures["calibrate_seconds"] for r, _ in calibrating) * share
+    look = sum(w.calibrated for _, w in calibrating) / looked
+    learning = [(r, w) for r, w in runs if w.kind == "learn"]
+    spent = sum(_own(r) * share - overhead - w.looked / look for r, w in learning)
+    least = sum(_own(r) for r, _ in learning) * share / 10  # passes to part of a network are less
+    on = train if np.isnan(on) else on
+    tune = on / GRIDS if np.isnan(tune) else tune
+    return Rates(
+        train=train,
+        train_on=on,
+        tune=tune,
+        evaluate=sum(w.evaluated for _, w in base)
+        / sum(r.seconds - r.measures["train_seconds"] for r, _ in base)
+        / share,
+        quantized=sum(w.quantized for _, w in quantized)
+        / sum(r.seconds - _own(r) for r, _ in quantized)
+        / share,
+        look=look,
+        learn=sum(w.learnt for _, w in learning) / max(spent, least) if learning else tune,
+        overhead=overhead,
+    )
+
+
+def _own(record: RunRecord) -> float:
+    """Seconds of quantizing, without the calibration that runs share."""
+    return record.measures["quantize_seconds"] - record.measures["calibrate_seconds"]
