@@ -201,8 +201,8 @@ def bench(
     name: Annotated[
         str,
         typer.Argument(
-            help="What to measure: render, stats, coverage, certificate, data, toolkits, latency, "
-            "deployment, study or cluster."
+            help="What to measure: render, stats, coverage, certificate, cost, data, toolkits, "
+            "latency, deployment, study or cluster."
         ),
     ],
     params: ParamsFile = DEFAULT,

@@ -6,8 +6,7 @@ Nothing is trained and no photograph needs to be there: a collection is counted 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -19,7 +18,8 @@ from fairq_utils.data.published_counts import PUBLISHED
 from fairq_utils.data.splits import SPLITS
 from fairq_utils.data_params import Data, Photographs
 from fairq_utils.faults import BadInput
-from fairq_utils.ledger import RunRecord
+from fairq_utils.ledger import Run, RunRecord
+from fairq_utils.mitigation.methods import METHODS as FAIR
 from fairq_utils.params import Params
 from fairq_utils.planning import PHASES, with_dials
 from fairq_utils.progress import GRIDS
@@ -27,6 +27,7 @@ from fairq_utils.study import by_calibration
 from fairq_utils.work import BACKWARD, Rates, Work, work
 
 HOUR = 3600.0
+PARTS = ("training_seconds", "quantizer_seconds")
 # Shares that the readers carve where a params file names none, and out of which official split.
 DEFAULTS = {
     "celeba": celeba.HELD_OUT,
@@ -96,104 +97,144 @@ def counted(params: Params) -> Params:
     return params.model_copy(update={"data": people})
 
 
-def table(
-    params: Params, rates: Mapping[str, Rates], phases: Sequence[str] = PHASES
-) -> pd.DataFrame:
-    """Seconds of a study by architecture and kind of run.
+@dataclass(frozen=True)
+class Job:
+    """A run of a study, and what it works through.
+
+    Attributes
+    ----------
+    calibrates : whether it bears the calibration that it shares with others
+    group : number of those that share it, or of its own
+    """
+
+    run: Run
+    work: Work
+    calibrates: bool
+    group: int
+
+    def seconds(self, rates: Mapping[str, Rates]) -> tuple[float, float]:
+        """Seconds of training and answers, and of the quantizer."""
+        own = rates[self.run.architecture]
+        return (
+            self.work.training_seconds(own),
+            self.work.quantizer_seconds(own, calibrates=self.calibrates),
+        )
+
+
+def jobs(params: Params, phases: Sequence[str] = PHASES) -> list[Job]:
+    """All runs of a study, dials' worlds included, with what they work through.
 
     Parameters
     ----------
     params : Params
-    rates : by architecture, at the study's size of pictures
     phases : of :data:`fairq_utils.planning.PHASES`
-
-    Returns
-    -------
-    DataFrame
-        ``architecture``, ``kind`` (of :data:`fairq_utils.work.KINDS`), ``runs``,
-        ``training_seconds`` (training, and answers about test images), ``quantizer_seconds``
-        (calibrating, choosing, learning), and their sum ``seconds``.
 
     Raises
     ------
     BadInput
-        An architecture without rates; see :func:`counts` and :func:`counted`.
+        See :func:`counts` and :func:`counted`.
     """
-    missing = [name for name in params.training.models if name not in rates]
-    if missing:
-        raise BadInput(
-            f"cost: there are no rates of {missing[0]}; give some, or take it out of "
-            "training.models"
-        )
     runs = list(with_dials(counted(params), phases))
-    first = {members[0] for _, members in by_calibration(runs)}
+    found = [Job(run, work(run), False, -1) for run in runs if run.method == "fp32"]
+    for number, (_, members) in enumerate(by_calibration(runs)):
+        found += [Job(run, work(run), place == 0, number) for place, run in enumerate(members)]
+    return found
+
+
+def seconds(planned: Sequence[Job], rates: Mapping[str, Rates]) -> pd.DataFrame:
+    """What every run costs.
+
+    Parameters
+    ----------
+    planned : from :func:`jobs`
+    rates : by architecture, at the study's size of pictures
+
+    Returns
+    -------
+    DataFrame
+        A row per run: ``architecture``, ``kind`` (of :data:`fairq_utils.work.KINDS`), ``method``
+        (with the sampler of the calibration images, unless random), ``bits``, ``draw`` of the
+        calibration, ``training_seconds`` (training, and answers about test images),
+        ``quantizer_seconds`` (calibrating, choosing, learning), and their sum ``seconds``.
+
+    Raises
+    ------
+    BadInput
+        An architecture without rates.
+    """
     rows = []
-    for run in runs:
-        own, images = rates[run.architecture], work(run)
-        training = images.training_seconds(own)
-        quantizer = images.quantizer_seconds(own, calibrates=run in first)
-        rows.append((run.architecture, images.kind, training, quantizer))
-    columns = ["architecture", "kind", "training_seconds", "quantizer_seconds"]
+    for job in planned:
+        run = job.run
+        if run.architecture not in rates:
+            raise BadInput(
+                f"cost: there are no rates of {run.architecture}; give some, or take it out of "
+                "training.models"
+            )
+        draws = run.sampler not in (None, "random")
+        method = f"{run.method} {run.sampler}" if draws else run.method
+        what = (run.architecture, job.work.kind, method, run.bits, run.calibration_seed)
+        rows.append((*what, *job.seconds(rates)))
+    columns = ["architecture", "kind", "method", "bits", "draw", *PARTS]
     frame = pd.DataFrame(rows, columns=columns)
-    summed = frame.assign(runs=1).groupby(["architecture", "kind"], sort=False).sum().reset_index()
-    order = ["architecture", "kind", "runs", "training_seconds", "quantizer_seconds"]
-    return summed[order].assign(seconds=summed.training_seconds + summed.quantizer_seconds)
+    return frame.assign(seconds=frame[list(PARTS)].sum(axis=1))
 
 
-def one_more(params: Params, rates: Mapping[str, Rates]) -> dict[str, float]:
-    """Hours that one more of something adds, on average over those that the study has.
+def table(
+    planned: Sequence[Job], rates: Mapping[str, Rates], by: Sequence[str] = ("architecture", "kind")
+) -> pd.DataFrame:
+    """Seconds of a study by architecture and kind of run, or by other columns of :func:`seconds`.
+
+    Returns
+    -------
+    DataFrame
+        The columns of ``by``, ``runs``, ``training_seconds``, ``quantizer_seconds``, ``seconds``.
+    """
+    frame = seconds(planned, rates).assign(runs=1)
+    kept = [*by, "runs", *PARTS, "seconds"]
+    return frame[kept].groupby(list(by), sort=False).sum().reset_index()
+
+
+def one_more(
+    params: Params, planned: Sequence[Job], rates: Mapping[str, Rates]
+) -> dict[str, float]:
+    """Hours that one more of something adds: the average over those that the study has.
 
     Returns
     -------
     dict
-        ``seed`` of training, ``draw`` of calibration images, ``method`` of the mitigation phase,
-        and ``architecture``.
+        ``seed`` of training, ``architecture``, ``draw`` of calibration images, and
+        ``method`` of those that mind groups (:data:`fairq_utils.mitigation.methods.METHODS`).
     """
-    whole = float(table(params, rates).seconds.sum())
-    seeds, draws = params.training.seeds, params.quantization.calibration_seeds
-    methods = params.mitigation.methods
-    less = {"seed": len(seeds), "draw": len(draws), "method": len(methods)}
-    found = {"architecture": whole / len(params.training.models) / HOUR}
-    for what, many in less.items():
-        if many == 0 or (many == 1 and what != "method"):
-            found[what] = whole / HOUR if many else 0.0
-            continue
-        fewer = float(table(_only_one(params, what), rates).seconds.sum())
-        found[what] = (whole - fewer) / (many - (what != "method")) / HOUR
-    return found
+    frame = seconds(planned, rates)
+    minding = frame[frame.method.isin(FAIR)]
+    parts = {
+        "seed": (frame, len(params.training.seeds)),
+        "architecture": (frame, len(params.training.models)),
+        "draw": (frame[frame.draw.notna()], len(params.quantization.calibration_seeds)),
+        "method": (minding, minding.method.nunique()),
+    }
+    return {
+        what: float(rows.seconds.sum()) / HOUR / many if many else 0.0
+        for what, (rows, many) in parts.items()
+    }
 
 
-def _only_one(params: Params, what: str) -> Params:
-    """The study with one seed, with one draw, or without methods of mitigation."""
-    if what == "seed":
-        seeds = params.training.seeds[:1]
-        changed: dict[str, Any] = {"training": params.training.model_copy(update={"seeds": seeds})}
-    elif what == "draw":
-        one = {"calibration_seeds": params.quantization.calibration_seeds[:1]}
-        changed = {"quantization": params.quantization.model_copy(update=one)}
-    else:
-        changed = {"mitigation": params.mitigation.model_copy(update={"methods": ()})}
-    return params.model_copy(update=changed)
+def spread(planned: Sequence[Job], rates: Mapping[str, Rates], workers: int) -> float:
+    """Hours until a study is done by so many workers that are each as fast as the rates say.
 
-
-def spread(params: Params, rates: Mapping[str, Rates], workers: int) -> float:
-    """Hours until a study is done by so many workers that are as fast as the rates say.
-
-    A model and what is made of it are tasks of their own, as on a cluster: what shares a
-    calibration is computed by one worker. Each task goes to the worker that is free first, the
-    longest first, and quantized models wait for all training, so this is a little too long.
+    Runs that share a calibration are one worker's. Each task goes to the worker that is free first,
+    the longest first, and quantized models wait until all FP32 models are trained, so that this is
+    a little too long.
     """
-    runs = list(with_dials(counted(params)))
-    trained = [work(r).seconds(rates[r.architecture]) for r in runs if r.method == "fp32"]
-    grouped = []
-    for _, members in by_calibration(runs):
-        own = rates[members[0].architecture]
-        parts = [work(run) for run in members]
-        grouped.append(
-            sum(w.training_seconds(own) for w in parts)
-            + sum(w.quantizer_seconds(own, calibrates=i == 0) for i, w in enumerate(parts))
-        )
-    return (_makespan(trained, workers) + _makespan(grouped, workers)) / HOUR
+    trained: list[float] = []
+    grouped: dict[int, float] = {}
+    for job in planned:
+        took = sum(job.seconds(rates))
+        if job.group < 0:
+            trained.append(took)
+        else:
+            grouped[job.group] = grouped.get(job.group, 0.0) + took
+    return (_makespan(trained, workers) + _makespan(list(grouped.values()), workers)) / HOUR
 
 
 def _makespan(tasks: Sequence[float], workers: int) -> float:
@@ -237,6 +278,7 @@ def gpu(*, single: float = SINGLE, quantizer: str = "processor") -> dict[str, Ra
             tune=train / single / GRIDS,
             evaluate=evaluate,
             quantized=evaluate / GRIDS,
+            calibrate=look,
             look=look,
             learn=learn,
         )
@@ -257,12 +299,21 @@ def multiply_adds_ratio(architecture: str, other: str) -> float:
     1.16
     """
     found = torchvision.models
-    ops = {name: found.get_model_weights(name).DEFAULT.meta["_ops"] for name in (architecture, other)}
+    ops = {
+        name: found.get_model_weights(name).DEFAULT.meta["_ops"] for name in (architecture, other)
+    }
     return float(ops[architecture] / ops[other])
 
 
 def published() -> pd.DataFrame:
-    """Published rates: ``architecture``, ``what``, ``machine``, ``images_per_second``, ``source``."""
+    """Rates that others have published, and where.
+
+    Returns
+    -------
+    DataFrame
+        ``architecture``; ``what``: training or inference, in mixed or single precision;
+        ``machine``; ``images_per_second``; ``source``, a file, and its ``row``.
+    """
     return recorded.read_rows(RATES)
 
 
@@ -303,9 +354,13 @@ def _fitted(runs: Sequence[tuple[RunRecord, Work]], share: float) -> Rates:
     calibrating = [(r, w) for r, w in quantized if w.calibrated]
     overhead = float(np.mean([_own(r) for r, _ in quantized])) * share
     looked = sum(r.measures["calibrate_seconds"] for r, _ in calibrating) * share
-    look = sum(w.calibrated for _, w in calibrating) / looked
+    evaluate = (
+        sum(w.evaluated for _, w in base)
+        / sum(r.seconds - r.measures["train_seconds"] for r, _ in base)
+        / share
+    )
     learning = [(r, w) for r, w in runs if w.kind == "learn"]
-    spent = sum(_own(r) * share - overhead - w.looked / look for r, w in learning)
+    spent = sum(_own(r) * share - overhead - w.looked / evaluate for r, w in learning)
     least = sum(_own(r) for r, _ in learning) * share / 10  # passes to part of a network are less
     on = train if np.isnan(on) else on
     tune = on / GRIDS if np.isnan(tune) else tune
@@ -313,13 +368,12 @@ def _fitted(runs: Sequence[tuple[RunRecord, Work]], share: float) -> Rates:
         train=train,
         train_on=on,
         tune=tune,
-        evaluate=sum(w.evaluated for _, w in base)
-        / sum(r.seconds - r.measures["train_seconds"] for r, _ in base)
-        / share,
+        evaluate=evaluate,
         quantized=sum(w.quantized for _, w in quantized)
         / sum(r.seconds - _own(r) for r, _ in quantized)
         / share,
-        look=look,
+        calibrate=sum(w.calibrated for _, w in calibrating) / looked,
+        look=evaluate,
         learn=sum(w.learnt for _, w in learning) / max(spent, least) if learning else tune,
         overhead=overhead,
     )

@@ -19,6 +19,7 @@ from fairq_utils.quantizers.spec import WIDTHS
 from fairq_utils.training import SETTLING
 
 BACKWARD = 2  # a backward pass costs about two forward passes
+BLOCK = 3  # layers of a usual block whose roundings are learnt together
 RANKED = 300  # images that accuracy control ranks layers by
 POOLED = ("core_set", "worst_group")  # samplers that look at the whole calibration pool
 KINDS = {
@@ -42,7 +43,8 @@ class Rates:
     train_on : float models trained on, which is done in single precision
     tune : models with quantization grids trained on
     evaluate, quantized : answers of float and of quantized models
-    look : forward passes of the quantizer, which calibrates and chooses
+    calibrate : forward passes in which the quantizer watches every layer
+    look : forward passes of the quantizer where it chooses
     learn : of the quantizer, forward and backward, where roundings are learnt
     overhead : seconds per quantized run, whatever the number of images
     """
@@ -52,6 +54,7 @@ class Rates:
     tune: float
     evaluate: float
     quantized: float
+    calibrate: float
     look: float
     learn: float
     overhead: float = 0.0
@@ -66,7 +69,7 @@ class Work:
     kind : of :data:`KINDS`
     trained, trained_on, tuned, learnt : forward and backward, at the rates of :class:`Rates`
     evaluated, quantized : test images (and those that batch norms are averaged over)
-    calibrated : looked at by the quantizer, shared by the runs of one calibration
+    calibrated : watched by the quantizer, shared by the runs of one calibration
     looked : looked at by the quantizer for this run alone; where that depends on what is found,
         the most that it may be
     quantizes : whether the run has the overhead of a quantized one
@@ -102,7 +105,8 @@ class Work:
             Whether the run bears the calibration that it shares with others.
         """
         return (
-            (self.looked + calibrates * self.calibrated) / rates.look
+            calibrates * self.calibrated / rates.calibrate
+            + self.looked / rates.look
             + self.learnt / rates.learn
             + self.quantizes * rates.overhead
         )
@@ -147,9 +151,10 @@ def work(run: Run) -> Work:
     """What a run works through, from its parameters alone.
 
     Methods that choose look again: mixed precision once in float and once for every width of a
-    layer's weights; ablation of layers once for each; accuracy control at the validation images
-    before every step and once for every layer that it ranks, counted as if it took all of its
-    steps and ranked once.
+    layer's weights; ablation of layers once for each; learnt roundings on the way to each layer or
+    block, on average half of the network, in float and quantized; accuracy control at the
+    validation images before every step and once for every layer that it ranks, counted as if it
+    took all of its steps and ranked once.
     """
     test = pictures(run, "test")
     if run.method == "fp32":
@@ -164,15 +169,13 @@ def work(run: Run) -> Work:
         images = run.settings["images"] or pictures(run, "train")
         passed = images * int(run.settings["epochs"])
         if run.method == CONTROL:
-            return Work("train_on", trained_on=passed, evaluated=test)
+            return Work("train_on", trained_on=passed, evaluated=test, quantizes=False)
         facts = images if run.method in FAIR else 0  # what the float model makes of the groups
         return Work("train_on", tuned=passed, quantized=test, calibrated=calibrated, looked=facts)
     again = LOOKS[_family(run.method)](run) if _family(run.method) in LOOKS else 0
     learnt = int(run.settings.get("iterations", 0)) * BATCH
     kind = "learn" if learnt else "choose" if again else "quantize"
-    return Work(
-        kind, learnt=learnt, quantized=test, calibrated=calibrated, looked=again
-    )
+    return Work(kind, learnt=learnt, quantized=test, calibrated=calibrated, looked=again)
 
 
 def _family(method: str) -> str:
@@ -185,6 +188,10 @@ def _drawn(run: Run) -> int:
 
 def _each_layer(run: Run) -> int:
     return structure(run.architecture).layers * _drawn(run)
+
+
+def _each_block(run: Run) -> int:
+    return _each_layer(run) // BLOCK
 
 
 def _each_width(run: Run) -> int:
@@ -210,7 +217,7 @@ def _controlled(run: Run) -> int:
 LOOKS: dict[str, Callable[[Run], int]] = {
     "equalized": lambda run: 2 * _drawn(run),
     "adaround": _each_layer,
-    "block": _each_layer,
+    "block": _each_block,
     "mixed": _each_width,
     "ranges": _drawn,
     "layers": _preserved_layers,
