@@ -1,8 +1,8 @@
 """What a small study costs at three sizes, beside what the cost model says of it.
 
 Rates are fitted at the smallest size only; what the model says of the larger ones is a prediction.
-Every study is computed from nothing but its pictures, in a ledger of its own, by one thread. What is
-counted are seconds of the processor, so that a machine that others use too tells the same.
+Every study is computed from nothing but its pictures, in a ledger of its own, by one thread. What
+is counted are seconds of the processor, so that a machine that others use too tells the same.
 """
 
 from __future__ import annotations
