@@ -5,7 +5,7 @@ Nothing is trained and no photograph needs to be there: a collection is counted 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -278,6 +278,7 @@ def gpu(*, single: float = SINGLE, quantizer: str = "processor") -> dict[str, Ra
             tune=train / single / GRIDS,
             evaluate=evaluate,
             quantized=evaluate / GRIDS,
+            dynamic=evaluate / GRIDS,
             calibrate=look,
             look=look,
             learn=learn,
@@ -338,45 +339,46 @@ def fitted(records: Sequence[RunRecord], share: float = 1.0) -> dict[str, Rates]
 
 
 def _fitted(runs: Sequence[tuple[RunRecord, Work]], share: float) -> Rates:
-    def mean(kind: str, what: str) -> float:
-        """Images per second of one kind of work."""
-        some = [(r, w) for r, w in runs if w.kind == kind and getattr(w, what)]
-        seconds = sum(r.measures["train_seconds"] for r, _ in some) * share
-        return sum(getattr(w, what) for _, w in some) / seconds if some else float("nan")
+    def rate(what: str, spent: Callable[[RunRecord], float], kind: str = "") -> float:
+        """Images per second of one kind of work; NaN where there was none."""
+        some = [(r, w) for r, w in runs if getattr(w, what) and kind in ("", w.kind)]
+        passed = sum(spent(r) for r, _ in some) * share
+        return sum(getattr(w, what) for _, w in some) / passed if some else np.nan
 
-    train, on, tune = (
-        mean("train", "trained"),
-        mean("train_on", "trained_on"),
-        mean("train_on", "tuned"),
-    )
-    base = [(r, w) for r, w in runs if w.kind == "train"]
-    quantized = [(r, w) for r, w in runs if w.kind == "quantize"]
-    calibrating = [(r, w) for r, w in quantized if w.calibrated]
-    overhead = float(np.mean([_own(r) for r, _ in quantized])) * share
-    looked = sum(r.measures["calibrate_seconds"] for r, _ in calibrating) * share
-    evaluate = (
-        sum(w.evaluated for _, w in base)
-        / sum(r.seconds - r.measures["train_seconds"] for r, _ in base)
-        / share
-    )
-    learning = [(r, w) for r, w in runs if w.kind == "learn"]
-    spent = sum(_own(r) * share - overhead - w.looked / evaluate for r, w in learning)
-    least = sum(_own(r) for r, _ in learning) * share / 10  # passes to part of a network are less
-    on = train if np.isnan(on) else on
-    tune = on / GRIDS if np.isnan(tune) else tune
+    def trained(record: RunRecord) -> float:
+        return record.measures["train_seconds"]
+
+    def answered(record: RunRecord) -> float:
+        return record.seconds - _own(record)
+
+    train = rate("trained", trained)
+    train_on = _either(rate("trained_on", trained), train)
+    tune = _either(rate("tuned", trained), train_on / GRIDS)
+    evaluate = rate("evaluated", lambda record: record.seconds - trained(record), "train")
+    quantized = rate("quantized", answered, "quantize")
+    plain = [_own(record) for record, work in runs if work.kind == "quantize"]
+    overhead = float(np.mean(plain)) * share
+
+    def learning(record: RunRecord) -> float:
+        return _own(record) - (overhead + work(record.run).looked / evaluate) / share
+
     return Rates(
         train=train,
-        train_on=on,
+        train_on=train_on,
         tune=tune,
         evaluate=evaluate,
-        quantized=sum(w.quantized for _, w in quantized)
-        / sum(r.seconds - _own(r) for r, _ in quantized)
-        / share,
-        calibrate=sum(w.calibrated for _, w in calibrating) / looked,
+        quantized=quantized,
+        dynamic=_either(rate("dynamic", answered), quantized),
+        calibrate=rate("calibrated", lambda r: r.measures["calibrate_seconds"], "quantize"),
         look=evaluate,
-        learn=sum(w.learnt for _, w in learning) / max(spent, least) if learning else tune,
+        learn=_either(rate("learnt", learning), tune),
         overhead=overhead,
     )
+
+
+def _either(rate: float, other: float) -> float:
+    """A rate that was found, or what comes nearest to it."""
+    return other if np.isnan(rate) else rate
 
 
 def _own(record: RunRecord) -> float:

@@ -21,7 +21,17 @@ def _rates(training: float, answer: float) -> Rates:
     """Rates where a training and an answer take so many milliseconds per image."""
     train, evaluate = 1e3 / training, 1e3 / answer
     tune = train / GRIDS
-    return Rates(train, train, tune, evaluate, evaluate, evaluate, evaluate, learn=tune)
+    return Rates(
+        train,
+        train,
+        tune,
+        evaluate,
+        evaluate,
+        evaluate,
+        calibrate=evaluate,
+        look=evaluate,
+        learn=tune,
+    )
 
 
 # Milliseconds per image seen on two cores (training pass, evaluation pass). They only weigh the

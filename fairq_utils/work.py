@@ -42,7 +42,8 @@ class Rates:
     train : FP32 models, by the precision of their recipe
     train_on : float models trained on, which is done in single precision
     tune : models with quantization grids trained on
-    evaluate, quantized : answers of float and of quantized models
+    evaluate, quantized, dynamic : answers of float models, of quantized ones, and of those that find
+        the ranges of their inputs as they answer
     calibrate : forward passes in which the quantizer watches every layer
     look : forward passes of the quantizer where it chooses
     learn : of the quantizer, forward and backward, where roundings are learnt
@@ -54,6 +55,7 @@ class Rates:
     tune: float
     evaluate: float
     quantized: float
+    dynamic: float
     calibrate: float
     look: float
     learn: float
@@ -68,7 +70,7 @@ class Work:
     ----------
     kind : of :data:`KINDS`
     trained, trained_on, tuned, learnt : forward and backward, at the rates of :class:`Rates`
-    evaluated, quantized : test images (and those that batch norms are averaged over)
+    evaluated, quantized, dynamic : test images (and those that batch norms are averaged over)
     calibrated : watched by the quantizer, shared by the runs of one calibration
     looked : looked at by the quantizer for this run alone; where that depends on what is found,
         the most that it may be
@@ -82,6 +84,7 @@ class Work:
     learnt: float = 0
     evaluated: float = 0
     quantized: float = 0
+    dynamic: float = 0
     calibrated: float = 0
     looked: float = 0
     quantizes: bool = True
@@ -94,6 +97,7 @@ class Work:
             + self.tuned / rates.tune
             + self.evaluated / rates.evaluate
             + self.quantized / rates.quantized
+            + self.dynamic / rates.dynamic
         )
 
     def quantizer_seconds(self, rates: Rates, *, calibrates: bool = True) -> float:
@@ -162,6 +166,8 @@ def work(run: Run) -> Work:
         settled = min(train, SETTLING) if structure(run.architecture).normed else 0
         trained = train * int(run.training["epochs"])
         return Work("train", trained=trained, evaluated=test + settled, quantizes=False)
+    if run.method == "dynamic":
+        return Work("quantize", dynamic=test)
     calibrated = float(run.calibration_images or 0)
     if run.sampler in POOLED:
         calibrated += pictures(run, "calibration")

@@ -34,7 +34,7 @@ SMALL: dict[str, Any] = {
     },
     "quantization": {
         "bits": ["W8A8"],
-        "methods": ["ptq"],
+        "methods": ["ptq", "dynamic"],
         "further": {"block": ["W4A4"], "adaround": ["W4A8"], "qat": ["W4A4"], "mixed": ["W4A8"]},
         "iterations": 7,
         "tuning": {"epochs": 2, "images": 300},
@@ -50,10 +50,10 @@ SMALL: dict[str, Any] = {
 # One second for every image that is trained on, ten for every one trained on further, and so on:
 # whatever is counted in the wrong place changes the sum.
 TENS = Rates(
-    train=1, train_on=0.1, tune=1e-2, evaluate=1e-3, quantized=1e-4, calibrate=1e-5, look=1e-6,
+    train=1, train_on=0.1, tune=1e-2, evaluate=1e-3, quantized=1e-4, dynamic=1e-3, calibrate=1e-5, look=1e-6,
     learn=1e-7, overhead=0.0,
 )  # fmt: skip
-ONE = Rates(1, 1, 1, 1, 1, 1, 1, 1, 0.0)
+ONE = Rates(1, 1, 1, 1, 1, 1, 1, 1, 1, 0.0)
 LAYERS = 26  # of SqueezeNet 1.1
 
 
@@ -85,6 +85,7 @@ def test_an_fp32_run_trains_every_epoch_and_answers_once(params: Params) -> None
 @pytest.mark.parametrize(
     ("method", "wanted"),
     [
+        ("dynamic", work.Work("quantize", dynamic=200)),
         ("ptq", work.Work("quantize", quantized=200, calibrated=40)),
         (
             "block",
@@ -143,9 +144,9 @@ def test_structure_is_that_of_the_model(name: str, layers: int, normed: bool) ->
 def test_seconds_by_hand() -> None:
     found = work.Work(
         "learn", trained=1, trained_on=2, tuned=3, learnt=4, evaluated=5, quantized=6, calibrated=7,
-        looked=8,
+        looked=8, dynamic=9,
     )  # fmt: skip
-    assert found.training_seconds(TENS) == pytest.approx(1 + 20 + 300 + 5_000 + 60_000)
+    assert found.training_seconds(TENS) == pytest.approx(1 + 20 + 300 + 5_000 + 60_000 + 9_000)
     assert found.quantizer_seconds(TENS) == pytest.approx(4e7 + 8e6 + 7e5)
     assert found.quantizer_seconds(TENS, calibrates=False) == pytest.approx(4e7 + 8e6)
     late = dataclasses.replace(TENS, overhead=0.5)
@@ -199,7 +200,7 @@ def test_one_more_of_each(params: Params) -> None:
     assert more["architecture"] == pytest.approx(whole)
     minding = frame[frame.method.isin(FAIR)].seconds.sum() / cost.HOUR
     assert more["method"] == pytest.approx(minding / len(FAIR))
-    without = frame[~frame.method.isin(["fp32", "control"])].seconds.sum() / cost.HOUR
+    without = frame[~frame.method.isin(["fp32", "control", "dynamic"])].seconds.sum() / cost.HOUR
     assert more["draw"] == pytest.approx(without)
 
 
@@ -272,12 +273,12 @@ def record(run: Run, seconds: float, **measures: float) -> RunRecord:
 
 def test_rates_are_found_again(params: Params) -> None:
     """Records as a machine of known rates would leave them; each rate is found."""
-    true = Rates(100, 80, 50, 400, 300, 200, 400, 20, overhead=2.0)
+    true = Rates(100, 80, 50, 400, 300, 150, 200, 400, 20, overhead=2.0)
     records = []
     for run in planning.plan(params):
         images = work.work(run)
         trained = images.trained / 100 + images.trained_on / 80 + images.tuned / 50
-        answers = images.evaluated / 400 + images.quantized / 300
+        answers = images.evaluated / 400 + images.quantized / 300 + images.dynamic / 150
         if run.method == "fp32":
             records.append(record(run, trained + answers, train_seconds=trained))
             continue
@@ -309,7 +310,7 @@ def test_the_benchmark_at_a_toy_size(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     def measured(params: Params) -> bench_cost.Measured:
         """A machine that takes what the model says, and a second per study."""
         studied.append(params)
-        true = Rates(100, 80, 50, 400, 300, 200, 400, 20, overhead=0.1)
+        true = Rates(100, 80, 50, 400, 300, 150, 200, 400, 20, overhead=0.1)
         records = []
         for job in cost.jobs(params):
             w = job.work
@@ -320,7 +321,7 @@ def test_the_benchmark_at_a_toy_size(monkeypatch: pytest.MonkeyPatch, tmp_path: 
             if job.run.method != "fp32":
                 measures["calibrate_seconds"] = calibrating
                 measures["quantize_seconds"] = own + calibrating
-            answers = w.evaluated / 400 + w.quantized / 300
+            answers = w.evaluated / 400 + w.quantized / 300 + w.dynamic / 150
             records.append(record(job.run, own + answers, **measures))
         rates = dict.fromkeys(params.training.models, true)
         seconds = cost.table(cost.jobs(params), rates).seconds.sum()
