@@ -12,6 +12,7 @@ from fairq_utils import cost, models
 from fairq_utils.chapters import DEFAULT, glue
 from fairq_utils.params import Params
 from fairq_utils.params_file import load_params
+from fairq_utils.work import BACKWARD
 
 STUDIES = ("celeba", "utkface", "fairface")  # of params/
 LABELS = {"celeba": "CelebA", "utkface": "UTKFace", "fairface": "FairFace"}
@@ -87,6 +88,8 @@ def glue_growth(figures: dict[str, Any]) -> None:
     glue(
         "worst_case", f"{models.DISPLAY_NAMES[worst.architecture]}, {worst.kind.replace('_', ' ')}"
     )
+    names = [models.DISPLAY_NAMES[name] for name in figures["rates"]]
+    glue("architectures_measured", " and ".join(names))
     rates = pd.DataFrame(figures["rates"]).T
     glue("squeezenet_faster", float(rates.train["squeezenet1_1"] / rates.train["mobilenet_v2"]))
 
@@ -116,6 +119,9 @@ def glue_cost(studies: Mapping[str, Planned]) -> None:
     for name, single in zip(("least", "most"), DOUBT, strict=True):
         own = cost.seconds(first.jobs, cost.gpu(single=single))
         glue(f"training_{name}", own.training_seconds.sum() / cost.HOUR)
+    glue("celeba_pixels", first.params.data.size)
+    glue("architectures", len(first.params.training.models))
+    glue("backward", BACKWARD)
     glue("seeds", len(first.params.training.seeds))
     glue("grids", cost.GRIDS)
     glue("single", cost.SINGLE)

@@ -42,8 +42,8 @@ class Rates:
     train : FP32 models, by the precision of their recipe
     train_on : float models trained on, which is done in single precision
     tune : models with quantization grids trained on
-    evaluate, quantized, dynamic : answers of float models, of quantized ones, and of those that find
-        the ranges of their inputs as they answer
+    evaluate, quantized, dynamic : answers of float models, of quantized ones, and of those that
+        find the ranges of their inputs as they answer
     calibrate : forward passes in which the quantizer watches every layer
     look : forward passes of the quantizer where it chooses
     learn : of the quantizer, forward and backward, where roundings are learnt

@@ -45,10 +45,11 @@ cost_chapter.glue_cost(studies)
 #
 # ## Is it so?
 #
-# `make bench-cost` computes a small study ({glue:text}`08_cost.ipynb::pixels:.0f` pixels, two
-# architectures, one thread of an {glue:text}`08_cost.ipynb::processor:s`) at three sizes, each from
-# nothing but its pictures. Dots are seconds of the processor; lines are the sum above, with rates
-# that were fitted to the smallest size alone.
+# `make bench-cost` computes a small study ({glue:text}`08_cost.ipynb::pixels:.0f` pixels,
+# {glue:text}`08_cost.ipynb::architectures_measured:s`, one thread of an
+# {glue:text}`08_cost.ipynb::processor:s`) at three sizes, each from nothing but its pictures. Dots
+# are seconds of the processor; lines are the sum above, with rates that were fitted to the smallest
+# size alone.
 
 # %%
 cost_display.growth(measured)
@@ -81,8 +82,9 @@ cost_display.sizes(measured)
 #
 # ## The rates of a GPU
 #
-# No GPU was used for this chapter. These are images per second at 224 pixels that the authors of
-# timm {cite}`wightman2019timm` have published with their models:
+# No GPU was used for this chapter. These are images per second at
+# {glue:text}`08_cost.ipynb::celeba_pixels:.0f` pixels that the author of timm
+# {cite}`wightman2019timm` has published with its models:
 
 # %%
 cost_display.rates(cost.published())
@@ -95,20 +97,23 @@ cost_display.rates(cost.published())
 #   in single precision.
 # - *Grids* make a pass {glue:text}`08_cost.ipynb::grids:.0f` times as slow: that of training on,
 #   and that of a simulated quantized model, which is what answers on a GPU.
-# - *A backward pass* takes as long as two forward passes on the processor, for which only forward
-#   passes are published.
+# - *A backward pass* takes {glue:text}`08_cost.ipynb::backward:.0f` times as long as a forward pass
+#   on the processor, for which only forward passes are published.
 # - *SqueezeNet* is not in the files. MobileNetV2 stands in for it, slowed by their ratio of
 #   multiply-adds, {glue:text}`08_cost.ipynb::stand_in_ratio:.2f`. In our own measurement SqueezeNet
 #   trains {glue:text}`08_cost.ipynb::squeezenet_faster:.1f` times as fast as MobileNetV2, whose
 #   many thin layers move more than they multiply; so this is rather too much than too little.
 #
-# And they were measured on batches that lay in the GPU's memory: reading and decoding photographs
-# must keep up, or the study takes longer.
+# And the GPU was timed on batches larger than ours that lay in its memory, where reading
+# photographs must keep up; the processor on compiled models, which ours are not. The hours below
+# are rather too few than too many, and meant to one digit.
 #
 # ## CelebA
 #
-# `params/celeba.yaml`: {glue:text}`08_cost.ipynb::celeba_images:,.0f` training photographs at 224
-# pixels, five architectures, {glue:text}`08_cost.ipynb::seeds:.0f` seeds,
+# `params/celeba.yaml`: {glue:text}`08_cost.ipynb::celeba_images:,.0f` training photographs at
+# {glue:text}`08_cost.ipynb::celeba_pixels:.0f` pixels,
+# {glue:text}`08_cost.ipynb::architectures:.0f` architectures,
+# {glue:text}`08_cost.ipynb::seeds:.0f` seeds,
 # {glue:text}`08_cost.ipynb::celeba_runs:,.0f` runs. Hours by architecture and kind of run, on one
 # GPU and its processor:
 
@@ -116,8 +121,9 @@ cost_display.rates(cost.published())
 celeba = studies["celeba"]
 cost_display.hours(cost.table(celeba.jobs, cost.gpu()))
 
-# %% [markdown] Together {glue:text}`08_cost.ipynb::celeba_whole_processor:.0f` hours. The GPU is at
-# work in {glue:text}`08_cost.ipynb::celeba_training:.0f` of them; in the other
+# %% [markdown]
+# Together {glue:text}`08_cost.ipynb::celeba_whole_processor:.0f` hours. The GPU is at work in
+# {glue:text}`08_cost.ipynb::celeba_training:.0f` of them; in the other
 # {glue:text}`08_cost.ipynb::celeba_processor:.0f` it waits for the quantizer. Calibration, choice
 # of ranges, layers and bits, learnt roundings, and what a constraint asks the FP32 model about its
 # groups are computed on the processor even where there is a GPU. On the GPU they would take
@@ -140,8 +146,9 @@ cost_display.methods(cost.table(celeba.jobs, cost.gpu(), ["method"]))
 # {glue:text}`08_cost.ipynb::more_draw:.0f`.
 #
 # **More GPUs.** Runs that share a calibration are one task, and a task is done by one GPU and its
-# processor. {glue:text}`08_cost.ipynb::on_4:.0f` hours on four,
-# {glue:text}`08_cost.ipynb::on_8:.0f` on eight: tasks are many and short, so that little is lost.
+# processor: {glue:text}`08_cost.ipynb::on_1:.0f` hours on one,
+# {glue:text}`08_cost.ipynb::on_4:.0f` on four, {glue:text}`08_cost.ipynb::on_8:.0f` on eight. Tasks
+# are many and short, so that little is lost.
 #
 # ## The other collections
 
@@ -154,7 +161,7 @@ cost_display.studies(cost_chapter.overview(studies))
 # - The cost of a study is a sum over its runs. Fitted to a small study, it is right to
 #   {glue:text}`08_cost.ipynb::miss_most:.0f` % for one with four times the images.
 # - The full study on CelebA takes {glue:text}`08_cost.ipynb::celeba_training:.0f` GPU hours of
-#   training and answers, of which FP32 training is a small part, and
+#   training and answers, {glue:text}`08_cost.ipynb::share_train:.0f` % of them FP32 training, and
 #   {glue:text}`08_cost.ipynb::celeba_processor:.0f` hours of a processor; on UTKFace
 #   {glue:text}`08_cost.ipynb::utkface_training:.0f` and
 #   {glue:text}`08_cost.ipynb::utkface_processor:.0f`, on FairFace
