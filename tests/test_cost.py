@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import io
+import re
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from fairq_utils import cost, cost_chapter, cost_display, models, planning, recorded, work
@@ -350,9 +350,13 @@ def test_tables_of_a_study(params: Params) -> None:
     jobs = cost.jobs(params)
     rates = {"squeezenet1_1": dataclasses.replace(ONE, train=3000 / cost.HOUR)}
     page = cost_display.hours(cost.table(jobs, rates))
-    frame = pd.read_html(io.StringIO(page.data))[0].set_index("architecture")
-    assert frame.loc["SqueezeNet 1.1", "train FP32 models"] == pytest.approx(2.1, abs=0.06)
-    assert (frame.loc["sum"] == frame.loc["SqueezeNet 1.1"]).all()
+    cells = re.findall("<td>(.*?)</td>", page.data)
+    one, whole = cells[: len(cells) // 2], cells[len(cells) // 2 :]
+    assert one[:2] == [
+        "SqueezeNet 1.1",
+        "2.1",
+    ]  # an hour a seed, and 400 answers in as many seconds
+    assert whole == ["sum", *one[1:]]
     page = cost_display.methods(cost.table(jobs, rates, ["method"]))
     assert "static label balanced" in page.data and "block reconstruction" in page.data
     overview = cost_chapter.overview(
