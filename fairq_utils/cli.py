@@ -201,7 +201,7 @@ def bench(
     name: Annotated[
         str,
         typer.Argument(
-            help="What to measure: render, stats, coverage, certificate, data, refusals, toolkits, "
+            help="What to measure: render, stats, coverage, certificate, cost, data, refusals, "
             "latency, deployment, study or cluster."
         ),
     ],

@@ -23,6 +23,11 @@ def code_version(modules: Sequence[str]) -> str:
 
     A comment, a docstring or a line break changes nothing; a changed constant or branch does.
     """
+    return _version(tuple(modules))
+
+
+@lru_cache(maxsize=16)
+def _version(modules: tuple[str, ...]) -> str:
     return fingerprint([_tree(name) for name in sorted(modules)], 12)
 
 

@@ -11,18 +11,37 @@ from typing import Protocol, TextIO
 from fairq_utils import models
 from fairq_utils.ledger import Run
 from fairq_utils.mitigation.methods import METHODS as FAIR
-from fairq_utils.quantizers.methods import CONTROL
-from fairq_utils.quantizers.reconstruction import BATCH
+from fairq_utils.work import Rates, work
 
 QUIET = 15.0  # seconds of silence during a training
+GRIDS = 2.0  # times as long that a training takes with quantization grids
+
+
+def _rates(training: float, answer: float) -> Rates:
+    """Rates where a training and an answer take so many milliseconds per image."""
+    train, evaluate = 1e3 / training, 1e3 / answer
+    tune = train / GRIDS
+    return Rates(
+        train,
+        train,
+        tune,
+        evaluate,
+        evaluate,
+        evaluate,
+        calibrate=evaluate,
+        look=evaluate,
+        learn=tune,
+    )
+
+
 # Milliseconds per image seen on two cores (training pass, evaluation pass). They only weigh the
 # estimate of the time left, which corrects itself as runs finish.
 COST = {
-    "resnet50": (10.0, 4.0),
-    "mobilenet_v2": (4.0, 1.2),
-    "efficientnet_b0": (5.5, 1.8),
-    "vit_small": (11.0, 4.0),
-    "squeezenet1_1": (1.2, 0.7),
+    "resnet50": _rates(10.0, 4.0),
+    "mobilenet_v2": _rates(4.0, 1.2),
+    "efficientnet_b0": _rates(5.5, 1.8),
+    "vit_small": _rates(11.0, 4.0),
+    "squeezenet1_1": _rates(1.2, 0.7),
 }
 
 
@@ -54,11 +73,6 @@ def rendering(stream: TextIO) -> Callable[[str, int, int], None]:
     return tick
 
 
-def _images(run: Run, split: str) -> int:
-    """Pictures of a split: a number that rendered people were asked for, or photographs have."""
-    return int(run.data.get("images", run.data)[split])
-
-
 @dataclass
 class Progress:
     """A line every few seconds of training, and one per finished run.
@@ -78,17 +92,7 @@ class Progress:
 
     def cost(self, run: Run) -> float:
         """Seconds that a run is expected to take; only their ratios matter."""
-        train, evaluate = COST.get(run.architecture, (5.0, 2.0))
-        seconds = _images(run, "test") * evaluate / 1e3
-        if run.method == "fp32":
-            seconds += _images(run, "train") * int(run.training["epochs"]) * train / 1e3
-        if "epochs" in run.settings:  # fake-quantized training costs about twice as much
-            epochs = int(run.settings["epochs"]) * (1 if run.method == CONTROL else 2)
-            images = run.settings["images"] or _images(run, "train")
-            seconds += images * epochs * train / 1e3
-        if "iterations" in run.settings:
-            seconds += int(run.settings["iterations"]) * BATCH * 2 * train / 1e3
-        return seconds
+        return work(run).seconds(COST[run.architecture])
 
     def say(self, text: str) -> None:
         """Write one line."""

@@ -164,7 +164,11 @@ def evaluate_quantized(
         # What runs share is counted in full for each: it is what the method costs alone.
         seconds = calibrating + time.perf_counter() - began
         scores = _scores(quantized, data, target)
-        measures |= {"integer_layers": float(layers), "quantize_seconds": seconds}
+        measures |= {
+            "integer_layers": float(layers),
+            "quantize_seconds": seconds,
+            "calibrate_seconds": calibrating,
+        }
         answered = record(run, data, reference, scores, size, began, measures, report)
         _finish(params, answered, bars)
 

@@ -51,7 +51,7 @@ def execute(
     if not missing:
         bars.say(f"all {len(wanted)} runs are in the ledger")
         return store
-    groups = _by_calibration(missing)
+    groups = by_calibration(missing)
     if params.cluster.kind != "none":
         # The client takes seconds to import, and a study on one machine does without.
         from fairq_utils import scheduling
@@ -76,7 +76,7 @@ def execute(
     return store
 
 
-def _by_calibration(wanted: Iterable[Run]) -> list[tuple[Run, list[Run]]]:
+def by_calibration(wanted: Iterable[Run]) -> list[tuple[Run, list[Run]]]:
     """Quantized runs in groups that share a calibration, each with its FP32 run."""
     grouped: dict[tuple[Any, ...], list[Run]] = {}
     for run in wanted:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from fairq_utils.bench.certificate import bench_certificate
 from fairq_utils.bench.cluster import bench_cluster
+from fairq_utils.bench.cost import bench_cost
 from fairq_utils.bench.coverage import bench_coverage
 from fairq_utils.bench.data import bench_data
 from fairq_utils.bench.deployment import bench_deployment
@@ -29,6 +30,7 @@ BENCHMARKS: dict[str, Callable[[], dict[str, Any]]] = {
     "stats": bench_stats,
     "coverage": bench_coverage,
     "certificate": bench_certificate,
+    "cost": bench_cost,
 }
 # These take a folder of image files, and make one if none is given.
 OF_A_FOLDER: dict[str, Callable[[Path | None], dict[str, Any]]] = {"data": bench_data}
