@@ -202,7 +202,7 @@ def bench(
         str,
         typer.Argument(
             help="What to measure: render, stats, coverage, certificate, cost, data, refusals, "
-            "latency, deployment, study or cluster."
+            "toolkits, latency, deployment, study or cluster."
         ),
     ],
     params: ParamsFile = DEFAULT,
