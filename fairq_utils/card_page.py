@@ -38,9 +38,9 @@ def _head(card: dict[str, Any]) -> list[str]:
     return [
         f"# {card['name']} for {engine['label']}",
         "",
-        f"Says of a face which it is, *{'* or *'.join(task['classes'])}*: two logits, in this order. "
-        f"Run `{run['key']}` of the study `{run['study']}`: "
-        f"method {run['method']}, training seed {run['training_seed']}.",
+        f"Says of a face which it is, *{'* or *'.join(task['classes'])}*: two logits, in this "
+        f"order. Run `{run['key']}` of the study `{run['study']}`: method "
+        f"{run['method']}, training seed {run['training_seed']}.",
         "",
         f"- Engine: {engine['label']} {engine['version']}{opset}. {compiled}",
         f"- Input: float32 (N, {len(seen['channels'])}, {seen['size']}, {seen['size']}), "

@@ -41,8 +41,9 @@ def null_bands(runs: list[RunRecord], params: Params) -> pd.DataFrame:
     -------
     DataFrame
         One row per rate of :data:`BANDS` and FP32 run: ``rate``, ``among`` (whom its denominator
-        counts, in the target's words), ``architecture``, its ``gap``; ``mean`` and ``high`` (95th percentile) of the null gap at these denominators and
-        this model's overall rate. Fractions.
+        counts, in the target's words), ``architecture``, its ``gap``; ``mean`` and
+        ``high`` (95th percentile) of the null gap at these denominators and this model's overall
+        rate. Fractions.
     """
     rows = []
     words = answers(params)
@@ -52,8 +53,9 @@ def null_bands(runs: list[RunRecord], params: Params) -> pd.DataFrame:
         table = effects.counts(record, params.analysis.attributes).reference
         label = table.sum(axis=-1)
         for rate, counted in BANDS.items():
+            sizes = label.sum(axis=1) if counted is None else label[:, counted]
             null = stats.null_gaps(
-                label.sum(axis=1) if counted is None else label[:, counted],
+                sizes[sizes > 0],  # as the gap itself leaves out groups without a rate
                 float(metrics.overall(table, rate)),
                 replicates=params.analysis.replicates,
                 seed=params.data.seed,

@@ -27,6 +27,8 @@ SMALL = {
     "training.pretrained": False,
     "training.models": {MODEL: {"epochs": 1, "learning_rate": 0.0003, "batch_size": 16}},
     "quantization.calibration_images": 16,
+    "mitigation.samplers": ["label_balanced"],
+    "mitigation.methods": [],
     "analysis.replicates": 100,
     "execution.threads": 1,
 }
@@ -53,18 +55,23 @@ def params(settings: dict[str, Any]) -> Params:
     return load_params(ROOT / "params" / "utkface.yaml", settings)
 
 
+@pytest.fixture(scope="module")
+def trained(params: Params) -> Params:
+    study.execute(params, ("baseline",))
+    return params
+
+
 def fairq(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
-def exported(place: Path, settings: dict[str, Any], params: Params) -> Path:
+def exported(place: Path, settings: dict[str, Any], trained: Params) -> Path:
     """A folder that the command line wrote."""
     try:
         engines.installed("onnxruntime")
     except engines.NotInstalled as error:
         pytest.skip(str(error))
-    study.execute(params, ("baseline",))
     asked = ["--engine", "onnxruntime", "--params", ROOT / "params" / "utkface.yaml"]
     for key, value in settings.items():
         asked += ["--set", f"{key}={json.dumps(value)}"]
@@ -82,7 +89,7 @@ def test_its_card_is_about_these_photographs(exported: Path, params: Params) -> 
     assert card["data"]["images"] == {
         split: int((data.split == split).sum()) for split in ("train", "test")
     }
-    assert 0 < card["data"]["images"]["test"] < card["data"]["images"]["train"] < len(data)
+    assert 0 < sum(card["data"]["images"].values()) < len(data)
     assert card["data"]["share_positive"] == pytest.approx(test.target.mean())
     assert "non-commercial" in card["licence"]
     assert "UTKFace" in card["data"]["source"]
@@ -123,8 +130,8 @@ def test_its_answers_are_about_age(exported: Path, place: Path) -> None:
     assert found["probability"] == pytest.approx(probability, abs=1e-4)
 
 
-def test_null_bands_say_whom_they_count(exported: Path, params: Params) -> None:
-    found = measuring.null_bands(records(resources.ledger(params), params), params)
+def test_null_bands_say_whom_they_count(trained: Params) -> None:
+    found = measuring.null_bands(records(resources.ledger(trained), trained), trained)
     assert dict(zip(found.rate, found.among, strict=True)) == {
         "accuracy": "everybody",
         "selection_rate": "everybody",
@@ -144,7 +151,7 @@ def test_every_collection_has_limits_of_its_own(name: str, tmp_path: Path) -> No
     assert TITLES[name] in text
     assert card_limits.LABELLED[name] in text
     assert "ImageNet" in text  # these studies begin from its weights
-    assert ("Young is below 40" in text) == (name == "utkface")
+    assert ("Young is below 40" in text) == (name != "celeba")
     assert ("in no product" in text) == (name != "fairface")
     assert ("CC BY 4.0" in card_limits.licence(params, "X")) == (name == "fairface")
     assert "X" not in card_limits.licence(params, "X")
