@@ -38,9 +38,9 @@ def _head(card: dict[str, Any]) -> list[str]:
     return [
         f"# {card['name']} for {engine['label']}",
         "",
-        f"Says of a face whether it is {task['target']}: two logits, "
-        f"{' and '.join(task['classes'])}. Run `{run['key']}` of the study `{run['study']}`: "
-        f"method {run['method']}, training seed {run['training_seed']}.",
+        f"Says of a face which it is, *{'* or *'.join(task['classes'])}*: two logits, in this "
+        f"order. Run `{run['key']}` of the study `{run['study']}`: method "
+        f"{run['method']}, training seed {run['training_seed']}.",
         "",
         f"- Engine: {engine['label']} {engine['version']}{opset}. {compiled}",
         f"- Input: float32 (N, {len(seen['channels'])}, {seen['size']}, {seen['size']}), "
@@ -48,7 +48,7 @@ def _head(card: dict[str, Any]) -> list[str]:
         f"{_list(seen['mean'])} and std {_list(seen['std'])}.",
         f"- Data: {card['data']['source']}, {card['data']['licence']}; "
         f"{card['data']['images']['train']:,} training and {card['data']['images']['test']:,} test "
-        f"pictures, {_percent(card['data']['share_smiling'])} of the latter {task['target']}.",
+        f"pictures, {_percent(card['data']['share_positive'])} of the latter {task['target']}.",
         f"- Licence: {card['licence']}.",
         "",
     ]
@@ -141,7 +141,7 @@ def _measured(card: dict[str, Any]) -> list[str]:
     for scope, gaps in found["gaps"].items():
         rows += [(name.replace("_", " "), scope, value) for name, value in gaps.items()]
     groups = [
-        f"| {name} | {of['images']:,} | {of['smiling']:,} | {_cells(of['accuracy'])} |"
+        f"| {name} | {of['images']:,} | {of['positive']:,} | {_cells(of['accuracy'])} |"
         for scope in found["groups"].values()
         for name, of in scope.items()
     ]

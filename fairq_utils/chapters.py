@@ -84,6 +84,10 @@ class Chapter:
         """The best accuracy that anybody could have; unknown of photographs."""
         return self.population.bayes_accuracy if isinstance(self.params.data, Data) else None
 
+    def images(self, split: str) -> int:
+        """How many pictures of a split the study has."""
+        return len(people(self.params, split)[0])
+
     @property
     def crossed(self) -> str:
         """Name of the scope in which all attributes are crossed."""
@@ -144,7 +148,7 @@ class Chapter:
 
     def recovery(self) -> pd.DataFrame:
         """Confusion of the sensitive attributes by a small network, computed once."""
-        train, test = (len(people(self.params, split)[0]) for split in ("train", "test"))
+        train, test = (self.images(split) for split in ("train", "test"))
         count = min(PROBE_IMAGES, train)
         recipe = {
             "data": described(self.params, ("train", "test")),

@@ -84,7 +84,7 @@ def face_sheet(data: FaceData, rows: int = 4, columns: int = 10, titles: bool = 
             axis.imshow(data.images[i].permute(1, 2, 0).numpy(), interpolation="bicubic")
             if titles:
                 group = [str(value) for value in data.groups.iloc[i]]
-                answer = data.meta.get("answers", ("not smiling", "smiling"))[data.target[i]]
+                answer = data.meta["answers"][data.target[i]]
                 lines = [", ".join(group[:2]), *group[2:], answer]
                 axis.set_title("\n".join(lines), fontsize=6)
     figure.subplots_adjust(wspace=0.05, hspace=0.5 if titles else 0.05)
@@ -108,7 +108,7 @@ def smile_scale(data: FaceData, columns: int = 12) -> Figure:
 
 def composition(data: FaceData) -> Figure:
     """Images and share of the target per gender x age group, by ancestry."""
-    table = data.groups.assign(smiling=data.target)
+    table = data.groups.assign(target=data.target)
     table["group"] = table.gender.astype(str) + " " + table.age.astype(str)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
     counts = table.groupby(["group", "race"], observed=True).size().unstack()
@@ -116,12 +116,12 @@ def composition(data: FaceData) -> Figure:
     left.set(xlabel="", ylabel="images")
     left.tick_params(axis="x", rotation=20)
     left.legend(title="")
-    rates = table.groupby("group").smiling.agg(["mean", "size"])
+    rates = table.groupby("group").target.agg(["mean", "size"])
     error = 1.96 * np.sqrt(rates["mean"] * (1 - rates["mean"]) / rates["size"])
     right.errorbar(
         rates.index, rates["mean"] * 100, yerr=error * 100, fmt="o", color="0.25", capsize=3
     )
-    right.set(ylabel="smiling (%)", ylim=(0, 100))
+    right.set(ylabel=f"{data.meta['answers'][1]} (%)", ylim=(0, 100))
     right.margins(x=0.2)
     right.tick_params(axis="x", rotation=20)
     figure.tight_layout()

@@ -11,15 +11,17 @@ from fairq_utils import effects, metrics, stats
 from fairq_utils.effects import CONFIGURATION, STATISTICS
 from fairq_utils.ledger import RunRecord
 from fairq_utils.params import Params
+from fairq_utils.people import answers
 from fairq_utils.planning import baseline_of
 from fairq_utils.recorded import read_benchmark
 
-# Rates whose gaps are drawn over their null band, and what their denominators count.
+# Rates whose gaps are drawn over their null band, and the label that their denominators count; all
+# labels where it is None.
 BANDS = {
-    "accuracy": "everybody",
-    "selection_rate": "everybody",
-    "true_positive_rate": "those who smile",
-    "false_positive_rate": "those who do not",
+    "accuracy": None,
+    "selection_rate": None,
+    "true_positive_rate": 1,
+    "false_positive_rate": 0,
 }
 # Statistics of the printed coverage table; the recorded one has more.
 COVERED = (
@@ -38,24 +40,22 @@ def null_bands(runs: list[RunRecord], params: Params) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row per rate of :data:`BANDS` and FP32 run: ``rate``, ``among``, ``architecture``, its
-        ``gap``; ``mean`` and ``high`` (95th percentile) of the null gap at these denominators and
-        this model's overall rate. Fractions.
+        One row per rate of :data:`BANDS` and FP32 run: ``rate``, ``among`` (whom its denominator
+        counts, in the target's words), ``architecture``, its ``gap``; ``mean`` and
+        ``high`` (95th percentile) of the null gap at these denominators and this model's overall
+        rate. Fractions.
     """
     rows = []
+    words = answers(params)
     for record in runs:
         if record.run.method != "fp32":
             continue
         table = effects.counts(record, params.analysis.attributes).reference
         label = table.sum(axis=-1)
-        denominators = {
-            "everybody": label.sum(axis=1),
-            "those who smile": label[:, 1],
-            "those who do not": label[:, 0],
-        }
-        for rate, among in BANDS.items():
+        for rate, counted in BANDS.items():
+            sizes = label.sum(axis=1) if counted is None else label[:, counted]
             null = stats.null_gaps(
-                denominators[among],
+                sizes[sizes > 0],  # as the gap itself leaves out groups without a rate
                 float(metrics.overall(table, rate)),
                 replicates=params.analysis.replicates,
                 seed=params.data.seed,
@@ -63,7 +63,7 @@ def null_bands(runs: list[RunRecord], params: Params) -> pd.DataFrame:
             rows.append(
                 {
                     "rate": rate,
-                    "among": among,
+                    "among": "everybody" if counted is None else f"those labelled {words[counted]}",
                     "architecture": record.run.architecture,
                     "gap": float(metrics.difference(table, rate)),
                     "mean": float(null.mean()),

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fairq_utils import effects, metrics, models, processor, run_models, runs, stats
+from fairq_utils import card_limits, effects, metrics, models, processor, run_models, runs, stats
 from fairq_utils.data import FaceData
 from fairq_utils.engines import ENGINES, Answering, files
 from fairq_utils.ledger import Run, RunRecord
@@ -25,14 +25,6 @@ from fairq_utils.quantizers import QuantSpec
 from fairq_utils.quantizers.report import float_bytes
 
 PACKAGES = ("fairq-utils", "torch", "torchao", "onnx", "onnxruntime", "openvino", "numpy")
-CLASSES = ("not smiling", "smiling")  # in the order of the logits
-LIMITS = (
-    "The people in its training, calibration and test pictures are rendered. Gender, age and "
-    "ancestry are settings of a human model, not identities.",
-    "Mechanisms carry over from them to photographs; magnitudes need not.",
-    "No figure here clears a system for use on people, and none may be held against a group.",
-)
-BOOK_PAGE = "notebooks/01_population: What rendered people can and cannot tell"
 GAPS = ("demographic_parity_difference", "equalized_odds_difference", "worst_group_accuracy")
 
 
@@ -70,6 +62,7 @@ def card(
     """
     listed = files(answering.engine, folder)
     test = data.subset("test")
+    classes = data.meta["answers"]  # in the order of the logits
     return {
         "format": FORMAT,
         "name": f"{models.DISPLAY_NAMES[run.architecture]} {run.bits or 'FP32'}",
@@ -80,7 +73,7 @@ def card(
             "method": run.method,
             "training_seed": run.training["seed"],
         },
-        "task": {"target": CLASSES[1], "classes": list(CLASSES), "logit": 1},
+        "task": {"target": classes[1], "classes": list(classes), "logit": 1},
         "input": {
             "size": params.data.size,
             "channels": list("RGB"),
@@ -99,12 +92,12 @@ def card(
         "data": {
             "source": test.meta["source"],
             "licence": test.meta["licence"],
-            "images": {split: getattr(params.data, split) for split in ("train", "test")},
-            "share_smiling": float(test.target.mean()),
+            "images": {split: int((data.split == split).sum()) for split in ("train", "test")},
+            "share_positive": float(test.target.mean()),
         },
         "measured": measured(params, run, data, margins),
-        "limits": [*LIMITS, f"See the book, {BOOK_PAGE}."],
-        "licence": metadata("fairq-utils")["License-Expression"],
+        "limits": card_limits.limits(params),
+        "licence": card_limits.licence(params, metadata("fairq-utils")["License-Expression"]),
     }
 
 
@@ -261,11 +254,11 @@ def _by_group(
     counts = effects.counts(deployed, attributes)
     accuracies = {name: partial(_accuracy_of, i) for i, name in enumerate(counts.groups)}
     found = bootstrap(attributes, accuracies)
-    smiling = counts.table[:, 1].sum(axis=(1, 2))
+    positive = counts.table[:, 1].sum(axis=(1, 2))
     return {
         name.replace("|", " "): {
             "images": int(counts.sizes[i]),
-            "smiling": int(smiling[i]),
+            "positive": int(positive[i]),
             "accuracy": found[name],
         }
         for i, name in enumerate(counts.groups)

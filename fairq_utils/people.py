@@ -14,6 +14,7 @@ from fairq_utils.data import photographs
 from fairq_utils.data.attributes import ATTRIBUTES
 from fairq_utils.data.listing import Listing
 from fairq_utils.data.population import demographics
+from fairq_utils.data.store import ANSWERS
 from fairq_utils.data_params import Data, Photographs
 from fairq_utils.params import Params
 from fairq_utils.resources import faces, population
@@ -63,6 +64,14 @@ def values(params: Params) -> dict[str, tuple[str, ...]]:
         return dict(ATTRIBUTES)
     groups = listing(params).groups
     return {str(name): tuple(map(str, groups[name].cat.categories)) for name in groups}
+
+
+def answers(params: Params) -> tuple[str, str]:
+    """What a target of 0 and of 1 means, in words."""
+    if isinstance(params.data, Data):
+        return ANSWERS
+    absent, present = listing(params).meta["answers"]
+    return str(absent), str(present)
 
 
 def described(params: Params, splits: Sequence[str]) -> dict[str, Any]:

@@ -101,8 +101,14 @@ class Answer:
 
     def as_json(self) -> str:
         """For machines: the same as one JSON object."""
-        found = {"image": str(self.image), "class": self.label, self.target: self.probability}
-        return json.dumps(found)
+        return json.dumps(
+            {
+                "image": str(self.image),
+                "class": self.label,
+                "target": self.target,
+                "probability": self.probability,
+            }
+        )
 
 
 def open_deployable(folder: str | os.PathLike[str], threads: int = 1) -> Deployed:

@@ -51,8 +51,8 @@ figures.face_sheet(test, rows=4, columns=10)
 
 # %%
 glue("study", chapter.params.name)
-glue("faces", chapter.params.data.train)
-glue("tested", chapter.params.data.test)
+glue("faces", study.images("train"))
+glue("tested", study.images("test"))
 glue("seeds", len(chapter.params.training.seeds))
 glue("difficulty", chapter.population.difficulty)
 glue("bayes", chapter.population.bayes_accuracy)

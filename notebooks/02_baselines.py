@@ -25,9 +25,8 @@ fp32 = effects[effects.method == "fp32"]
 # %% [markdown]
 # ## Accuracy
 #
-# Each point is a model's accuracy on the test images with its bootstrap interval. The dashed
-# line is the accuracy of somebody who knows the true strength of every smile, as one can of
-# rendered people alone.
+# Each point is a model's accuracy on the test images with its bootstrap interval. Where people are
+# rendered, the dashed line is the accuracy of somebody who knows the true strength of every smile.
 
 # %%
 figures.accuracy_bars(effects, chapter.ceiling())
@@ -59,14 +58,14 @@ tables.groups(base_groups)
 # %% [markdown]
 # ## Gaps
 #
-# Gaps between the four groups of gender and age: difference in the rate of predicted smiles
+# Gaps between the groups, all attributes crossed: difference in the rate of positive answers
 # (demographic parity), the larger of the differences in true and false positive rate (equalized
 # odds {cite}`hardt2016equality`), the difference in false positive rate alone (predictive
-# equality), and the ratio of the lowest to the highest rate of predicted smiles (disparate
+# equality), and the ratio of the lowest to the highest rate of positive answers (disparate
 # impact; the four-fifths rule asks for at least 0.8). Points; the ratio as it is. Brackets are
 # intervals. The last row is the floor: what a model of this accuracy would show whose errors do not
 # depend on the group at all (median, and the range of nine draws in ten). Its gaps in error rates
-# are chance alone, its gap in predicted smiles is the base rates and chance.
+# are chance alone, its gap in positive answers is the base rates and chance.
 
 # %%
 tables.gaps(fp32, chapter.crossed, chapter.equal_errors())
@@ -76,8 +75,8 @@ tables.gaps(fp32, chapter.crossed, chapter.equal_errors())
 # from {glue:text}`02_baselines.ipynb::parity_low:.1f` to
 # {glue:text}`02_baselines.ipynb::parity_high:.1f` points of demographic parity. A classifier
 # without errors would have a demographic parity gap of
-# {glue:text}`02_baselines.ipynb::perfect_gap:.1f` points between these groups, because they smile
-# at different rates. A gap near zero is therefore not a mark of quality but of errors that happen
+# {glue:text}`02_baselines.ipynb::perfect_gap:.1f` points between these groups, because their
+# base rates differ. A gap near zero is therefore not a mark of quality but of errors that happen
 # to cancel.
 
 # %% tags=["remove-cell"]

@@ -67,8 +67,8 @@ glue("models", len(accuracy))
 # For accuracy, chance alone makes {glue:text}`06_measuring.ipynb::null_mean:.1f` points on average
 # and up to {glue:text}`06_measuring.ipynb::null_high:.1f` in nineteen of twenty studies;
 # {glue:text}`06_measuring.ipynb::inside:.0f` of {glue:text}`06_measuring.ipynb::models:.0f` models
-# stay inside. A gap in selection rate can lie outside for another reason: the groups do not smile
-# equally often, and a good classifier says so.
+# stay inside. A gap in selection rate can lie outside for another reason: the groups' base rates
+# differ, and a good classifier says so.
 #
 # ## The statistic: a paired change
 #

@@ -173,7 +173,7 @@ def test_what_is_measured_is_what_the_folder_answers(
     found = [json.loads(line) for line in answer.stdout.splitlines()]
     assert [line["image"] for line in found] == [str(path) for path in photographs]
     said = np.array([line["class"] == "smiling" for line in found])
-    assert (said == np.array([line["smiling"] > 0.5 for line in found])).all()
+    assert (said == np.array([line["probability"] > 0.5 for line in found])).all()
     right = said == (test_faces.target == 1)
     kept = card_of(exported)["measured"]
     assert kept["accuracy"]["value"] == pytest.approx(right.mean())
@@ -181,7 +181,7 @@ def test_what_is_measured_is_what_the_folder_answers(
     assert kept["images"] == 64
     women = (test_faces.groups["gender"] == "female").to_numpy()
     assert kept["groups"]["gender"]["female"]["images"] == women.sum()
-    assert kept["groups"]["gender"]["female"]["smiling"] == test_faces.target[women].sum()
+    assert kept["groups"]["gender"]["female"]["positive"] == test_faces.target[women].sum()
     accuracy = kept["groups"]["gender"]["female"]["accuracy"]
     assert accuracy["value"] == pytest.approx(right[women].mean())
     gap = kept["gaps"]["gender"]["demographic_parity_difference"]

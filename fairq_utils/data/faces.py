@@ -29,7 +29,8 @@ class FaceData:
     factors : DataFrame of N rows, optional
         Continuous coefficients that made the picture, where they are known.
     meta : dict
-        Source, licence, seed and whatever else says where the pictures come from.
+        Source, licence, ``answers`` (what a target of 0 and of 1 means, in words) and whatever else
+        says where the pictures come from.
     """
 
     images: Images

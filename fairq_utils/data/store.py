@@ -26,6 +26,7 @@ from fairq_utils.data.population import SPLITS, Population
 from fairq_utils.fingerprint import code_version, fingerprint
 
 Progress = Callable[[str, int, int], None]
+ANSWERS = ("not smiling", "smiling")  # what a target of 0 and of 1 means of rendered people
 RENDERER = (
     "fairq_utils.data.population",
     "fairq_utils.data.attributes",
@@ -118,6 +119,7 @@ def load_population(
         meta={
             "source": "rendered population (Anny, Warp)",
             "licence": "CC0-1.0 (MakeHuman assets)",
+            "answers": ANSWERS,
             "population": {split: asdict(people[split]) for split in sizes},
             "size": size,
         },
