@@ -270,6 +270,35 @@ def test_what_devices_cannot_train_is_refused_before_anything_is_rendered(
         resources.prepare(params)
 
 
+@pytest.mark.parametrize("gpus_here", [0, 3])
+def test_a_clusters_devices_are_not_those_of_the_machine_that_starts_it(
+    gpus_here: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus_here > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus_here)
+    models = {"mobilenet_v2": {"epochs": 1, "learning_rate": 0.001, "precision": "fp16"}}
+    where = {name: str(tmp_path / name) for name in ("ledger", "cache", "results")}
+
+    def prepared(device: str, gpus: int, devices: Any = "auto") -> None:
+        resources.prepare(
+            study(
+                tmp_path,
+                training={"models": models},
+                execution={"device": device, "devices": devices, **where},
+                cluster={"kind": "slurm", "memory": "8GB", "gpus": gpus},
+            )
+        )
+
+    # 64 images divide by the one GPU of a worker, and not by the three here.
+    for device in ("cuda", "auto"):
+        prepared(device, gpus=1)
+    for device, gpus in (("auto", 0), ("cpu", 1)):
+        with pytest.raises(Fault, match=r"fp16 needs a GPU, and the workers have none"):
+            prepared(device, gpus)
+    with pytest.raises(Fault, match="64 images do not divide among 5 devices"):
+        prepared("cuda", gpus=1, devices=5)
+
+
 def test_the_loop_refuses_what_it_cannot_do() -> None:
     data, model = squares(), network()
     objective = objectives.Classification(data)
