@@ -75,7 +75,7 @@ def _trained(
 ) -> tuple[torch.nn.Module, training.History]:
     """A trained FP32 model, and its losses; every process that takes part calls this."""
     seed = int(run.training["seed"])
-    torch.manual_seed(seed + ranks.rank)
+    torch.manual_seed(ranks.stream(seed))
     model = _built(params, run)
     recipe = training.Recipe(**params.training.models[run.architecture].model_dump())
     train = faces(params).subset("train")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +18,7 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fairq_utils import models, objectives, planning, ranks, resources, training
+from fairq_utils import models, objectives, planning, ranks, resources, runs, training
 from fairq_utils.data import FaceData
 from fairq_utils.faults import BadInput, Fault
 from fairq_utils.params import Params
@@ -222,6 +224,28 @@ def test_a_daemon_is_told_why_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(ranks.multiprocessing, "current_process", lambda: daemon)
     with pytest.raises(Fault, match=r"set devices: 1, or .*distributed\.worker\.daemon"):
         together(failing, count=2, device="cpu")
+
+
+def test_every_process_of_every_seed_draws_for_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params, drawn = study(tmp_path), dict[tuple[int, int], Tensor]()
+    base = planning.plan(params, ("baseline",))[0]
+
+    def built(*_: Any) -> Tensor:
+        drawn[seed, rank] = torch.rand(8)
+        raise InterruptedError
+
+    monkeypatch.setattr(runs, "_built", built)
+    for seed, rank in product(range(4), range(4)):
+        run = replace(base, training={**base.training, "seed": seed})
+        with pytest.raises(InterruptedError):
+            runs._trained(Ranks(rank, 4), params, run)
+    assert len({tuple(x.tolist()) for x in drawn.values()}) == 16
+    for seed in range(4):  # the first process draws what one device does
+        torch.manual_seed(seed)
+        assert torch.equal(drawn[seed, 0], torch.rand(8))
+    assert Ranks(1, 2).stream(0) == Ranks(1, 4).stream(0)
 
 
 def study(folder: Path, **sections: Any) -> Params:
