@@ -245,7 +245,8 @@ class Execution(Section):
     """Where it runs, and where results are kept.
 
     ``devices`` train an FP32 model together, each on its part of every batch; ``auto`` is all GPUs
-    that there are. Everything else is on one of them.
+    that there are. Everything else is on one of them. Their number decides the masks of dropout,
+    see :mod:`fairq_utils.ranks`.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"

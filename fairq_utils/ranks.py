@@ -4,7 +4,9 @@ This process is the first of them. The others are spawned for one training, buil
 and data from the same arguments, and end with it; what is written and said is the first one's.
 Gradients are averaged by PyTorch's DistributedDataParallel, and batch norms see the whole batch, so
 that the weights are those of one device but for the rounding of sums. Dropout, and whatever else
-draws from the global random state, draws differently in each process.
+draws from the global random state, draws from a stream of its own in each process: a model with
+dropout gets other masks, and so other weights, with another number of devices, as it would with
+another seed. A run's ``train_devices`` says how many there were.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 from torch import multiprocessing as torch_multiprocessing
@@ -52,6 +55,17 @@ class Ranks:
     def average(self, value: Tensor) -> Tensor:
         """Mean of a tensor over the processes."""
         return value if self.count == 1 else _sum(value) / self.count
+
+    def stream(self, seed: int) -> int:
+        """Seed of this process's own random numbers, the training's where there is one process.
+
+        It mixes seed and rank (:class:`numpy.random.SeedSequence`): with their sum, a process would
+        draw the masks of another one of the next seed.
+        """
+        if self.rank == 0:
+            return seed
+        mixed = np.random.SeedSequence([seed, self.rank]).generate_state(1, np.uint64)
+        return int(mixed[0])
 
     def agreed(self, wanted: bool) -> bool:
         """What the first process wants."""

@@ -87,7 +87,8 @@ def prepare(params: Params) -> None:
         One that has to be a folder is a URL, or a cluster's ledger lives in one process.
     Fault
         One of them cannot be made or written; a GPU was asked for and there is none; or the devices
-        cannot train what is to be trained.
+        cannot train what is to be trained. A cluster's devices are those that the params name:
+        this machine's say nothing about its workers'.
     """
     store = ledger(params)
     if params.cluster.kind == "none":
@@ -145,12 +146,18 @@ def devices(params: Params) -> int:
 
 
 def _check_recipes(params: Params) -> None:
-    kind, count = device(params), devices(params)
+    """Refuse what the devices that are to train, here or on a cluster's workers, cannot train."""
+    if params.cluster.kind == "none":
+        gpu, count, here = device(params) == "cuda", devices(params), "this study runs on the CPU"
+    else:
+        # Whether a worker has what it was promised, it finds itself.
+        gpu = params.cluster.gpus > 0 and params.execution.device != "cpu"
+        count = 1 if params.execution.devices == "auto" else params.execution.devices
+        here = "the workers have none by execution.device and cluster.gpus"
     for name, recipe in params.training.models.items():
-        if recipe.precision == "fp16" and kind != "cuda":
+        if recipe.precision == "fp16" and not gpu:
             raise Fault(
-                f"training.models.{name}.precision: fp16 needs a GPU, and this study runs on the "
-                "CPU; take bf16 or fp32"
+                f"training.models.{name}.precision: fp16 needs a GPU, and {here}; take bf16 or fp32"
             )
         if recipe.batch_size % count:
             raise Fault(

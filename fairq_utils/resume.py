@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import uuid
 import warnings
 import zlib
 from collections.abc import Mapping
@@ -227,7 +228,7 @@ def _restore(learner: Learner, tensors: Mapping[str, Tensor], scalars: Mapping[s
 
 def _write(path: Path, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     held = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     text = json.dumps({**scalars, "checksum": _checksum(held)})
     try:

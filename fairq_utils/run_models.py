@@ -100,7 +100,10 @@ def trained(params: Params, architecture: str, key: str) -> torch.nn.Module:
     ValueError
         Its checkpoint is damaged.
     """
-    path = checkpoints.fetch(ledger(params), key)
+    store = ledger(params)
+    path = checkpoints.fetch(store, key)
+    if not store.local and path.exists():
+        checkpoints.sound(store, key)
     if not path.exists():
         raise Fault(
             f"{path}: there is no FP32 {models.DISPLAY_NAMES[architecture]} of this study yet; "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import subprocess
 import time
-import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.metadata import version
@@ -15,13 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from fairq_utils import checkpoints, models, objectives, run_models, tracking, training
 from fairq_utils.data import FaceData
 from fairq_utils.faults import Fault
-from fairq_utils.ledger import Ledger, Run, RunRecord
+from fairq_utils.ledger import Run, RunRecord
 from fairq_utils.params import Params
 from fairq_utils.progress import Listener
 from fairq_utils.quantizers import (
@@ -38,7 +35,7 @@ def train_baseline(params: Params, run: Run, bars: Listener | None = None) -> st
     """Train one FP32 model unless its checkpoint is there, evaluate it, and return its key."""
     store = ledger(params)
     path = checkpoints.fetch(store, run.key)
-    there = path.exists() and _sound(store, run.key)
+    there = path.exists() and checkpoints.sound(store, run.key)
     if there:
         checkpoints.keep(store, run.key)
         if store.contains(run.key):
@@ -79,7 +76,7 @@ def _trained(
 ) -> tuple[torch.nn.Module, training.History]:
     """A trained FP32 model, and its losses; every process that takes part calls this."""
     seed = int(run.training["seed"])
-    torch.manual_seed(seed + ranks.rank)
+    torch.manual_seed(ranks.stream(seed))
     model = _built(params, run)
     recipe = training.Recipe(**params.training.models[run.architecture].model_dump())
     train = faces(params).subset("train")
@@ -117,22 +114,6 @@ def _finish(params: Params, answered: RunRecord, bars: Listener | None) -> None:
     tracking.tracker(params).show(answered, params)
     if bars is not None:
         bars.finish(answered.run)
-
-
-def _sound(store: Ledger, key: str) -> bool:
-    """Whether a checkpoint can be read; a damaged one is set aside with a warning."""
-    path = store.checkpoint_path(key)
-    try:
-        load_file(path)
-    except (SafetensorError, OSError) as error:
-        aside = checkpoints.set_aside(store, key)
-        warnings.warn(
-            f"{path}: this checkpoint is damaged ({error}); it is set aside as {aside.name} and "
-            "the model is trained again",
-            stacklevel=3,
-        )
-        return False
-    return True
 
 
 def evaluate_quantized(

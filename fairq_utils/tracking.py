@@ -224,14 +224,24 @@ class MLflow:
 
     def _id(self, run: Run) -> str:
         if run.key not in self.ids:
-            found = self.client.get_experiment_by_name(self.study)
-            experiment = found.experiment_id if found else self.client.create_experiment(self.study)
+            experiment = self._experiment()
             begun = self.client.search_runs([experiment], f"tags.fairq_run = '{run.key}'")
             if not begun:
                 tags = {"fairq_run": run.key, "mlflow.runName": title(run)}
                 begun = [self.client.create_run(experiment, tags=tags)]
             self.ids[run.key] = begun[0].info.run_id
         return self.ids[run.key]
+
+    def _experiment(self) -> str:
+        found = self.client.get_experiment_by_name(self.study)
+        if found is None:
+            try:
+                return str(self.client.create_experiment(self.study))
+            except Exception:  # another worker may have been the first
+                found = self.client.get_experiment_by_name(self.study)
+                if found is None:
+                    raise
+        return str(found.experiment_id)
 
 
 def _mlflow() -> ModuleType:

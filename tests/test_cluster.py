@@ -24,6 +24,7 @@ import torch
 import yaml
 from dask import delayed
 from distributed import Client, LocalCluster
+from safetensors.torch import save, save_file
 from typer.testing import CliRunner
 
 from fairq_utils import bench, checkpoints, cluster, planning, remote, scheduling, study
@@ -40,6 +41,7 @@ from fairq_utils.params_file import load_params
 from fairq_utils.planning import plan
 from fairq_utils.progress import Progress
 from fairq_utils.resources import ledger
+from fairq_utils.run_models import trained
 
 STUDY: dict[str, Any] = {
     "name": "tiny",
@@ -196,7 +198,7 @@ def test_weights_and_runs_in_a_store_that_is_no_folder(
     where = first.execution.model_copy(update={"cache": str(tmp_path / "cache")})
     study.execute(on(first, address, execution=where), stream=io.StringIO())
     assert_same_runs(ledger(first), place.store)
-    fetched = list((tmp_path / "cache" / "checkpoints").glob("*/*"))
+    fetched = list((tmp_path / "cache" / "checkpoints").glob("*/[!.]*"))
     assert [p.read_bytes() for p in fetched] == [kept[0].read_bytes()]
 
 
@@ -211,12 +213,138 @@ def test_the_first_weights_that_were_kept_stay(tmp_path: Path) -> None:
     assert there.checkpoint_path("a").read_bytes() == b"first"
     other = Ledger(f"{url}-other", tmp_path / "here")
     assert not checkpoints.fetch(other, "a").exists()  # the cache keeps ledgers apart
-    assert checkpoints.set_aside(there, "a").read_bytes() == b"first"
-    there.checkpoint_path("a").unlink(missing_ok=True)
-    assert not checkpoints.fetch(there, "a").exists()  # the store's copy is set aside too
     folder = Ledger(tmp_path / "folder", tmp_path / "here")
     checkpoints.keep(folder, "a")
     assert not (tmp_path / "folder").exists()
+
+
+def weights(value: float) -> bytes:
+    return save({"w": torch.full((9,), value)})
+
+
+def stores(tmp_path: Path, kind: str) -> tuple[Ledger, Ledger]:
+    """One store that is no folder, seen from two machines, of which the first put weights there."""
+    urls = {"memory": f"memory://{tmp_path.name}", "dir": f"dir://study::file://{tmp_path}/store"}
+    first, second = (Ledger(urls[kind], tmp_path / name) for name in ("first", "second"))
+    put(first, weights(1.0))
+    return first, second
+
+
+def put(store: Ledger, content: bytes) -> None:
+    """A machine has trained the model ``a``."""
+    store.checkpoint_path("a").parent.mkdir(parents=True, exist_ok=True)
+    store.checkpoint_path("a").write_bytes(content)
+    checkpoints.keep(store, "a")
+
+
+def broken(content: bytes) -> bytes:
+    """As long as before, with a header that cannot be read."""
+    return b"\xff" * 16 + content[16:]
+
+
+@pytest.mark.parametrize("kind", ["memory", "dir"])
+def test_a_damaged_copy_is_fetched_again_and_leaves_the_stores_alone(
+    kind: str, tmp_path: Path
+) -> None:
+    first, second = stores(tmp_path, kind)
+    path, good = first.checkpoint_path("a"), weights(1.0)
+    path.write_bytes(broken(good))
+    with pytest.warns(
+        UserWarning, match="copy of a checkpoint is damaged .* fetched again"
+    ) as said:
+        assert checkpoints.sound(first, "a")
+    assert len(said) == 1
+    assert path.read_bytes() == good
+    assert first.fs.cat_file(first.kept_checkpoint("a")) == good
+    assert checkpoints.fetch(second, "a").read_bytes() == good
+
+
+@pytest.mark.parametrize("kind", ["memory", "dir"])
+def test_weights_that_are_damaged_in_the_store_are_set_aside_and_all_take_the_next(
+    kind: str, tmp_path: Path
+) -> None:
+    first, second = stores(tmp_path, kind)
+    assert checkpoints.fetch(second, "a").read_bytes() == weights(1.0)
+    kept, damaged = first.kept_checkpoint("a"), broken(weights(1.0))
+    first.fs.pipe_file(kept, damaged)
+    assert checkpoints.fetch(first, "a").read_bytes() == damaged  # as long, and another
+    with pytest.warns(UserWarning) as said:
+        assert not checkpoints.sound(first, "a")
+    assert "is set aside as a.safetensors.damaged" in str(said[-1].message)
+    assert not first.fs.exists(kept)
+    assert first.fs.cat_file(f"{kept}.damaged") == damaged
+    assert not checkpoints.fetch(first, "a").exists()
+    put(first, weights(2.0))
+    # The second machine has a good copy of weights that are not those of the study any more.
+    assert checkpoints.fetch(second, "a").read_bytes() == weights(2.0)
+    assert checkpoints.sound(second, "a")
+
+
+def test_who_finds_damage_late_leaves_the_weights_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = stores(tmp_path, "memory")
+    kept = first.kept_checkpoint("a")
+    first.fs.pipe_file(kept, broken(weights(1.0)))
+    look, looks = checkpoints._damage, list[Path]()
+
+    def slowly(path: Path) -> str:
+        found = look(path)
+        looks.append(path)
+        if len(looks) == 2:  # at the copy that was fetched again
+            first.fs.pipe_file(kept, weights(2.0))
+        return found
+
+    checkpoints.fetch(first, "a")
+    monkeypatch.setattr(checkpoints, "_damage", slowly)
+    with pytest.warns(UserWarning) as said:
+        assert not checkpoints.sound(first, "a")
+    assert [" is fetched again " in str(w.message) for w in said] == [True, False]
+    assert checkpoints.fetch(first, "a").read_bytes() == weights(2.0)
+    assert checkpoints.fetch(second, "a").read_bytes() == weights(2.0)
+
+
+def test_a_machine_whose_copy_is_damaged_evaluates_the_stores(place: Place, tmp_path: Path) -> None:
+    where = {"execution.ledger": f"memory://{tmp_path.name}", "execution.cache": str(tmp_path)}
+    params = load_params(place.file(tmp_path / "ledger"), where)
+    (base,) = plan(params, ("baseline",))
+    good = place.store.checkpoint_path(base.key).read_bytes()
+    put(ledger(params), good)
+    path = ledger(params).checkpoint_path("a")
+    path.write_bytes(broken(good))
+    with pytest.warns(UserWarning, match="is fetched again"):
+        trained(params, base.architecture, "a")
+    assert path.read_bytes() == good
+
+
+def test_weights_that_are_not_in_the_store_are_set_aside_here(tmp_path: Path) -> None:
+    store = Ledger(f"memory://{tmp_path.name}", tmp_path / "here")
+    path = store.checkpoint_path("a")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(broken(weights(1.0)))
+    with pytest.warns(UserWarning, match="is damaged .* set aside as a.safetensors.damaged"):
+        assert not checkpoints.sound(store, "a")
+    assert [p.name for p in path.parent.iterdir()] == ["a.safetensors.damaged"]
+
+
+def test_of_two_that_write_at_once_both_go_on_with_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"memory://{tmp_path.name}"
+    first, second = Ledger(url, tmp_path / "first"), Ledger(url, tmp_path / "second")
+    move, raced = first.fs.mv, list[str]()
+
+    def mv(source: str, target: str, **options: Any) -> None:
+        move(source, target, **options)
+        if not raced:
+            raced.append(target)
+            first.fs.pipe_file(target, weights(2.0))  # somebody else's move comes after
+
+    monkeypatch.setattr(first.fs, "mv", mv)
+    put(first, weights(1.0))
+    assert raced
+    assert first.checkpoint_path("a").read_bytes() == weights(2.0)
+    assert checkpoints.fetch(second, "a").read_bytes() == weights(2.0)
 
 
 def test_a_local_cluster_from_the_params_file(place: Place, tmp_path: Path) -> None:
@@ -246,8 +374,6 @@ def test_what_a_task_cannot_do_is_the_same_sentence(
     base = plan(params, ("baseline",))[0]
     weights = ledger(params).checkpoint_path(base.key)
     other = torch.nn.Linear(2, 2).state_dict()
-    from safetensors.torch import save_file
-
     save_file(other, weights)
     sentences = []
     for own in (params, on(params, address)):

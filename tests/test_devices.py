@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +18,7 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fairq_utils import models, objectives, planning, ranks, resources, training
+from fairq_utils import models, objectives, planning, ranks, resources, runs, training
 from fairq_utils.data import FaceData
 from fairq_utils.faults import BadInput, Fault
 from fairq_utils.params import Params
@@ -224,6 +226,28 @@ def test_a_daemon_is_told_why_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None
         together(failing, count=2, device="cpu")
 
 
+def test_every_process_of_every_seed_draws_for_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params, drawn = study(tmp_path), dict[tuple[int, int], Tensor]()
+    base = planning.plan(params, ("baseline",))[0]
+
+    def built(*_: Any) -> Tensor:
+        drawn[seed, rank] = torch.rand(8)
+        raise InterruptedError
+
+    monkeypatch.setattr(runs, "_built", built)
+    for seed, rank in product(range(4), range(4)):
+        run = replace(base, training={**base.training, "seed": seed})
+        with pytest.raises(InterruptedError):
+            runs._trained(Ranks(rank, 4), params, run)
+    assert len({tuple(x.tolist()) for x in drawn.values()}) == 16
+    for seed in range(4):  # the first process draws what one device does
+        torch.manual_seed(seed)
+        assert torch.equal(drawn[seed, 0], torch.rand(8))
+    assert Ranks(1, 2).stream(0) == Ranks(1, 4).stream(0)
+
+
 def study(folder: Path, **sections: Any) -> Params:
     """A study of one model, read from a file."""
     content = {
@@ -268,6 +292,35 @@ def test_what_devices_cannot_train_is_refused_before_anything_is_rendered(
     params = study(tmp_path, training={"models": models}, execution=execution)
     with pytest.raises(Fault, match=message):
         resources.prepare(params)
+
+
+@pytest.mark.parametrize("gpus_here", [0, 3])
+def test_a_clusters_devices_are_not_those_of_the_machine_that_starts_it(
+    gpus_here: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus_here > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus_here)
+    models = {"mobilenet_v2": {"epochs": 1, "learning_rate": 0.001, "precision": "fp16"}}
+    where = {name: str(tmp_path / name) for name in ("ledger", "cache", "results")}
+
+    def prepared(device: str, gpus: int, devices: Any = "auto") -> None:
+        resources.prepare(
+            study(
+                tmp_path,
+                training={"models": models},
+                execution={"device": device, "devices": devices, **where},
+                cluster={"kind": "slurm", "memory": "8GB", "gpus": gpus},
+            )
+        )
+
+    # 64 images divide by the one GPU of a worker, and not by the three here.
+    for device in ("cuda", "auto"):
+        prepared(device, gpus=1)
+    for device, gpus in (("auto", 0), ("cpu", 1)):
+        with pytest.raises(Fault, match=r"fp16 needs a GPU, and the workers have none"):
+            prepared(device, gpus)
+    with pytest.raises(Fault, match="64 images do not divide among 5 devices"):
+        prepared("cuda", gpus=1, devices=5)
 
 
 def test_the_loop_refuses_what_it_cannot_do() -> None:

@@ -186,6 +186,31 @@ def test_mlflow_is_told_what_the_ledger_holds(tmp_path: Path) -> None:
     assert dict(told["params"]) == tracking.settings(shown.run)
 
 
+@pytest.mark.usefixtures("mlflow")
+def test_of_workers_that_create_one_experiment_all_go_on(tmp_path: Path) -> None:
+    params = study(tmp_path, mlflow="https://mlflow.example")
+    shown = record(params, "fp32")
+    sink = tracking.MLflow("https://mlflow.example", "shown")
+    client, create = sink.client, sink.client.create_experiment
+
+    def late(name: str) -> str:
+        create(name)  # by another worker
+        raise ValueError(f"RESOURCE_ALREADY_EXISTS: {name}")
+
+    client.create_experiment = late
+    sink.step(shown.run, 100, 0.6)
+    (told,) = client.runs.values()
+    assert told["experiment"] == client.experiments["shown"]
+
+    def refused(name: str) -> str:
+        raise PermissionError(f"{name} may not be created")
+
+    other = tracking.MLflow("https://mlflow.example", "other")
+    other.client.create_experiment = refused
+    with pytest.raises(PermissionError, match="other may not be created"):
+        other.step(shown.run, 100, 0.6)
+
+
 def test_mlflow_itself_keeps_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mlflow", reason="mlflow-skinny has no place beside constraints.txt")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # the only store of mlflow-skinny alone

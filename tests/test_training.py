@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from fairq_utils import models, objectives, training
+from fairq_utils import models, objectives, resume, training
 from fairq_utils.data import FaceData, load
 
 
@@ -176,6 +177,24 @@ def test_settled_batch_norms_hold_the_average_of_the_final_weights(squares: Face
     torch.testing.assert_close(norm.running_mean, out.mean(dim=(0, 2, 3)), rtol=1e-4, atol=1e-4)
     assert norm.momentum == 0.3
     assert norm.num_batches_tracked == 4
+
+
+def test_two_hosts_on_one_disk_write_under_names_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, places = models.save_file, list[Path]()
+
+    def noted(state: Any, place: Path, **options: Any) -> None:
+        places.append(place)
+        write(state, place, **options)
+
+    monkeypatch.setattr(models, "save_file", noted)
+    monkeypatch.setattr(resume, "save_file", noted)
+    for _ in range(2):  # as two processes of one number on two hosts do
+        models.save_checkpoint(nn.Linear(2, 2), tmp_path / "a.safetensors")
+        resume._write(tmp_path / "a.unfinished", {}, {})
+    assert len(set(places)) == 4
+    assert {p.name for p in tmp_path.iterdir()} == {"a.safetensors", "a.unfinished"}
 
 
 def test_the_first_checkpoint_stays(tmp_path: Path) -> None:
