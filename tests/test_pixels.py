@@ -201,6 +201,19 @@ def shortened(folder: Path) -> None:
         file.truncate(5000)
 
 
+def grown(folder: Path) -> None:
+    with (folder / "images.npy").open("ab") as file:
+        file.write(b"end")
+
+
+def said_to_be_otherwise(folder: Path) -> None:
+    """The same number of bytes, but the header tells of other pictures."""
+    path = folder / "images.npy"
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"(60, 3, 32, 32)", b"(3, 60, 32, 32)", 1))
+    os.utime(path, (1, 1))
+
+
 def journal_cut(folder: Path) -> None:
     path = folder / "journal.jsonl"
     path.write_text(path.read_text()[:-30])
@@ -211,11 +224,13 @@ def journal_cut(folder: Path) -> None:
     [
         (flipped, 8, "images.npy does not match its checksums"),
         (shortened, 60, "images.npy has 5000 bytes, not 184448"),
+        (grown, 60, "images.npy has 184451 bytes, not 184448"),
+        (said_to_be_otherwise, 60, "images.npy is not the array of these pictures"),
         (lambda folder: (folder / "images.npy").unlink(), 60, "it cannot be read"),
         (lambda folder: (folder / "manifest.json").write_text("{"), 0, "it cannot be read"),
         (journal_cut, 4, "journal.jsonl does not match its checksum"),
     ],
-    ids=["a flipped bit", "a short file", "no file", "no manifest", "a cut journal"],
+    ids=["a flipped bit", "a short file", "a longer file", "another array", "no file", "no manifest", "a cut journal"],
 )
 def test_a_damaged_cache_is_mended_where_it_is_damaged(
     damage: Callable[[Path], None],
