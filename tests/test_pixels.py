@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import nn
 
 from fairq_utils import figures, models, objectives, predict, training
@@ -98,7 +98,7 @@ def bomb() -> bytes:
     [
         (b"", "unreadable", r"is empty \(0 bytes\)"),
         (b"<html>not found</html>", "unreadable", "is no image in a known format"),
-        (folders.jpeg, "unreadable", r"cannot be decoded \(.*truncated.*\)"),
+        (folders.jpeg, "unreadable", r"cannot be decoded \(image file is truncated\)"),
         (bomb, "unsafe", "has 64000 x 1001 pixels, more than 64,000,000"),
         (
             lambda: encoded(Image.new("1", (20_000, 20_000))),
@@ -134,6 +134,18 @@ def test_what_is_no_picture_is_refused(
     with pytest.raises(Unreadable, match=f"^{sentence}$") as refusal:
         decode(content, 32)
     assert refusal.value.kind == kind
+
+
+@pytest.mark.parametrize("left", ["1 byte", "7 bytes", "0 bytes"])
+def test_why_a_picture_cannot_be_decoded_is_said_without_pillow_s_numbers(
+    left: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(image: Image.Image) -> Image.Image:
+        raise OSError(f"image file is truncated ({left} not processed)")
+
+    monkeypatch.setattr(ImageOps, "exif_transpose", fails)
+    with pytest.raises(Unreadable, match=r"^cannot be decoded \(image file is truncated\)$"):
+        decode(folders.jpeg(0), 32)
 
 
 @pytest.fixture
@@ -326,7 +338,7 @@ def test_pictures_that_cannot_be_decoded_are_named(root: Path, tmp_path: Path) -
         load("utkface", root=root, size=32, cache=tmp_path / "c", max_bad=1)
     assert str(refusal.value).startswith(
         f"{root}: 2 pictures or labels of UTKFace cannot be used and max_bad allows 1: "
-        f"{names[0]}: is empty (0 bytes); {names[9]}: cannot be decoded (image file is truncated"
+        f"{names[0]}: is empty (0 bytes); {names[9]}: cannot be decoded (image file is truncated)"
     )
     data = load("utkface", root=root, size=32, cache=tmp_path / "c", max_bad=2)
     assert len(data) == 58 and data.images.shape == (58, 3, 32, 32)
