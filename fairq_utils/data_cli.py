@@ -6,12 +6,12 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from fairq_utils.data_params import Collection, Margin
 from fairq_utils.exit_codes import say_and_stop
 
 app = typer.Typer(
@@ -21,21 +21,6 @@ app = typer.Typer(
 EVERY = 5.0  # seconds between two lines of progress
 SHOWN = 20  # findings that are printed
 ANY = sys.maxsize  # findings that a reader may make: how many are too many is not for it to say
-
-
-class Collection(StrEnum):
-    """The collections of photographs that there are readers for."""
-
-    celeba = "celeba"
-    utkface = "utkface"
-    fairface = "fairface"
-
-
-class Margin(StrEnum):
-    """How much FairFace shows around a face, as a share of it."""
-
-    narrow = "0.25"
-    wide = "1.25"
 
 
 Name = Annotated[Collection, typer.Argument(help="The collection.")]
@@ -65,7 +50,7 @@ def get(
         from fairq_utils.data.sources import source
         from fairq_utils.faults import BadInput
 
-        wanted = source(name.value, (margin or Margin.narrow).value)
+        wanted = source(name) if margin is None else source(name, margin)
         typer.echo(wanted.terms())
         if not accept_licence:
             raise BadInput(
@@ -79,7 +64,7 @@ def get(
 
         for path in fetch_all(wanted, root, tick):
             typer.echo(str(path))
-        typer.echo(f"Look at it:  fairq data check {name.value} --root {root}")
+        typer.echo(f"Look at it:  fairq data check {name} --root {root}")
 
     say_and_stop(action, "what came is kept")
 
@@ -115,13 +100,13 @@ def check(
         from fairq_utils.data.vouch import vouch
 
         listing = _listing(name, root, target, margin)
-        published = None if part else PUBLISHED[name.value]
+        published = None if part else PUBLISHED[name]
         report = vouch(
             listing,
             pixels=pixels,
             max_bad=max_bad,
             published=published,
-            progress=_ticker(name.value, "pictures"),
+            progress=_ticker(name, "pictures"),
         )
         typer.echo(
             report.table.assign(ok=report.table.ok.map({True: "", False: "NO"})).to_string(
@@ -173,7 +158,7 @@ def describe(
         found = base_rates(listing.target, listing.groups, listing.split)
         crossed = found.cells.attribute.str.count(CROSSED)
         shown = found.cells[(crossed == 0) | ((crossed == 1) & (found.cells.split == WHOLE))]
-        typer.echo(f"{name.value}: {listing.meta['target']}, base rates in percent\n")
+        typer.echo(f"{name}: {listing.meta['target']}, base rates in percent\n")
         typer.echo(_printed(shown, "base_rate"))
         typer.echo("\nDemographic parity difference of a perfect classifier, in points\n")
         typer.echo(_printed(found.gaps, "gap"))
@@ -200,22 +185,21 @@ def _listing(
     from fairq_utils.data.photographs import listing
 
     return listing(
-        name.value,
+        name,
         root,
         target=target,
         groups=None if groups is None else _groups(name, groups),
-        margin=None if margin is None else margin.value,
+        margin=margin,
         max_bad=ANY,
     )
 
 
 def _groups(name: Collection, text: str) -> dict[str, str]:
     """Our name -> the collection's, of ``gender,hat=Wearing_Hat``."""
-    from fairq_utils.data import celeba, fairface, utkface
+    from fairq_utils.data.photographs import GROUPS
 
-    usual = {"celeba": celeba.GROUPS, "utkface": utkface.GROUPS, "fairface": fairface.GROUPS}
     pairs = [part.strip().partition("=") for part in text.split(",")]
-    return {ours: theirs or usual[name.value].get(ours, ours) for ours, _, theirs in pairs}
+    return {ours: theirs or GROUPS[name].get(ours, ours) for ours, _, theirs in pairs}
 
 
 def _ticker(what: str, unit: str, scale: float = 1.0) -> Callable[[int, int], None]:

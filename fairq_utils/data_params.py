@@ -77,6 +77,7 @@ def _check_joint(place: str, joint: Mapping[str, float]) -> None:
 
 
 Collection = Literal["celeba", "utkface", "fairface"]
+Margin = Literal["0.25", "1.25"]  # how much FairFace shows around a face, as a share of it
 HeldOut = Literal["calibration", "validation", "test"]
 
 
@@ -97,7 +98,7 @@ class Photographs(Section):
     size: Annotated[int, Field(ge=32, le=512)] = 224
     target: str | None = None
     groups: dict[str, str] | tuple[str, ...] | None = None
-    margin: Literal["0.25", "1.25"] | None = None
+    margin: Margin | None = None
     held_out: dict[HeldOut, Annotated[float, Field(gt=0, lt=1)]] | None = None
     images: dict[Split, Annotated[int, Field(ge=1)]] = Field(default={})
     max_bad: Annotated[int, Field(ge=0)] = 0

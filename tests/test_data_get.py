@@ -319,7 +319,8 @@ def test_sources_are_what_others_hold() -> None:
     assert set(ours) == {"img_align_celeba.zip", "list_attr_celeba.txt", "list_eval_partition.txt"}
     wide, narrow = (sources.source("fairface", m).files[-1] for m in ("1.25", "0.25"))
     assert wide.name != narrow.name
-    assert (wide.into, narrow.into) == tuple(MARGINS[m] for m in ("1.25", "0.25"))
+    assert wide.into == MARGINS["1.25"] == "fairface-img-margin125-trainval"
+    assert narrow.into == MARGINS["0.25"] == "fairface-img-margin025-trainval"
     assert wide.url != narrow.url
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -12,8 +13,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from fairq_utils.bench import photograph_folders as folders
-from fairq_utils.data import celeba, fairface, photographs, splits, utkface
+from fairq_utils import data_params
+from fairq_utils.data import (
+    celeba,
+    fairface,
+    photographs,
+    population,
+    sources,
+    splits,
+    utkface,
+)
 from fairq_utils.data.photographs import listing
+from fairq_utils.data.published_counts import PUBLISHED
 from fairq_utils.faults import BadInput
 
 LAYOUTS = {
@@ -227,6 +238,15 @@ def test_groups_that_cannot_be_are_refused(
         with pytest.raises(BadInput) as refusal:
             ask()
         assert str(refusal.value) == sentence.format(known=", ".join(fields))
+
+
+def test_names_are_the_same_wherever_they_stand() -> None:
+    """Params files are read without PyTorch, hence without the readers."""
+    names = get_args(data_params.Collection)
+    for table in (photographs.READERS, photographs.TITLES, sources.SOURCES, PUBLISHED):
+        assert tuple(table) == names
+    assert tuple(sources.MARGINS) == tuple(fairface.MARGINS) == get_args(data_params.Margin)
+    assert splits.SPLITS is population.SPLITS and get_args(data_params.Split) == splits.SPLITS
 
 
 def test_an_unknown_collection_is_refused(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import nn
 
 from fairq_utils import figures, models, objectives, predict, training
@@ -98,7 +98,7 @@ def bomb() -> bytes:
     [
         (b"", "unreadable", r"is empty \(0 bytes\)"),
         (b"<html>not found</html>", "unreadable", "is no image in a known format"),
-        (folders.jpeg, "unreadable", r"cannot be decoded \(.*truncated.*\)"),
+        (folders.jpeg, "unreadable", r"cannot be decoded \(image file is truncated\)"),
         (bomb, "unsafe", "has 64000 x 1001 pixels, more than 64,000,000"),
         (
             lambda: encoded(Image.new("1", (20_000, 20_000))),
@@ -134,6 +134,18 @@ def test_what_is_no_picture_is_refused(
     with pytest.raises(Unreadable, match=f"^{sentence}$") as refusal:
         decode(content, 32)
     assert refusal.value.kind == kind
+
+
+@pytest.mark.parametrize("left", ["1 byte", "7 bytes", "0 bytes"])
+def test_why_a_picture_cannot_be_decoded_is_said_without_pillow_s_numbers(
+    left: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(image: Image.Image) -> Image.Image:
+        raise OSError(f"image file is truncated ({left} not processed)")
+
+    monkeypatch.setattr(ImageOps, "exif_transpose", fails)
+    with pytest.raises(Unreadable, match=r"^cannot be decoded \(image file is truncated\)$"):
+        decode(folders.jpeg(0), 32)
 
 
 @pytest.fixture
@@ -201,6 +213,19 @@ def shortened(folder: Path) -> None:
         file.truncate(5000)
 
 
+def grown(folder: Path) -> None:
+    with (folder / "images.npy").open("ab") as file:
+        file.write(b"end")
+
+
+def said_to_be_otherwise(folder: Path) -> None:
+    """The same number of bytes, but the header tells of other pictures."""
+    path = folder / "images.npy"
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"(60, 3, 32, 32)", b"(3, 60, 32, 32)", 1))
+    os.utime(path, (1, 1))
+
+
 def journal_cut(folder: Path) -> None:
     path = folder / "journal.jsonl"
     path.write_text(path.read_text()[:-30])
@@ -211,11 +236,13 @@ def journal_cut(folder: Path) -> None:
     [
         (flipped, 8, "images.npy does not match its checksums"),
         (shortened, 60, "images.npy has 5000 bytes, not 184448"),
+        (grown, 60, "images.npy has 184451 bytes, not 184448"),
+        (said_to_be_otherwise, 60, "images.npy is not the array of these pictures"),
         (lambda folder: (folder / "images.npy").unlink(), 60, "it cannot be read"),
         (lambda folder: (folder / "manifest.json").write_text("{"), 0, "it cannot be read"),
         (journal_cut, 4, "journal.jsonl does not match its checksum"),
     ],
-    ids=["a flipped bit", "a short file", "no file", "no manifest", "a cut journal"],
+    ids=["a flipped bit", "a short file", "a longer file", "another array", "no file", "no manifest", "a cut journal"],
 )
 def test_a_damaged_cache_is_mended_where_it_is_damaged(
     damage: Callable[[Path], None],
@@ -311,7 +338,7 @@ def test_pictures_that_cannot_be_decoded_are_named(root: Path, tmp_path: Path) -
         load("utkface", root=root, size=32, cache=tmp_path / "c", max_bad=1)
     assert str(refusal.value).startswith(
         f"{root}: 2 pictures or labels of UTKFace cannot be used and max_bad allows 1: "
-        f"{names[0]}: is empty (0 bytes); {names[9]}: cannot be decoded (image file is truncated"
+        f"{names[0]}: is empty (0 bytes); {names[9]}: cannot be decoded (image file is truncated)"
     )
     data = load("utkface", root=root, size=32, cache=tmp_path / "c", max_bad=2)
     assert len(data) == 58 and data.images.shape == (58, 3, 32, 32)

@@ -33,7 +33,8 @@ from fairq_utils.faults import BadInput
 REFUSED: list[tuple[Flaw, str]] = [
     (
         recorded_flaw("celeba", "a root that is not there"),
-        "{root}: there is no such folder; name the one that holds CelebA",
+        "{root}: there is no such folder; name the one that holds CelebA, or fetch it with fairq data "
+        "get celeba --root {root}",
     ),
     (
         Flaw("celeba", "an empty folder", emptied(".")),
@@ -185,7 +186,7 @@ REFUSED: list[tuple[Flaw, str]] = [
 
 # What becomes known only where pictures are decoded: what is wrong with the second one.
 UNDECODED = {
-    "a truncated JPEG": "cannot be decoded (image file is truncated (0 bytes not processed))",
+    "a truncated JPEG": "cannot be decoded (image file is truncated)",
     "a picture of zero bytes": "is empty (0 bytes)",
     "a web page in place of a picture": "is no image in a known format",
     "an image bomb": "has 64000 x 1001 pixels, more than 64,000,000",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ MOST_PIXELS = 64_000_000
 # A JPEG decoder can leave out detail by powers of two for a fraction of the work. Twice the
 # pixels that are kept leave antialiasing enough to average over.
 SPARE = 2
+LEFT_OVER = re.compile(r" \(\d+ bytes? not processed\)")
 EIGHT_BITS = frozenset("1 L LA P PA RGB RGBA RGBX CMYK YCbCr LAB HSV".split())
 
 
@@ -107,6 +109,9 @@ def upright(encoded: bytes, least: int | None = None) -> Image.Image:
 
 
 def _reason(error: Exception) -> str:
-    """What Pillow said, without the address of the stream it read from."""
-    text = str(error).split(" <_io.")[0].strip()
+    """What Pillow said, without an address in memory, or how much of its buffer was left.
+
+    Both are other ones in another run or release, and tell nothing about the file.
+    """
+    text = LEFT_OVER.sub("", str(error).split(" <_io.")[0]).strip()
     return text or type(error).__name__

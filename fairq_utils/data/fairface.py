@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fairq_utils.data import questions
+from fairq_utils.data import questions, sources
 from fairq_utils.data import splits as carving
 from fairq_utils.data.image_files import (
     FileBytes,
@@ -54,10 +54,8 @@ GENDERS = {"Female": "female", "Male": "male"}
 VALUES = {"age": tuple(BANDS), "gender": tuple(GENDERS), "race": tuple(RACES)}
 GROUPS = {"gender": "gender", "age": "age", "race": "race"}
 HELD_OUT = {"calibration": 0.05, "validation": 0.05}  # of the official train split
-MARGINS = {
-    "0.25": "fairface-img-margin025-trainval",
-    "1.25": "fairface-img-margin125-trainval",
-}
+# Margin -> the folder that its archive unpacks to.
+MARGINS = {m: archive.removesuffix(".zip") for m, (_, archive) in sources.MARGINS.items()}
 SHARDS = {"train": "train", "validation": "val"}
 META = {
     "source": "FairFace (Karkkainen and Joo 2021), github.com/joojs/fairface",

@@ -89,11 +89,19 @@ def standing_in(folder: Path) -> str:
     return f"there is {', '.join(names[:SHOWN])}{more}"
 
 
-def checked_root(root: str | os.PathLike[str], what: str) -> Path:
-    """The root as a path; a missing one, or a file, is refused."""
+def checked_root(root: str | os.PathLike[str], name: str, what: str) -> Path:
+    """The root of a collection as a path; a missing one, or a file, is refused.
+
+    Parameters
+    ----------
+    name, what : of the collection, as commands and as people say it
+    """
     path = Path(root).expanduser()
     if not path.exists():
-        raise BadInput(f"{path}: there is no such folder; name the one that holds {what}")
+        raise BadInput(
+            f"{path}: there is no such folder; name the one that holds {what}, or fetch it with "
+            f"fairq data get {name} --root {path}"
+        )
     if not path.is_dir():
         raise BadInput(f"{path}: this is a file; unpack it and name the folder that holds {what}")
     return path

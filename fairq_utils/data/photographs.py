@@ -15,16 +15,12 @@ from fairq_utils.data.listing import Finding, Listing
 from fairq_utils.data.pixels import Progress, decoded
 from fairq_utils.faults import BadInput
 
-READERS: dict[str, Callable[..., Listing]] = {
-    "celeba": celeba.listing,
-    "utkface": utkface.listing,
-    "fairface": fairface.listing,
-}
+MODULES = {"celeba": celeba, "utkface": utkface, "fairface": fairface}
+READERS: dict[str, Callable[..., Listing]] = {n: m.listing for n, m in MODULES.items()}
 CATEGORIES: dict[str, Callable[..., dict[str, tuple[str, ...]]]] = {
-    "celeba": celeba.categories,
-    "utkface": utkface.categories,
-    "fairface": fairface.categories,
+    name: module.categories for name, module in MODULES.items()
 }
+GROUPS: dict[str, dict[str, str]] = {name: module.GROUPS for name, module in MODULES.items()}
 TITLES = {"celeba": "CelebA", "utkface": "UTKFace", "fairface": "FairFace"}
 LEAST, MOST = 16, 512  # pixels per side
 SHOWN = 3  # findings that an error quotes
@@ -78,7 +74,7 @@ def listing(
             raise BadInput(f"margin: only fairface has margins, {name} has none; leave it out")
         options["margin"] = margin
     reader = READERS[_known(name)]
-    place = checked_root(root, TITLES[name])
+    place = checked_root(root, name, TITLES[name])
     found = reader(place, **options)
     refuse(found.name, place, found.findings, max_bad)
     if not len(found):
@@ -137,7 +133,7 @@ def load_photographs(
     found = listing(name, root, max_bad=max_bad, **options)
     pictures, unreadable = decoded(found, size, Path(cache), threads=threads, progress=progress)
     everything = (*found.findings, *unreadable)
-    refuse(name, checked_root(root, TITLES[name]), everything, max_bad)
+    refuse(name, checked_root(root, name, TITLES[name]), everything, max_bad)
     found = replace(found.take(pictures.rows), findings=everything)
     return FaceData(
         images=pictures,

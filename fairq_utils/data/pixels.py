@@ -186,17 +186,22 @@ def _length(start: int, total: int) -> int:
 
 def _allocated(path: Path, shape: tuple[int, ...]) -> int:
     """Make the array's file unless it is there in full; returns where its pixels begin."""
-    wanted = int(np.prod(shape, dtype=np.int64))
-    if path.exists():
-        try:
-            array = np.load(path, mmap_mode="r")
-            if array.shape == shape and array.dtype == np.uint8:
-                return path.stat().st_size - wanted
-        except (OSError, ValueError, EOFError):
-            path.unlink()
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-    del array
-    return path.stat().st_size - wanted
+    header = _header(path, shape)
+    if header is None:
+        path.unlink(missing_ok=True)
+        header = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape).offset
+    return header
+
+
+def _header(path: Path, shape: tuple[int, ...]) -> int | None:
+    """Bytes before the pixels, as the file says; None unless it holds this array and no more."""
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")
+        size = path.stat().st_size
+    except (OSError, ValueError, EOFError):
+        return None
+    there = array.shape == shape and array.dtype == np.uint8 and array.flags.c_contiguous
+    return array.offset if there and size == array.offset + array.nbytes else None
 
 
 def _write(file: int, pixels: NDArray[np.uint8], offset: int) -> None:
@@ -278,10 +283,13 @@ def _damage(folder: Path, recipe: dict[str, Any]) -> str | None:
         return f"{JOURNAL} does not match its checksum"
     if seen.st_mtime_ns == manifest.get("modified_ns"):
         return None
-    row = 3 * recipe["size"] ** 2
+    side = recipe["size"]
+    header = _header(folder / IMAGES, (recipe["pictures"], 3, side, side))
+    if header is None:
+        return f"{IMAGES} is not the array of these pictures"
+    row = 3 * side**2
     images = os.open(folder / IMAGES, os.O_RDONLY)
     try:
-        header = seen.st_size - recipe["pictures"] * row
         sound = _sound(folder, images, header, row, recipe["pictures"])
     finally:
         os.close(images)

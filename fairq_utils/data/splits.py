@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from fairq_utils.data.population import SPLITS
 from fairq_utils.faults import BadInput
-
-SPLITS = ("train", "calibration", "validation", "test")
 
 
 def positions(keys: Sequence[str]) -> NDArray[np.float64]:
