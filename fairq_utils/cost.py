@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -56,18 +57,19 @@ def counts(params: Params) -> dict[str, int]:
     if isinstance(params.data, Data):
         return {split: int(getattr(params.data, split)) for split in SPLITS}
     published = PUBLISHED[params.data.name]
-    shares = {**DEFAULTS[params.data.name], **(params.data.held_out or {})}
+    shares: dict[str, float] = dict(DEFAULTS[params.data.name])
+    given: dict[str, float] = {**(params.data.held_out or {})}  # type: ignore[dict-item]
+    shares |= given
     if params.data.name == "celeba":  # two parts of one official split: naming one names both
-        given = params.data.held_out or {}
         part = given.get("calibration", 1 - given.get("validation", shares["validation"]))
         shares = {"calibration": part, "validation": 1 - part}
-    found = {}
+    found: dict[str, int] = {}
     for together, images in (published.splits or {SPLITS: published.images}).items():
         carved = {split: round(images * shares[split]) for split in together if split in shares}
         rest = [split for split in together if split not in carved]
         if not rest:  # what rounding left
             carved[together[-1]] += images - sum(carved.values())
-        found |= carved | {split: images - sum(carved.values()) for split in rest}
+        found |= carved | {name: images - sum(carved.values()) for name in rest}
     for split, wanted in params.data.images.items():
         if wanted > found[split]:
             raise BadInput(
@@ -93,7 +95,8 @@ def counted(params: Params) -> Params:
             f"mitigation.methods: one_group has a run for each group, and which there are in "
             f"{params.data.name} only its files say; leave it out to count the cost"
         )
-    people = Data.model_construct(size=params.data.size, **counts(params))
+    fields: dict[str, Any] = {"size": params.data.size, **counts(params)}
+    people = Data.model_construct(**fields)
     return params.model_copy(update={"data": people})
 
 
