@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,7 +30,7 @@ from fairq_utils.work import BACKWARD, Rates, Work, work
 HOUR = 3600.0
 PARTS = ("training_seconds", "quantizer_seconds")
 # Shares that the readers carve where a params file names none, and out of which official split.
-DEFAULTS = {
+DEFAULTS: dict[str, dict[str, float]] = {
     "celeba": celeba.HELD_OUT,
     "utkface": utkface.HELD_OUT,
     "fairface": fairface.HELD_OUT,
@@ -56,12 +57,12 @@ def counts(params: Params) -> dict[str, int]:
     if isinstance(params.data, Data):
         return {split: int(getattr(params.data, split)) for split in SPLITS}
     published = PUBLISHED[params.data.name]
-    shares = {**DEFAULTS[params.data.name], **(params.data.held_out or {})}
+    given = {str(split): share for split, share in (params.data.held_out or {}).items()}
+    shares = DEFAULTS[params.data.name] | given
     if params.data.name == "celeba":  # two parts of one official split: naming one names both
-        given = params.data.held_out or {}
         part = given.get("calibration", 1 - given.get("validation", shares["validation"]))
         shares = {"calibration": part, "validation": 1 - part}
-    found = {}
+    found: dict[str, int] = {}
     for together, images in (published.splits or {SPLITS: published.images}).items():
         carved = {split: round(images * shares[split]) for split in together if split in shares}
         rest = [split for split in together if split not in carved]
@@ -93,7 +94,8 @@ def counted(params: Params) -> Params:
             f"mitigation.methods: one_group has a run for each group, and which there are in "
             f"{params.data.name} only its files say; leave it out to count the cost"
         )
-    people = Data.model_construct(size=params.data.size, **counts(params))
+    images: dict[str, Any] = counts(params)
+    people = Data.model_construct(size=params.data.size, **images)
     return params.model_copy(update={"data": people})
 
 
