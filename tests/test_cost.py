@@ -217,6 +217,16 @@ def test_workers_share_the_work_and_no_task(params: Params) -> None:
     assert many == pytest.approx((trained + max(longest.values())) / cost.HOUR)
 
 
+def test_long_tasks_go_first() -> None:
+    rate, seconds = {"squeezenet1_1": ONE}, [1, 1, 1, 3]
+    run = of(Params.model_validate(SMALL), "ptq")
+    jobs = [
+        cost.Job(run, work.Work("quantize", quantized=s, quantizes=False), True, i)
+        for i, s in enumerate(seconds)
+    ]
+    assert cost.spread(jobs, rate, 2) == pytest.approx(3 / cost.HOUR)
+
+
 def test_collections_are_counted_as_published() -> None:
     found = {name: cost.counts(load_params(PARAMS / f"{name}.yaml")) for name in cost.DEFAULTS}
     assert found["celeba"] == {
@@ -261,6 +271,7 @@ def test_published_rates_and_what_follows_from_them() -> None:
     assert rates["resnet50"].evaluate == pytest.approx(3676.35 / 2)
     assert rates["resnet50"].tune == pytest.approx(1218.01 / 4)
     assert rates["resnet50"].look == 67.2
+    assert rates["resnet50"].learn == pytest.approx(67.2 / 3 / 2)  # forward, back twice; grids
     assert rates["squeezenet1_1"].train == pytest.approx(2313.1 * 0.301 / 0.349)
     assert cost.gpu(quantizer="gpu")["vit_small"].look == rates["vit_small"].evaluate
     assert set(cost.published().groupby("architecture").size()) == {3}

@@ -384,6 +384,9 @@ def test_what_training_on_does_is_in_the_ledger(params: Params) -> None:
     for record in tuned:
         assert record.run.settings == {"epochs": 1, "rate": 0.1, "images": None}
         assert np.isfinite(record.measures["loss_1"])
+    quantized = [r for r in runs if r.run.method not in ("fp32", "dynamic")]
+    for record in quantized:
+        assert 0 < record.measures["calibrate_seconds"] < record.measures["quantize_seconds"]
     qat, control = tuned[0], tuned[1]
     assert qat.size_bytes < control.size_bytes / 3
     mixed, classifier, operations = (
