@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from fairq_utils import bench
 from fairq_utils.bench import data
 from fairq_utils.cli import app
+from fairq_utils.data.pixels import Decoded
 from fairq_utils.faults import BadInput
 
 
@@ -62,7 +63,8 @@ def test_memory_that_is_kept_is_seen(photographs: Path, monkeypatch: pytest.Monk
     """The measure of memory sees pixels that are held; those on disk are not."""
 
     def held(listing: Any, size: int, cache: Path) -> Any:
-        return torch.ones(4000, 3, 64, 64, dtype=torch.uint8), ()
+        images = torch.ones(4000, 3, 64, 64, dtype=torch.uint8)
+        return Decoded(images, np.arange(4000), np.array([""]), ())
 
     before = data.anonymous_memory()
     if before is None:

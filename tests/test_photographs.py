@@ -12,8 +12,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from fairq_utils.bench import photograph_folders as folders
 from fairq_utils import data_params
+from fairq_utils.bench import photograph_folders as folders
 from fairq_utils.data import (
     celeba,
     fairface,
@@ -203,6 +203,34 @@ def test_the_first_images_are_the_same_people(kept: Callable[[str, str], Path]) 
     for name, i in by_name.items():
         assert few.read(i) == (root / name).read_bytes()
     assert few.digest != more.digest
+
+
+def test_the_first_pictures_are_a_sample(tmp_path: Path) -> None:
+    """Names of UTKFace begin with an age, so that by their names the first are the youngest."""
+    ages = np.random.default_rng(0).integers(1, 100, 1200)
+    for i, age in enumerate(ages):
+        (tmp_path / f"{age}_{i % 2}_{i % 5}_{20170109142408075 + i}.jpg").touch()
+    found = listing("utkface", tmp_path)
+    train = found.take(np.flatnonzero(found.split == "train"))
+    first = np.array([int(name.split("_")[0]) for name in train.files[:64]])
+    assert len(set(first)) > 30 and abs(first.mean() - ages.mean()) < 4 * ages.std() / 8
+    few = listing("utkface", tmp_path, images={"train": 64, "test": 5})
+    assert few.files[few.split == "train"].tolist() == train.files[:64].tolist()
+    place = splits.positions(few.keys.tolist())
+    assert (np.diff(place) > 0).all()
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_all_layouts_have_the_same_order(name: str, kept: Callable[[str, str], Path]) -> None:
+    places = []
+    for layout in LAYOUTS[name]:
+        options = {"margin": 1.25} if layout == "margins" else {}
+        found = listing(name, kept(name, layout), **options)
+        places.append(found.keys.tolist())
+        assert (np.diff(splits.positions(places[-1])) > 0).all()
+    if name == "fairface":  # whose pictures in Parquet come without names
+        places.pop()
+    assert all(keys == places[0] for keys in places)
 
 
 def test_line_ends_and_a_byte_order_mark_are_harmless(tmp_path: Path) -> None:

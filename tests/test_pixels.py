@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,22 +14,24 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import nn
 
 from fairq_utils import figures, models, objectives, predict, training
 from fairq_utils.bench import photograph_folders as folders
-from fairq_utils.data import FaceData, load, parquet_images, pixels
+from fairq_utils.data import FaceData, celeba, load, parquet_images, pixels, splits, utkface
 from fairq_utils.data.decoding import MOST_PIXELS, Unreadable, decode
 from fairq_utils.data.photographs import listing, load_photographs
 from fairq_utils.data.pixels import Pictures, decoded
-from fairq_utils.faults import BadInput
+from fairq_utils.faults import BadInput, Fault
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -226,6 +229,15 @@ def said_to_be_otherwise(folder: Path) -> None:
     os.utime(path, (1, 1))
 
 
+def another_digest(folder: Path) -> None:
+    path = folder / "journal.jsonl"
+    lines = path.read_text().splitlines()
+    entry = json.loads(lines[2])
+    entry["digests"][3] = entry["digests"][4]
+    lines[2] = json.dumps(entry)
+    path.write_text("\n".join(lines) + "\n")
+
+
 def journal_cut(folder: Path) -> None:
     path = folder / "journal.jsonl"
     path.write_text(path.read_text()[:-30])
@@ -241,8 +253,18 @@ def journal_cut(folder: Path) -> None:
         (lambda folder: (folder / "images.npy").unlink(), 60, "it cannot be read"),
         (lambda folder: (folder / "manifest.json").write_text("{"), 0, "it cannot be read"),
         (journal_cut, 4, "journal.jsonl does not match its checksum"),
+        (another_digest, 8, "journal.jsonl does not match its checksum"),
     ],
-    ids=["a flipped bit", "a short file", "a longer file", "another array", "no file", "no manifest", "a cut journal"],
+    ids=[
+        "a flipped bit",
+        "a short file",
+        "a longer file",
+        "another array",
+        "no file",
+        "no manifest",
+        "a cut journal",
+        "another digest",
+    ],
 )
 def test_a_damaged_cache_is_mended_where_it_is_damaged(
     damage: Callable[[Path], None],
@@ -254,12 +276,14 @@ def test_a_damaged_cache_is_mended_where_it_is_damaged(
     small_chunks: None,
 ) -> None:
     cache = tmp_path / "c"
-    want = load("utkface", root=root, size=32, cache=cache).images[:]
+    whole = load("utkface", root=root, size=32, cache=cache)
+    want = whole.images[:]
     damage(only_folder(cache))
     seen = count_decodings(monkeypatch)
     with pytest.warns(UserWarning, match=said):
         healed = load("utkface", root=root, size=32, cache=cache)
     assert len(seen) == again and torch.equal(healed.images[:], want)
+    assert healed.meta["contents"] == whole.meta["contents"]
     load("utkface", root=root, size=32, cache=cache)
     assert len(seen) == again
 
@@ -279,18 +303,21 @@ def test_an_interrupted_decoding_goes_on(
 ) -> None:
     found = listing("utkface", root)
     read = found.read
+    done: list[int] = []
 
     def interrupted(i: int) -> bytes:
-        if i == 35:
+        if len(done) == 35:
             raise KeyboardInterrupt
+        done.append(i)
         return read(i)
 
     with pytest.raises(KeyboardInterrupt):
         decoded(replace(found, read=interrupted), 32, tmp_path, threads=1)
     assert not [p for p in (tmp_path / "photographs").iterdir() if not p.name.startswith(".")]
     seen = count_decodings(monkeypatch)
-    pictures, left_out = decoded(found, 32, tmp_path, threads=1)
-    assert len(seen) == 60 - 32 and not left_out
+    pictures, rows, _, left_out = decoded(found, 32, tmp_path, threads=1)
+    assert len(seen) == 60 - 32 and not left_out and rows.tolist() == list(range(60))
+    assert done == found.as_stored()[:35].tolist() != list(range(35))
     for i in range(60):
         np.testing.assert_array_equal(pictures[i].numpy(), decode(read(i), 32))
 
@@ -325,7 +352,7 @@ def test_a_killed_decoding_goes_on(
     before = len(journal.read_text().splitlines())
     assert 2 <= before < 8
     seen = count_decodings(monkeypatch)
-    pictures, _ = decoded(listing("utkface", root), 32, tmp_path, threads=1)
+    pictures = decoded(listing("utkface", root), 32, tmp_path, threads=1).pictures
     assert len(seen) == 60 - 8 * before
     np.testing.assert_array_equal(pictures[0].numpy(), decode(listing("utkface", root).read(0), 32))
 
@@ -348,6 +375,169 @@ def test_pictures_that_cannot_be_decoded_are_named(root: Path, tmp_path: Path) -
     np.testing.assert_array_equal(data.target, everything.target[left])
     for row, i in enumerate(left):
         np.testing.assert_array_equal(data.images[row].numpy(), decode(everything.read(i), 32))
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(OSError(5, "Input/output error"), "Input/output error"), (MemoryError(), "memory is short")],
+)
+@pytest.mark.parametrize("where", ["reading", "decoding"])
+def test_what_is_not_the_picture_s_fault_is_not_kept(
+    where: str,
+    error: Exception,
+    said: str,
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    small_chunks: None,
+) -> None:
+    found = utkface.listing(root)
+    read = found.read
+    if where == "decoding":
+        monkeypatch.setattr(ImageOps, "exif_transpose", lambda image: fail())
+        error, said = MemoryError(), "memory is short"
+
+    def fail() -> bytes:
+        raise error
+
+    ill = replace(found, read=lambda i: fail() if i == 20 and where == "reading" else read(i))
+    with pytest.raises(Fault) as fault:
+        decoded(ill, 32, tmp_path / "c", threads=1)
+    name = found.files[20 if where == "reading" else 0]
+    assert str(fault.value) == (
+        f"{name}: cannot be read now ({said}); see to it and run the same command, which goes on"
+    )
+    monkeypatch.undo()
+    monkeypatch.setattr(pixels, "CHUNK", 8)
+    seen = count_decodings(monkeypatch)
+    healthy = decoded(found, 32, tmp_path / "c", threads=1)
+    assert not healthy.findings and len(healthy.pictures) == 60
+    assert len(seen) == (44 if where == "reading" else 60)
+
+
+def spoilt_group(root: Path) -> Path:
+    """A shard whose second row group does not begin as one."""
+    path = root / "img_align+identity+attr/test-00000-of-00001.parquet"
+    group = pq.ParquetFile(path).metadata.row_group(1)
+    columns = [group.column(c) for c in range(group.num_columns)]
+    (image,) = [c for c in columns if c.path_in_schema == "image.bytes"]
+    with path.open("r+b") as file:
+        file.seek(image.dictionary_page_offset or image.data_page_offset)
+        file.write(b"\xff" * 16)
+    return path
+
+
+def test_a_damaged_shard_costs_its_pictures_and_an_ill_disk_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = folders.celeba(tmp_path / "celeba", n=1, layout="parquet")
+    path = spoilt_group(root)
+    data = load("celeba", root=root, size=32, cache=tmp_path / "c", max_bad=3)
+    assert [f["place"].split("#")[1] for f in data.meta["findings"]] == ["5", "6", "7"]
+    for finding in data.meta["findings"]:
+        assert finding["kind"] == "unreadable"
+        assert finding["problem"].startswith(f"cannot be read ({path.name}: ")
+
+    def ill(*arguments: object, **options: object) -> pa.Table:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", ill)
+    with pytest.raises(Fault, match=r"cannot be read now \(Input/output error\)"):
+        load("celeba", root=root, size=16, cache=tmp_path / "c", max_bad=24)
+
+
+def test_a_link_to_nothing_is_a_missing_picture(root: Path, tmp_path: Path) -> None:
+    first = sorted(root.iterdir())[0]
+    first.unlink()
+    first.symlink_to(root / "nobody.jpg")
+    data = load("utkface", root=root, size=32, cache=tmp_path / "c", max_bad=1)
+    (finding,) = data.meta["findings"]
+    assert finding == {
+        "place": first.name, "kind": "missing", "problem": "is a link to what is not there"
+    }  # fmt: skip
+    assert len(data) == 59
+
+
+HELD_OUT = {"calibration": 0.2, "validation": 0.1, "test": 0.3}
+
+
+def copied(root: Path, one: str, other: str, split: NDArray[np.str_]) -> tuple[str, str]:
+    """Put the first picture of one split under the name of the last one of another."""
+    names = utkface.listing(root, held_out=HELD_OUT).files
+    source, place = names[split == one][0], names[split == other][-1]
+    (root / place).write_bytes((root / source).read_bytes())
+    return str(source), str(place)
+
+
+def test_nobody_is_tested_on_who_was_trained_on(root: Path, tmp_path: Path) -> None:
+    split = utkface.listing(root, held_out=HELD_OUT).split
+    options = {"root": root, "size": 32, "cache": tmp_path / "c", "held_out": HELD_OUT}
+    trained, tested = copied(root, "train", "test", split)
+    within = copied(root, "calibration", "calibration", split)
+    with pytest.raises(BadInput) as refusal:
+        load("utkface", **options)
+    assert str(refusal.value).startswith(
+        f"{root}: 1 picture or label of UTKFace cannot be used and max_bad allows 0: {trained}: is "
+        f"the same picture as {tested}, which is in test and this one in train"
+    )
+    data = load("utkface", max_bad=1, **options)
+    assert sorted((f["place"], f["kind"]) for f in data.meta["findings"]) == sorted(
+        [(trained, "duplicate"), (within[1], "duplicate")]
+    )
+    assert len(data) == 59 and (data.split == "test").sum() == (split == "test").sum()
+    assert (data.split == "train").sum() == (split == "train").sum() - 1
+    shown = {picture.numpy().tobytes() for picture in data.subset("test").images}
+    assert not any(p.numpy().tobytes() in shown for p in data.subset("train").images)
+    assert len({picture.numpy().tobytes() for picture in data.images}) == 58
+    found = listing("utkface", root, held_out=HELD_OUT)
+    left = [i for i, name in enumerate(found.files) if name != trained]
+    for row, i in enumerate(left):
+        np.testing.assert_array_equal(data.images[row].numpy(), decode(found.read(i), 32))
+
+
+def test_contents_are_told_apart_split_by_split(root: Path, tmp_path: Path) -> None:
+    def contents(folder: Path, **options: Any) -> dict[str, str]:
+        options = {"size": 32, "held_out": HELD_OUT, **options}
+        return load("utkface", root=folder, cache=tmp_path / "c", **options).meta["contents"]
+
+    first = contents(root)
+    assert set(first) == set(splits.SPLITS) and len(set(first.values())) == 4
+    other = tmp_path / "elsewhere"
+    shutil.copytree(root, other, copy_function=shutil.copyfile)  # with other times
+    for path in other.iterdir():
+        os.utime(path, (1, 1))
+    assert contents(other) == contents(other, max_bad=9) == first
+
+    def changed(then: dict[str, str]) -> set[str]:
+        return {split for split in first if then.get(split) != first[split]}
+
+    assert changed(contents(root, size=16)) == set(first)
+    assert changed(contents(root, target="age>=60")) == set(first)
+    assert changed(contents(root, groups=["gender"])) == set(first)
+    fewer = {**HELD_OUT, "test": 0.2}  # more to train on, fewer to test
+    assert changed(contents(root, held_out=fewer)) == {"train", "test"}
+    found = listing("utkface", root, held_out=HELD_OUT)
+    assert changed(contents(root, images={"train": 5})) == {"train"}
+    place = other / str(found.files[found.split == "validation"][0])
+    place.write_bytes(folders.jpeg(500))
+    assert changed(contents(other)) == {"validation"}
+    place.write_bytes(b"")  # what cannot be read is not there
+    without = contents(other, max_bad=1)
+    assert changed(without) == {"validation"}
+    place.unlink()
+    assert contents(other) == without
+
+
+def test_contents_are_known_without_a_look_at_the_pixels(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = load("utkface", root=root, size=32, cache=tmp_path / "c").meta["contents"]
+    seen = count_decodings(monkeypatch)
+    monkeypatch.setattr(os, "pread", None)
+    monkeypatch.setattr(pixels, "_digest", None)
+    monkeypatch.setattr(Pictures, "__getitem__", None)
+    again = load("utkface", root=root, size=32, cache=tmp_path / "c").meta["contents"]
+    assert again == first and not seen
 
 
 def test_a_row_without_a_picture_is_named(tmp_path: Path) -> None:
@@ -384,15 +574,20 @@ def test_row_groups_are_read_once_and_do_not_pile_up(
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
     groups = sum(pq.ParquetFile(path).metadata.num_row_groups for path in root.rglob("*.parquet"))
     found = listing("celeba", root)
-    order = np.arange(48).reshape(4, 12).T.ravel()  # as four threads would
+    places = found.files[found.as_stored()].tolist()
+    assert places == celeba.listing(root).files.tolist() != found.files.tolist()
+    decoded(found, 16, tmp_path / "c", threads=2)
+    assert len(read) == groups
+    found = listing("celeba", root)
+    order = found.as_stored().reshape(4, 12).T.ravel()  # as four threads would
     for i in order:
         found.read(int(i))
-    assert len(read) == groups
+    assert len(read) == 2 * groups
     monkeypatch.setattr(parquet_images, "KEPT_BYTES", 1)
     found = listing("celeba", root)
-    for i in range(48):
-        found.read(i)
-    assert len(read) == 2 * groups and len(found.read._groups) == 2
+    for i in found.as_stored():
+        found.read(int(i))
+    assert len(read) == 3 * groups
 
 
 def test_pictures_index_as_a_tensor_does(root: Path, tmp_path: Path) -> None:
@@ -482,11 +677,10 @@ def anonymous() -> int:
 def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path: Path) -> None:
     folder = tmp_path / "utkface"
     folder.mkdir()
-    contents = [folders.jpeg(i, (48, 48)) for i in range(40)]
     for i in range(2000):
         gender, race = i % 2, i % 5
         (folder / f"{20 + i % 60}_{gender}_{race}_{20170109142408075 + i}.jpg").write_bytes(
-            contents[i % 40]
+            folders.jpeg(i, (48 + i // 250, 48 + i // 250))  # nobody twice
         )
     size = 128  # 98 MB of pixels
 
@@ -532,7 +726,7 @@ def test_a_full_disk_is_said(root: Path, tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_manifest_says_what_the_pictures_are(root: Path, tmp_path: Path) -> None:
     load("utkface", root=root, size=32, cache=tmp_path / "c")
     manifest = json.loads((only_folder(tmp_path / "c") / "manifest.json").read_text())
-    assert manifest["listing"] == listing("utkface", root).digest
-    assert manifest["recipe"]["size"] == 32 and manifest["left_out"] == []
+    assert manifest["listing"] == utkface.listing(root).digest
+    assert manifest["recipe"]["size"] == 32 and manifest["recipe"]["pictures"] == 60
     with pytest.raises(BadInput, match=r"data.size: 8 pixels is not between 16 and 512"):
         load("utkface", root=root, size=8, cache=tmp_path / "c")

@@ -155,7 +155,7 @@ def test_without_pixels_only_bytes_are_seen(sound: list[bytes]) -> None:
     report = vouch(listing(contents), pixels=False)
     assert [(f.place, f.kind) for f in report.findings] == [
         ("006.jpg", "unreadable"),
-        ("009.jpg", "duplicate"),
+        ("000.jpg", "duplicate"),  # of train, and 009 of calibration
     ]
 
 
@@ -163,19 +163,33 @@ def test_duplicates_within_and_across_splits(sound: list[bytes]) -> None:
     contents = [*sound]
     contents[4] = sound[0]  # train, as is 0, and of an old person in the place of a young one
     contents[24] = sound[0]  # test, of the same labels
+    contents[30] = sound[0]  # test, of a man
+    first, second, within = report_of = vouch(listing(contents)).findings
+    assert [f.place for f in report_of] == ["000.jpg", "004.jpg", "030.jpg"]
+    assert {f.kind for f in report_of} == {"duplicate"}
+    assert [f.counts for f in report_of] == [True, True, False]
+    across = "is the same picture as 024.jpg, which is in test and this one in train"
+    assert (first.problem, second.problem) == (across, f"{across}, with other labels")
+    assert within.problem == "is the same picture as 024.jpg, with other labels"
     report = vouch(listing(contents))
-    within, across = report.findings
-    assert (within.place, within.kind, within.counts) == ("004.jpg", "duplicate", False)
-    assert within.problem == "is the same picture as 000.jpg, with other labels"
-    assert (across.place, across.counts) == ("024.jpg", True)
-    assert across.problem == (
-        "is the same picture as 000.jpg, which is in train and this one in test"
-    )
-    assert report.lost == 1
+    assert report.lost == 2
     assert not report.ok
     row = report.table[report.table.check == "duplicate"].iloc[0]
-    assert row.found == 2
+    assert row.found == 3
     assert "(1 without loss)" in row.of
+
+
+@pytest.mark.parametrize("there", [(0, 9), (9, 17), (0, 17), (17, 25), (0, 9, 17, 25)])
+def test_of_copies_the_one_that_is_held_out_furthest_stays(
+    sound: list[bytes], there: tuple[int, ...]
+) -> None:
+    contents = [*sound]
+    for i in there:
+        contents[i] = sound[there[0]]
+    *others, stays = (f"{i:03d}.jpg" for i in there)
+    report = vouch(listing(contents))
+    assert [f.place for f in report.findings] == others and report.lost == len(others)
+    assert all(f"same picture as {stays}" in f.problem for f in report.findings)
 
 
 def test_the_same_picture_in_another_encoding(sound: list[bytes]) -> None:
@@ -183,7 +197,7 @@ def test_the_same_picture_in_another_encoding(sound: list[bytes]) -> None:
     Image.open(io.BytesIO(sound[0])).save(stream, "PNG")
     contents = [*sound]
     contents[31] = stream.getvalue()
-    assert [f.place for f in vouch(listing(contents)).findings] == ["031.jpg"]
+    assert [f.place for f in vouch(listing(contents)).findings] == ["000.jpg"]
     assert not vouch(listing(contents), pixels=False).findings
 
 

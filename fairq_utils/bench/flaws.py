@@ -203,6 +203,7 @@ FLAWS = (
     Flaw("celeba", "a picture of zero bytes", holding(SECOND, b"")),
     Flaw("celeba", "a web page in place of a picture", holding(SECOND, b"<html>not found</html>")),
     Flaw("celeba", "an image bomb", bomb),
+    Flaw("celeba", "a picture of test in train", copied(SECOND, f"{IMG}/000018.jpg")),
     Flaw("celeba", "a CMYK JPEG", rewritten(SECOND, lambda p: (p.convert("CMYK"), {}))),
     Flaw("celeba", "a grey JPEG", rewritten(SECOND, lambda p: (p.convert("L"), {}))),
     Flaw("celeba", "a JPEG turned by EXIF", rewritten(SECOND, turned)),

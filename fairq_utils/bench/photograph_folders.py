@@ -176,10 +176,11 @@ def fairface(root: Path, n: int = 1, layout: str = "folders", bands: int = 9) ->
     """
     found: dict[str, list] = {"train": [], "val": []}
     for split in found:
+        before = len(found["train"])  # nobody is in both splits
         cells = product(range(n), ("Female", "Male"), list(BANDS)[:bands], RACES)
         for number, (_, gender, band, race) in enumerate(cells, 1):
             picture = jpeg(
-                number,
+                before + number,
                 gender=gender.lower(),
                 young=STARTS[list(BANDS).index(band)] < 40,
                 race={"White": "caucasian", "Black": "african", "East Asian": "asian"}.get(race),

@@ -82,6 +82,8 @@ def upright(encoded: bytes, least: int | None = None) -> Image.Image:
     ------
     Unreadable
         As in :func:`decode`.
+    MemoryError
+        Memory is short, which is not the picture's fault.
     """
     if not encoded:
         raise Unreadable("is empty (0 bytes)")
@@ -102,7 +104,7 @@ def upright(encoded: bytes, least: int | None = None) -> Image.Image:
         raise Unreadable(f"has more than {MOST_PIXELS:,} pixels", kind="unsafe") from None
     except UnidentifiedImageError:
         raise Unreadable("is no image in a known format") from None
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
         if isinstance(error, Unreadable):
             raise
         raise Unreadable(f"cannot be decoded ({_reason(error)})") from error

@@ -75,6 +75,9 @@ def images_in(root: Path, folder: Path) -> tuple[dict[str, bool], list[Finding]]
             elif entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(inside):
                 findings.append(Finding(place, "unsafe", "is a link that leads out of the root"))
                 names[entry.name] = False
+            elif entry.is_symlink() and not Path(entry.path).exists():
+                findings.append(Finding(place, "missing", "is a link to what is not there"))
+                names[entry.name] = False
             else:
                 names[entry.name] = True
     return names, sorted(findings, key=lambda f: f.place)

@@ -45,7 +45,11 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Listing:
-    """The pictures of a collection in the order of their names.
+    """The pictures of a collection.
+
+    Readers list them by their names. :func:`fairq_utils.data.photographs.listing` puts them in the
+    order of their places by hash, so that the first so many are a sample and not, where a name
+    tells an age, the youngest.
 
     Attributes
     ----------
@@ -65,6 +69,9 @@ class Listing:
         Digest of the sizes and modification times of the files that ``read`` reads.
     keys : array of str (N,), optional
         What decides a picture's split: its name without folder and distribution.
+    stored : int64 (N,), optional
+        Where each picture stands among the files, which are quickest to read in that order; as
+        they are listed unless named.
     """
 
     name: str
@@ -77,6 +84,7 @@ class Listing:
     meta: dict[str, Any] = field(default_factory=dict)
     state: Callable[[], str] | None = field(default=None, repr=False, compare=False)
     keys: NDArray[np.str_] | None = field(default=None, repr=False)
+    stored: NDArray[np.int64] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("target", "groups", "split"):
@@ -97,11 +105,16 @@ class Listing:
         )
         return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
 
-    def digest_of(self, split: str) -> str:
-        """SHA-256 of names, targets and groups in one split: what decides its people."""
+    def digest_of(self, split: str, pictures: NDArray[np.str_] | None = None) -> str:
+        """SHA-256 of names, targets and groups in one split: what decides its people.
+
+        With a digest of each of the N pictures, it is of what these show as well.
+        """
         rows = self.split == split
         table = self.groups[rows].astype(str)
         table = table.assign(file=self.files[rows], target=self.target[rows])
+        if pictures is not None:
+            table = table.assign(picture=pictures[rows])
         return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
 
     def take(self, rows: NDArray[np.int64]) -> Listing:
@@ -115,4 +128,11 @@ class Listing:
             split=self.split[rows],
             read=lambda i: read(int(rows[i])),
             keys=None if self.keys is None else self.keys[rows],
+            stored=rows if self.stored is None else self.stored[rows],
         )
+
+    def as_stored(self) -> NDArray[np.int64]:
+        """Rows in the order in which files are quickest to read."""
+        if self.stored is None:
+            return np.arange(len(self))
+        return np.argsort(self.stored, kind="stable")

@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fairq_utils.data.decoding import Unreadable
 from fairq_utils.faults import BadInput
 
 SHARD = re.compile(r"(?P<split>[a-z]+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.parquet")
@@ -43,13 +44,17 @@ class ParquetBytes:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __call__(self, i: int) -> bytes:
-        """The bytes in row ``i``, none where the row holds no picture; OSError if damaged."""
+        """The bytes in row ``i``, none where the row holds no picture; Unreadable if damaged."""
         shard, row = self.rows[i]
         try:
             with self._lock:
                 start, column = self._group(shard, row)
-        except pa.ArrowException as error:
-            raise OSError(f"{self.paths[shard].name}: {error}") from error
+        except (pa.ArrowException, OSError) as error:
+            # Arrow says damage, too, with an OSError, but then without a number of the system's.
+            if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
+                raise
+            reason = f"{self.paths[shard].name}: {str(error).splitlines()[0]}"
+            raise Unreadable(f"cannot be read ({reason})") from error
         return column[row - start].as_py() or b""
 
     def _group(self, shard: int, row: int) -> tuple[int, Any]:

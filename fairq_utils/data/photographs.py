@@ -8,7 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fairq_utils.data import celeba, fairface, splits, utkface
+from fairq_utils.data.duplicates import duplicates
 from fairq_utils.data.faces import FaceData
 from fairq_utils.data.image_files import checked_root
 from fairq_utils.data.listing import Finding, Listing
@@ -60,7 +63,8 @@ def listing(
     Returns
     -------
     Listing
-        Its findings say what was left out and why.
+        In the order of SHA-256 of the pictures' names, whatever the layout: the first pictures of
+        a split are a sample of it. Its findings say what was left out and why.
 
     Raises
     ------
@@ -80,8 +84,7 @@ def listing(
     if not len(found):
         raise BadInput(f"{place}: none of the pictures of {TITLES[name]} can be used; mend them")
     keys = list(found.keys if found.keys is not None else found.files)
-    rows = splits.first(keys, found.split, images)
-    return found if len(rows) == len(found) else found.take(rows)
+    return found.take(splits.ordered(keys, found.split, images))
 
 
 def refuse(name: str, root: Path, findings: Sequence[Finding], max_bad: int) -> None:
@@ -126,17 +129,24 @@ def load_photographs(
     Returns
     -------
     FaceData
-        Its pictures stay on disk and are read as they are used.
+        Its pictures stay on disk and are read as they are used. Of a picture that is in two splits
+        one is left out; see :func:`~fairq_utils.data.duplicates.duplicates`.
+        ``meta["contents"]`` has for each split the SHA-256 of names, pixels, targets and groups of
+        the pictures that are in it.
     """
     if isinstance(size, bool) or not isinstance(size, int) or not LEAST <= size <= MOST:
         raise BadInput(f"data.size: {size} pixels is not between {LEAST} and {MOST}")
     found = listing(name, root, max_bad=max_bad, **options)
-    pictures, unreadable = decoded(found, size, Path(cache), threads=threads, progress=progress)
-    everything = (*found.findings, *unreadable)
+    kept = decoded(found, size, Path(cache), threads=threads, progress=progress)
+    found = found.take(kept.rows)
+    twice = duplicates(found, {i: str(kept.digests[i]) for i in found.as_stored().tolist()})
+    everything = (*found.findings, *kept.findings, *twice.values())
     refuse(name, checked_root(root, name, TITLES[name]), everything, max_bad)
-    found = replace(found.take(pictures.rows), findings=everything)
+    lost = [i for i, finding in twice.items() if finding.counts]
+    rows = np.delete(np.arange(len(found)), lost)
+    found = replace(found.take(rows), findings=everything)
     return FaceData(
-        images=pictures,
+        images=kept.pictures.take(rows),
         target=found.target,
         groups=found.groups,
         split=found.split,
@@ -148,6 +158,10 @@ def load_photographs(
                 {"place": f.place, "kind": f.kind, "problem": f.problem} for f in everything
             ],
             "digest": found.digest,
+            "contents": {
+                str(split): found.digest_of(split, kept.digests[rows])
+                for split in np.unique(found.split)
+            },
         },
     )
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL
@@ -21,18 +21,38 @@ from numpy.typing import NDArray
 from fairq_utils.data.decoding import Unreadable, decode
 from fairq_utils.data.listing import Finding, Listing
 from fairq_utils.data.pictures import Pictures
-from fairq_utils.faults import BadInput
+from fairq_utils.faults import BadInput, Fault
 from fairq_utils.fingerprint import code_version, fingerprint
 
-__all__ = ["CHUNK", "Pictures", "Progress", "decoded"]
+__all__ = ["CHUNK", "Decoded", "Pictures", "Progress", "decoded"]
 
 Progress = Callable[[str, int, int], None]
 CHUNK = 64  # pictures that are decoded, written and checked together
 SYNCED = 16  # chunks between two waits for the disk
-JOURNAL = "journal.jsonl"  # a line per chunk: first row, checksum, what was left out
+JOURNAL = "journal.jsonl"  # a line per chunk: first row, its pictures' digests, what was left out
 MANIFEST = "manifest.json"
 IMAGES = "images.npy"
+DIGEST = 16  # bytes of a picture's digest
 DECODER = ("fairq_utils.data.decoding",)
+
+
+class Decoded(NamedTuple):
+    """What could be decoded of a listing, and what could not.
+
+    Attributes
+    ----------
+    pictures : N of them, in the listing's order
+    rows : int64 (N,)
+        Their rows in the listing.
+    digests : array of str (N,)
+        BLAKE2b of each picture's pixels, in hexadecimal.
+    findings : what is wrong with each of the others, in the order of their files
+    """
+
+    pictures: Pictures
+    rows: NDArray[np.int64]
+    digests: NDArray[np.str_]
+    findings: tuple[Finding, ...]
 
 
 def decoded(
@@ -42,31 +62,31 @@ def decoded(
     *,
     threads: int | None = None,
     progress: Progress | None = None,
-) -> tuple[Pictures, tuple[Finding, ...]]:
+) -> Decoded:
     """Pictures of a listing, decoded unless they were before.
 
-    They stand in ``CACHE/photographs/FINGERPRINT/images.npy``, one row per picture of the listing.
-    The fingerprint is of the names, the files' sizes and times, the pixels per side and the
-    decoder; a picture that changes gets another one. Every chunk that is on disk is noted in a
-    journal with its checksum, so that a decoding that was stopped goes on, and a damaged file is
-    mended where it is damaged. Threads decode: Pillow works without the interpreter's lock.
+    They stand in ``CACHE/photographs/FINGERPRINT/images.npy``, one row per picture of the listing,
+    in the order of their files. The fingerprint is of the names, the files' sizes and times, the
+    pixels per side and the decoder; a picture that changes gets another one. Every chunk that is on
+    disk is noted in a journal with the digest of each picture, so that a decoding that was stopped
+    goes on, a damaged file is mended where it is damaged, and what a picture shows has a name
+    without a look at its pixels. Threads decode: Pillow works without the interpreter's lock.
 
     Parameters
     ----------
     threads : as many as there are processors unless named
     progress : called as ``progress(name, done, total)``
 
-    Returns
-    -------
-    pictures, findings
-        Those that could be decoded, ``pictures.rows`` being their rows in the listing, and what is
-        wrong with each of the others.
-
     Raises
     ------
     BadInput
         The disk cannot hold them.
+    Fault
+        A file could not be read, or memory was short: nothing is noted about such a picture, and
+        it is read again the next time.
     """
+    order = listing.as_stored()
+    listing = listing.take(order)
     recipe = _recipe(listing, size)
     folder = cache / "photographs" / fingerprint(recipe, 20)
     try:
@@ -85,11 +105,19 @@ def decoded(
                 folder.rename(scratch)
             _decode(listing, size, scratch, threads or _processors(), progress)
             _finish(scratch, folder, recipe, listing)
-    left_out = json.loads((folder / MANIFEST).read_text())["left_out"]
-    findings = tuple(Finding(str(listing.files[i]), kind, why) for i, kind, why in left_out)
+    entries = _journal(folder, len(listing))
+    left_out = [item for entry in entries for item in entry["left_out"]]
+    digests = np.array([digest for entry in entries for digest in entry["digests"]], np.str_)
     kept = np.ones(len(listing), bool)
     kept[[i for i, _, _ in left_out]] = False
-    return Pictures(folder / IMAGES, np.flatnonzero(kept)), findings
+    row_of = np.argsort(order)  # row in the array of each picture of the listing
+    rows = np.flatnonzero(kept[row_of])
+    return Decoded(
+        Pictures(folder / IMAGES, row_of[rows]),
+        rows,
+        digests[row_of[rows]],
+        tuple(Finding(str(listing.files[i]), kind, why) for i, kind, why in left_out),
+    )
 
 
 def _recipe(listing: Listing, size: int) -> dict[str, Any]:
@@ -134,7 +162,8 @@ def _decode(
         def chunk(start: int) -> dict[str, Any]:
             pixels, left_out = _chunk(listing, start, size)
             _write(images, pixels, header + start * row)
-            return {"start": start, "sha256": _sha256(pixels), "left_out": left_out}
+            digests = [_digest(picture.data.cast("B")) for picture in pixels]
+            return {"start": start, "digests": digests, "left_out": left_out}
 
         with (
             ThreadPoolExecutor(threads) as pool,
@@ -174,9 +203,13 @@ def _chunk(
             pixels[i] = decode(listing.read(start + i), size)
         except Unreadable as error:
             left_out.append((start + i, error.kind, str(error)))
-        except OSError as error:
-            why = f"cannot be read ({error.strerror or error})"
-            left_out.append((start + i, "unreadable", why))
+        except (OSError, MemoryError) as error:
+            # Of the disk or of this machine at this moment, not of the picture.
+            reason = getattr(error, "strerror", None) or str(error) or "memory is short"
+            raise Fault(
+                f"{listing.files[start + i]}: cannot be read now ({reason}); see to it and run the "
+                "same command, which goes on"
+            ) from error
     return pixels, left_out
 
 
@@ -216,29 +249,32 @@ def _sound(
 ) -> dict[int, dict[str, Any]]:
     """Entries of the journal whose pixels are on disk as they were written."""
     found = {}
-    for line in _journal(folder):
-        start = line["start"]
+    for entry in _journal(folder, total):
+        start = entry["start"]
         pixels = os.pread(images, _length(start, total) * row, header + start * row)
-        if hashlib.sha256(pixels).hexdigest() == line["sha256"]:
-            found[start] = line
+        there = [_digest(pixels[at : at + row]) for at in range(0, len(pixels), row)]
+        if there == entry["digests"]:
+            found[start] = entry
     return found
 
 
-def _journal(folder: Path) -> list[dict[str, Any]]:
-    """Whole lines of the journal; the last one may be cut where a process was killed."""
+def _journal(folder: Path, total: int) -> list[dict[str, Any]]:
+    """Whole lines of the journal, by their rows; one may be cut where a process was killed."""
     try:
         lines = (folder / JOURNAL).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         return []
-    found = []
+    found = {}
     for line in lines:
         try:
             entry = json.loads(line)
         except ValueError:
             continue
-        if isinstance(entry, dict) and {"start", "sha256", "left_out"} <= entry.keys():
-            found.append(entry)
-    return found
+        if not isinstance(entry, dict) or not {"start", "digests", "left_out"} <= entry.keys():
+            continue
+        if len(entry["digests"]) == _length(entry["start"], total):
+            found[int(entry["start"])] = entry
+    return [found[start] for start in sorted(found)]
 
 
 def _replace(path: Path, entries: list[dict[str, Any]]) -> None:
@@ -250,14 +286,12 @@ def _replace(path: Path, entries: list[dict[str, Any]]) -> None:
 def _finish(scratch: Path, folder: Path, recipe: dict[str, Any], listing: Listing) -> None:
     """Write the manifest and give the folder its name."""
     seen = (scratch / IMAGES).stat()
-    entries = sorted(_journal(scratch), key=lambda entry: int(entry["start"]))
     manifest = {
         "recipe": recipe,
         "listing": listing.digest,
         "bytes": seen.st_size,
         "modified_ns": seen.st_mtime_ns,
-        "sha256": fingerprint([entry["sha256"] for entry in entries], 64),
-        "left_out": [item for entry in entries for item in entry["left_out"]],
+        "journal": fingerprint(_journal(scratch, len(listing)), 64),
     }
     (scratch / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
     scratch.rename(folder)
@@ -278,8 +312,7 @@ def _damage(folder: Path, recipe: dict[str, Any]) -> str | None:
         return f"{MANIFEST} was written for other pictures"
     if seen.st_size != manifest.get("bytes"):
         return f"{IMAGES} has {seen.st_size} bytes, not {manifest.get('bytes')}"
-    entries = sorted(_journal(folder), key=lambda entry: int(entry["start"]))
-    if fingerprint([entry["sha256"] for entry in entries], 64) != manifest.get("sha256"):
+    if fingerprint(_journal(folder, recipe["pictures"]), 64) != manifest.get("journal"):
         return f"{JOURNAL} does not match its checksum"
     if seen.st_mtime_ns == manifest.get("modified_ns"):
         return None
@@ -298,5 +331,5 @@ def _damage(folder: Path, recipe: dict[str, Any]) -> str | None:
     return f"{IMAGES} does not match its checksums"
 
 
-def _sha256(pixels: NDArray[np.uint8]) -> str:
-    return hashlib.sha256(pixels.data.cast("B")).hexdigest()
+def _digest(pixels: bytes | memoryview) -> str:
+    return hashlib.blake2b(pixels, digest_size=DIGEST).hexdigest()

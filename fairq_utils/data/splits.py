@@ -63,10 +63,10 @@ def carve(keys: Sequence[str], found: Mapping[str, float], rest: str) -> NDArray
     return names[np.searchsorted(bounds, positions(keys), side="right")]
 
 
-def first(
+def ordered(
     keys: Sequence[str], split: NDArray[np.str_], images: Mapping[str, int] | None
 ) -> NDArray[np.int64]:
-    """Rows that are kept: of every split in ``images`` so many, the first by hash.
+    """Rows in the order of their places by hash: of every split in ``images`` the first so many.
 
     Asking for more keeps all that fewer would, so that a small study's people are in a larger one.
 
@@ -75,19 +75,18 @@ def first(
     BadInput
         An unknown split, a number that is none, or more than there are.
     """
+    order = np.argsort(positions(keys), kind="stable")
     kept = np.ones(len(keys), bool)
-    place = positions(keys)
     for name, count in (images or {}).items():
         if name not in SPLITS:
             raise BadInput(f"images: {name!r} is not one of {', '.join(SPLITS)}")
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise BadInput(f"images.{name}: {count!r} is no number of pictures; name 1 or more")
-        rows = np.flatnonzero(split == name)
+        rows = order[split[order] == name]
         if len(rows) < count:
             raise BadInput(
                 f"images.{name}: {count} pictures are asked for and there are {len(rows)}; name "
                 "fewer, or give this split a larger share in held_out"
             )
-        order = np.argsort(place[rows], kind="stable")
-        kept[rows[order[count:]]] = False
-    return np.flatnonzero(kept)
+        kept[rows[count:]] = False
+    return order[kept[order]]

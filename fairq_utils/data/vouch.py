@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fairq_utils.data.decoding import Unreadable, upright
+from fairq_utils.data.duplicates import duplicates
 from fairq_utils.data.listing import KINDS, Finding, Listing
 from fairq_utils.data.published_counts import Published
 
@@ -71,8 +72,8 @@ def vouch(
 ) -> Report:
     """Compare a folder with the published collection and look for damage and duplicates.
 
-    A picture that stands in two splits counts as lost, since a model would be tested on what it
-    was trained on; one that stands twice in a split is told and does not count.
+    A picture that stands in two splits counts as lost to all but one of them, and one that stands
+    twice in a split does not: see :func:`~fairq_utils.data.duplicates.duplicates`.
 
     Parameters
     ----------
@@ -175,22 +176,21 @@ def _kinds(findings: tuple[Finding, ...], pixels: bool) -> Iterator[Row]:
 def _pictures(
     listing: Listing, pixels: bool, published: Published | None, progress: Progress | None
 ) -> Iterator[Finding]:
-    """What is wrong with the pictures themselves, in their order."""
-    first: dict[bytes, int] = {}
+    """What is wrong with the pictures themselves, in the order of their files."""
+    digests: dict[int, bytes] = {}
     sizes = np.zeros((len(listing), 2), np.int32)
-    for i, name in enumerate(listing.files.tolist()):
+    for done, i in enumerate(listing.as_stored().tolist(), 1):
+        name = str(listing.files[i])
         try:
-            sizes[i], digest = _look(listing.read(i), pixels)
+            sizes[i], digests[i] = _look(listing.read(i), pixels)
         except Unreadable as error:
             yield Finding(name, error.kind, str(error))
-        except OSError as error:
-            yield Finding(name, "unreadable", f"cannot be read ({error.strerror or error})")
-        else:
-            before = first.setdefault(digest, i)
-            if before != i:
-                yield _duplicate(listing, before, i)
+        except (OSError, MemoryError) as error:
+            reason = getattr(error, "strerror", None) or str(error) or "memory is short"
+            yield Finding(name, "unreadable", f"cannot be read ({reason})")
         if progress is not None:
-            progress(i + 1, len(listing))
+            progress(done, len(listing))
+    yield from duplicates(listing, digests).values()
     yield from _sizes(listing, sizes, published)
 
 
@@ -206,20 +206,6 @@ def _look(encoded: bytes, pixels: bool) -> tuple[tuple[int, int], bytes]:
     return picture.size, digest.digest()
 
 
-def _duplicate(listing: Listing, before: int, i: int) -> Finding:
-    other, here = str(listing.split[before]), str(listing.split[i])
-    problem = f"is the same picture as {listing.files[before]}"
-    if other != here:
-        problem += f", which is in {other} and this one in {here}"
-    labels = [
-        (int(listing.target[row]), tuple(listing.groups.iloc[row].astype(str)))
-        for row in (before, i)
-    ]
-    if labels[0] != labels[1]:
-        problem += ", with other labels"
-    return Finding(str(listing.files[i]), "duplicate", problem, counts=other != here)
-
-
 def _sizes(
     listing: Listing, sizes: NDArray[np.int32], published: Published | None
 ) -> Iterator[Finding]:
@@ -232,7 +218,8 @@ def _sizes(
     else:
         kinds, counts = np.unique(sizes[decoded], axis=0, return_counts=True)
         expected, whose = kinds[counts.argmax()], "most are"
-    for i in decoded[(sizes[decoded] != expected).any(axis=1)]:
+    odd = (sizes != expected).any(axis=1) & (sizes[:, 0] > 0)
+    for i in [i for i in listing.as_stored() if odd[i]]:
         yield Finding(
             str(listing.files[i]),
             "size",
