@@ -30,7 +30,7 @@ from fairq_utils.work import BACKWARD, Rates, Work, work
 HOUR = 3600.0
 PARTS = ("training_seconds", "quantizer_seconds")
 # Shares that the readers carve where a params file names none, and out of which official split.
-DEFAULTS = {
+DEFAULTS: dict[str, dict[str, float]] = {
     "celeba": celeba.HELD_OUT,
     "utkface": utkface.HELD_OUT,
     "fairface": fairface.HELD_OUT,
@@ -57,9 +57,8 @@ def counts(params: Params) -> dict[str, int]:
     if isinstance(params.data, Data):
         return {split: int(getattr(params.data, split)) for split in SPLITS}
     published = PUBLISHED[params.data.name]
-    shares: dict[str, float] = dict(DEFAULTS[params.data.name])
-    given: dict[str, float] = {**(params.data.held_out or {})}  # type: ignore[dict-item]
-    shares |= given
+    given = {str(split): share for split, share in (params.data.held_out or {}).items()}
+    shares = DEFAULTS[params.data.name] | given
     if params.data.name == "celeba":  # two parts of one official split: naming one names both
         part = given.get("calibration", 1 - given.get("validation", shares["validation"]))
         shares = {"calibration": part, "validation": 1 - part}
@@ -69,7 +68,7 @@ def counts(params: Params) -> dict[str, int]:
         rest = [split for split in together if split not in carved]
         if not rest:  # what rounding left
             carved[together[-1]] += images - sum(carved.values())
-        found |= carved | {name: images - sum(carved.values()) for name in rest}
+        found |= carved | {split: images - sum(carved.values()) for split in rest}
     for split, wanted in params.data.images.items():
         if wanted > found[split]:
             raise BadInput(
@@ -95,8 +94,8 @@ def counted(params: Params) -> Params:
             f"mitigation.methods: one_group has a run for each group, and which there are in "
             f"{params.data.name} only its files say; leave it out to count the cost"
         )
-    fields: dict[str, Any] = {"size": params.data.size, **counts(params)}
-    people = Data.model_construct(**fields)
+    images: dict[str, Any] = counts(params)
+    people = Data.model_construct(size=params.data.size, **images)
     return params.model_copy(update={"data": people})
 
 
