@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 from pathlib import Path
@@ -63,9 +64,10 @@ def test_memory_that_is_kept_is_seen(photographs: Path, monkeypatch: pytest.Monk
     """The measure of memory sees pixels that are held; those on disk are not."""
 
     def held(listing: Any, size: int, cache: Path) -> Any:
-        images = torch.ones(4000, 3, 64, 64, dtype=torch.uint8)
+        images = torch.ones(16_000, 3, 64, 64, dtype=torch.uint8)
         return Decoded(images, np.arange(4000), np.array([""]), ())
 
+    gc.collect()  # what other tests left behind must not be freed meanwhile
     before = data.anonymous_memory()
     if before is None:
         pytest.skip("the system does not tell")
@@ -73,7 +75,7 @@ def test_memory_that_is_kept_is_seen(photographs: Path, monkeypatch: pytest.Monk
     listing = data._listing(photographs, ["below/0.jpg"], 4000)
     used = data._memory(listing, photographs)
     assert used is not None
-    assert used > 0.9 * 4000 * 3 * 64 * 64
+    assert used > 0.5 * 16_000 * 3 * 64 * 64
 
 
 def test_folders_that_cannot_be_measured(photographs: Path, tmp_path: Path) -> None:
