@@ -1,12 +1,9 @@
-"""Photographs decoded once: pixels of a file, a cache that heals, memory that stays flat."""
+"""Photographs decoded once: a cache that heals, and keeps what is wrong with a picture alone."""
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import pickle
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,141 +11,20 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
-from torch import nn
+from PIL import ImageOps
 
-from fairq_utils import figures, models, objectives, predict, training
 from fairq_utils.bench import photograph_folders as folders
-from fairq_utils.data import FaceData, celeba, load, parquet_images, pixels, splits, utkface
-from fairq_utils.data.decoding import MOST_PIXELS, Unreadable, decode
-from fairq_utils.data.photographs import listing, load_photographs
-from fairq_utils.data.pixels import Pictures, decoded
+from fairq_utils.data import celeba, load, parquet_images, pixels, utkface
+from fairq_utils.data.decoding import decode
+from fairq_utils.data.photographs import listing
+from fairq_utils.data.pixels import decoded
 from fairq_utils.faults import BadInput, Fault
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
-
-
-def face(size: tuple[int, int] = (90, 120)) -> Image.Image:
-    return Image.open(io.BytesIO(folders.jpeg(3, size)))
-
-
-@pytest.mark.parametrize("size", [(64, 64), (178, 218), (218, 178), (40, 300)])
-def test_pixels_are_those_that_a_shipped_model_sees(size: tuple[int, int], tmp_path: Path) -> None:
-    path = tmp_path / "face.jpg"
-    path.write_bytes(folders.jpeg(1, size))
-    found = decode(path.read_bytes(), 48)
-    assert found.shape == (3, 48, 48) and found.dtype == np.uint8 and found.flags.c_contiguous
-    np.testing.assert_array_equal(found, predict.picture(path, 48))
-
-
-def test_resizing_averages_over_what_it_leaves_out() -> None:
-    stripes = np.zeros((240, 240, 3), np.uint8)
-    stripes[:, ::2] = 255
-    found = decode(encoded(Image.fromarray(stripes)), 24)
-    assert abs(found.astype(float) - 127.5).max() < 12
-
-
-def test_drafts_change_little() -> None:
-    picture = folders.jpeg(5, (700, 900))
-    quick, whole = decode(picture, 64), decode(picture, 64, draft=False)
-    difference = np.abs(quick.astype(float) - whole)
-    assert 0 < difference.mean() < 1.5
-
-
-def test_a_camera_s_orientation_is_applied() -> None:
-    upright = face((96, 96))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # shown after a quarter turn clockwise
-    turned = upright.transpose(Image.Transpose.ROTATE_90)
-    found = decode(encoded(turned, "JPEG", quality=95, exif=exif), 96)
-    expected = np.asarray(upright.convert("RGB")).transpose(2, 0, 1).astype(float)
-    assert np.abs(found - expected).mean() < 4
-    assert np.abs(decode(encoded(turned, "JPEG", quality=95), 96) - expected).mean() > 10
-
-
-@pytest.mark.parametrize(
-    ("kind", "mode"),
-    [("PNG", mode) for mode in ("L", "P", "RGBA", "LA", "1")] + [("JPEG", "L"), ("JPEG", "CMYK")],
-)
-def test_every_mode_becomes_rgb(kind: str, mode: str) -> None:
-    image = face((64, 64)).convert("L" if mode in ("L", "LA", "1") else "RGB")
-    found = decode(encoded(image.convert(mode), kind), 64)
-    expected = np.asarray(image.convert("RGB")).transpose(2, 0, 1).astype(float)
-    tolerance = {"P": 20, "1": 140}.get(mode, 6)
-    assert found.shape == (3, 64, 64) and np.abs(found - expected).mean() < tolerance
-    if mode in ("L", "LA", "1"):
-        np.testing.assert_array_equal(found[0], found[2])
-
-
-def bomb() -> bytes:
-    return encoded(Image.new("1", (MOST_PIXELS // 1000, 1001)))
-
-
-@pytest.mark.parametrize(
-    ("content", "kind", "sentence"),
-    [
-        (b"", "unreadable", r"is empty \(0 bytes\)"),
-        (b"<html>not found</html>", "unreadable", "is no image in a known format"),
-        (folders.jpeg, "unreadable", r"cannot be decoded \(image file is truncated\)"),
-        (bomb, "unsafe", "has 64000 x 1001 pixels, more than 64,000,000"),
-        (
-            lambda: encoded(Image.new("1", (20_000, 20_000))),
-            "unsafe",
-            "has more than 64,000,000 pixels",
-        ),
-        pytest.param(
-            lambda: encoded(Image.new("1", (10_000, 10_000))),
-            "unsafe",
-            "has 10000 x 10000 pixels, more than 64,000,000",
-            marks=pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning"),
-        ),
-        pytest.param(
-            lambda: encoded(Image.new("1", (10_000, 10_000))),
-            "unsafe",
-            "has more than 64,000,000 pixels",
-            marks=pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning"),
-        ),
-        (
-            lambda: encoded(Image.fromarray(np.full((8, 8), 40_000, np.uint16))),
-            "unreadable",
-            r"has more than 8 bits a channel \(mode I;16\)",
-        ),
-    ],
-)
-def test_what_is_no_picture_is_refused(
-    content: bytes | Callable[..., bytes], kind: str, sentence: str
-) -> None:
-    if content is folders.jpeg:
-        content = folders.jpeg(0)[:900]
-    elif callable(content):
-        content = content()
-    with pytest.raises(Unreadable, match=f"^{sentence}$") as refusal:
-        decode(content, 32)
-    assert refusal.value.kind == kind
-
-
-@pytest.mark.parametrize("left", ["1 byte", "7 bytes", "0 bytes"])
-def test_why_a_picture_cannot_be_decoded_is_said_without_pillow_s_numbers(
-    left: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fails(image: Image.Image) -> Image.Image:
-        raise OSError(f"image file is truncated ({left} not processed)")
-
-    monkeypatch.setattr(ImageOps, "exif_transpose", fails)
-    with pytest.raises(Unreadable, match=r"^cannot be decoded \(image file is truncated\)$"):
-        decode(folders.jpeg(0), 32)
 
 
 @pytest.fixture
@@ -458,88 +334,6 @@ def test_a_link_to_nothing_is_a_missing_picture(root: Path, tmp_path: Path) -> N
     assert len(data) == 59
 
 
-HELD_OUT = {"calibration": 0.2, "validation": 0.1, "test": 0.3}
-
-
-def copied(root: Path, one: str, other: str, split: NDArray[np.str_]) -> tuple[str, str]:
-    """Put the first picture of one split under the name of the last one of another."""
-    names = utkface.listing(root, held_out=HELD_OUT).files
-    source, place = names[split == one][0], names[split == other][-1]
-    (root / place).write_bytes((root / source).read_bytes())
-    return str(source), str(place)
-
-
-def test_nobody_is_tested_on_who_was_trained_on(root: Path, tmp_path: Path) -> None:
-    split = utkface.listing(root, held_out=HELD_OUT).split
-    options = {"root": root, "size": 32, "cache": tmp_path / "c", "held_out": HELD_OUT}
-    trained, tested = copied(root, "train", "test", split)
-    within = copied(root, "calibration", "calibration", split)
-    with pytest.raises(BadInput) as refusal:
-        load("utkface", **options)
-    assert str(refusal.value).startswith(
-        f"{root}: 1 picture or label of UTKFace cannot be used and max_bad allows 0: {trained}: is "
-        f"the same picture as {tested}, which is in test and this one in train"
-    )
-    data = load("utkface", max_bad=1, **options)
-    assert sorted((f["place"], f["kind"]) for f in data.meta["findings"]) == sorted(
-        [(trained, "duplicate"), (within[1], "duplicate")]
-    )
-    assert len(data) == 59 and (data.split == "test").sum() == (split == "test").sum()
-    assert (data.split == "train").sum() == (split == "train").sum() - 1
-    shown = {picture.numpy().tobytes() for picture in data.subset("test").images}
-    assert not any(p.numpy().tobytes() in shown for p in data.subset("train").images)
-    assert len({picture.numpy().tobytes() for picture in data.images}) == 58
-    found = listing("utkface", root, held_out=HELD_OUT)
-    left = [i for i, name in enumerate(found.files) if name != trained]
-    for row, i in enumerate(left):
-        np.testing.assert_array_equal(data.images[row].numpy(), decode(found.read(i), 32))
-
-
-def test_contents_are_told_apart_split_by_split(root: Path, tmp_path: Path) -> None:
-    def contents(folder: Path, **options: Any) -> dict[str, str]:
-        options = {"size": 32, "held_out": HELD_OUT, **options}
-        return load("utkface", root=folder, cache=tmp_path / "c", **options).meta["contents"]
-
-    first = contents(root)
-    assert set(first) == set(splits.SPLITS) and len(set(first.values())) == 4
-    other = tmp_path / "elsewhere"
-    shutil.copytree(root, other, copy_function=shutil.copyfile)  # with other times
-    for path in other.iterdir():
-        os.utime(path, (1, 1))
-    assert contents(other) == contents(other, max_bad=9) == first
-
-    def changed(then: dict[str, str]) -> set[str]:
-        return {split for split in first if then.get(split) != first[split]}
-
-    assert changed(contents(root, size=16)) == set(first)
-    assert changed(contents(root, target="age>=60")) == set(first)
-    assert changed(contents(root, groups=["gender"])) == set(first)
-    fewer = {**HELD_OUT, "test": 0.2}  # more to train on, fewer to test
-    assert changed(contents(root, held_out=fewer)) == {"train", "test"}
-    found = listing("utkface", root, held_out=HELD_OUT)
-    assert changed(contents(root, images={"train": 5})) == {"train"}
-    place = other / str(found.files[found.split == "validation"][0])
-    place.write_bytes(folders.jpeg(500))
-    assert changed(contents(other)) == {"validation"}
-    place.write_bytes(b"")  # what cannot be read is not there
-    without = contents(other, max_bad=1)
-    assert changed(without) == {"validation"}
-    place.unlink()
-    assert contents(other) == without
-
-
-def test_contents_are_known_without_a_look_at_the_pixels(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = load("utkface", root=root, size=32, cache=tmp_path / "c").meta["contents"]
-    seen = count_decodings(monkeypatch)
-    monkeypatch.setattr(os, "pread", None)
-    monkeypatch.setattr(pixels, "_digest", None)
-    monkeypatch.setattr(Pictures, "__getitem__", None)
-    again = load("utkface", root=root, size=32, cache=tmp_path / "c").meta["contents"]
-    assert again == first and not seen
-
-
 def test_a_row_without_a_picture_is_named(tmp_path: Path) -> None:
     root = folders.celeba(tmp_path / "celeba", n=1, layout="parquet")
     path = root / "img_align+identity+attr/test-00000-of-00001.parquet"
@@ -588,122 +382,6 @@ def test_row_groups_are_read_once_and_do_not_pile_up(
     for i in found.as_stored():
         found.read(int(i))
     assert len(read) == 3 * groups
-
-
-def test_pictures_index_as_a_tensor_does(root: Path, tmp_path: Path) -> None:
-    data = load("utkface", root=root, size=16, cache=tmp_path / "c")
-    lazy = data.images
-    assert isinstance(lazy, Pictures)
-    lazy = lazy.take(np.random.default_rng(0).permutation(60)[:50])
-    eager = torch.stack(list(lazy))
-    assert (lazy.shape, lazy.dtype, lazy.ndim, len(lazy)) == (eager.shape, eager.dtype, 4, 50)
-    mask = torch.arange(50) % 3 == 0
-    for index in (
-        0,
-        -1,
-        slice(None),
-        slice(10, 20),
-        slice(None, None, 7),
-        slice(50, 60),
-        torch.tensor([3, 1, 1, 49]),
-        torch.tensor([], dtype=torch.int64),
-        mask,
-        mask.numpy(),
-        np.array([4, -2]),
-        [5, 6, 7],
-    ):
-        assert torch.equal(lazy[index], eager[index]), index
-    pairs = zip(lazy.split(16), eager.split(16), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
-    rows = np.array([7, 3, 40])
-    assert torch.equal(lazy.take(rows)[:], eager[torch.from_numpy(rows)])
-    assert torch.equal(lazy.take(mask.numpy())[:], eager[mask])
-    with pytest.raises(IndexError):
-        lazy[50]
-    with pytest.raises(IndexError):
-        lazy[torch.ones(49, dtype=torch.bool)]
-    copy = lazy[0:3]
-    copy.zero_()
-    assert torch.equal(lazy[0:3], eager[0:3])
-    sent = pickle.dumps(lazy)
-    assert len(sent) < 2000 and torch.equal(pickle.loads(sent)[:], eager)
-
-
-def both(root: Path, cache: Path) -> tuple[FaceData, FaceData]:
-    lazy = load_photographs("utkface", root=root, size=16, cache=cache)
-    assert isinstance(lazy.images, Pictures)
-    return lazy, replace(lazy, images=lazy.images[:])
-
-
-def test_face_data_is_the_same_on_disk_and_in_memory(root: Path, tmp_path: Path) -> None:
-    lazy, eager = both(root, tmp_path / "c")
-    for split in ("train", "test"):
-        one, two = lazy.subset(split), eager.subset(split)
-        assert isinstance(one.images, Pictures) and torch.equal(one.images[:], two.images[:])
-        assert one.describe().equals(two.describe())
-    rows = np.array([5, 2, 59])
-    assert torch.equal(lazy.take(rows).images[:], eager.take(rows).images[:])
-    sheets = [figures.face_sheet(data, rows=1, columns=2) for data in (lazy, eager)]
-    titles = [[axis.get_title() for axis in sheet.axes] for sheet in sheets]
-    first = lazy.groups.iloc[0]
-    answer = ("female", "male")[lazy.target[0]]
-    assert titles[0] == titles[1]
-    assert titles[0][0] == f"{first.gender}, {first.age}\n{first.race}\n{answer}"
-
-
-def test_training_is_the_same_on_disk_and_in_memory(root: Path, tmp_path: Path) -> None:
-    margins = []
-    for data in both(root, tmp_path / "c"):
-        torch.manual_seed(0)
-        model = nn.Sequential(
-            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-            nn.Linear(4, 2),
-        )  # fmt: skip
-        recipe = training.Recipe(epochs=2, learning_rate=0.01, batch_size=16)
-        training.fit(model, data, recipe, objectives.Classification(data), seed=3)
-        margins.append(training.predict(model, data.images, batch_size=7))
-        assert models.normalize(data.images[:4]).shape == (4, 3, 16, 16)
-    np.testing.assert_array_equal(*margins)
-
-
-def anonymous() -> int:
-    """Bytes of memory that this process alone has, not counting pages of files."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError("no RssAnon in /proc/self/status")
-
-
-def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path: Path) -> None:
-    folder = tmp_path / "utkface"
-    folder.mkdir()
-    for i in range(2000):
-        gender, race = i % 2, i % 5
-        (folder / f"{20 + i % 60}_{gender}_{race}_{20170109142408075 + i}.jpg").write_bytes(
-            folders.jpeg(i, (48 + i // 250, 48 + i // 250))  # nobody twice
-        )
-    size = 128  # 98 MB of pixels
-
-    def most(images: dict[str, int] | None) -> int:
-        """The most memory at any time of decoding and of an epoch's reads."""
-        seen = []
-        data = load(
-            "utkface",
-            root=folder,
-            size=size,
-            cache=tmp_path / "c",
-            threads=2,
-            images=images,
-            progress=lambda *done: seen.append(anonymous()),
-        )
-        train = data.subset("train")
-        for rows in torch.randperm(len(train)).split(64):
-            assert train.images[rows].shape == (len(rows), 3, size, size)
-            seen.append(anonymous())
-        return max(seen)
-
-    before = most({"train": 700})  # with what threads and libraries keep for themselves
-    assert most(None) - before < 20e6
 
 
 def test_a_cache_that_cannot_be_is_refused(root: Path, tmp_path: Path) -> None:

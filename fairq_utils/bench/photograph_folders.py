@@ -56,7 +56,7 @@ def jpeg(
     race: str | None = None,
     quality: int = 90,
 ) -> bytes:
-    """A face of such a person; another number gives another picture, in its light at least."""
+    """A face of such a person; another number gives another picture, in its light or colours."""
     faces = people()
     fits = np.ones(len(faces), bool)
     if gender is not None:
@@ -70,7 +70,9 @@ def jpeg(
     rows = np.flatnonzero(fits)
     row = int(rows[number % len(rows)])
     image = Image.fromarray(faces.images[row].permute(1, 2, 0).numpy())
+    # Where one of the two is nearly the same, the other is not.
     image = ImageEnhance.Brightness(image).enhance(0.75 + 0.5 * (number * 0.381966 % 1))
+    image = ImageEnhance.Color(image).enhance(0.6 + 0.8 * (number * 0.754878 % 1))
     width, height = size
     side = max(size)
     image = image.resize((side, side), Image.Resampling.BICUBIC)
