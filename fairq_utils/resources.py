@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -169,8 +170,27 @@ def _check_recipes(params: Params) -> None:
 def unfinished(params: Params, run: Run) -> Checkpoints | None:
     """Where a run's training keeps how far it is, or None where it shall not."""
     minutes = params.training.checkpoint_minutes
-    path = ledger(params).checkpoint_path(run.key).with_suffix(".unfinished")
-    return Checkpoints(path, minutes, run.key) if minutes else None
+    return Checkpoints(_unfinished(ledger(params), run), minutes, run.key) if minutes else None
+
+
+def remove_abandoned(store: Ledger, finished: Iterable[Run]) -> None:
+    """Remove what is kept here of stopped trainings that were finished elsewhere or otherwise.
+
+    Parameters
+    ----------
+    finished : runs that are in the ledger
+        An FP32 model whose weights are gone is trained again, and its file stays.
+    """
+    for run in finished:
+        path = _unfinished(store, run)
+        if path.exists() and (
+            run.method != "fp32" or store.fs.exists(store.kept_checkpoint(run.key))
+        ):
+            path.unlink(missing_ok=True)
+
+
+def _unfinished(store: Ledger, run: Run) -> Path:
+    return store.checkpoint_path(run.key).with_suffix(".unfinished")
 
 
 def results(params: Params) -> Path:

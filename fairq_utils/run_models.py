@@ -261,9 +261,9 @@ def calibration_rows(
     if sampler.startswith(ONE_GROUP):
         sampler, _, options["group"] = sampler.partition("=")
     elif sampler == "worst_group":
-        options["losses"] = pool_losses(model, models.normalize(pool.images[:]), pool.target)
+        options["losses"] = pool_losses(model, pool.images, pool.target)
     elif sampler == "core_set":
-        options["features"] = pool_features(model, models.normalize(pool.images[:]))
+        options["features"] = pool_features(model, pool.images)
     elif sampler == "matched":
         options["population"] = shares(params, run.settings["attributes"])
     return calibration.draw(

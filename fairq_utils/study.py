@@ -23,7 +23,7 @@ from fairq_utils.ledger import Ledger, Run
 from fairq_utils.params import Params
 from fairq_utils.planning import PHASES, baseline_of, with_dials
 from fairq_utils.progress import Progress
-from fairq_utils.resources import ledger, prepare
+from fairq_utils.resources import ledger, prepare, remove_abandoned
 
 
 def execute(
@@ -44,6 +44,7 @@ def execute(
     store = ledger(params)
     wanted = with_dials(params, phases)
     missing = {run: part for run, part in wanted.items() if not store.contains(run.key)}
+    remove_abandoned(store, wanted.keys() - missing.keys())
     baselines = {baseline_of(run): part for run, part in missing.items()}
     # A phase by itself may need FP32 models that are not trained yet.
     first = [run for run in baselines if run not in wanted and not store.contains(run.key)]

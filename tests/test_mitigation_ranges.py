@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fairq_utils import models
+from fairq_utils.data.pictures import Pictures
+from fairq_utils.mitigation import coverage
 from fairq_utils.mitigation.clipping import clipped, input_ranges
 from fairq_utils.mitigation.coverage import pool_features, pool_losses
 from fairq_utils.mitigation.ranges import RULES, GroupedStatistics, Turn, observe_groups
@@ -553,6 +556,32 @@ def test_features_are_what_enters_the_classifier(name: str, size: int) -> None:
     found = pool_features(net, images)
     assert found.dtype == np.float32 and found.shape == tuple(x.shape)
     np.testing.assert_allclose(found, x.numpy(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "squeezenet1_1", "vit_small"])
+def test_pictures_are_normalised_a_batch_at_a_time(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    net = models.build(name, image_size=32).eval()
+    rng = np.random.default_rng(0)
+    stored, labels = rng.integers(0, 256, (80, 3, 32, 32)).astype(np.uint8), np.arange(65) % 2
+    np.save(tmp_path / "images.npy", stored)
+    rows = rng.permutation(80)[:65]  # the last batch is of one picture
+    on_disk, images = Pictures(tmp_path / "images.npy", rows), torch.from_numpy(stored[rows])
+    whole = models.normalize(images)
+    features, losses = pool_features(net, whole), pool_losses(net, whole, labels)
+    sizes: list[int] = []
+
+    def noted(batch: Tensor) -> Tensor:
+        sizes.append(len(batch))
+        return models.normalize(batch)
+
+    monkeypatch.setattr(coverage, "normalize", noted)
+    for given in (images, on_disk):
+        np.testing.assert_array_equal(pool_features(net, given), features)
+        np.testing.assert_array_equal(pool_losses(net, given, labels), losses)
+    assert sizes == [64, 1] * 4
 
 
 class Tokens(nn.Module):

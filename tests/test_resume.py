@@ -324,3 +324,22 @@ def test_a_study_goes_on_within_a_training(tmp_path: Path, monkeypatch: pytest.M
     mine, theirs = (load_file(resources.ledger(p).checkpoint_path(key)) for p in (whole, stopped))
     assert all(torch.equal(mine[name], value) for name, value in theirs.items())
     assert not list((tmp_path / "whole").rglob("*.unfinished"))
+
+
+def test_what_a_stopped_training_left_goes_once_its_run_is_there(tmp_path: Path) -> None:
+    params = study(tmp_path / "study", 0)  # which keeps nothing by itself
+    where = {"ledger": f"memory://{tmp_path.name}", "cache": str(tmp_path / "cache")}
+    execution = params.execution.model_copy(update=where)
+    store = resources.ledger(params.model_copy(update={"execution": execution}))
+    base, tuned = planned(params, "fp32"), planned(params, "qat")
+    places = {run: resources._unfinished(store, run) for run in (base, tuned)}
+    places[base].parent.mkdir(parents=True)
+    for path in places.values():
+        path.touch()
+    resources.remove_abandoned(store, [])
+    assert all(path.exists() for path in places.values())
+    resources.remove_abandoned(store, [base, tuned])
+    assert [places[run].exists() for run in (base, tuned)] == [True, False]  # no weights yet
+    store.fs.pipe_file(store.kept_checkpoint(base.key), b"weights")
+    resources.remove_abandoned(store, [base, tuned])
+    assert not places[base].exists()

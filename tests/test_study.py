@@ -342,6 +342,14 @@ def test_a_damaged_checkpoint_is_set_aside_and_trained_again(params: Params) -> 
     assert store.contains(quantized.key)
 
 
+def test_what_a_stopped_training_left_is_gone_after_the_study(params: Params) -> None:
+    store = resources.ledger(params)
+    left = store.checkpoint_path(planning.plan(params)[0].key).with_suffix(".unfinished")
+    left.touch()
+    study.execute(params)
+    assert not left.exists()
+
+
 @pytest.mark.parametrize("place", ["ledger", "cache", "results"])
 def test_a_place_that_cannot_be_written_is_named_before_anything_is_computed(
     tmp_path: Path, place: str

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from fairq_utils import (
     run_models,
     study,
 )
+from fairq_utils.bench import study as bench_study
 from fairq_utils.calibration import SAMPLERS
 from fairq_utils.data_params import CELLS
 from fairq_utils.faults import BadInput
@@ -30,7 +32,7 @@ from fairq_utils.ledger import RunRecord
 from fairq_utils.mitigation.methods import METHODS
 from fairq_utils.mitigation.simulation import rates
 from fairq_utils.mitigation_chapter import PARITY
-from fairq_utils.params import Minding, Params, Sampler
+from fairq_utils.params import Dials, Minding, Params, Sampler
 from fairq_utils.params_file import load_params
 from fairq_utils.quantizers.methods import CONTROL
 
@@ -98,6 +100,28 @@ def test_the_plan_has_every_method_once(params: Params, records: list[RunRecord]
     groups = {f"one_group={g} {a}" for g in ("female", "male") for a in ("old", "young")}
     assert samplers == (set(SAMPLERS) - {"one_group"}) | groups
     assert {run.method for run in of_one} == {"fp32", "ptq", "qat", CONTROL, *METHODS}
+
+
+def test_the_benchmark_times_the_static_runs_that_it_counts(
+    params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dialled = params.model_copy(update={"dials": Dials(models=("squeezenet1_1",), light=(0.5,))})
+    assert len(planning.with_dials(dialled)) > len(planning.plan(params))
+    alone = bench_study.static_runs(dialled, "squeezenet1_1")
+    counted = planning.plan(alone, bench_study.PHASES[1:])
+    seeds, samplers = params.training.seeds, ("random", *params.mitigation.samplers)
+    assert {(run.training["seed"], run.sampler) for run in counted} == set(product(seeds, samplers))
+    assert {run.method for run in counted} == {"ptq"}
+    timed: list[str] = []
+
+    def executed(*args: Any, **options: Any) -> None:
+        before = set(resources.ledger(args[0]).keys())
+        assert len(before) == len(seeds)  # no model is trained in the time that is taken
+        timed.extend(set(study.execute(*args, **options).keys()) - before)
+
+    monkeypatch.setattr(bench_study, "execute", executed)
+    assert bench_study._by_the_study(alone, resources.ledger(params), counted) > 0
+    assert sorted(timed) == sorted(run.key for run in counted)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -25,9 +25,9 @@ from torch.nn import functional as F
 from fairq_utils import calibration, models, training
 from fairq_utils.bench.subjects import pinned_threads, with_trained
 from fairq_utils.data import FaceData
-from fairq_utils.ledger import Run
+from fairq_utils.ledger import Ledger, Run
 from fairq_utils.params import Params
-from fairq_utils.planning import baseline_of, plan
+from fairq_utils.planning import PHASES, baseline_of, plan
 from fairq_utils.quantizers import QuantSpec, observe, quantize_observed, use_integers
 from fairq_utils.quantizers.layers import quantizable
 from fairq_utils.resources import faces, ledger
@@ -42,7 +42,8 @@ METHOD = "ptq"
 def bench_study(params: Params) -> tuple[dict[str, Any], str, dict[str, pd.DataFrame]]:
     """Evaluate the static runs of a study by the study, and by a plain loop.
 
-    The plain loop is timed on one calibration sampler; the others cost it the same.
+    They are those of ``quantization.bits``, its ``ranges`` and ``mitigation.samplers``. The plain
+    loop is timed on one calibration sampler; the others cost it the same.
 
     Returns
     -------
@@ -59,13 +60,10 @@ def bench_study(params: Params) -> tuple[dict[str, Any], str, dict[str, pd.DataF
     data = faces(params)
     rows = []
     for architecture in params.training.models:
-        wanted = [
-            run
-            for run in plan(params, ("quantization", "mitigation"))
-            if run.architecture == architecture and run.method == METHOD
-        ]
+        alone = static_runs(params, architecture)
+        wanted = plan(alone, PHASES[1:])
         model = trained(params, architecture, baseline_of(wanted[0]).key)
-        ours = _by_the_study(params, architecture, wanted)
+        ours = _by_the_study(alone, ledger(params), wanted)
         plain = [run for run in wanted if run.sampler == "random"]
         loop = sum(_plainly(params, run, data) for run in plain) / len(plain)
         rows.append(
@@ -105,26 +103,24 @@ def _words(table: pd.DataFrame, figures: dict[str, Any]) -> str:
     return "\n".join([shown.to_string(index=False), "", *lines])
 
 
-def _by_the_study(params: Params, architecture: str, wanted: Sequence[Run]) -> float:
-    """Seconds in which the study evaluates the runs of one architecture, in a fresh ledger."""
-    store, base = ledger(params), baseline_of(wanted[0])
+def _by_the_study(alone: Params, store: Ledger, wanted: Sequence[Run]) -> float:
+    """Seconds in which a study evaluates its runs, in a fresh ledger with the trained models."""
     with tempfile.TemporaryDirectory() as folder:
-        with_trained(store, ledger(_alone(params, architecture, folder)), [base])
+        where = alone.execution.model_copy(update={"ledger": folder})
+        fresh = alone.model_copy(update={"execution": where})
+        with_trained(store, ledger(fresh), [baseline_of(run) for run in wanted])
         began = time.perf_counter()
-        execute(
-            _alone(params, architecture, folder),
-            ("quantization", "mitigation"),
-            stream=io.StringIO(),
-        )
+        execute(fresh, PHASES[1:], stream=io.StringIO())
         return time.perf_counter() - began
 
 
-def _alone(params: Params, architecture: str, folder: str) -> Params:
-    """The same study of one architecture, its static runs only, in another ledger."""
+def static_runs(params: Params, architecture: str) -> Params:
+    """The same study of one architecture, with nothing but the static runs of every sampler."""
     given = params.model_dump()
     given["training"]["models"] = {architecture: given["training"]["models"][architecture]}
     given["quantization"] |= {"methods": [METHOD], "further": {}, "further_models": []}
-    given["execution"]["ledger"] = folder
+    given["mitigation"] |= {"methods": [], "models": []}
+    given["dials"] = {"models": []}
     return type(params).model_validate(given)
 
 
