@@ -31,6 +31,7 @@ TRAINED_BY = (
     *RENDERED_BY,
     "fairq_utils.models",
     "fairq_utils.objectives",
+    "fairq_utils.ranks",
     "fairq_utils.training",
 )
 QUANTIZED_BY = (
