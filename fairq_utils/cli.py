@@ -153,9 +153,10 @@ def plan(params: ParamsFile = DEFAULT, overrides: Overrides = None) -> None:
 
     def action() -> None:
         from fairq_utils import dials, planning, resources
-        from fairq_utils.feasibility import check
+        from fairq_utils.feasibility import check, check_decoded
 
         check(settings)
+        check_decoded(settings)
         store = resources.ledger(settings)
         runs = planning.with_dials(settings)
         turned = {
@@ -295,3 +296,7 @@ def predict(
 def main() -> None:
     """Entry point."""
     sys.exit(app())
+
+
+if __name__ == "__main__":
+    app()

@@ -13,6 +13,7 @@ import typer
 
 from fairq_utils.data_params import Collection, Margin
 from fairq_utils.exit_codes import say_and_stop
+from fairq_utils.faults import BadInput
 
 app = typer.Typer(
     no_args_is_help=True, help="Photographs: fetch a collection, vouch for it, describe it."
@@ -99,6 +100,7 @@ def check(
         from fairq_utils.data.published_counts import PUBLISHED
         from fairq_utils.data.vouch import vouch
 
+        _refuse_missing_folder("--findings", findings)
         listing = _listing(name, root, target, margin)
         published = None if part else PUBLISHED[name]
         report = vouch(
@@ -154,6 +156,7 @@ def describe(
     def action() -> None:
         from fairq_utils.base_rates import CROSSED, WHOLE, base_rates
 
+        _refuse_missing_folder("--table", table)
         listing = _listing(name, root, target, margin, groups)
         found = base_rates(listing.target, listing.groups, listing.split)
         crossed = found.cells.attribute.str.count(CROSSED)
@@ -162,11 +165,22 @@ def describe(
         typer.echo(_printed(shown, "base_rate"))
         typer.echo("\nDemographic parity difference of a perfect classifier, in points\n")
         typer.echo(_printed(found.gaps, "gap"))
+        lost = sum(finding.counts for finding in listing.findings)
+        if lost:
+            typer.echo(
+                f"\n{lost} pictures or labels are left out of this; `fairq data check` lists them"
+            )
         if table is not None:
             found.cells.to_csv(table, index=False)
             typer.echo(str(table))
 
     say_and_stop(action, "nothing was changed")
+
+
+def _refuse_missing_folder(option: str, path: Path | None) -> None:
+    """Refuse a file to write whose folder is not there, before an hour goes into its rows."""
+    if path is not None and not path.resolve().parent.is_dir():
+        raise BadInput(f"{option} {path}: its folder is not there; make it first, or name another")
 
 
 def _printed(rows: Any, fraction: str) -> str:

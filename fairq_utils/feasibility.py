@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from fairq_utils import calibration
+from fairq_utils.data.faces import FaceData
 from fairq_utils.data.population import SPLITS
 from fairq_utils.data_params import Photographs
 from fairq_utils.dials import LABELS, worlds
 from fairq_utils.mitigation.methods import METHODS as FAIR
 from fairq_utils.params import Params, ParamsError
 from fairq_utils.people import people, shares, values
+from fairq_utils.resources import faces
+
+Who = Callable[[str], tuple[NDArray[np.int8], pd.DataFrame]]
 
 
 def check(params: Params) -> None:
@@ -29,10 +35,39 @@ def check(params: Params) -> None:
         A group of ``analysis.attributes`` without a test image, or with too few images in the
         calibration pool for a sampler; names the key, the group and the way out.
     """
+    _check(params, partial(people, params))
+
+
+def check_decoded(params: Params) -> None:
+    """The same of the photographs that could be decoded; of rendered people there is no other.
+
+    Raises
+    ------
+    ParamsError
+        As in :func:`check`, where pictures that cannot be used left too few.
+    """
+    if not isinstance(params.data, Photographs):
+        return
+    data = faces(params)
+    try:
+        _check(params, partial(_usable, data))
+    except ParamsError as error:
+        left_out = sum(finding["counts"] for finding in data.meta["findings"])
+        if not left_out:
+            raise
+        raise ParamsError(f"{error} ({left_out} pictures or labels were left out)") from None
+
+
+def _usable(data: FaceData, split: str) -> tuple[NDArray[np.int8], pd.DataFrame]:
+    rows = data.split == split
+    return data.target[rows], data.groups[rows].reset_index(drop=True)
+
+
+def _check(params: Params, who: Who) -> None:
     attributes = list(params.analysis.attributes)
     if isinstance(params.data, Photographs):
-        _check_photographs(params)
-    target, groups = people(params, "test")
+        _check_photographs(params, who)
+    target, groups = who("test")
     empty = _empty(groups, attributes)
     if empty is not None:
         raise ParamsError(
@@ -46,9 +81,9 @@ def check(params: Params) -> None:
         except ParamsError as error:
             where = f"{LABELS[world.dial]} {world.level:g}".strip()
             raise ParamsError(f"dials: {where}: {error}") from None
-    _check_tuning(params, attributes)
-    _check_samplers(params, attributes)
-    _check_draws(params, attributes)
+    _check_tuning(params, who, attributes)
+    _check_samplers(params, who, attributes)
+    _check_draws(params, who, attributes)
 
 
 def _more(params: Params) -> str:
@@ -69,7 +104,7 @@ def _name(cell: Any) -> str:
     return " ".join(str(value) for value in np.atleast_1d(np.asarray(cell, object)))
 
 
-def _check_photographs(params: Params) -> None:
+def _check_photographs(params: Params, who: Who) -> None:
     """Refuse attributes that photographs lack, and numbers that are larger than their splits."""
     known = values(params)
     unknown = [name for name in params.analysis.attributes if name not in known]
@@ -78,20 +113,20 @@ def _check_photographs(params: Params) -> None:
             f"analysis.attributes: {unknown[0]!r} is no group of {params.data.name}; there are "
             f"{', '.join(known)}"
         )
-    for name in params.analysis.attributes:
-        target, groups = people(params, "train")
-        rates = pd.Series(target).groupby(groups[name].to_numpy()).mean()
-        if rates.isin((0, 1)).all():
-            raise ParamsError(
-                f"analysis.attributes: {name!r} is what the target is made of, so that nobody in a "
-                "group of it has another label; leave it out, or choose another data.target"
-            )
-    sizes = {split: len(people(params, split)[0]) for split in SPLITS}
+    sizes = {split: len(who(split)[0]) for split in SPLITS}
     for split, size in sizes.items():
         if not size:
             raise ParamsError(
                 f"data.root: {params.data.name} has no picture in the split {split}; give it more "
                 "pictures, or a larger share in data.held_out"
+            )
+    for name in params.analysis.attributes:
+        target, groups = who("train")
+        rates = pd.Series(target).groupby(groups[name].to_numpy()).mean()
+        if rates.isin((0, 1)).all():
+            raise ParamsError(
+                f"analysis.attributes: {name!r} is what the target is made of, so that nobody in a "
+                "group of it has another label; leave it out, or choose another data.target"
             )
     quantization = params.quantization
     asked = {
@@ -109,11 +144,11 @@ def _check_photographs(params: Params) -> None:
             )
 
 
-def _check_tuning(params: Params, attributes: Sequence[str]) -> None:
+def _check_tuning(params: Params, who: Who, attributes: Sequence[str]) -> None:
     """Refuse methods that need a picture of each group where there is none."""
     fair = [FAIR[name] for name in params.mitigation.methods if name in FAIR]
     if any(method.validates for method in fair):
-        target, groups = people(params, "validation")
+        target, groups = who("validation")
         empty = _empty(groups, attributes)
         if empty is not None:
             raise ParamsError(
@@ -122,7 +157,7 @@ def _check_tuning(params: Params, attributes: Sequence[str]) -> None:
             )
     if not any(method.trains for method in fair):
         return
-    target, groups = people(params, "train")
+    target, groups = who("train")
     images = params.quantization.tuning.images or len(target)
     empty = _empty(groups[:images], attributes)
     if empty is not None:
@@ -132,9 +167,9 @@ def _check_tuning(params: Params, attributes: Sequence[str]) -> None:
         )
 
 
-def _check_samplers(params: Params, attributes: Sequence[str]) -> None:
+def _check_samplers(params: Params, who: Who, attributes: Sequence[str]) -> None:
     """Refuse samplers that the calibration pool has too few pictures for."""
-    target, groups = people(params, "calibration")
+    target, groups = who("calibration")
     wanted = params.quantization.calibration_images
     named = [name for name in params.mitigation.methods if name not in FAIR]
     for sampler in dict.fromkeys(("random", *params.mitigation.samplers, *named)):
@@ -147,7 +182,7 @@ def _check_samplers(params: Params, attributes: Sequence[str]) -> None:
             cells = product(*(values(params)[attribute] for attribute in attributes))
             options = [{"group": " ".join(cell)} for cell in cells]
         elif sampler == "matched":
-            options = [{"population": shares(params, attributes)}]
+            options = [{"population": shares(params, attributes, who("train")[1])}]
         elif sampler == "core_set":
             continue  # it needs no more than a pool that is large enough, as random does
         try:
@@ -159,12 +194,12 @@ def _check_samplers(params: Params, attributes: Sequence[str]) -> None:
             raise ParamsError(f"mitigation.{key}: {sampler}: {error}") from None
 
 
-def _check_draws(params: Params, attributes: Sequence[str]) -> None:
+def _check_draws(params: Params, who: Who, attributes: Sequence[str]) -> None:
     """Refuse draws without a group that a method looks at."""
     needy = [m for m in params.mitigation.methods if m in FAIR and FAIR[m].needs_everybody]
     if not needy:
         return
-    target, groups = people(params, "calibration")
+    target, groups = who("calibration")
     wanted = params.quantization.calibration_images
     for seed in params.quantization.calibration_seeds:
         rows = calibration.draw("random", groups, target, wanted, seed=seed, attributes=attributes)

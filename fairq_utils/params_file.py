@@ -12,7 +12,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from fairq_utils.data_params import Data, Photographs
+from fairq_utils.data_params import Collection, Data, Photographs
 from fairq_utils.params import ModelRecipe, Params, ParamsError
 
 KINDS = {"population": Data, "photographs": Photographs}  # of the data section
@@ -138,6 +138,8 @@ def _sentence(error: ValidationError) -> str:
         return f"{place}: {text}" if place else text
     if kind == "literal_error":
         allowed = re.findall(r"'([^']*)'", str(first["ctx"]["expected"]))
+        if place == "data.name":  # which of the two kinds a section is, goes by its name
+            allowed += get_args(Collection)
         near = difflib.get_close_matches(str(value), allowed, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"it is one of {', '.join(allowed)}"
         return f"{place}: {value!r} will not do; {hint}"
@@ -146,7 +148,7 @@ def _sentence(error: ValidationError) -> str:
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         return f"{place}: {value!r} will not do: it holds keys with values, such as {{key: value}}"
     if kind == "too_short":
-        return f"{place}: is empty; name at least {first['ctx']['min_length']}"
+        return f"{place}: has {len(value)}; name at least {first['ctx']['min_length']}"
     return f"{place}: {value!r} will not do: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 

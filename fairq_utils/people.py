@@ -16,7 +16,7 @@ from fairq_utils.data.listing import Listing
 from fairq_utils.data.population import demographics
 from fairq_utils.data.store import ANSWERS
 from fairq_utils.data_params import Data, Photographs
-from fairq_utils.params import Params
+from fairq_utils.params import Params, ParamsError
 from fairq_utils.resources import faces, population
 
 
@@ -82,6 +82,12 @@ def described(params: Params, splits: Sequence[str]) -> dict[str, Any]:
     """
     if isinstance(params.data, Photographs):
         there = faces(params)
+        for split in splits:
+            if split not in there.split:
+                raise ParamsError(
+                    f"data.root: no picture of {params.data.name} in the split {split} can be "
+                    "used; mend them, see `fairq data check`"
+                )
         return {
             "name": params.data.name,
             "size": params.data.size,
@@ -100,16 +106,15 @@ def described(params: Params, splits: Sequence[str]) -> dict[str, Any]:
     return data
 
 
-def shares(params: Params, attributes: Sequence[str]) -> dict[str, float]:
+def shares(params: Params, attributes: Sequence[str], train: pd.DataFrame) -> dict[str, float]:
     """Share of each crossed group among the people a study is about, by its name.
 
-    Of rendered people it is known. Of photographs it is that of the training split: nothing is
-    learnt from the test split.
+    Of rendered people it is known. Of photographs it is that of ``train``, the groups of the
+    training split: nothing is learnt from the test split.
     """
     found: dict[str, float] = {}
     if isinstance(params.data, Photographs):
-        groups = faces(params).subset("train").groups
-        cells = groups[list(attributes)].astype(str).agg(" ".join, axis=1)
+        cells = train[list(attributes)].astype(str).agg(" ".join, axis=1)
         return {str(name): float(part) for name, part in cells.value_counts(normalize=True).items()}
     who = population(params, "test")
     races = sum(who.race.values())

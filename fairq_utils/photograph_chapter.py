@@ -92,8 +92,10 @@ def whose(chapter: Chapter) -> str:
     data = chapter.params.data
     if not isinstance(data, Photographs):
         return "These people are rendered: this study's params file names no photographs."
-    left_out = len(chapter.faces().meta["findings"])
+    findings = chapter.faces().meta["findings"]
+    lost = sum(finding["counts"] for finding in findings)
     return (
         f"These are photographs of {TITLES[data.name]}; the question is "
-        f"{listing(chapter.params).meta['target']}. Left out, or told of: {left_out}."
+        f"{listing(chapter.params).meta['target']}. {lost} pictures or labels were left out, "
+        f"{len(findings) - lost} more things were told of."
     )

@@ -265,7 +265,8 @@ def calibration_rows(
     elif sampler == "core_set":
         options["features"] = pool_features(model, pool.images)
     elif sampler == "matched":
-        options["population"] = shares(params, run.settings["attributes"])
+        train = faces(params).subset("train").groups
+        options["population"] = shares(params, run.settings["attributes"], train)
     return calibration.draw(
         sampler,
         pool.groups,

@@ -18,12 +18,13 @@ import torch
 from dask import delayed
 
 from fairq_utils import run_models, runs, tracking
-from fairq_utils.feasibility import check
+from fairq_utils.data_params import Photographs
+from fairq_utils.feasibility import check, check_decoded
 from fairq_utils.ledger import Ledger, Run
 from fairq_utils.params import Params
 from fairq_utils.planning import PHASES, baseline_of, with_dials
 from fairq_utils.progress import Progress
-from fairq_utils.resources import ledger, prepare, remove_abandoned
+from fairq_utils.resources import faces, ledger, prepare, remove_abandoned
 
 
 def execute(
@@ -40,6 +41,7 @@ def execute(
     """
     check(params)
     prepare(params)
+    check_decoded(params)
     tracking.tracker(params)
     store = ledger(params)
     wanted = with_dials(params, phases)
@@ -49,6 +51,12 @@ def execute(
     # A phase by itself may need FP32 models that are not trained yet.
     first = [run for run in baselines if run not in wanted and not store.contains(run.key)]
     bars = Progress([*first, *missing], stream or sys.stderr, len(wanted) + len(first))
+    _say_what_was_left_out(params, bars)
+    shown = params.tracking.tensorboard or params.tracking.mlflow
+    if shown and len(missing) < len(wanted):
+        bars.say(
+            "tracking shows runs as they are computed: those in the ledger are not shown again"
+        )
     if not missing:
         bars.say(f"all {len(wanted)} runs are in the ledger")
         return store
@@ -75,6 +83,18 @@ def execute(
     with dask.config.set(scheduler="synchronous"):
         dask.compute(*trained.values(), *tasks)
     return store
+
+
+def _say_what_was_left_out(params: Params, bars: Progress) -> None:
+    """How many photographs are not in the study, and what the first of them lacks."""
+    if not isinstance(params.data, Photographs):
+        return
+    lost = [finding for finding in faces(params).meta["findings"] if finding["counts"]]
+    if lost:
+        bars.say(
+            f"data: {len(lost)} pictures or labels were left out, such as {lost[0]['place']}: "
+            f"{lost[0]['problem']}; `fairq data check` lists all"
+        )
 
 
 def by_calibration(wanted: Iterable[Run]) -> list[tuple[Run, list[Run]]]:

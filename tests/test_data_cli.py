@@ -138,3 +138,13 @@ def test_describe_asks_the_readers_own_questions(tmp_path: Path) -> None:
     answer = data("describe", "utkface", root, "--groups", "height")
     assert answer.exit_code == 2
     assert "height" in answer.stderr
+
+
+def test_a_file_without_its_folder_is_refused_before_the_work(tmp_path: Path) -> None:
+    for command, option in (("check", "--findings"), ("describe", "--table")):
+        missing = str(tmp_path / "nowhere" / "rows.csv")
+        answer = CliRunner().invoke(
+            app, ["data", command, "celeba", "--root", str(tmp_path), option, missing]
+        )
+        assert answer.exit_code == 2
+        assert f"{option} {missing}: its folder is not there" in answer.stderr

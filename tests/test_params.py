@@ -99,11 +99,19 @@ BAD = {
         changed(mitigation={"methods": "group_balanced"}),
         "mitigation.methods: 'group_balanced' will not do: it is a list; write [group_balanced]",
     ),
+    "a collection misspelt": (
+        changed(data={"name": "celebra"}),
+        "data.name: 'celebra' will not do; did you mean 'celeba'?",
+    ),
+    "one of two": (
+        changed(analysis={"attributes": ["gender"]}),
+        "analysis.attributes: has 1; name at least 2",
+    ),
     "no section": (
         {**changed(), "mitigation": 3},
         "mitigation: 3 will not do: it holds keys with values",
     ),
-    "an empty list": (changed(mitigation={"bits": []}), "mitigation.bits: is empty; name at least"),
+    "an empty list": (changed(mitigation={"bits": []}), "mitigation.bits: has 0; name at least 1"),
     "a dial's calibration images": (
         changed(dials={"models": ["resnet50"], "calibration_images": 300, "calibration": 200}),
         "dials.calibration_images: 300 images are asked for, but dials.calibration holds 200",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from pathlib import Path
 from typing import Any
@@ -168,7 +169,7 @@ def test_matched_calibration_is_in_the_proportions_of_training(folders: Path) ->
     attributes = list(params.analysis.attributes)
     _, train = people(params, "train")
     wanted = train[attributes].astype(str).agg(" ".join, axis=1).value_counts(normalize=True)
-    assert shares(params, attributes) == pytest.approx(wanted.to_dict())
+    assert shares(params, attributes, train) == pytest.approx(wanted.to_dict())
     record = next(r for r in runs_of_after(params) if r.run.sampler == "matched")
     pool = faces(params).subset("calibration")
     model = run_models.trained(
@@ -260,3 +261,44 @@ def test_celeba_has_enough_people_for_its_profile() -> None:
 def test_dials_need_rendered_people(folders: Path) -> None:
     with pytest.raises(ParamsError, match="dials are turned in rendered people"):
         small("celeba", folders, **{"dials.models": ["squeezenet1_1"]})
+
+
+def damaged(folders: Path, to: Path, split: str, keep: int) -> Path:
+    """CelebA with all but some pictures of a split emptied."""
+    shutil.copytree(folders / "celeba", to)
+    found = listing(small("celeba", folders))
+    rows = np.flatnonzero(found.split == split)[keep:]
+    for row in rows:
+        (to / str(found.files[row])).write_bytes(b"")
+    return to
+
+
+@pytest.mark.parametrize(
+    ("split", "keep", "said"),
+    [
+        ("test", 0, "has no picture in the split test"),
+        ("test", 2, r"none of 2 test images shows the group .* \(126 pictures or labels"),
+        ("train", 10, "64 images are asked for, but the split train of celeba holds 10"),
+    ],
+)
+def test_what_is_left_after_damage_is_checked_again(
+    split: str, keep: int, said: str, folders: Path, tmp_path: Path
+) -> None:
+    root = damaged(folders, tmp_path / "celeba", split, keep)
+    overrides = {"data.root": str(root), "data.max_bad": 400}
+    params = small("celeba", folders, **overrides)
+    check(params)  # labels are there
+    with pytest.raises(ParamsError, match=said):
+        study.execute(params)
+    assert not list((folders / "ledger").glob("**/*.tmp"))
+
+
+def test_what_is_left_out_is_said(folders: Path, tmp_path: Path) -> None:
+    root = damaged(folders, tmp_path / "celeba", "test", 127)
+    stream = io.StringIO()
+    params = small("celeba", folders, **{"data.root": str(root), "data.max_bad": 1})
+    study.execute(params, stream=stream)
+    assert (
+        "data: 1 pictures or labels were left out, such as img_align_celeba/" in stream.getvalue()
+    )
+    assert all(r.counts.sum() == 127 for r in runs_of(params))

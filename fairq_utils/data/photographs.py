@@ -82,7 +82,11 @@ def listing(
     found = reader(place, **options)
     refuse(found.name, place, found.findings, max_bad)
     if not len(found):
-        raise BadInput(f"{place}: none of the pictures of {TITLES[name]} can be used; mend them")
+        why = f" ({found.findings[0].place}: {found.findings[0].problem})" if found.findings else ""
+        raise BadInput(
+            f"{place}: no picture there can be used as one of {TITLES[name]}{why}; name the folder "
+            f"that holds {TITLES[name]}, or mend its pictures"
+        )
     keys = list(found.keys if found.keys is not None else found.files)
     return found.take(splits.ordered(keys, found.split, images))
 
@@ -155,7 +159,8 @@ def load_photographs(
             "size": size,
             "pictures": len(found),
             "findings": [
-                {"place": f.place, "kind": f.kind, "problem": f.problem} for f in everything
+                {"place": f.place, "kind": f.kind, "problem": f.problem, "counts": f.counts}
+                for f in everything
             ],
             "digest": found.digest,
             "contents": {
