@@ -329,8 +329,11 @@ def test_a_link_to_nothing_is_a_missing_picture(root: Path, tmp_path: Path) -> N
     data = load("utkface", root=root, size=32, cache=tmp_path / "c", max_bad=1)
     (finding,) = data.meta["findings"]
     assert finding == {
-        "place": first.name, "kind": "missing", "problem": "is a link to what is not there"
-    }  # fmt: skip
+        "place": first.name,
+        "kind": "missing",
+        "problem": "is a link to what is not there",
+        "counts": True,
+    }
     assert len(data) == 59
 
 
@@ -349,6 +352,7 @@ def test_a_row_without_a_picture_is_named(tmp_path: Path) -> None:
             "place": "img_align+identity+attr/test-00000-of-00001.parquet#2",
             "kind": "unreadable",
             "problem": "is empty (0 bytes)",
+            "counts": True,
         }
     ]
     assert len(data) == 23
