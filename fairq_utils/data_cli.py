@@ -154,7 +154,7 @@ def describe(
     """Who is in a collection: groups, base rates, and a perfect classifier's parity gap."""
 
     def action() -> None:
-        from fairq_utils.base_rates import CROSSED, WHOLE, base_rates
+        from fairq_utils.composition import CROSSED, WHOLE, base_rates
 
         _refuse_missing_folder("--table", table)
         listing = _listing(name, root, target, margin, groups)

@@ -8,9 +8,9 @@ import pandas as pd
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
-from fairq_utils import figures
-from fairq_utils.base_rates import base_rates
+from fairq_utils import people_figures
 from fairq_utils.chapters import Chapter, glue
+from fairq_utils.composition import base_rates
 from fairq_utils.data.photographs import TITLES
 from fairq_utils.data.published_counts import PUBLISHED
 from fairq_utils.data.sources import source
@@ -65,7 +65,7 @@ def glue_throughput(found: dict[str, Any]) -> None:
 
 def sheet(chapter: Chapter) -> Figure:
     """The first test pictures of a study, with who is in them."""
-    return figures.face_sheet(chapter.faces().subset("test"), rows=2)
+    return people_figures.face_sheet(chapter.faces().subset("test"), rows=2)
 
 
 def described(chapter: Chapter) -> HTML:

@@ -19,14 +19,14 @@ params_file = "../params/smoke.yaml"
 overrides = {}
 
 # %% tags=["remove-cell"]
-from fairq_utils import chapters
+from fairq_utils import chapters, prose
 from fairq_utils.data.population import CELEBA_JOINT
 
 study = chapters.open_chapter(params_file, overrides)
 chapter = study.of_rendered_people()
 glue = chapter.glue
 test = chapter.faces().subset("test")
-glue("whose", chapters.whose(study))
+glue("whose", prose.whose(study))
 
 # %% [markdown]
 # ## Forty people
@@ -35,9 +35,9 @@ glue("whose", chapters.whose(study))
 # pose, light and expression vary from face to face, and so does the strength of the smile.
 
 # %%
-from fairq_utils import figures
+from fairq_utils import people_figures
 
-figures.face_sheet(test, rows=4, columns=10)
+people_figures.face_sheet(test, rows=4, columns=10)
 # %% [markdown]
 # ## What counts as smiling
 #
@@ -56,7 +56,7 @@ glue("tested", study.images("test"))
 glue("seeds", len(chapter.params.training.seeds))
 glue("difficulty", chapter.population.difficulty)
 glue("bayes", chapter.population.bayes_accuracy)
-figures.smile_scale(test)
+people_figures.smile_scale(test)
 # %% [markdown]
 # ## The make-up is CelebA's
 #
@@ -74,7 +74,7 @@ glue("celeba", sum(CELEBA_JOINT.values()))
 glue("old_women", float(((test.groups.gender == "female") & (test.groups.age == "old")).mean()))
 rates = test.groups.assign(y=test.target).groupby("gender", observed=True).y.mean()
 glue("perfect_gap", float(abs(rates["female"] - rates["male"]) * 100))
-figures.composition(test)
+people_figures.composition(test)
 # %% [markdown]
 # ## Can the demographics be seen?
 #
@@ -89,7 +89,7 @@ figures.composition(test)
 confusion = chapter.recovery()
 for attribute, share in chapters.recovered(confusion).items():
     glue(attribute, share)
-figures.recovery(confusion)
+people_figures.recovery(confusion)
 
 # %% [markdown]
 # (limits)=

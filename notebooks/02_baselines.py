@@ -15,7 +15,7 @@ params_file = "../params/smoke.yaml"
 overrides = {}
 
 # %% tags=["remove-cell"]
-from fairq_utils import chapters, figures, tables
+from fairq_utils import chapters, figures, prose, tables
 
 chapter = chapters.open_chapter(params_file, overrides)
 glue = chapter.glue
@@ -39,8 +39,8 @@ figures.accuracy_bars(effects, chapter.ceiling())
 # {glue:text}`02_baselines.ipynb::models:.0f` models (the best included) reaches that of the best.
 
 # %% tags=["remove-cell"]
-chapters.glue_baselines(effects, chapter.crossed)
-glue("ceiling", chapters.attainable(chapter))
+prose.glue_baselines(effects, chapter.crossed)
+glue("ceiling", prose.attainable(chapter))
 
 # %% [markdown]
 # ## By group

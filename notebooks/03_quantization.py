@@ -20,7 +20,7 @@ params_file = "../params/smoke.yaml"
 overrides = {}
 
 # %% tags=["remove-cell"]
-from fairq_utils import anatomy, chapters, figures, recorded, recovery, tables, toolkits
+from fairq_utils import anatomy, chapters, figures, prose, recorded, recovery, tables, toolkits
 
 chapter = chapters.open_chapter(params_file, overrides)
 glue = chapter.glue
@@ -150,7 +150,7 @@ glue("specimen", specimen.title)
 glue("block_bits", chapter.block_bits())
 figures.configuration_heatmap(quantized, "accuracy", chapter.crossed)
 # %% tags=["remove-cell"]
-chapters.glue_extremes(quantized, chapter.crossed)
+prose.glue_extremes(quantized, chapter.crossed)
 best = recovery.best_of(recovery.recovery(chapters.accuracy(quantized, chapter.crossed)))
 
 # %% [markdown]
@@ -183,7 +183,7 @@ figures.accuracy_over_bits(accuracy)
 
 # %%
 shares = recovery.recovery(accuracy)
-chapters.glue_recovery(shares)
+prose.glue_recovery(shares)
 tables.recovery(recovery.best_of(shares))
 
 # %% [markdown]
@@ -205,7 +205,7 @@ tables.recovery(recovery.best_of(shares))
 
 # %%
 peers = recorded.read_benchmark("toolkits")
-chapters.glue_toolkits(toolkits.beside(peers))
+prose.glue_toolkits(toolkits.beside(peers))
 tables.toolkits(peers)
 
 # %% [markdown]
@@ -250,7 +250,7 @@ figures.changes(quantized, "demographic_parity_difference", chapter.crossed)
 # lost more than ten points of accuracy.
 
 # %% tags=["remove-cell"]
-chapters.glue_verdicts(quantized, chapter.crossed, chapter.params)
+prose.glue_verdicts(quantized, chapter.crossed, chapter.params)
 
 # %%
 tables.changes(quantized, chapter.crossed, "demographic_parity_difference")

@@ -20,6 +20,7 @@ from fairq_utils import (
     mitigation_chapter,
     mitigation_display,
     planning,
+    prose,
     recorded,
     tables,
 )
@@ -77,7 +78,7 @@ mitigation_display.clipping(clipped)
 # %% tags=["wide"]
 figures.mitigation(mitigated, "demographic_parity_difference", scope)
 # %% tags=["remove-cell"]
-chapters.glue_mitigation(chapter)
+prose.glue_mitigation(chapter)
 
 # %% [markdown]
 # Over {glue:text}`04_mitigation.ipynb::pairs:.0f` pairs, balanced calibration changes the

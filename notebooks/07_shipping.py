@@ -13,12 +13,12 @@ params_file = "../params/smoke.yaml"
 overrides = {}
 
 # %% tags=["remove-cell"]
-from fairq_utils import chapters, recorded, shipping_display
+from fairq_utils import chapters, prose, recorded, shipping_display
 
 chapter = chapters.open_chapter(params_file, overrides)
 latency = recorded.read_rows("latency")
 deployed = recorded.read_rows("deployment")
-chapters.glue_shipping(latency, deployed)
+prose.glue_shipping(latency, deployed)
 
 # %% [markdown]
 # ## Do the files answer as the simulation does?

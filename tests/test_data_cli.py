@@ -10,9 +10,9 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from fairq_utils.base_rates import base_rates
 from fairq_utils.bench import photograph_folders as folders
 from fairq_utils.cli import app
+from fairq_utils.composition import base_rates
 from fairq_utils.data import published_counts
 from fairq_utils.data.photographs import listing
 from fairq_utils.data.published_counts import Published

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from fairq_utils import figures, models, objectives, training
+from fairq_utils import models, objectives, people_figures, training
 from fairq_utils.bench import photograph_folders as folders
 from fairq_utils.data import FaceData, load
 from fairq_utils.data.photographs import load_photographs
@@ -76,7 +76,7 @@ def test_face_data_is_the_same_on_disk_and_in_memory(root: Path, tmp_path: Path)
         assert one.describe().equals(two.describe())
     rows = np.array([5, 2, 59])
     assert torch.equal(lazy.take(rows).images[:], eager.take(rows).images[:])
-    sheets = [figures.face_sheet(data, rows=1, columns=2) for data in (lazy, eager)]
+    sheets = [people_figures.face_sheet(data, rows=1, columns=2) for data in (lazy, eager)]
     titles = [[axis.get_title() for axis in sheet.axes] for sheet in sheets]
     first = lazy.groups.iloc[0]
     answer = ("female", "male")[lazy.target[0]]

@@ -26,6 +26,7 @@ from fairq_utils import (
     effects,
     figures,
     measuring,
+    people_figures,
     planning,
     recorded,
     recovery,
@@ -293,7 +294,7 @@ def test_figures_are_drawn_from_the_tables(params: Params, records: list[RunReco
             effects.of_mitigation(records, params), "demographic_parity_difference", scope
         ),
         figures.pareto(front),
-        figures.face_sheet(resources.faces(params), rows=1, columns=4),
+        people_figures.face_sheet(resources.faces(params), rows=1, columns=4),
     ]
     assert all(isinstance(f, Figure) and f.axes for f in drawn)
     assert plt.get_fignums() == []  # nothing is left for a notebook to show a second time

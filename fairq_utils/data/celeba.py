@@ -6,13 +6,11 @@ Liu, Luo, Wang and Tang 2015, "Deep Learning Face Attributes in the Wild", ICCV.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from fairq_utils.data import splits as carving
 from fairq_utils.data.attributes import ATTRIBUTES as OURS
@@ -24,6 +22,7 @@ from fairq_utils.data.image_files import (
     with_pictures,
 )
 from fairq_utils.data.label_files import read_labels
+from fairq_utils.data.layouts import Held
 from fairq_utils.data.listing import Finding, Listing
 from fairq_utils.data.parquet_images import ParquetBytes, gather
 from fairq_utils.data.questions import check_names
@@ -112,11 +111,11 @@ def listing(
     return Listing(
         name="celeba",
         files=np.array(held.files, np.str_),
-        target=held.values[target].astype(np.int8),
+        target=held.labels[target].astype(np.int8),
         groups=pd.DataFrame(
             {
                 name: pd.Categorical.from_codes(
-                    held.values[attribute].astype(np.int8), categories=list(named[name])
+                    held.labels[attribute].astype(np.int8), categories=list(named[name])
                 )
                 for name, attribute in chosen.items()
             }
@@ -163,20 +162,7 @@ def _calibration_share(held_out: Mapping[str, float] | None) -> float:
     return float(found.get("calibration", rest))
 
 
-@dataclass(frozen=True)
-class _Held:
-    """What a layout holds: N pictures, their attributes, and the official split of each."""
-
-    layout: str
-    read: FileBytes | ParquetBytes
-    files: list[str]
-    keys: list[str]
-    values: dict[str, NDArray[np.bool_]]
-    official: NDArray[np.str_]
-    findings: list[Finding]
-
-
-def _files(root: Path, columns: Sequence[str]) -> _Held:
+def _files(root: Path, columns: Sequence[str]) -> Held:
     bases = [base for base in (root, root / "celeba", root / "CelebA") if base.is_dir()]
     for base, ending in product(bases, ("txt", "csv")):
         attributes = first_that_is(
@@ -190,7 +176,7 @@ def _files(root: Path, columns: Sequence[str]) -> _Held:
     raise nowhere(root, "CelebA", "list_attr_celeba.txt, list_attr_celeba.csv and train-*.parquet")
 
 
-def _labelled(root: Path, base: Path, attributes: Path, columns: Sequence[str]) -> _Held:
+def _labelled(root: Path, base: Path, attributes: Path, columns: Sequence[str]) -> Held:
     name = f"list_eval_partition{attributes.suffix}"
     partition = first_that_is(base / sub / name for sub in ("", "Eval"))
     if partition is None:
@@ -229,18 +215,18 @@ def _labelled(root: Path, base: Path, attributes: Path, columns: Sequence[str]) 
     rows = np.array([labels.rows[name][1] for name in kept], np.str_).reshape(-1, len(columns))
     shown = folder.relative_to(root)
     files = [str(shown / name) for name in kept]
-    return _Held(
+    return Held(
         layout=f"{attributes.relative_to(root)}, {shown}/",
         read=FileBytes(root, tuple(files)),
         files=files,
         keys=kept,
-        values={column: rows[:, i] == "1" for i, column in enumerate(columns)},
+        labels={column: rows[:, i] == "1" for i, column in enumerate(columns)},
         official=np.array([PARTITIONS[halves.rows[name][1][0]] for name in kept], "U11"),
         findings=[*labels.findings, *halves.findings, *findings],
     )
 
 
-def _parquet(root: Path, folder: Path, columns: Sequence[str]) -> _Held:
+def _parquet(root: Path, folder: Path, columns: Sequence[str]) -> Held:
     table, paths = gather(root, folder, SHARDS, columns)
     findings = []
     good = np.ones(len(table), bool)
@@ -251,12 +237,12 @@ def _parquet(root: Path, folder: Path, columns: Sequence[str]) -> _Held:
             findings.append(Finding(table.file[row], "label", problem))
         good &= usable
     table = table[good]
-    return _Held(
+    return Held(
         layout=f"{folder.relative_to(root) / '*.parquet'}",
         read=ParquetBytes(paths, tuple(zip(table.shard, table.row, strict=True))),
         files=table.file.tolist(),
         keys=table.key.tolist(),
-        values={c: (table[c].astype(int) == 1).to_numpy() for c in columns},
+        labels={c: (table[c].astype(int) == 1).to_numpy() for c in columns},
         official=table.split.to_numpy("U11"),
         findings=findings,
     )

@@ -7,7 +7,6 @@ Bias Measurement and Mitigation", WACV.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from fairq_utils.data.image_files import (
     with_pictures,
 )
 from fairq_utils.data.label_files import read_labels
+from fairq_utils.data.layouts import Held
 from fairq_utils.data.listing import Finding, Listing
 from fairq_utils.data.parquet_images import ParquetBytes, class_names, gather
 from fairq_utils.faults import BadInput
@@ -112,12 +112,12 @@ def listing(
     split = np.array(["test"] * len(held.files), "U11")
     train = np.flatnonzero(held.official == "train")
     split[train] = carving.carve([held.keys[i] for i in train], found, rest="train")
-    years = np.array(STARTS)[held.codes["age"]]
+    years = np.array(STARTS)[held.labels["age"]]
     return Listing(
         name="fairface",
         files=np.array(held.files, np.str_),
-        target=questions.answers(question, held.codes["gender"] == 1, years, STARTS[1:]),
-        groups=_groups(chosen, held.codes),
+        target=questions.answers(question, held.labels["gender"] == 1, years, STARTS[1:]),
+        groups=_groups(chosen, held.labels),
         split=split,
         read=held.read,
         state=held.read.state,
@@ -150,20 +150,7 @@ def _groups(chosen: Mapping[str, str], codes: Mapping[str, NDArray[np.int64]]) -
     return pd.DataFrame(columns)
 
 
-@dataclass(frozen=True)
-class _Held:
-    """What a layout holds: N pictures, codes of their labels, and the official split of each."""
-
-    layout: str
-    read: FileBytes | ParquetBytes
-    files: list[str]
-    keys: list[str]
-    codes: dict[str, NDArray[np.int64]]
-    official: NDArray[np.str_]
-    findings: list[Finding]
-
-
-def _files(root: Path, margin: str | None) -> _Held:
+def _files(root: Path, margin: str | None) -> Held:
     if margin is not None and margin not in MARGINS:
         raise BadInput(f"margin: {margin!r} is not one of {', '.join(MARGINS)}")
     shown = {m: root / folder for m, folder in MARGINS.items() if (root / folder).is_dir()}
@@ -213,17 +200,17 @@ def _labelled(root: Path, base: Path, split: str, path: Path) -> _Part:
     return names, [labels.rows[name][1] for name in names], [*labels.findings, *findings]
 
 
-def _joined(root: Path, base: Path, parts: Sequence[_Part]) -> _Held:
+def _joined(root: Path, base: Path, parts: Sequence[_Part]) -> Held:
     keys = [name for names, _, _ in parts for name in names]
     rows = [row for _, values, _ in parts for row in values]
     shown = base.relative_to(root)
     files = [str(shown / name) for name in keys]
-    return _Held(
+    return Held(
         layout=f"fairface_label_*.csv, {shown}/",
         read=FileBytes(root, tuple(files)),
         files=files,
         keys=keys,
-        codes={
+        labels={
             column: np.array([VALUES[column].index(row[i]) for row in rows], np.int64)
             for i, column in enumerate(VALUES)
         },
@@ -232,7 +219,7 @@ def _joined(root: Path, base: Path, parts: Sequence[_Part]) -> _Held:
     )
 
 
-def _parquet(root: Path, folder: Path) -> _Held:
+def _parquet(root: Path, folder: Path) -> Held:
     table, paths = gather(root, folder, SHARDS, list(VALUES))
     findings: list[Finding] = []
     good = np.ones(len(table), bool)
@@ -248,12 +235,12 @@ def _parquet(root: Path, folder: Path) -> _Held:
             findings.append(Finding(table.file[row], "label", problem))
         good &= usable
     table = table[good]
-    return _Held(
+    return Held(
         layout=f"{folder.relative_to(root) / '*.parquet'}",
         read=ParquetBytes(paths, tuple(zip(table.shard, table.row, strict=True))),
         files=table.file.tolist(),
         keys=table.key.tolist(),
-        codes={
+        labels={
             column: table[column].map(values.index).to_numpy(np.int64)
             for column, values in VALUES.items()
         },

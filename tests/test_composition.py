@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fairq_utils.base_rates import base_rates
+from fairq_utils.composition import base_rates
 from fairq_utils.data.population import CELEBA_JOINT
 
 
