@@ -5,7 +5,7 @@
 #
 # Rendered people are where this book starts, because anyone can have them. Three collections of
 # photographs are read as they are distributed, and decoded once into a file that is memory-mapped:
-# training takes no more memory for two hundred thousand pictures than for two thousand.
+# what training holds in memory does not grow with their number.
 
 # %% tags=["parameters", "remove-cell"]
 params_file = "../params/smoke.yaml"
