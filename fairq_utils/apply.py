@@ -325,9 +325,7 @@ def _people(
         raise BadInput(f"apply_quantization: method {name!r}: {error}") from None
     if len(found.present) < 2:
         raise _one_group(what, found.name(found.present[0]))
-    return dataclasses.replace(
-        found, images=found.images.to(device), labels=found.labels.to(device)
-    )
+    return found.to(device)
 
 
 def _one_group(what: str, name: str) -> BadInput:

@@ -158,10 +158,18 @@ def describe(
 
         _refuse_missing_folder("--table", table)
         listing = _listing(name, root, target, margin, groups)
-        found = base_rates(listing.target, listing.groups, listing.split)
+        asked = listing.meta["target"]
+        same = [ours for ours, theirs in listing.meta["groups"].items() if theirs == asked]
+        if len(same) == len(listing.groups.columns):
+            raise BadInput(f"groups: {same[0]} is the target, {asked}; name another attribute")
+        others = listing.groups.drop(columns=same)
+        found = base_rates(listing.target, others, listing.split)
         crossed = found.cells.attribute.str.count(CROSSED)
         shown = found.cells[(crossed == 0) | ((crossed == 1) & (found.cells.split == WHOLE))]
-        typer.echo(f"{name}: {listing.meta['target']}, base rates in percent\n")
+        typer.echo(f"{name}: {asked}, base rates in percent")
+        for ours in same:
+            typer.echo(f"without the attribute {ours}, which is the target")
+        typer.echo()
         typer.echo(_printed(shown, "base_rate"))
         typer.echo("\nDemographic parity difference of a perfect classifier, in points\n")
         typer.echo(_printed(found.gaps, "gap"))

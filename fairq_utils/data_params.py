@@ -93,7 +93,7 @@ class Photographs(Section):
     """
 
     name: Collection
-    root: str
+    root: Annotated[str, Field(min_length=1)]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 2026
     size: Annotated[int, Field(ge=32, le=512)] = 224
     target: str | None = None
@@ -107,6 +107,10 @@ class Photographs(Section):
     def _of_this_collection(self) -> Photographs:
         if self.margin is not None and self.name != "fairface":
             raise ValueError(f"margin: {self.name} comes with one margin; leave the key out")
+        names = list(self.groups or ())
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"groups: {twice!r} is named twice; name each attribute once")
         return self
 
     def options(self) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def calibration_sample(chapter: Chapter) -> Sample:
     """The calibration pool with its groups."""
     pool = chapter.faces().subset("calibration")
     attributes = list(chapter.params.analysis.attributes)
-    return sample(models.normalize(pool.images[:]), pool.target, pool.groups[attributes])
+    return sample(models.Normalized(pool.images), pool.target, pool.groups[attributes])
 
 
 def specimen(chapter: Chapter) -> tuple[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fairq_utils.data.pictures import Images
 from fairq_utils.faults import Fault
 
 # Statistics of ImageNet's training pictures (RGB, 0 to 1), which pretrained weights expect.
@@ -158,6 +159,50 @@ def normalize(images: Tensor, device: torch.device | str = "cpu") -> Tensor:
     std = torch.tensor(STD, device=device).view(1, 3, 1, 1)
     x = images.to(device=device, dtype=torch.float32, memory_format=torch.channels_last)
     return (x / 255 - mean) / std
+
+
+class Normalized:
+    """Pictures as the networks eat them; what is indexed is normalised then, and not kept.
+
+    A split of a large collection, normalised as a whole, would fill the memory.
+
+    Parameters
+    ----------
+    images : uint8 (N, 3, H, W), a tensor or pictures on disk
+    device : of what is indexed
+    """
+
+    def __init__(self, images: Images, device: torch.device | str = "cpu") -> None:
+        self.images, self.device = images, device
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def shape(self) -> torch.Size:
+        """(N, 3, H, W)."""
+        return self.images.shape
+
+    def __getitem__(self, rows: Tensor | slice) -> Tensor:
+        """Float32 (B, 3, H, W)."""
+        return normalize(self.images[rows], self.device)
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """Tensors of ``size`` pictures each, the last of what is left."""
+        return (normalize(part, self.device) for part in self.images.split(size))
+
+    def take(self, rows: Tensor) -> Normalized:
+        """The pictures at these rows, int64 (B,), none of them normalised yet."""
+        kept = self.images
+        picked = kept[rows] if isinstance(kept, Tensor) else kept.take(rows.numpy())
+        return Normalized(picked, self.device)
+
+    def to(self, device: torch.device | str) -> Normalized:
+        """The same for another device."""
+        return Normalized(self.images, device)
+
+
+Inputs = Tensor | Normalized  # what a model takes, (N, ...)
 
 
 def classifier(model: nn.Module) -> nn.Module:

@@ -16,13 +16,21 @@ from fairq_utils.data.listing import Listing
 from fairq_utils.data.population import demographics
 from fairq_utils.data.store import ANSWERS
 from fairq_utils.data_params import Data, Photographs
+from fairq_utils.faults import BadInput
 from fairq_utils.params import Params, ParamsError
 from fairq_utils.resources import faces, population
 
 
 @lru_cache(maxsize=4)
 def _listing(data: Photographs) -> Listing:
-    return photographs.listing(data.name, data.root, **data.options())
+    options = data.options()
+    try:
+        return photographs.listing(data.name, data.root, **options)
+    except BadInput as error:
+        key = str(error).partition(":")[0]
+        if key.partition(".")[0] not in options:
+            raise
+        raise ParamsError(f"data.{error}") from error
 
 
 @lru_cache(maxsize=16)

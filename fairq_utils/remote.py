@@ -113,6 +113,11 @@ def _at_work(params: Params, terms: Terms, wanted: Iterable[Run]) -> Iterator[No
         torch.set_num_threads(terms.threads)
         if params.execution.device != "cpu" and torch.cuda.is_available():
             torch.cuda.set_device(_gpu())
+        elif params.execution.device == "auto" and params.cluster.gpus:
+            raise Fault(
+                f"cluster.gpus: the worker {get_worker().address} has none that PyTorch finds; set "
+                "cluster.gpus to 0, or mend its installation"
+            )
         if not _shares(params.execution.ledger, terms.mark):
             raise Fault(
                 f"execution.ledger: the worker {get_worker().address} does not see "

@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fairq_utils import calibration, checkpoints, models, objectives, tracking, training
 from fairq_utils.data import FaceData
 from fairq_utils.faults import BadInput, Fault
+from fairq_utils.full_precision import full_precision
 from fairq_utils.ledger import Run
+from fairq_utils.metrics.answers import device_of
 from fairq_utils.mitigation.balancing_act import affordable_memory
 from fairq_utils.mitigation.constraints import CONSTRAINTS
 from fairq_utils.mitigation.coverage import pool_features, pool_losses
@@ -22,7 +25,7 @@ from fairq_utils.mitigation.fine_tuning import OnFaces
 from fairq_utils.mitigation.group_facts import facts_of_faces
 from fairq_utils.mitigation.methods import METHODS as FAIR
 from fairq_utils.mitigation.methods import ONE_GROUP, Task
-from fairq_utils.mitigation.sample import Sample, sample
+from fairq_utils.mitigation.sample import CHUNK, Sample, sample
 from fairq_utils.params import Params
 from fairq_utils.people import shares
 from fairq_utils.planning import baseline_of
@@ -69,6 +72,9 @@ class Rebuilt:
 def rebuild(params: Params, run: Run) -> Rebuilt:
     """Make a run's model again, from its checkpoint and its calibration pictures.
 
+    It is quantized on the study's device, whose rounding decides with the rest, and comes back on
+    the CPU.
+
     Raises
     ------
     BadInput
@@ -85,13 +91,15 @@ def rebuild(params: Params, run: Run) -> Rebuilt:
     if run.method == "fp32":
         return Rebuilt(model, model, {})
     data = faces(params)
-    seen = None if run.method == "dynamic" else calibrated(params, [run], model, data)
-    quantized, _, report, _ = quantized_model(params, run, model, seen, data, None)
-    return Rebuilt(model, quantized.eval(), report)
+    model.to(device(params))
+    with full_precision():
+        seen = None if run.method == "dynamic" else calibrated(params, [run], model, data)
+        quantized, _, report, _ = quantized_model(params, run, model, seen, data, None)
+    return Rebuilt(model.cpu(), quantized.eval().cpu(), report)
 
 
 def trained(params: Params, architecture: str, key: str) -> torch.nn.Module:
-    """The FP32 model of a run, in eval mode.
+    """The FP32 model of a run, in eval mode, on the CPU.
 
     Raises
     ------
@@ -126,10 +134,11 @@ def quantized_model(
     Parameters
     ----------
     model : the FP32 model
+        The quantizer works on its device.
     seen : what :func:`calibrated` gave; none for a dynamic method
     """
     if seen is None:
-        example = models.normalize(data.subset("train").images[:8])
+        example = _example(model, data)
         quantized, report = quantize_dynamic(model, METHODS["dynamic"].spec(str(run.bits)), example)
         return quantized, report.size_bytes, report.to_dict(), {}
     if run.method == CONTROL:
@@ -156,6 +165,11 @@ def quantized_model(
     return quantized, report.size_bytes, report.to_dict(), {}
 
 
+def _example(model: torch.nn.Module, data: FaceData) -> Tensor:
+    """A few pictures for what looks at no more of them than their shape."""
+    return models.Normalized(data.subset("train").images, device_of(model))[:8]
+
+
 def _task(
     params: Params,
     run: Run,
@@ -165,23 +179,24 @@ def _task(
     data: FaceData,
 ) -> Task:
     """What a group-aware method works on; images are read where it asks for them."""
-    attributes = run.settings["attributes"]
+    attributes, place = run.settings["attributes"], device_of(model)
     pool = data.subset("calibration")
+    drawn = pool.take(calibration_rows(params, run, pool, model))
     return Task(
         model,
         spec,
         seen,
         # A draw may lack a rare group; a method that cannot do without says so.
-        partial(_sample, pool.take(calibration_rows(params, run, pool, model)), attributes, 0),
-        partial(_sample, data.subset("validation"), attributes, 1),
+        partial(_sample, drawn, attributes, 0, place),
+        partial(_sample, data.subset("validation"), attributes, 1, place),
         run.settings,
         int(run.calibration_seed or 0),
     )
 
 
-def _sample(data: FaceData, attributes: Sequence[str], least: int) -> Sample:
-    images = models.normalize(data.images[:])
-    return sample(images, data.target, data.groups[list(attributes)], least=least)
+def _sample(data: FaceData, attributes: Sequence[str], least: int, device: torch.device) -> Sample:
+    images = models.Normalized(data.images)
+    return sample(images, data.target, data.groups[list(attributes)], least=least).to(device)
 
 
 def _tune(
@@ -261,9 +276,9 @@ def calibration_rows(
     if sampler.startswith(ONE_GROUP):
         sampler, _, options["group"] = sampler.partition("=")
     elif sampler == "worst_group":
-        options["losses"] = pool_losses(model, pool.images, pool.target)
+        options["losses"] = pool_losses(model, models.Normalized(pool.images), pool.target)
     elif sampler == "core_set":
-        options["features"] = pool_features(model, pool.images)
+        options["features"] = pool_features(model, models.Normalized(pool.images))
     elif sampler == "matched":
         train = faces(params).subset("train").groups
         options["population"] = shares(params, run.settings["attributes"], train)
@@ -285,11 +300,9 @@ def calibrated(
     pool = data.subset("calibration")
     first = runs[0]
     if first.sampler is None:  # the control: nothing is calibrated, batch norms are folded
-        example = models.normalize(data.subset("train").images[:8])
-        return observe(model, [example])
-    rows = calibration_rows(params, first, pool, model)
-    images = pool.images[torch.from_numpy(rows)]
-    batches = (models.normalize(images[i : i + 64]) for i in range(0, len(images), 64))
+        return observe(model, [_example(model, data)])
+    rows = torch.from_numpy(calibration_rows(params, first, pool, model))
+    batches = models.Normalized(pool.images, device_of(model)).take(rows).split(CHUNK)
     specs = [_spec(run) for run in runs]
     return observe(
         model,

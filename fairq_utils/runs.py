@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fairq_utils import checkpoints, models, objectives, run_models, tracking, training
 from fairq_utils.data import FaceData
 from fairq_utils.faults import Fault
+from fairq_utils.full_precision import full_precision
 from fairq_utils.ledger import Run, RunRecord
 from fairq_utils.params import Params
 from fairq_utils.progress import Listener
@@ -116,6 +117,7 @@ def _finish(params: Params, answered: RunRecord, bars: Listener | None) -> None:
         bars.finish(answered.run)
 
 
+@full_precision()
 def evaluate_quantized(
     params: Params, runs: Sequence[Run], baseline: str, bars: Listener | None = None
 ) -> None:
@@ -130,7 +132,7 @@ def evaluate_quantized(
         return
     data = pictures_of(params, runs)
     target = device(params)
-    model = run_models.trained(params, runs[0].architecture, baseline)
+    model = run_models.trained(params, runs[0].architecture, baseline).to(target)
     reference = store.read(baseline).scores
     began = time.perf_counter()
     dynamic = runs[0].method == "dynamic"
@@ -141,7 +143,7 @@ def evaluate_quantized(
         quantized, size, report, measures = run_models.quantized_model(
             params, run, model, seen, data, bars
         )
-        layers = use_integers(quantized) if target == "cpu" else 0
+        layers = use_integers(quantized)
         # What runs share is counted in full for each: it is what the method costs alone.
         seconds = calibrating + time.perf_counter() - began
         scores = _scores(quantized, data, target)
@@ -176,7 +178,8 @@ def pictures_of(params: Params, wanted: Sequence[Run]) -> FaceData:
 def _scores(model: torch.nn.Module, data: FaceData, target: str) -> NDArray[np.float16]:
     """Margins on the test split as they are kept; a prediction is the sign of the kept margin."""
     test = data.subset("test").images
-    return kept(training.predict(model, test, batch_size=EVALUATED, device=target))
+    with full_precision():
+        return kept(training.predict(model, test, batch_size=EVALUATED, device=target))
 
 
 def kept(margins: NDArray[np.float32]) -> NDArray[np.float16]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -159,6 +160,8 @@ class TensorBoard:
     def __init__(self, place: str, study: str) -> None:
         self.folder = Path(place) / study
         self.writer_of = _library("tensorboard", _summary_writer)
+        if "://" not in place:
+            _check_folder(self.folder)
         self.writers: dict[str, Any] = {}
 
     def step(self, run: Run, step: int, loss: float) -> None:
@@ -179,6 +182,19 @@ class TensorBoard:
         if run.key not in self.writers:
             self.writers[run.key] = self.writer_of(str(self.folder / title(run)))
         return self.writers[run.key]
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be written, before a study begins."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except OSError as error:
+        raise Fault(
+            f"tracking.tensorboard: {folder} cannot be written ({error.strerror}); name another "
+            "folder, or take tracking.tensorboard out"
+        ) from error
 
 
 def _summary_writer() -> Any:

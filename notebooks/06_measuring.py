@@ -16,6 +16,7 @@ overrides = {}
 import numpy as np
 
 from fairq_utils import chapters, figures, measuring, models, stats, tables
+from fairq_utils.stats.coverage import PROMISED, PROMISED_FROM
 
 chapter = chapters.open_chapter(params_file, overrides)
 glue = chapter.glue
@@ -196,10 +197,15 @@ glue("still_holm", corrected.set_index("test").holm[clearest.group])
 # %%
 for what, kept in measuring.kept_promises().items():
     glue(f"kept_{what}", kept)
+glue("promised_from", PROMISED_FROM)
+glue("promised_low", 100 * PROMISED[0])
+glue("promised_high", 100 * PROMISED[1])
 tables.shown(measuring.coverage())
 
 # %% [markdown]
-# From 200 images per group, in the world *apart*, coverage lies between 93 and 97 % in
+# From {glue:text}`06_measuring.ipynb::promised_from:.0f` images per group, in the world *apart*,
+# coverage lies between {glue:text}`06_measuring.ipynb::promised_low:.0f` and
+# {glue:text}`06_measuring.ipynb::promised_high:.0f` % in
 # {glue:text}`06_measuring.ipynb::kept_level:s` cells for a model's own values and in
 # {glue:text}`06_measuring.ipynb::kept_change:s` for changes, all recorded statistics counted. Where
 # groups are tied the promise fails: no interval of a gap can

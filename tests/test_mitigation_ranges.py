@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from fairq_utils import models
 from fairq_utils.data.pictures import Pictures
-from fairq_utils.mitigation import coverage
 from fairq_utils.mitigation.clipping import clipped, input_ranges
 from fairq_utils.mitigation.coverage import pool_features, pool_losses
 from fairq_utils.mitigation.ranges import RULES, GroupedStatistics, Turn, observe_groups
@@ -572,13 +571,14 @@ def test_pictures_are_normalised_a_batch_at_a_time(
     whole = models.normalize(images)
     features, losses = pool_features(net, whole), pool_losses(net, whole, labels)
     sizes: list[int] = []
+    normalize = models.normalize
 
-    def noted(batch: Tensor) -> Tensor:
+    def noted(batch: Tensor, device: str) -> Tensor:
         sizes.append(len(batch))
-        return models.normalize(batch)
+        return normalize(batch, device)
 
-    monkeypatch.setattr(coverage, "normalize", noted)
-    for given in (images, on_disk):
+    monkeypatch.setattr(models, "normalize", noted)
+    for given in map(models.Normalized, (images, on_disk)):
         np.testing.assert_array_equal(pool_features(net, given), features)
         np.testing.assert_array_equal(pool_losses(net, given, labels), losses)
     assert sizes == [64, 1] * 4

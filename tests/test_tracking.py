@@ -273,11 +273,21 @@ def test_a_sink_that_fails_loses_no_run_and_says_so_once(tmp_path: Path) -> None
 
 def test_a_full_disk_under_tensorboard_loses_no_run(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
+    params = study(tmp_path, tensorboard="board")
+    [sink] = tracking.tracker(params).sinks.values()
     (tmp_path / "file").write_text("no folder")
-    params = study(tmp_path, tensorboard="file/board")
+    sink.folder = tmp_path / "file" / "board"  # what a disk does in the middle of a study
     with pytest.warns(UserWarning, match=r"tracking\.tensorboard: nothing more is shown there"):
         runs._finish(params, record(params), None)
     assert len(resources.ledger(params).keys()) == 1
+
+
+def test_a_tensorboard_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
+    (tmp_path / "file").write_text("no folder")
+    params = study(tmp_path, tensorboard="file/board")
+    with pytest.raises(Fault, match=r"tracking\.tensorboard: .* cannot be written .*name another"):
+        tracking.tracker(params)
 
 
 @pytest.mark.parametrize("extra", ["tensorboard", "mlflow"])

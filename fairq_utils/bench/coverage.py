@@ -6,14 +6,11 @@ import sys
 import time
 from typing import Any
 
-from fairq_utils.stats.coverage import coverage
+from fairq_utils.stats.coverage import PROMISED, PROMISED_FROM, coverage
 from fairq_utils.stats.coverage_of_seeds import coverage_over_seeds
 
 TRIALS = 1000
 SEED_TRIALS = 400
-# What the intervals promise from this many images per group up.
-PROMISED_FROM = 200
-PROMISED = (0.93, 0.97)
 
 
 def bench_coverage() -> dict[str, Any]:

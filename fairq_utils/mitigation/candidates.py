@@ -61,12 +61,12 @@ def calibrated(
     rows = calibration.draw(
         sampler,
         cells,
-        sample.labels.cpu().numpy().astype(np.int8),
+        sample.labels.numpy().astype(np.int8),
         count_,
         seed=seed,
         attributes=["group"],
     )
-    batches = sample.images[rows].split(CHUNK)
+    batches = (images for images, _, _ in sample.take(rows).batches())
     # Kept: which layers mind few bits is measured on these images.
     return observe(model, batches, [spec.activation_range], keep=True)
 

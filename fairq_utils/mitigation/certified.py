@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -209,9 +209,9 @@ class FairnessAwareQuantizer:
                 raise BadInput("candidates: 'fine-tuned' learns from train_data; give it")
             names.remove("fine-tuned")
         seen = Seen()
-        seen.use(sample.images, "calibration_data, which made candidates")
+        seen.use(sample, "calibration_data, which made candidates")
         if train is not None:
-            seen.use(train.images, "train_data")
+            seen.use(train, "train_data")
         what = "calibration_data" if certification_data is None else "certification_data"
         made = self._made(model, sample, train)
         models: dict[str, nn.Module] = {FLOAT: model}
@@ -306,13 +306,7 @@ class FairnessAwareQuantizer:
 
     def _made(self, model: nn.Module, sample: Sample, train: Sample | None) -> Making:
         device = device_of(model)
-        here, there = (
-            None
-            if s is None
-            else replace(s, images=s.images.to(device), labels=s.labels.to(device))
-            for s in (sample, train)
-        )
-        assert here is not None
+        here, there = sample.to(device), None if train is None else train.to(device)
         seen = calibrated(model, here, self.spec, "random", self.seed)
         return Making(model, self.spec, here, seen, there, self.max_dp_gap, self.seed)
 

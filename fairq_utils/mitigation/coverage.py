@@ -11,24 +11,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fairq_utils.data.pictures import Images
 from fairq_utils.faults import BadInput
 from fairq_utils.mitigation.sample import CHUNK
-from fairq_utils.models import normalize
+from fairq_utils.models import Inputs
 from fairq_utils.quantizers.places import first_input, removed_after
 from fairq_utils.quantizers.sensitivity import classification_loss
 
 
-def pool_features(model: nn.Module, images: Images) -> NDArray[np.float32]:
+def pool_features(model: nn.Module, images: Inputs) -> NDArray[np.float32]:
     """What enters the classifier: the input of the linear or convolution layer called last.
 
     Parameters
     ----------
     model : any module of one tensor argument
         It stays as it is.
-    images : Tensor (N, ...), or Pictures
-        As the model takes them, or uint8 (N, 3, H, W), of which a batch at a time is read and
-        normalised; each batch goes to the model's device.
+    images : Tensor (N, ...), or Normalized
+        As the model takes them; each batch goes to the model's device.
 
     Returns
     -------
@@ -74,7 +72,7 @@ def pool_features(model: nn.Module, images: Images) -> NDArray[np.float32]:
     return _finite(torch.cat(parts), "pool_features: a feature")
 
 
-def pool_losses(model: nn.Module, images: Images, labels: Any) -> NDArray[np.float32]:
+def pool_losses(model: nn.Module, images: Inputs, labels: Any) -> NDArray[np.float32]:
     """Cross-entropy of a classifier on each image.
 
     Parameters
@@ -118,16 +116,15 @@ def pool_losses(model: nn.Module, images: Images, labels: Any) -> NDArray[np.flo
     return _finite(torch.cat(parts), "pool_losses: the loss")
 
 
-def _answers(model: nn.Module, images: Images, what: str) -> Iterator[tuple[Tensor, Tensor]]:
+def _answers(model: nn.Module, images: Inputs, what: str) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of images and what the model answers."""
     if not len(images):
         raise BadInput(f"{what}: there are no images; give at least one")
     held = next((t.device for t in (*model.parameters(), *model.buffers())), None)
     for batch in images.split(CHUNK):
-        given = normalize(batch) if batch.dtype == torch.uint8 else batch
         with torch.no_grad():
             # A copy, because a model may write into its input.
-            answer = model(given.to(held or given.device, copy=True))
+            answer = model(batch.to(held or batch.device, copy=True))
         yield batch, answer
 
 

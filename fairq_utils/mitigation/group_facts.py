@@ -91,7 +91,7 @@ def facts(model: torch.nn.Module, sample: Sample) -> GroupFacts:
     ValueError
         Logits of another form.
     """
-    labels = sample.labels.cpu().numpy()
+    labels = sample.labels.numpy()
     refuse_other_labels(labels, "sample")
     known = counted(sample.groups)
     device = device_of(model)

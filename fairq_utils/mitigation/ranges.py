@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fairq_utils.faults import BadInput
-from fairq_utils.mitigation.sample import CHUNK, Sample
+from fairq_utils.mitigation.sample import Sample
 from fairq_utils.quantizers.observers import Counts, central, filled
 from fairq_utils.quantizers.ptq import Observed, observe
 from fairq_utils.quantizers.ranges import (
@@ -250,12 +250,12 @@ def observe_groups(
 def _group_by_group(sample: Sample, turn: Turn) -> Iterator[Tensor]:
     """Batches of one group each, in an order that the images alone decide."""
     for code in sample.present:
-        images = sample.members(code).images
-        digests = [_digest(image) for image in images.cpu()]
-        order = sorted(range(len(images)), key=digests.__getitem__)
-        for part in images[order].split(CHUNK):
+        members = sample.members(code)
+        digests = [_digest(image) for images, _, _ in members.batches() for image in images.cpu()]
+        order = sorted(range(len(members)), key=digests.__getitem__)
+        for images, _, _ in members.take(order).batches():
             turn.group = sample.name(code)
-            yield part
+            yield images
 
 
 def _digest(image: Tensor) -> bytes:

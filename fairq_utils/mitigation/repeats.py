@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fairq_utils.faults import BadInput
+from fairq_utils.mitigation.sample import Sample
 
 
 class Seen:
@@ -22,9 +23,10 @@ class Seen:
     def __init__(self) -> None:
         self._used: dict[bytes, str] = {}
 
-    def use(self, images: Tensor, what: str) -> None:
-        """Remember images (N, ...) that candidates are made from; some may be alike."""
-        for at, key in enumerate(_keys(images)):
+    def use(self, sample: Sample, what: str) -> None:
+        """Remember images that candidates are made from; some may be alike."""
+        keys = (key for images, _, _ in sample.batches() for key in _keys(images))
+        for at, key in enumerate(keys):
             self._used.setdefault(key, f"image {at} of {what}")
 
     def tested(self, batches: Iterable[Any], what: str) -> Iterator[Any]:

@@ -18,6 +18,7 @@ from fairq_utils.batches import Batch, gather
 from fairq_utils.faults import BadInput
 from fairq_utils.metrics import rows
 from fairq_utils.metrics.rows import Features, Groups
+from fairq_utils.models import Inputs
 
 CHUNK = 64  # images per forward pass
 
@@ -28,13 +29,13 @@ class Sample:
 
     Attributes
     ----------
-    images : Tensor (N, ...)
-        As the model takes them.
-    labels : int64 tensor (N,)
+    images : Tensor (N, ...), or Normalized
+        As the model takes them; read in parts, the whole of a large collection need not fit.
+    labels : int64 tensor (N,), on the CPU
     groups : names of the groups and the code of each image; all attributes crossed
     """
 
-    images: Tensor
+    images: Inputs
     labels: Tensor
     groups: Groups
 
@@ -66,7 +67,13 @@ class Sample:
         groups = Groups(
             self.groups.attributes, self.groups.names, self.groups.codes[np.asarray(at, np.int64)]
         )
-        return Sample(self.images[place], self.labels[place], groups)
+        held = self.images
+        images = held[place] if isinstance(held, Tensor) else held.take(place)
+        return Sample(images, self.labels[place], groups)
+
+    def to(self, device: torch.device) -> Sample:
+        """The same with its images on a device; labels stay where answers are compared."""
+        return Sample(self.images.to(device), self.labels, self.groups)
 
     def members(self, code: int) -> Sample:
         """The images of one group."""
@@ -80,7 +87,7 @@ class Sample:
 
 
 def sample(
-    images: Tensor,
+    images: Inputs,
     labels: Any,
     groups: Features,
     *,
@@ -91,7 +98,7 @@ def sample(
 
     Parameters
     ----------
-    images : Tensor (N, ...)
+    images : Tensor (N, ...), or Normalized
     labels : 0, 1, ... (N,)
     groups : DataFrame, mapping of name to values, Series, or array (N,) or (N, K)
         Several attributes are crossed. The groups are the values that occur, or all categories of
@@ -113,7 +120,8 @@ def sample(
     >>> found.groups.names, found.present
     (('f', 'm'), [0, 1])
     """
-    truth = torch.as_tensor(np.asarray(labels)).reshape(-1).to(torch.int64)
+    given = labels.cpu() if isinstance(labels, Tensor) else labels
+    truth = torch.as_tensor(np.asarray(given)).reshape(-1).to(torch.int64)
     if len(truth) != len(images):
         raise BadInput(f"{what}: {len(truth)} labels for {len(images)} images; each needs one")
     try:

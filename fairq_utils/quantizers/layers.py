@@ -142,7 +142,8 @@ class Quantized(nn.Module):
     def runs_on_integers(self) -> bool:
         """Whether the integer kernels compute exactly this layer."""
         return (
-            self.spec.activation == "static"
+            self.weight_integers.is_cpu
+            and self.spec.activation == "static"
             and self.spec.weight_scheme == "symmetric"
             and self.spec.weight_granularity != "group"
             and self.kept_values is None
@@ -169,7 +170,7 @@ class QuantConv2d(Quantized):
     def forward(self, input: Tensor) -> Tensor:
         """Convolve (N, C, H, W)."""
         geometry = (self.stride, self.padding, self.dilation, self.groups)
-        if not self.integer or input.ndim != 4 or input.numel() == 0:
+        if not self.integer or input.ndim != 4 or input.numel() == 0 or not input.is_cpu:
             return F.conv2d(self.quantized_input(input), self.weight(), self.bias, *geometry)
         scale, zero, top = self.input_grid()
         if self._packed is None or self._packed[0] != input.shape:
@@ -193,7 +194,7 @@ class QuantLinear(Quantized):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (..., in features) to (..., out features)."""
-        if not self.integer or input.numel() == 0:
+        if not self.integer or input.numel() == 0 or not input.is_cpu:
             return F.linear(self.quantized_input(input), self.weight(), self.bias)
         scale, zero, top = self.input_grid()
         if self._packed is None:
@@ -216,8 +217,8 @@ def use_integers(model: nn.Module) -> int:
     int
         How many layers do; 0 where the processor has no exact kernels (see
         :func:`fairq_utils.quantizers.kernels.available`) and the model stays a float simulation.
-        Layers with dynamic or float inputs, affine or group-wise weights, or channels kept in
-        float, and convolutions whose padding is given in words, stay one.
+        Layers on a GPU, with dynamic or float inputs, affine or group-wise weights, or channels
+        kept in float, and convolutions whose padding is given in words, stay one.
     """
     if not kernels.available():
         return 0

@@ -49,6 +49,10 @@ from numpy.typing import NDArray
 from fairq_utils import metrics
 from fairq_utils.stats.paired import Method, Statistic, replicate
 
+# What nominal 95 % intervals promise, from so many images per group up.
+PROMISED_FROM = 200
+PROMISED = (0.93, 0.97)
+
 METHODS: tuple[Method, ...] = ("percentile", "bca")
 
 # Per group: base rate, true and false positive rate of the reference, share of its answers lost
