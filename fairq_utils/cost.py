@@ -25,7 +25,7 @@ from fairq_utils.params import Params
 from fairq_utils.planning import PHASES, with_dials
 from fairq_utils.progress import GRIDS
 from fairq_utils.study import by_calibration
-from fairq_utils.work import BACKWARD, Rates, Work, work
+from fairq_utils.work import Rates, Work, work
 
 HOUR = 3600.0
 PARTS = ("training_seconds", "quantizer_seconds")
@@ -41,7 +41,7 @@ SINGLE = 2.0
 STANDS_IN = {"squeezenet1_1": "mobilenet_v2"}  # no rate is published; of a similar size
 
 RATES = "published_rates"  # of book/results/
-TRAIN, INFER, PROCESSOR = "train_amp", "infer_amp", "infer_fp32"
+TRAIN, INFER = "train_amp", "infer_amp"
 
 
 def counts(params: Params) -> dict[str, int]:
@@ -246,16 +246,14 @@ def _makespan(tasks: Sequence[float], workers: int) -> float:
     return float(busy.max())
 
 
-def gpu(*, single: float = SINGLE, quantizer: str = "processor") -> dict[str, Rates]:
-    """Rates at 224 pixels of a GPU and the processor beside it, from timm's published benchmarks.
+def gpu(*, single: float = SINGLE) -> dict[str, Rates]:
+    """Rates of a GPU at 224 pixels, from timm's published benchmarks.
 
     Parameters
     ----------
     single : float
-        How much slower single precision is, in which this package evaluates and trains on.
-    quantizer : ``processor`` or ``gpu``
-        Where calibrating, choosing and learning is done. On ``processor`` a backward pass is two
-        forward passes.
+        How much slower single precision is, in which this package evaluates, quantizes and trains
+        on.
 
     Returns
     -------
@@ -263,17 +261,10 @@ def gpu(*, single: float = SINGLE, quantizer: str = "processor") -> dict[str, Ra
         By architecture. Where no rate is published, that of the architecture that stands in for
         it, times their ratio of multiply-adds.
     """
-    if quantizer not in ("processor", "gpu"):
-        raise BadInput(f"cost: the quantizer works on the processor or gpu, not on {quantizer!r}")
     found = {}
     for architecture, rows in published().groupby("architecture", sort=False):
         speed = rows.set_index("what").images_per_second
         train, evaluate = float(speed[TRAIN]), float(speed[INFER]) / single
-        if quantizer == "gpu":
-            look, learn = evaluate, train / single / GRIDS
-        else:
-            look = float(speed[PROCESSOR])
-            learn = look / (1 + BACKWARD) / GRIDS
         found[str(architecture)] = Rates(
             train=train,
             train_on=train / single,
@@ -281,9 +272,9 @@ def gpu(*, single: float = SINGLE, quantizer: str = "processor") -> dict[str, Ra
             evaluate=evaluate,
             quantized=evaluate / GRIDS,
             dynamic=evaluate / GRIDS,
-            calibrate=look,
-            look=look,
-            learn=learn,
+            calibrate=evaluate,
+            look=evaluate,
+            learn=train / single / GRIDS,
         )
     for missing, other in STANDS_IN.items():
         found[missing] = _slower(found[other], 1 / multiply_adds_ratio(missing, other))
@@ -314,8 +305,8 @@ def published() -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        ``architecture``; ``what``: training or inference, in mixed or single precision;
-        ``machine``; ``images_per_second``; ``source``, a file, and its ``row``.
+        ``architecture``; ``what``: training or inference, in mixed precision; ``machine``;
+        ``images_per_second``; ``source``, a file, and its ``row``.
     """
     return recorded.read_rows(RATES)
 

@@ -12,7 +12,6 @@ from fairq_utils import cost, models
 from fairq_utils.chapters import DEFAULT, glue
 from fairq_utils.params import Params
 from fairq_utils.params_file import load_params
-from fairq_utils.work import BACKWARD
 
 STUDIES = ("celeba", "utkface", "fairface")  # of params/
 LABELS = {"celeba": "CelebA", "utkface": "UTKFace", "fairface": "FairFace"}
@@ -43,26 +42,23 @@ def overview(studies: Mapping[str, Planned]) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        ``study``; ``train``, ``test`` (images); ``runs``; hours of ``training`` and answers, and of
-        the quantizer on the ``processor`` and on the ``gpu``; ``on N GPUs``, hours until all is
-        done by so many, each with a processor of its own for the quantizer.
+        ``study``; ``train``, ``test`` (images); ``runs``; GPU hours of ``training`` and answers,
+        and of the ``quantizer``; ``on N GPUs``, hours until all is done by so many.
     """
-    rows = []
+    rows, rates = [], cost.gpu()
     for name, found in studies.items():
         counts = cost.counts(found.params)
-        rates = {where: cost.gpu(quantizer=where) for where in ("processor", "gpu")}
-        sums = {where: cost.seconds(found.jobs, own) for where, own in rates.items()}
+        sums = cost.seconds(found.jobs, rates)
         row: dict[str, Any] = {
             "study": LABELS[name],
             "train": counts["train"],
             "test": counts["test"],
             "runs": len(found.jobs),
-            "training": sums["gpu"].training_seconds.sum() / cost.HOUR,
-            "processor": sums["processor"].quantizer_seconds.sum() / cost.HOUR,
-            "gpu": sums["gpu"].quantizer_seconds.sum() / cost.HOUR,
+            "training": sums.training_seconds.sum() / cost.HOUR,
+            "quantizer": sums.quantizer_seconds.sum() / cost.HOUR,
         }
         for many in GPUS[1:]:
-            row[f"on {many} GPUs"] = cost.spread(found.jobs, rates["processor"], many)
+            row[f"on {many} GPUs"] = cost.spread(found.jobs, rates, many)
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -101,27 +97,23 @@ def glue_cost(studies: Mapping[str, Planned]) -> None:
         glue(f"{name}_runs", row.runs)
         glue(f"{name}_images", row.train)
         glue(f"{name}_training", row.training)
-        glue(f"{name}_processor", row.processor)
-        glue(f"{name}_whole_processor", row.training + row.processor)
-        glue(f"{name}_whole", row.training + row.gpu)
+        glue(f"{name}_quantizer", row.quantizer)
+        glue(f"{name}_whole", row.training + row.quantizer)
     first = studies[STUDIES[0]]
     rates = cost.gpu()
     kinds = cost.table(first.jobs, rates, ["kind"]).set_index("kind")
     shares = 100 * kinds.training_seconds / kinds.training_seconds.sum()
     for kind in ("train", "train_on"):
         glue(f"share_{kind}", float(shares[kind]))
-    looked = 100 * kinds.quantizer_seconds / kinds.quantizer_seconds.sum()
-    glue("looked_train_on", float(looked["train_on"]))
     for what, hours in cost.one_more(first.params, first.jobs, rates).items():
         glue(f"more_{what}", hours)
     for many in GPUS:
         glue(f"on_{many}", cost.spread(first.jobs, rates, many))
     for name, single in zip(("least", "most"), DOUBT, strict=True):
         own = cost.seconds(first.jobs, cost.gpu(single=single))
-        glue(f"training_{name}", own.training_seconds.sum() / cost.HOUR)
+        glue(f"whole_{name}", own.seconds.sum() / cost.HOUR)
     glue("celeba_pixels", first.params.data.size)
     glue("architectures", len(first.params.training.models))
-    glue("backward", BACKWARD)
     glue("seeds", len(first.params.training.seeds))
     glue("grids", cost.GRIDS)
     glue("single", cost.SINGLE)

@@ -8,14 +8,14 @@ import pandas as pd
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
-from fairq_utils.cost import HOUR, INFER, PARTS, PROCESSOR, TRAIN
+from fairq_utils.cost import HOUR, INFER, PARTS, TRAIN
 from fairq_utils.figures import finished, panels
 from fairq_utils.tables import METHOD_LABELS, named, shown
 from fairq_utils.work import KINDS
 
 COLOURS = dict(zip(KINDS, ("#0173b2", "#de8f05", "#029e73", "#cc78bc", "#d55e00"), strict=True))
 PARTS_LABELS = dict(zip(PARTS, ("train, answer", "calibrate, choose, learn"), strict=True))
-WHAT = {TRAIN: "train, mixed precision", INFER: "answer, mixed", PROCESSOR: "answer, single"}
+WHAT = {TRAIN: "train, mixed precision", INFER: "answer, mixed"}
 
 
 def growth(figures: dict[str, Any]) -> Figure:
@@ -118,8 +118,7 @@ def studies(overview: pd.DataFrame) -> HTML:
                 "test images": overview.test.map("{:,}".format),
                 "runs": overview.runs.map("{:,}".format),
                 "training and answers (h)": overview.training.map("{:.0f}".format),
-                "quantizer on the processor (h)": overview.processor.map("{:.0f}".format),
-                "quantizer on the GPU (h)": overview.gpu.map("{:.0f}".format),
+                "quantizer (h)": overview.quantizer.map("{:.0f}".format),
                 **{f"{name} (h)": overview[name].map("{:.1f}".format) for name in shares},
             }
         )

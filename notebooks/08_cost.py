@@ -90,23 +90,22 @@ cost_display.sizes(measured)
 cost_display.rates(cost.published())
 
 # %% [markdown]
-# The files are {glue:text}`08_cost.ipynb::sources:s`. Four things are assumed beyond them.
+# The files are {glue:text}`08_cost.ipynb::sources:s`. Three things are assumed
+# beyond them.
 #
 # - *Single precision* is {glue:text}`08_cost.ipynb::single:.0f` times as slow as mixed precision.
-#   FP32 models are trained at the precision of their recipe; what trains on, and all answers, are
-#   in single precision.
+#   FP32 models are trained at the precision of their recipe; what trains on, the quantizer's own
+#   passes, and all answers are in single precision.
 # - *Grids* make a pass {glue:text}`08_cost.ipynb::grids:.0f` times as slow: that of training on,
 #   and that of a simulated quantized model, which is what answers on a GPU.
-# - *A backward pass* takes {glue:text}`08_cost.ipynb::backward:.0f` times as long as a forward pass
-#   on the processor, for which only forward passes are published.
 # - *SqueezeNet* is not in the files. MobileNetV2 stands in for it, slowed by their ratio of
 #   multiply-adds, {glue:text}`08_cost.ipynb::stand_in_ratio:.2f`. In our own measurement SqueezeNet
 #   trains {glue:text}`08_cost.ipynb::squeezenet_faster:.1f` times as fast as MobileNetV2, whose
 #   many thin layers move more than they multiply; so this is rather too much than too little.
 #
 # And the GPU was timed on batches larger than ours that lay in its memory, where reading
-# photographs must keep up; the processor on compiled models, which ours are not. The hours below
-# are rather too few than too many, and meant to one digit.
+# photographs must keep up; what a quantized run takes whatever the images, $c_a$, is not in these
+# rates. The hours below are rather too few than too many, and meant to one digit.
 #
 # ## CelebA
 #
@@ -114,20 +113,19 @@ cost_display.rates(cost.published())
 # {glue:text}`08_cost.ipynb::celeba_pixels:.0f` pixels,
 # {glue:text}`08_cost.ipynb::architectures:.0f` architectures,
 # {glue:text}`08_cost.ipynb::seeds:.0f` seeds,
-# {glue:text}`08_cost.ipynb::celeba_runs:,.0f` runs. Hours by architecture and kind of run, on one
-# GPU and its processor:
+# {glue:text}`08_cost.ipynb::celeba_runs:,.0f` runs. Hours of one GPU by architecture and kind of
+# run:
 
 # %%
 celeba = studies["celeba"]
 cost_display.hours(cost.table(celeba.jobs, cost.gpu()))
 
 # %% [markdown]
-# Together {glue:text}`08_cost.ipynb::celeba_whole_processor:.0f` hours. The GPU is at work in
-# {glue:text}`08_cost.ipynb::celeba_training:.0f` of them; in the other
-# {glue:text}`08_cost.ipynb::celeba_processor:.0f` it waits for the quantizer. Calibration, choice
-# of ranges, layers and bits, learnt roundings, and what a constraint asks the FP32 model about its
-# groups are computed on the processor even where there is a GPU. On the GPU they would take
-# {glue:text}`08_cost.ipynb::celeba_whole:.0f` hours together with all else.
+# Together {glue:text}`08_cost.ipynb::celeba_whole:.0f` hours:
+# {glue:text}`08_cost.ipynb::celeba_training:.0f` of training and answers, and
+# {glue:text}`08_cost.ipynb::celeba_quantizer:.0f` of the quantizer, which calibrates, chooses
+# ranges, layers and bits, learns roundings, and asks the FP32 model about the groups that a
+# constraint minds. The quantizer works where the model is.
 #
 # Which methods those are:
 
@@ -135,9 +133,9 @@ cost_display.hours(cost.table(celeba.jobs, cost.gpu()))
 cost_display.methods(cost.table(celeba.jobs, cost.gpu(), ["method"]))
 
 # %% [markdown]
-# Training FP32 models is {glue:text}`08_cost.ipynb::share_train:.0f` % of the GPU's work, and
-# training on {glue:text}`08_cost.ipynb::share_train_on:.0f` %, since every method that does it does
-# so for every number of bits and every calibration draw. Accuracy control is counted as if it took
+# Training FP32 models is {glue:text}`08_cost.ipynb::share_train:.0f` % of the training and
+# answers, and training on {glue:text}`08_cost.ipynb::share_train_on:.0f` %, since every method that
+# does it does so for every number of bits and every calibration draw. Accuracy control is counted as if it took
 # all the steps that it may; where it is content sooner it costs less.
 #
 # **One more** seed adds {glue:text}`08_cost.ipynb::more_seed:.0f` hours, an architecture
@@ -145,10 +143,9 @@ cost_display.methods(cost.table(celeba.jobs, cost.gpu(), ["method"]))
 # {glue:text}`08_cost.ipynb::more_method:.0f`, a calibration draw
 # {glue:text}`08_cost.ipynb::more_draw:.0f`.
 #
-# **More GPUs.** Runs that share a calibration are one task, and a task is done by one GPU and its
-# processor: {glue:text}`08_cost.ipynb::on_1:.0f` hours on one,
-# {glue:text}`08_cost.ipynb::on_4:.0f` on four, {glue:text}`08_cost.ipynb::on_8:.0f` on eight. Tasks
-# are many and short, so that little is lost.
+# **More GPUs.** Runs that share a calibration are one task, and a task is done by one GPU:
+# {glue:text}`08_cost.ipynb::on_1:.0f` hours on one, {glue:text}`08_cost.ipynb::on_4:.0f` on four,
+# {glue:text}`08_cost.ipynb::on_8:.0f` on eight. Tasks are many and short, so that little is lost.
 #
 # ## The other collections
 
@@ -160,14 +157,12 @@ cost_display.studies(cost_chapter.overview(studies))
 #
 # - The cost of a study is a sum over its runs. Fitted to a small study, it is right to
 #   {glue:text}`08_cost.ipynb::miss_most:.0f` % for one with four times the images.
-# - The full study on CelebA takes {glue:text}`08_cost.ipynb::celeba_training:.0f` GPU hours of
-#   training and answers, {glue:text}`08_cost.ipynb::share_train:.0f` % of them FP32 training, and
-#   {glue:text}`08_cost.ipynb::celeba_processor:.0f` hours of a processor; on UTKFace
-#   {glue:text}`08_cost.ipynb::utkface_training:.0f` and
-#   {glue:text}`08_cost.ipynb::utkface_processor:.0f`, on FairFace
-#   {glue:text}`08_cost.ipynb::fairface_training:.0f` and
-#   {glue:text}`08_cost.ipynb::fairface_processor:.0f`.
+# - The full study on CelebA takes {glue:text}`08_cost.ipynb::celeba_whole:.0f` GPU hours by
+#   this model, {glue:text}`08_cost.ipynb::celeba_training:.0f` of them training and answers and
+#   {glue:text}`08_cost.ipynb::celeba_quantizer:.0f` the quantizer; on UTKFace
+#   {glue:text}`08_cost.ipynb::utkface_whole:.0f`, on FairFace
+#   {glue:text}`08_cost.ipynb::fairface_whole:.0f`.
 # - *What would change our mind*: a measurement on a GPU. Were single precision as fast as mixed
-#   precision there, CelebA would take {glue:text}`08_cost.ipynb::training_least:.0f` GPU hours;
+#   precision there, CelebA would take {glue:text}`08_cost.ipynb::whole_least:.0f` GPU hours;
 #   were it {glue:text}`08_cost.ipynb::single_most:.0f` times as slow,
-#   {glue:text}`08_cost.ipynb::training_most:.0f`.
+#   {glue:text}`08_cost.ipynb::whole_most:.0f`.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 BINS = 4096
 HALF = 16  # bits of a float32 that decide its bin
-COUNTED = 1 << 18  # values at a time: they stay in a core's cache between the passes
+COUNTED = 1 << 18  # values at a time on a CPU: they stay in a core's cache between the passes
 MOMENTUM = 0.1  # weight of a batch in the moving average
 
 
@@ -154,7 +154,7 @@ class RelativeHistogram:
         x = _in_order_of_memory(x.detach().float())
         power = torch.linalg.vector_norm(x, dim=1).double().square()
         each = torch.where(power > 0, x.shape[1] / power, 0.0)
-        rows = max(COUNTED // x.shape[1], 1)
+        rows = max(COUNTED // x.shape[1], 1) if x.is_cpu else len(x)
         total = self.weights
         for some, weight in zip(x.split(rows), each.split(rows), strict=True):
             upper = _upper_half(some)
@@ -181,7 +181,8 @@ class Counts:
     def see(self, x: Tensor) -> None:
         """Take one batch into account."""
         total = self._kept.all()
-        for some in _in_order_of_memory(x.detach().float()).view(-1).split(COUNTED):
+        values = _in_order_of_memory(x.detach().float()).view(-1)
+        for some in values.split(COUNTED if x.is_cpu else len(values)):
             total += torch.bincount(_upper_half(some), minlength=1 << HALF).cpu()
         self._kept = _Filled.of(total)
 
