@@ -135,8 +135,8 @@ cost_display.methods(cost.table(celeba.jobs, cost.gpu(), ["method"]))
 # %% [markdown]
 # Training FP32 models is {glue:text}`08_cost.ipynb::share_train:.0f` % of the training and
 # answers, and training on {glue:text}`08_cost.ipynb::share_train_on:.0f` %, since every method that
-# does it does so for every number of bits and every calibration draw. Accuracy control is counted as if it took
-# all the steps that it may; where it is content sooner it costs less.
+# does it does so for every number of bits and every calibration draw. Accuracy control is counted
+# as if it took all the steps that it may; where it is content sooner it costs less.
 #
 # **One more** seed adds {glue:text}`08_cost.ipynb::more_seed:.0f` hours, an architecture
 # {glue:text}`08_cost.ipynb::more_architecture:.0f` on average, a method that minds groups
