@@ -120,4 +120,3 @@ def glue_cost(studies: Mapping[str, Planned]) -> None:
     glue("single_least", DOUBT[0])
     glue("single_most", DOUBT[1])
     glue("stand_in_ratio", cost.multiply_adds_ratio("squeezenet1_1", "mobilenet_v2"))
-    glue("sources", "; ".join(dict.fromkeys(cost.published().source)))

@@ -126,13 +126,14 @@ def studies(overview: pd.DataFrame) -> HTML:
 
 
 def rates(published: pd.DataFrame) -> HTML:
-    """Published rates, images per second, and the files that they are from."""
+    """Published rates, images per second; the last row has the files that they are from."""
     frame = named(published)
     frame = frame.assign(
         cell=frame.images_per_second.map("{:.0f}".format),
         what=frame.what.map(WHAT) + ", " + frame.machine,
     )
-    wide = frame.pivot_table(
+    files = frame.drop_duplicates("what").assign(architecture="file", cell=lambda x: x.source)
+    wide = pd.concat([frame, files]).pivot_table(
         index="architecture", columns="what", values="cell", aggfunc="first", sort=False
     )
-    return shown(wide.rename_axis(columns=None).reset_index())
+    return shown(wide.rename_axis(columns=None).reset_index(), wrapped=True)

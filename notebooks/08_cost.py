@@ -90,8 +90,7 @@ cost_display.sizes(measured)
 cost_display.rates(cost.published())
 
 # %% [markdown]
-# The files are {glue:text}`08_cost.ipynb::sources:s`. Three things are assumed
-# beyond them.
+# Three things are assumed beyond them.
 #
 # - *Single precision* is {glue:text}`08_cost.ipynb::single:.0f` times as slow as mixed precision.
 #   FP32 models are trained at the precision of their recipe; what trains on, the quantizer's own
