@@ -40,6 +40,18 @@ class BaseRates:
     gaps: pd.DataFrame
 
 
+def decides(attribute: pd.Series, target: NDArray[np.int8]) -> bool:
+    """Whether the target is made of an attribute: in each of its groups it is the same of all.
+
+    Such groups have no error rates to compare.
+
+    >>> decides(pd.Series(["f", "m", "m"]), np.array([0, 1, 1], np.int8))
+    True
+    """
+    rates = pd.Series(target).groupby(attribute.to_numpy()).mean()
+    return bool(rates.isin((0, 1)).all())
+
+
 def base_rates(
     target: NDArray[np.int8], groups: pd.DataFrame, split: NDArray[np.str_]
 ) -> BaseRates:

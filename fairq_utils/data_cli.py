@@ -154,21 +154,23 @@ def describe(
     """Who is in a collection: groups, base rates, and a perfect classifier's parity gap."""
 
     def action() -> None:
-        from fairq_utils.composition import CROSSED, WHOLE, base_rates
+        from fairq_utils.composition import CROSSED, WHOLE, base_rates, decides
 
         _refuse_missing_folder("--table", table)
         listing = _listing(name, root, target, margin, groups)
         asked = listing.meta["target"]
-        same = [ours for ours, theirs in listing.meta["groups"].items() if theirs == asked]
+        same = [name for name in listing.groups if decides(listing.groups[name], listing.target)]
         if len(same) == len(listing.groups.columns):
-            raise BadInput(f"groups: {same[0]} is the target, {asked}; name another attribute")
+            raise BadInput(
+                f"groups: {same[0]} is what the target, {asked}, is made of; name another attribute"
+            )
         others = listing.groups.drop(columns=same)
         found = base_rates(listing.target, others, listing.split)
         crossed = found.cells.attribute.str.count(CROSSED)
         shown = found.cells[(crossed == 0) | ((crossed == 1) & (found.cells.split == WHOLE))]
         typer.echo(f"{name}: {asked}, base rates in percent")
         for ours in same:
-            typer.echo(f"without the attribute {ours}, which is the target")
+            typer.echo(f"without {ours}, which the target is made of")
         typer.echo()
         typer.echo(_printed(shown, "base_rate"))
         typer.echo("\nDemographic parity difference of a perfect classifier, in points\n")

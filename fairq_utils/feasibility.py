@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fairq_utils import calibration
+from fairq_utils.composition import decides
 from fairq_utils.data.faces import FaceData
 from fairq_utils.data.population import SPLITS
 from fairq_utils.data_params import Photographs
@@ -122,8 +123,7 @@ def _check_photographs(params: Params, who: Who) -> None:
             )
     for name in params.analysis.attributes:
         target, groups = who("train")
-        rates = pd.Series(target).groupby(groups[name].to_numpy()).mean()
-        if rates.isin((0, 1)).all():
+        if decides(groups[name], target):
             raise ParamsError(
                 f"analysis.attributes: {name!r} is what the target is made of, so that nobody in a "
                 "group of it has another label; leave it out, or choose another data.target"

@@ -116,7 +116,7 @@ def test_describe(celeba: Path, tmp_path: Path) -> None:
         "describe", "celeba", celeba, "--groups", "gender,hat=Wearing_Hat", "--table", str(table)
     )
     assert answer.exit_code == 0, answer.output
-    assert answer.output.startswith("celeba: Smiling, base rates in percent\n")
+    assert answer.output.startswith("celeba: Smiling, base rates in percent\n\n")
     there = listing("celeba", celeba, groups={"gender": "Male", "hat": "Wearing_Hat"})
     found = base_rates(there.target, there.groups, there.split)
     pd.testing.assert_frame_equal(pd.read_csv(table), found.cells, check_dtype=False)
@@ -148,3 +148,16 @@ def test_a_file_without_its_folder_is_refused_before_the_work(tmp_path: Path) ->
         )
         assert answer.exit_code == 2
         assert f"{option} {missing}: its folder is not there" in answer.stderr
+
+
+def test_describe_leaves_out_the_attribute_that_is_told(tmp_path: Path) -> None:
+    root = folders.utkface(tmp_path / "faces", n=1)
+    answer = data("describe", "utkface", root)
+    assert answer.exit_code == 0, answer.output
+    told = "utkface: gender, base rates in percent\nwithout gender, which the target is made of\n"
+    assert answer.output.startswith(told)
+    rest = answer.output.removeprefix(told)
+    assert "race" in rest and "gender" not in rest
+    answer = data("describe", "utkface", root, "--groups", "gender")
+    assert answer.exit_code == 2
+    assert "gender is what the target, gender, is made of; name another" in answer.stderr

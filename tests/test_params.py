@@ -133,6 +133,11 @@ BAD = {
         ),
         "the group female|old has no weight",
     ),
+    "no root": (SMALL | {"data": {"name": "celeba", "root": ""}}, "data.root: '' will not do"),
+    "a group twice": (
+        SMALL | {"data": {"name": "celeba", "root": "faces", "groups": ["gender", "gender"]}},
+        "data: groups: 'gender' is named twice; name each attribute once",
+    ),
     "patches": (
         changed(
             data={"size": 40},
