@@ -352,12 +352,11 @@ def test_a_local_cluster_from_the_params_file(place: Place, tmp_path: Path) -> N
     path = place.file(f"file://{tmp_path}/ledger", cluster=section)
     command = ["run", "--params", str(path), "--phase", "baseline"]
     if not torch.cuda.is_available():
-        answer = CliRunner().invoke(app, command)
+        answer = CliRunner().invoke(app, [*command, "--set", "execution.device=auto"])
         assert answer.exit_code != 0
         assert re.search(
             r"cluster\.gpus: the worker \S+ has none that PyTorch finds", answer.output
         )
-        command += ["--set", "execution.device=cpu"]
     answer = CliRunner().invoke(app, command)
     assert answer.exit_code == 0, answer.output
     store = Ledger(tmp_path / "ledger")
