@@ -12,6 +12,7 @@ from typing import cast
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from fairq_utils import calibration, checkpoints, models
 from fairq_utils.figures import finished
 from fairq_utils.ledger import Run
+from fairq_utils.mitigation_display import note
 from fairq_utils.params import Params
 from fairq_utils.quantizers import (
     Observed,
@@ -153,14 +155,11 @@ def _spread(layer: Layer) -> Tensor:
     return layer.weight.detach().reshape(len(layer.weight), -1).abs().amax(dim=1)
 
 
-def equalization(found: Specimen) -> Figure:
+def equalization(found: Specimen) -> Figure | HTML:
     """Largest weight of every output channel before and after, in the pair that moved most."""
-    figure, axis = plt.subplots(figsize=(8, 2.8))
     pairs = found.equalized.equalized or {}
     if not pairs:
-        axis.text(0.5, 0.5, "no two layers in a row can be equalized here", ha="center")
-        axis.axis("off")
-        return finished(figure)
+        return note("No two layers in a row can be equalized here.")
 
     def ratio(name: str) -> float:
         channels = _spread(found.layer(name))
@@ -169,6 +168,7 @@ def equalization(found: Specimen) -> Figure:
     name = max(pairs, key=ratio)
     before, after = _spread(found.layer(name)), _spread(found.layer(name, equalized=True))
     order = before.argsort()
+    figure, axis = plt.subplots(figsize=(8, 2.8))
     axis.semilogy(before[order], color="0.4", label="before")
     axis.semilogy(after[order], color="tab:blue", linewidth=1, label="after")
     axis.set(xlabel=f"output channels of {name}, by their largest weight", ylabel="largest weight")

@@ -373,4 +373,5 @@ def interactive_pareto(frontier: pd.DataFrame) -> Interactive:
         height=460,
         legend={"orientation": "h", "y": -0.2},
     )
-    return interactive(figure, "pareto")
+    alt = "Scatter of accuracy over parity gap with the name of every configuration"
+    return interactive(figure, "pareto", alt)

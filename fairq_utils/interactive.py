@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import plotly.graph_objects as go
@@ -27,10 +28,13 @@ class Interactive:
     name : str
         Unique on its page: lower-case letters, digits and hyphens. It is the figure's id, so that
         executing a chapter twice writes the same notebook, and its anchor.
+    alt : str
+        What the figure shows, for screen readers.
     """
 
     figure: go.Figure
     name: str
+    alt: str
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9-]*", self.name):
@@ -50,18 +54,20 @@ class Interactive:
             default_height=f"{self.figure.layout.height or HEIGHT}px",
             config=CONFIG,
         )
-        return fragment
+        # Not role="img", which would hide the figure's buttons.
+        return f'<div role="figure" aria-label="{escape(self.alt)}">{fragment}</div>'
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         return {"text/html": self.html(), "text/plain": f"<figure {self.name}>"}
 
 
-def interactive(figure: go.Figure, name: str) -> Interactive:
-    """Show a Plotly figure in the book; `name` is its fixed, page-unique id.
+def interactive(figure: go.Figure, name: str, alt: str) -> Interactive:
+    """Show a Plotly figure in the book; `name` is its page-unique id, `alt` what it shows.
 
     Examples
     --------
-    >>> interactive(go.Figure(), "pareto-front")._repr_mimebundle_()["text/plain"]
+    >>> picture = interactive(go.Figure(), "pareto-front", "Accuracy over gap")
+    >>> picture._repr_mimebundle_()["text/plain"]
     '<figure pareto-front>'
     """
-    return Interactive(figure, name)
+    return Interactive(figure, name, alt)

@@ -34,7 +34,7 @@ glue("whose", prose.whose(study))
 # The first people of the test split. Hair, brows, eyes, skin reflectance within each ancestry,
 # pose, light and expression vary from face to face, and so does the strength of the smile.
 
-# %%
+# %% mystnb={"image": {"alt": "Rows of faces, each titled with gender, age, ancestry and label"}}
 from fairq_utils import people_figures
 
 people_figures.face_sheet(test, rows=4, columns=10)
@@ -49,7 +49,7 @@ people_figures.face_sheet(test, rows=4, columns=10)
 # {glue:text}`01_population.ipynb::bayes:.1%`. Strength 0.5 is the boundary; faces near it are
 # ambiguous, as in life.
 
-# %%
+# %% mystnb={"image": {"alt": "A row of faces by rising strength of smile, each titled with it"}}
 glue("study", chapter.params.name)
 glue("faces", study.images("train"))
 glue("tested", study.images("test"))
@@ -69,7 +69,7 @@ people_figures.smile_scale(test)
 # points by gender on these test images. A study that reports a gap near zero from a classifier
 # that is over 90 % accurate on such groups has reported something else.
 
-# %%
+# %% mystnb={"image": {"alt": "Bars of images and points of share smiling, by gender and age"}}
 glue("celeba", sum(CELEBA_JOINT.values()))
 glue("old_women", float(((test.groups.gender == "female") & (test.groups.age == "old")).mean()))
 rates = test.groups.assign(y=test.target).groupby("gender", observed=True).y.mean()
@@ -85,7 +85,7 @@ people_figures.composition(test)
 # {glue:text}`01_population.ipynb::race:.1%` of them: the signal is there for a classifier to
 # lean on.
 
-# %%
+# %% mystnb={"image": {"alt": "Heat maps of true against predicted group, one for each attribute"}}
 confusion = chapter.recovery()
 for attribute, share in chapters.recovered(confusion).items():
     glue(attribute, share)

@@ -28,7 +28,7 @@ fp32 = effects[effects.method == "fp32"]
 # Each point is a model's accuracy on the test images with its bootstrap interval. Where people are
 # rendered, the dashed line is the accuracy of somebody who knows the true strength of every smile.
 
-# %%
+# %% mystnb={"image": {"alt": "Points of test accuracy by architecture, each with its interval"}}
 figures.accuracy_bars(effects, chapter.ceiling())
 # %% [markdown]
 # The best model is {glue:text}`02_baselines.ipynb::best:s` with
@@ -48,7 +48,7 @@ glue("ceiling", prose.attainable(chapter))
 # One cell per architecture and group. A group of few images has a wide interval: the numbers of
 # images and the intervals stand in the table below the figure.
 
-# %%
+# %% mystnb={"image": {"alt": "Heat map of accuracy: architectures down, groups across"}}
 groups = chapter.group_effects
 base_groups = groups[groups.method == "fp32"]
 figures.group_heatmap(base_groups)

@@ -38,7 +38,7 @@ study = recorded.read("methods")
 # layer and a zero-point, since most of them are not centred at zero. A symmetric grid spends half
 # of its codes on values that a nearly positive input hardly has:
 
-# %%
+# %% mystnb={"image": {"alt": "Stairs of a symmetric and of an affine grid over the value rounded"}}
 anatomy.grids()
 # %% [markdown]
 # *Static* ranges come from {glue:text}`03_quantization.ipynb::images:.0f` calibration images drawn
@@ -58,7 +58,7 @@ anatomy.grids()
 # weigh as much as ten thousand of them, and there are such pictures. The input with the longest
 # tail in {glue:text}`03_quantization.ipynb::specimen:s`, at four bits:
 
-# %%
+# %% mystnb={"image": {"alt": "Histogram of a layer's input, with the range that each rule keeps"}}
 anatomy.ranges(specimen)
 # %% [markdown]
 # ### Cross-layer equalization
@@ -69,7 +69,7 @@ anatomy.ranges(specimen)
 # tensor that decides over life and death of small channels; per channel it still evens out the
 # inputs.
 
-# %%
+# %% mystnb={"image": {"alt": "Curves of the largest weight by output channel, before and after"}}
 anatomy.equalization(specimen)
 # %% [markdown]
 # ### Bias correction
@@ -78,7 +78,7 @@ anatomy.equalization(specimen)
 # \mathbb{E}[W x] \ne 0$. The shift is measured on the calibration images, layer after layer, and
 # taken off the bias {cite}`nagel2019data`.
 
-# %%
+# %% mystnb={"image": {"alt": "Histograms of channels' mean errors, before and after correction"}}
 anatomy.bias_correction(specimen)
 # %% [markdown]
 # ### Learnt rounding: AdaRound
@@ -89,7 +89,7 @@ anatomy.bias_correction(specimen)
 # {cite}`nagel2020up`. Most weights near a code go there; those in the middle go where they
 # help.
 
-# %%
+# %% mystnb={"image": {"alt": "Bars of weights rounded up, over their place between two codes"}}
 anatomy.rounding(specimen)
 # %% [markdown]
 # ### Block reconstruction
@@ -99,7 +99,7 @@ anatomy.rounding(specimen)
 # adapt to the errors of these images {cite}`wei2022qdrop`. What is left of each block's squared
 # error over the calibration images, at {glue:text}`03_quantization.ipynb::block_bits:s`:
 
-# %%
+# %% mystnb={"image": {"alt": "Bars of the error left in each block, a panel per architecture"}}
 anatomy.block_errors(chapter.block_errors())
 # %% [markdown]
 # ### Mixed precision
@@ -110,7 +110,7 @@ anatomy.block_errors(chapter.block_errors())
 # weights take; the colour of a layer is what it gets. The published study's *float classifier* is
 # the simplest such choice: the last layer stays in float.
 
-# %%
+# %% mystnb={"image": {"alt": "Bars of signal over noise by layer, coloured by the layer's bits"}}
 anatomy.bits_by_layer(specimen)
 # %% [markdown]
 # ### Between the layers
@@ -132,7 +132,7 @@ anatomy.bits_by_layer(specimen)
 # \end{cases}
 # $$
 
-# %%
+# %% mystnb={"image": {"alt": "Curves of the gradients of a value and of its step, over the value"}}
 anatomy.step_gradients()
 # %% [markdown]
 # It starts at the calibrated model, with its batch norms folded, and is trained for
@@ -143,7 +143,7 @@ anatomy.step_gradients()
 #
 # Change of accuracy from the FP32 model, in points, for every configuration of this study.
 
-# %%
+# %% mystnb={"image": {"alt": "Heat map of accuracy changes: methods down, architectures across"}}
 glue("images", chapter.params.quantization.calibration_images)
 glue("qat_epochs", study.about["params"]["quantization"]["tuning"]["epochs"])
 glue("specimen", specimen.title)
@@ -174,7 +174,7 @@ tables.recovery(best)
 # {glue:text}`03_quantization.ipynb::planned:.0f` runs without mitigation, 64-pixel pictures, one
 # training seed) and is kept with the book.
 
-# %%
+# %% mystnb={"image": {"alt": "Lines of accuracy over bits by method, a panel per architecture"}}
 glue("clear", 100 * recovery.CLEAR_LOSS)
 glue("recorded", study.about["recorded"])
 glue("planned", study.about["planned"])
@@ -232,7 +232,7 @@ tables.costs(accuracy)
 # far the same difference would wander if the answers that flipped had flipped either way by chance.
 # A point inside its bar is no finding, whatever its sign.
 
-# %%
+# %% mystnb={"image": {"alt": "Changes of the parity gap by method, with interval and noise floor"}}
 figures.changes(quantized, "demographic_parity_difference", chapter.crossed)
 # %% [markdown]
 # Of {glue:text}`03_quantization.ipynb::comparisons:.0f` comparisons,
@@ -257,7 +257,7 @@ tables.changes(quantized, chapter.crossed, "demographic_parity_difference")
 # %% [markdown]
 # The same for equalized odds:
 
-# %%
+# %% mystnb={"image": {"alt": "Changes of the odds gap by method, with interval and noise floor"}}
 figures.changes(quantized, "equalized_odds_difference", chapter.crossed)
 # %% [markdown]
 # ## Who loses
@@ -265,7 +265,7 @@ figures.changes(quantized, "equalized_odds_difference", chapter.crossed)
 # Aggregate accuracy can stand still while many answers change. For the narrowest configuration,
 # the change of accuracy of every group:
 
-# %%
+# %% mystnb={"image": {"alt": "Changes of accuracy by group, a panel per architecture"}}
 narrow = chapters.first_rule(chapters.at_bits(chapter.group_effects, fewest=True))
 figures.per_group_chart(narrow)
 # %% [markdown]

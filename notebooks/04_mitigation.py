@@ -55,7 +55,7 @@ tables.shown(planning.calibration_draws(chapter.params))
 # (grey). Right: the share of each group's values outside that range. Shown are the layers in which
 # groups differ most in what is clipped.
 
-# %% tags=["wide"]
+# %% tags=["wide"] mystnb={"image": {"alt": "Input ranges and values clipped, by layer and group"}}
 bits = mitigation_chapter.fewest_bits(chapter)
 clipped = mitigation_chapter.clipping(chapter, bits)
 mitigation_chapter.glue_clipping(chapter, clipped, bits)
@@ -75,7 +75,7 @@ mitigation_display.clipping(clipped)
 # calibration. Right: balanced minus random, paired on the same images, with its interval and its
 # noise floor; left of zero is better.
 
-# %% tags=["wide"]
+# %% tags=["wide"] mystnb={"image": {"alt": "Changes of parity gap, random and balanced, by model"}}
 figures.mitigation(mitigated, "demographic_parity_difference", scope)
 # %% tags=["remove-cell"]
 prose.glue_mitigation(chapter)
@@ -137,9 +137,9 @@ tables.mitigation(mitigated, scope)
 # Change of the worst group's accuracy against plain quantization of the same model, for every
 # method:
 
-# %% tags=["wide"]
+# %% tags=["wide"] mystnb={"image": {"alt": "Changes of worst-group accuracy by method and bits"}}
 mitigation_display.forest(plain, "worst_group_accuracy", scope)
-# %% tags=["wide"]
+# %% tags=["wide"] mystnb={"image": {"alt": "Changes of the parity gap by method and bits"}}
 mitigation_display.forest(plain, "demographic_parity_difference", scope)
 # %% tags=["remove-cell"]
 mitigation_chapter.glue_methods(plain, scope, "here", chapter.params.analysis.replicates)
@@ -170,7 +170,7 @@ mitigation_display.table(plain, scope)
 # {glue:text}`04_mitigation.ipynb::recorded_test:,.0f` test pictures. Seeds are resampled with the
 # images.
 
-# %% tags=["wide"]
+# %% tags=["wide"] mystnb={"image": {"alt": "Recorded changes of worst-group accuracy by method"}}
 study = recorded.read("mitigation")
 found = recorded.read_part("mitigation", "methods")
 everywhere = found["scope"].iloc[0]
@@ -178,9 +178,9 @@ replicates = study.about["params"]["analysis"]["replicates"]
 mitigation_chapter.glue_methods(found, everywhere, "recorded", replicates)
 glue("recorded_test", study.about["params"]["data"]["test"])
 mitigation_display.forest(found, "worst_group_accuracy", everywhere)
-# %% tags=["wide"]
+# %% tags=["wide"] mystnb={"image": {"alt": "Recorded changes of the parity gap by method"}}
 mitigation_display.forest(found, "demographic_parity_difference", everywhere)
-# %% tags=["wide"]
+# %% tags=["wide"] mystnb={"image": {"alt": "Recorded changes of the odds gap by method"}}
 mitigation_display.forest(found, "equalized_odds_difference", everywhere)
 # %% [markdown]
 # Plain quantization itself changes the demographic parity gap, from FP32, by
@@ -236,7 +236,7 @@ mitigation_display.seeds(recorded.read_part("mitigation", "seeds"))
 # {glue:text}`04_mitigation.ipynb::dial_train:,.0f` training and
 # {glue:text}`04_mitigation.ipynb::dial_test:,.0f` test pictures in every world.
 
-# %% tags=["wide"]
+# %% tags=["wide"] mystnb={"image": {"alt": "Dialled group's recorded loss, by level of each dial"}}
 dials = recorded.read_part("dials", "dials")
 mitigation_display.dials(dials, "behind")
 # %% tags=["remove-cell"]
@@ -279,7 +279,7 @@ mitigation_display.dial_table(parity)
 # %% [markdown]
 # ### The dials in this study
 
-# %% tags=["wide"]
+# %% tags=["wide"] mystnb={"image": {"alt": "Dialled group's loss here, by level of each dial"}}
 here = mitigation_chapter.dial_harms(chapter)
 mitigation_display.dials(here, "behind")
 # %% tags=["remove-cell"]
@@ -315,7 +315,7 @@ mitigation_chapter.glue_dials(mitigation_chapter.dial_verdicts(here), "here")
 # {glue:text}`04_mitigation.ipynb::certificate_delta:.0f` %. Above: how often a candidate that is
 # safe is certified. Below: how often one that is not.
 
-# %%
+# %% mystnb={"image": {"alt": "Shares certified rightly and wrongly, over held-out images"}}
 simulated = recorded.read_benchmark("certificate")
 cells = mitigation_chapter.glue_certificates(simulated)
 mitigation_display.certificates(cells, simulated["limit"], simulated["delta"])

@@ -22,11 +22,11 @@ frontier = chapter.frontier()
 # Change of each gap from the FP32 model, in points: red is a wider gap. Without intervals a
 # heat map shows where to look, not what was found.
 
-# %%
+# %% mystnb={"image": {"alt": "Heat map of parity gap changes: methods down, architectures across"}}
 figures.configuration_heatmap(effects, "demographic_parity_difference", chapter.crossed)
-# %%
+# %% mystnb={"image": {"alt": "Heat map of odds gap changes: methods down, architectures across"}}
 figures.configuration_heatmap(effects, "equalized_odds_difference", chapter.crossed)
-# %%
+# %% mystnb={"image": {"alt": "Heat map of predictive equality gap changes by method and model"}}
 figures.configuration_heatmap(effects, "predictive_equality_difference", chapter.crossed)
 # %% [markdown]
 # ## Every group, before and after
@@ -43,7 +43,7 @@ tables.group_summary(chapter.group_effects)
 # Area is size. Filled points are Pareto-optimal: no other configuration is at least as good in
 # accuracy, gap and size and better in one. Hover for the configuration.
 
-# %%
+# %% mystnb={"image": {"alt": "Scatter of accuracy over parity gap by size, filled on the front"}}
 figures.pareto(frontier)
 # %%
 figures.interactive_pareto(frontier)

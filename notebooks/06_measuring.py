@@ -54,7 +54,7 @@ effects = chapter.effects
 # value that one study in twenty exceeds, and the line in them is the average. Points are our FP32
 # models. A gap inside its bar is no evidence that groups differ.
 
-# %%
+# %% mystnb={"image": {"alt": "Gaps of models as points, by rate, over bars of what chance makes"}}
 bands = measuring.null_bands(chapter.runs, chapter.params)
 figures.null_bands(bands)
 # %% tags=["remove-cell"]

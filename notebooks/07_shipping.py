@@ -79,13 +79,13 @@ shipping_display.sizes(deployed)
 # medians, bars reach from quartile to quartile; every median is of at least
 # {glue:text}`07_shipping.ipynb::calls_least:.0f` calls after a warm-up. One image at a time:
 
-# %%
+# %% mystnb={"image": {"alt": "Points of milliseconds per image by engine, one image at a time"}}
 shipping_display.latencies(latency, batch=1)
 
 # %% [markdown]
 # And 32 at a time:
 
-# %%
+# %% mystnb={"image": {"alt": "Points of milliseconds per image by engine, for images in batches"}}
 shipping_display.latencies(latency, batch=32)
 
 # %% [markdown]

@@ -51,7 +51,7 @@ cost_chapter.glue_cost(studies)
 # are seconds of the processor; lines are the sum above, with rates that were fitted to the smallest
 # size alone.
 
-# %%
+# %% mystnb={"image": {"alt": "Seconds over images by kind of run: dots measured, lines predicted"}}
 cost_display.growth(measured)
 
 # %%

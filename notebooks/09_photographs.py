@@ -67,7 +67,7 @@ photograph_chapter.glue_throughput(recorded.read_benchmark("data"))
 # %% [markdown]
 # ## The people of this study
 
-# %% tags=["wide"]
+# %% tags=["wide"] mystnb={"image": {"alt": "Rows of faces, each titled with groups and label"}}
 photograph_chapter.sheet(chapter)
 # %%
 photograph_chapter.described(chapter)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
 
 import nbformat
@@ -72,6 +74,80 @@ def test_committed_notebook_says_nothing_of_time_and_machine(script: Path) -> No
         assert not {"papermill", "execution"} & set(cell.metadata)
         assert all(output.get("name") != "stderr" for output in cell.get("outputs", []))
     assert execution.normalise(nbformat.reads(text, as_version=4)) == notebook
+
+
+class _Pictures(HTMLParser):
+    """Collects what screen readers say of each picture in an HTML output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.label = ""
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {name: value or "" for name, value in attrs}
+        if values.get("role") == "figure":
+            self.label = values.get("aria-label", "")
+        if tag == "img":
+            self.found.append(values.get("alt", ""))
+        if "plotly-graph-div" in values.get("class", ""):
+            self.found.append(self.label)
+            self.label = ""
+
+
+def texts_of_pictures(cell: nbformat.NotebookNode) -> list[str]:
+    """What screen readers say of a cell's pictures, one text each."""
+    found = []
+    for output in cell.get("outputs", []):
+        data = output.get("data", {})
+        if any(mime.startswith("image/") for mime in data):
+            found.append(cell.metadata.get("mystnb", {}).get("image", {}).get("alt", ""))
+        reader = _Pictures()
+        reader.feed(data.get("text/html", ""))
+        found += reader.found
+    return found
+
+
+def says_what_is_shown(text: str) -> bool:
+    """A sentence, and no number: a chapter is executed at any params file."""
+    return len(text.split()) > 4 and not re.search(r"\d", text)
+
+
+@pytest.mark.parametrize("script", CHAPTERS, ids=lambda path: path.stem)
+def test_every_picture_has_a_text_for_screen_readers(script: Path) -> None:
+    notebook = nbformat.read(script.with_suffix(".ipynb"), as_version=4)
+    texts = [(cell.source, text) for cell in notebook.cells for text in texts_of_pictures(cell)]
+    wrong = [f"{text!r} after:\n{source}" for source, text in texts if not says_what_is_shown(text)]
+    assert texts
+    assert not wrong, f'mystnb={{"image": {{"alt": ...}}}} on the cell line: {wrong}'
+
+
+PLOTLY = '<div id="pareto" class="plotly-graph-div"></div>'
+
+
+@pytest.mark.parametrize(
+    ("data", "metadata", "good"),
+    [
+        ({"image/png": "AA"}, {}, False),
+        ({"image/png": "AA"}, {"tags": ["wide"]}, False),
+        ({"image/png": "AA"}, {"mystnb": {"image": {"alt": "A figure"}}}, False),
+        ({"image/png": "AA"}, {"mystnb": {"image": {"alt": "Points of the gap at W8A8"}}}, False),
+        ({"image/png": "AA"}, {"mystnb": {"image": {"alt": "Points of the gap by bits"}}}, True),
+        ({"text/html": '<p><img src="a.png"></p>'}, {}, False),
+        ({"text/html": '<img src="a.png" alt="Points of the gap by bits">'}, {}, True),
+        ({"text/html": PLOTLY}, {}, False),
+        ({"text/html": f'<div role="figure">{PLOTLY}</div>'}, {}, False),
+        (interactive(go.Figure(), "a", "Gap")._repr_mimebundle_(), {}, False),
+        (interactive(go.Figure(), "a", "Points of gap by size")._repr_mimebundle_(), {}, True),
+    ],
+)
+def test_a_picture_without_a_text_is_found(
+    data: dict[str, str], metadata: dict[str, object], good: bool
+) -> None:
+    output = nbformat.v4.new_output("display_data", data=data)
+    cell = nbformat.v4.new_code_cell("figure", outputs=[output], metadata=metadata)
+    [text] = texts_of_pictures(cell)
+    assert says_what_is_shown(text) is good
 
 
 def test_a_pair_out_of_step_is_found(write: Write) -> None:
@@ -177,14 +253,15 @@ def test_normalise_takes_out_what_is_random() -> None:
 
 def test_an_interactive_figure_is_the_same_every_time_and_stays_here() -> None:
     figure = go.Figure(go.Scatter(x=[1, 2], y=[3, 4]))
-    html = interactive(figure, "gap-by-size").html()
-    assert html == interactive(figure, "gap-by-size").html()
+    html = interactive(figure, "gap-by-size", 'Gap by "size"').html()
+    assert html == interactive(figure, "gap-by-size", 'Gap by "size"').html()
+    assert html.startswith('<div role="figure" aria-label="Gap by &quot;size&quot;">')
     assert 'id="gap-by-size"' in html
     assert '"modeBarButtonsToRemove": ["sendChartToCloud"]' in html
     assert "http" not in html
     assert "<script src" not in html
     with pytest.raises(ValueError, match="'Gap by size'"):
-        interactive(figure, "Gap by size")
+        interactive(figure, "Gap by size", "Points of gap by size")
 
 
 @pytest.mark.parametrize(

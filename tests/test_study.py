@@ -447,6 +447,7 @@ def test_pictures_of_the_methods_are_drawn(params: Params) -> None:
     rounded = pictures[4].axes[0].patches
     assert rounded[0].get_height() < 5  # next to the lower code
     assert rounded[19].get_height() > 95  # next to the upper one
+    assert "No two layers" in anatomy.equalization(replace(found, equalized=found.plain)).data
 
 
 def test_ours_beside_the_best_of_the_others_by_hand() -> None:
