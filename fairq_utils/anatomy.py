@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from fairq_utils import calibration, checkpoints, models
 from fairq_utils.figures import finished
 from fairq_utils.ledger import Run
-from fairq_utils.mitigation_display import note
 from fairq_utils.params import Params
 from fairq_utils.quantizers import (
     Observed,
@@ -37,6 +36,7 @@ from fairq_utils.quantizers.learned import LearnedStep
 from fairq_utils.quantizers.ranges import InputStatistics
 from fairq_utils.quantizers.spec import WIDTHS
 from fairq_utils.resources import faces, ledger
+from fairq_utils.tables import note
 
 IMAGES = 64
 RULES = {

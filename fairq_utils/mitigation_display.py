@@ -17,7 +17,7 @@ from fairq_utils.dials import LABELS as DIALS
 from fairq_utils.figures import COLOURS, finished, title
 from fairq_utils.mitigation.methods import METHODS, ONE_GROUP
 from fairq_utils.quantizers.methods import CONTROL
-from fairq_utils.tables import LABELS, intervals, shown, width
+from fairq_utils.tables import LABELS, intervals, note, shown, width
 
 STATISTICS = (
     "demographic_parity_difference",
@@ -69,11 +69,6 @@ def _name(method: str, sampler: str) -> tuple[str, str]:
 
 NOTHING = "This study names no mitigation.methods, so there is nothing to compare."
 UNTURNED = "This study names no dials.models, so no dial was turned."
-
-
-def note(text: str) -> HTML:
-    """A sentence in the place of a figure or table."""
-    return HTML(f"<p><em>{text}</em></p>")
 
 
 def table(frame: pd.DataFrame, scope: str) -> HTML:

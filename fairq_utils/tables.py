@@ -117,6 +117,11 @@ def shown(frame: pd.DataFrame, *, wrapped: bool = False) -> HTML:
     return HTML(f'<div class="table-scroll">{body}</div>')
 
 
+def note(text: str) -> HTML:
+    """A sentence in the place of a figure or table."""
+    return HTML(f"<p><em>{text}</em></p>")
+
+
 def _wide(frame: pd.DataFrame, index: list[str], columns: str) -> HTML:
     """Cells spread over columns, in the order in which they come."""
     wide = frame.pivot_table(
