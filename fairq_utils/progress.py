@@ -11,6 +11,7 @@ from typing import Protocol, TextIO
 from fairq_utils import models
 from fairq_utils.ledger import Run
 from fairq_utils.mitigation.methods import METHODS as FAIR
+from fairq_utils.training import REPORTED
 from fairq_utils.work import Rates, work
 
 QUIET = 15.0  # seconds of silence during a training
@@ -111,18 +112,23 @@ class Progress:
         )
 
     def training(self, run: Run) -> Tick:
-        """A callback for :func:`fairq_utils.training.fit`: a line every few seconds."""
-        said = time.perf_counter()
+        """A callback for :func:`fairq_utils.training.fit`: a line every few seconds.
+
+        The first call of a training that was stopped before, and goes on, is a line too.
+        """
+        said, done = time.perf_counter(), 0
 
         def tick(step: int, steps: int, loss: float) -> None:
-            nonlocal said
-            if time.perf_counter() - said < QUIET and step < steps:
+            nonlocal said, done
+            goes_on = not done and step > REPORTED
+            done = step
+            if time.perf_counter() - said < QUIET and step < steps and not goes_on:
                 return
             said = time.perf_counter()
             self.say(
-                f"{self.phase(run)} · {models.DISPLAY_NAMES[run.architecture]}: step {step} of "
-                f"{steps}, "
-                f"loss {loss:.3f}, {self.left(self.cost(run) * step / steps)}"
+                f"{self.phase(run)} · {models.DISPLAY_NAMES[run.architecture]}: "
+                f"{'goes on at ' if goes_on else ''}step {step} of {steps}, loss {loss:.3f}, "
+                f"{self.left(self.cost(run) * step / steps)}"
             )
 
         return tick

@@ -234,6 +234,10 @@ def optimise(
     scaler = torch.amp.GradScaler(kind, enabled=recipe.precision == "fp16")
     learner = Learner(model, objective, optimizer, schedule, scaler)
     at = Place(torch.zeros((), device=device)) if keeper is None else keeper.resume(learner)
+    if at.step or at.history:  # it goes on, which is said at once
+        mean = float(ranks.average(at.total)) / at.step if at.step else at.history[-1]
+        if progress is not None:
+            progress(at.epoch * steps + at.step, total_steps, mean)
     loss_of = ranks.wrapped(_Loss(model, objective))
     # On a CPU, fused attention over the few tokens of a small picture costs a third more.
     backends = [SDPBackend.MATH] if kind == "cpu" else FUSED

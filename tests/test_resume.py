@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import multiprocessing
 import os
+import re
 import signal
 import warnings
 from collections.abc import Iterator
@@ -30,6 +32,7 @@ from fairq_utils.mitigation.fine_tuning import OnFaces
 from fairq_utils.mitigation.group_facts import facts_of_faces
 from fairq_utils.params import Params
 from fairq_utils.params_file import load_params
+from fairq_utils.progress import Progress
 from fairq_utils.quantizers import QuantSpec, observe, prepare_qat
 from fairq_utils.resume import Checkpoints
 
@@ -174,6 +177,52 @@ def test_what_was_trained_is_not_trained_again(tmp_path: Path) -> None:
 
     training.fit(small(), data, RECIPE, Mortal(Counting(data), 0), seed=5, checkpoints=kept)
     assert len(calls) == 1  # the last one, which no checkpoint follows
+
+
+@pytest.mark.parametrize("last", [2 * STEPS, 2 * STEPS + 3])  # the end of a pass, and within one
+def test_a_training_that_goes_on_says_so_first(last: int, tmp_path: Path) -> None:
+    kept, data = Checkpoints(tmp_path / "run.unfinished", 0.0, "run"), faces()
+    told: list[tuple[int, int, float]] = []
+
+    class Stopped(objectives.Classification):
+        left = last + 1
+
+        def forward(self, model: nn.Module, *batch: Tensor) -> Tensor:
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+            return super().forward(model, *batch)
+
+    def fitted(objective: nn.Module) -> None:
+        told.clear()
+        training.fit(
+            small(),
+            data,
+            RECIPE,
+            objective,
+            seed=5,
+            checkpoints=kept,
+            progress=lambda *said: told.append(said),
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        fitted(Stopped(data))
+    assert told == []  # a hundred steps are not done
+    fitted(objectives.Classification(data))
+    assert [step for step, _, _ in told] == [last, 3 * STEPS]
+    assert all(steps == 3 * STEPS and 0.1 < loss < 2 for _, steps, loss in told)
+
+
+def test_the_terminal_is_told_that_a_training_goes_on(tmp_path: Path) -> None:
+    run, stream = planned(study(tmp_path / "study", 0), "fp32"), io.StringIO()
+    tick = Progress([run], stream, 1).training(run)
+    tick(400, 1000, 0.5)
+    tick(500, 1000, 0.5)
+    assert re.findall(r"goes on at step 400 of 1000, loss 0.500", stream.getvalue())
+    assert stream.getvalue().count("\n") == 1
+    tick = Progress([run], stream, 1).training(run)
+    tick(training.REPORTED, 1000, 0.5)
+    assert stream.getvalue().count("\n") == 1
 
 
 def test_pictures_that_were_trained_on_are_not_read_again() -> None:
