@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fairq_utils import calibration
 from fairq_utils.batches import Batch, gather, read, rows_of
 from fairq_utils.faults import BadInput
+from fairq_utils.full_precision import full_precision
 from fairq_utils.metrics.answers import device_of, evaluating
 from fairq_utils.mitigation.sample import Sample, of_batch
 from fairq_utils.published_methods import METHODS, Task, known
@@ -30,6 +31,7 @@ CHUNK = 64  # images per forward pass of calibration
 FEW = 8  # images of a group in a balanced draw, below which a user should know
 
 
+@full_precision()
 def apply_quantization(
     model: nn.Module,
     method: str = "bias_aware_calibration",
@@ -301,7 +303,7 @@ def _task(
         )
 
     def people(training: bool) -> Sample:
-        return _people(pool, train_data if training else None, name, sensitive_attrs, device)
+        return _people(pool, train_data if training else None, name, sensitive_attrs)
 
     return Task(model, spec, batches, rows, epoch, steps, recipe, people, None, seed)
 
@@ -311,9 +313,8 @@ def _people(
     train_data: Iterable[Any] | None,
     name: str,
     sensitive_attrs: Sequence[str],
-    device: torch.device,
 ) -> Sample:
-    """What there is to train on, or the pool, with labels and groups; on the model's device."""
+    """What there is to train on, or the pool, with labels and groups."""
     what, batch = "calibration_data", pool
     if train_data is not None:
         what, batch = "train_data", gather(train_data, sys.maxsize, "train_data", sensitive_attrs)
@@ -325,7 +326,7 @@ def _people(
         raise BadInput(f"apply_quantization: method {name!r}: {error}") from None
     if len(found.present) < 2:
         raise _one_group(what, found.name(found.present[0]))
-    return found.to(device)
+    return found
 
 
 def _one_group(what: str, name: str) -> BadInput:

@@ -85,7 +85,7 @@ def hours(table: pd.DataFrame) -> HTML:
 
 
 def methods(table: pd.DataFrame) -> HTML:
-    """Hours by method, the most first, with what is done on the GPU and what by the quantizer.
+    """Hours by method, the most first, of training and answers and of the quantizer.
 
     Parameters
     ----------

@@ -72,8 +72,8 @@ class Rebuilt:
 def rebuild(params: Params, run: Run) -> Rebuilt:
     """Make a run's model again, from its checkpoint and its calibration pictures.
 
-    It is quantized on the study's device, whose rounding decides with the rest, and comes back on
-    the CPU.
+    It is quantized on the study's device, whose rounding decides with the rest, or on the CPU where
+    this machine has no such device; it comes back on the CPU.
 
     Raises
     ------
@@ -91,7 +91,8 @@ def rebuild(params: Params, run: Run) -> Rebuilt:
     if run.method == "fp32":
         return Rebuilt(model, model, {})
     data = faces(params)
-    model.to(device(params))
+    if params.execution.device != "cuda" or torch.cuda.is_available():
+        model.to(device(params))
     with full_precision():
         seen = None if run.method == "dynamic" else calibrated(params, [run], model, data)
         quantized, _, report, _ = quantized_model(params, run, model, seen, data, None)
@@ -195,8 +196,8 @@ def _task(
 
 
 def _sample(data: FaceData, attributes: Sequence[str], least: int, device: torch.device) -> Sample:
-    images = models.Normalized(data.images)
-    return sample(images, data.target, data.groups[list(attributes)], least=least).to(device)
+    images = models.Normalized(data.images, device)
+    return sample(images, data.target, data.groups[list(attributes)], least=least)
 
 
 def _tune(

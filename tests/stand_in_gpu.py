@@ -2,14 +2,21 @@
 
 Their numbers lie in the processor's memory and its kernels compute with them, so that an answer is
 what the processor gives. What a GPU would refuse is refused: tensors of two devices in one
-operation, a generator of another device, a NumPy array of what is on the GPU.
+operation, a generator of another device, a NumPy array of what is on the GPU. Convolutions are in
+TF32 where a GPU's would be. The kind of device is ``gpu``, not ``cuda``: what is done for ``cuda``
+by name is not done here, and a few operations of a GPU, such as saving its tensors to a file, are
+refused.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
 
 import torch
+import torchgen
 from torch import Tensor, nn
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,6 +29,16 @@ aten = torch.ops.aten
 COPIES = (aten._to_copy.default, aten.copy_.default)
 # Operations whose indices may be on the processor, and only those.
 INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
+
+
+CONVOLUTIONS = (aten.convolution.default, aten._convolution.default)
+
+
+def _short(x: Tensor) -> Tensor:
+    """Float32 rounded to TF32's ten bits of mantissa."""
+    if x.dtype != torch.float32:
+        return x
+    return ((x.view(torch.int32) + (1 << 12)) & ~((1 << 13) - 1)).view(torch.float32)
 
 
 class OnGpu(Tensor):
@@ -99,6 +116,8 @@ def _computed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         kwargs = {**kwargs, "device": torch.device("cpu")}
     known = {id(x.held): x for x in there}
     own_args, own_kwargs = tree_map_only(OnGpu, lambda x: x.held, (args, kwargs))
+    if func in CONVOLUTIONS and cast(Any, torch.backends.cudnn).conv.fp32_precision == "tf32":
+        own_args = (*map(_short, own_args[:2]), *own_args[2:])
     found = func(*own_args, **own_kwargs)
     if torch.Tag.inplace_view in func.tags:
         with no_dispatch():  # the outer tensor takes the same form
@@ -119,26 +138,41 @@ def _refuse_mixed(
     func: Any, args: tuple[Any, ...], given: list[Tensor], there: list[OnGpu]
 ) -> None:
     here = [x for x in given if not isinstance(x, OnGpu)]
-    if not there or not here:
-        return
-    first = given[0]
     if func in INDEXING:
         inner = [x for x in tree_flatten(args[1])[0] if isinstance(x, Tensor)]
         here = [x for x in here if not any(x is y for y in inner)]
-    # A number in a tensor without dimensions goes to the GPU by itself; one from there does not.
-    if isinstance(first, OnGpu) and all(x.ndim == 0 for x in here) and not _joins(func):
+    if not there or not here:
         return
-    if not isinstance(first, OnGpu) and first.ndim == 0 and not _joins(func):
-        written = func._schema.arguments and func._schema.arguments[0].is_write
-        if not written and all(x.ndim == 0 for x in here):
-            return
+    # A number in a tensor without dimensions goes to the GPU by itself, into some operations; one
+    # from there does not.
+    alone = all(x.ndim == 0 for x in here) and func.name() not in _checked()
+    if alone and (isinstance(given[0], OnGpu) or not (given[0].ndim or _writes(func))):
+        return
     raise RuntimeError(
         f"{func}: Expected all tensors to be on the same device, but found gpu:0 and cpu"
     )
 
 
-def _joins(func: Any) -> bool:
-    return func in (aten.cat.default, aten.stack.default)
+def _writes(func: Any) -> bool:
+    arguments = func._schema.arguments
+    return bool(arguments) and bool(arguments[0].is_write)
+
+
+@lru_cache(maxsize=1)
+def _checked() -> frozenset[str]:
+    """Operations that take no operand from another device, not even a number."""
+    text = Path(torchgen.__file__).with_name("packaged") / "ATen/native/native_functions.yaml"
+    found = {}
+    for entry in re.split(r"^- func: ", text.read_text(), flags=re.MULTILINE)[1:]:
+        found[entry.partition("(")[0]] = entry
+    on_gpu = re.compile(r"^ +(?:\w+, )*CUDA(?:, \w+)*:", re.MULTILINE)
+
+    def for_gpu(entry: str) -> bool:
+        other = re.search(r"^ +structured_delegate: (\S+)", entry, re.MULTILINE)
+        return bool(on_gpu.search(entry)) or (other is not None and for_gpu(found[other[1]]))
+
+    names = (n for n, e in found.items() if "device_check: NoCheck" not in e and for_gpu(e))
+    return frozenset(f"aten::{name}" for name in names)
 
 
 def _refuse_generator(func: Any, kwargs: dict[str, Any]) -> None:

@@ -16,7 +16,10 @@ from torch.nn import functional as F
 from fairq_utils import models
 from fairq_utils.data.pictures import Pictures
 from fairq_utils.mitigation.clipping import clipped, input_ranges
+from fairq_utils.mitigation.control import control_accuracy
 from fairq_utils.mitigation.coverage import pool_features, pool_losses
+from fairq_utils.mitigation.group_facts import facts
+from fairq_utils.mitigation.preservation import preservation
 from fairq_utils.mitigation.ranges import RULES, GroupedStatistics, Turn, observe_groups
 from fairq_utils.mitigation.sample import Sample, sample
 from fairq_utils.quantizers import (
@@ -582,6 +585,42 @@ def test_pictures_are_normalised_a_batch_at_a_time(
         np.testing.assert_array_equal(pool_features(net, given), features)
         np.testing.assert_array_equal(pool_losses(net, given, labels), losses)
     assert sizes == [64, 1] * 4
+
+
+def test_a_sample_of_pictures_on_disk_is_read_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever looks at it: a split of a large collection does not fit into memory as floats."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(4 * 14 * 14, 2)
+    ).eval()
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "images.npy", rng.integers(0, 256, (300, 3, 16, 16)).astype(np.uint8))
+    pictures = Pictures(tmp_path / "images.npy")
+    labels, groups = rng.integers(0, 2, 300), {"gender": rng.choice(["f", "m"], 300)}
+    whole = sample(models.normalize(pictures[:]), labels, groups)
+    sizes: list[int] = []
+    normalize = models.normalize
+
+    def noted(batch: Tensor, device: str) -> Tensor:
+        sizes.append(len(batch))
+        return normalize(batch, device)
+
+    monkeypatch.setattr(models, "normalize", noted)
+    parts = sample(models.Normalized(pictures), labels, groups)
+    assert len(parts) == 300 and parts.images.shape == whole.images.shape
+    spec = QuantSpec.parse("W4A8")
+    found = []
+    for people in (whole, parts):
+        seen = observe_groups(net, people, ["mse"], keep=True)
+        controlled, _ = control_accuracy(seen, spec, people, max_drop=0.0)
+        kept, _ = preservation(seen, spec, people)
+        with torch.no_grad():
+            found.append([module(whole.images) for module in (controlled, kept)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert facts(net, parts) == facts(net, whole)
+    assert sizes and max(sizes) <= 64
 
 
 class Tokens(nn.Module):

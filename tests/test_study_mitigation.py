@@ -11,6 +11,7 @@ from typing import Any, get_args
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.figure import Figure
 
 from fairq_utils import (
@@ -18,6 +19,7 @@ from fairq_utils import (
     effects,
     mitigation_chapter,
     mitigation_display,
+    models,
     planning,
     recorded,
     resources,
@@ -90,6 +92,13 @@ def of_method(records: list[RunRecord], name: str, seed: int = 0) -> RunRecord:
 
 def test_every_name_of_a_params_file_is_a_method_or_a_sampler() -> None:
     assert set(NAMES) == set(METHODS) | (set(SAMPLERS) - {"random"})
+
+
+def test_samples_of_a_study_are_read_in_parts(params: Params) -> None:
+    data = resources.faces(params).subset("validation")
+    found = run_models._sample(data, ("gender", "age"), 1, torch.device("cpu"))
+    assert isinstance(found.images, models.Normalized)
+    assert found.images.images is data.images
 
 
 def test_the_plan_has_every_method_once(params: Params, records: list[RunRecord]) -> None:

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 # One column per attribute, or a single attribute's values.
 Features: TypeAlias = pd.DataFrame | pd.Series | Mapping[str, Any] | Sequence[Any] | NDArray[Any]
@@ -47,9 +48,14 @@ def group_index(attributes: Sequence[str], names: Sequence[str]) -> pd.Index:
     return pd.MultiIndex.from_tuples([tuple(n.split("|")) for n in names], names=attributes)
 
 
+def _array(values: Any) -> NDArray[Any]:
+    """Values as an array, those of a tensor on any device."""
+    return np.asarray(values.cpu() if isinstance(values, Tensor) else values)
+
+
 def _column(values: ArrayLike, name: str, rows: int | None) -> NDArray[Any]:
     """One value per row, as many rows as ``y_true``."""
-    array = np.asarray(values)
+    array = _array(values)
     if array.dtype.kind in "US" and isinstance(values, list | tuple):
         # NumPy made text of everything in a mixed list; the bad row must stay the one it was.
         array = np.asarray(values, dtype=object)
@@ -157,11 +163,12 @@ def _frame(sensitive_features: Features) -> pd.DataFrame:
         name = sensitive_features.name
         return sensitive_features.to_frame("group" if name is None else str(name))
     if isinstance(sensitive_features, Mapping):
-        return pd.DataFrame({k: pd.Series(np.asarray(v)) for k, v in sensitive_features.items()})
-    array = np.asarray(sensitive_features)
+        return pd.DataFrame({k: pd.Series(_array(v)) for k, v in sensitive_features.items()})
+    array = _array(sensitive_features)
     if array.ndim == 1:
         # Not the array: NumPy makes the text "1" of the number 1 where a list holds text too.
-        return pd.Series(sensitive_features).to_frame("group")
+        kept = array if isinstance(sensitive_features, Tensor) else sensitive_features
+        return pd.Series(kept).to_frame("group")
     if array.ndim == 2:
         return pd.DataFrame(array, columns=[f"group_{i}" for i in range(array.shape[1])])
     raise ValueError(f"sensitive_features must have one or two dimensions, not {array.ndim}")

@@ -10,6 +10,7 @@ import pandas as pd
 from torch import nn
 
 from fairq_utils import calibration
+from fairq_utils.metrics.answers import device_of
 from fairq_utils.mitigation.allocation import quantize_mixed_for_groups
 from fairq_utils.mitigation.balancing_act import affordable_memory
 from fairq_utils.mitigation.control import control_accuracy
@@ -34,7 +35,6 @@ class Making:
     model : the float model
     spec : QuantSpec
     sample : Sample
-        On the model's device.
     seen : what calibration on a random draw from it left behind
     train : images to fine-tune on; None where that is not allowed
     limit : of the harm
@@ -66,7 +66,8 @@ def calibrated(
         seed=seed,
         attributes=["group"],
     )
-    batches = (images for images, _, _ in sample.take(rows).batches())
+    device = device_of(model)
+    batches = (images.to(device) for images, _, _ in sample.take(rows).batches())
     # Kept: which layers mind few bits is measured on these images.
     return observe(model, batches, [spec.activation_range], keep=True)
 

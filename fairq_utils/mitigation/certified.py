@@ -13,8 +13,9 @@ from torch import nn
 
 from fairq_utils.batches import first, joined, read, rows_of
 from fairq_utils.faults import BadInput
+from fairq_utils.full_precision import full_precision
 from fairq_utils.metrics import FAIRNESS, count
-from fairq_utils.metrics.answers import Answers, answers, device_of
+from fairq_utils.metrics.answers import Answers, answers
 from fairq_utils.mitigation.candidates import CANDIDATES, Making, calibrated
 from fairq_utils.mitigation.certificate import CHANCE, Question, refuse_empty
 from fairq_utils.mitigation.outcomes import Certificate, NotCertified
@@ -146,6 +147,7 @@ class FairnessAwareQuantizer:
         if unknown:
             raise BadInput(f"candidates: {unknown[0]!r} is not one of {', '.join(CANDIDATES)}")
 
+    @full_precision()
     def quantize(
         self,
         model: nn.Module,
@@ -305,10 +307,8 @@ class FairnessAwareQuantizer:
         return found
 
     def _made(self, model: nn.Module, sample: Sample, train: Sample | None) -> Making:
-        device = device_of(model)
-        here, there = sample.to(device), None if train is None else train.to(device)
-        seen = calibrated(model, here, self.spec, "random", self.seed)
-        return Making(model, self.spec, here, seen, there, self.max_dp_gap, self.seed)
+        seen = calibrated(model, sample, self.spec, "random", self.seed)
+        return Making(model, self.spec, sample, seen, train, self.max_dp_gap, self.seed)
 
     def _table(self, found: Answers, name: str, sample: Sample, what: str) -> np.ndarray[Any, Any]:
         """Counts over the groups of the first images, in their order."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fairq_utils.faults import BadInput
-from fairq_utils.mitigation.sample import CHUNK
+from fairq_utils.mitigation.sample import CHUNK, labels_of
 from fairq_utils.models import Inputs
 from fairq_utils.quantizers.places import first_input, removed_after
 from fairq_utils.quantizers.sensitivity import classification_loss
@@ -96,7 +96,7 @@ def pool_losses(model: nn.Module, images: Inputs, labels: Any) -> NDArray[np.flo
     >>> pool_losses(nn.Flatten(), torch.tensor([[0.0, 0.0], [0.0, 9.0]]), [0, 1]).round(3).tolist()
     [0.6930000185966492, 0.0]
     """
-    truth = torch.as_tensor(np.asarray(labels)).reshape(-1).to(torch.int64)
+    truth = labels_of(labels)
     if len(truth) != len(images):
         raise BadInput(f"pool_losses: {len(truth)} labels for {len(images)} images; each needs one")
     parts = []

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fairq_utils.faults import BadInput
+from fairq_utils.metrics.answers import device_of
 from fairq_utils.mitigation.sample import Sample
 from fairq_utils.quantizers.observers import Counts, central, filled
 from fairq_utils.quantizers.ptq import Observed, observe
@@ -240,22 +241,22 @@ def observe_groups(
     )
     return observe(
         model,
-        _group_by_group(sample, turn),
+        _group_by_group(sample, turn, device_of(model)),
         tuple(rules),
         statistics=lambda asked: GroupedStatistics(asked, weighting, turn),
         **options,
     )
 
 
-def _group_by_group(sample: Sample, turn: Turn) -> Iterator[Tensor]:
-    """Batches of one group each, in an order that the images alone decide."""
+def _group_by_group(sample: Sample, turn: Turn, device: torch.device) -> Iterator[Tensor]:
+    """Batches of one group each, in an order that the values of the images alone decide."""
     for code in sample.present:
         members = sample.members(code)
         digests = [_digest(image) for images, _, _ in members.batches() for image in images.cpu()]
         order = sorted(range(len(members)), key=digests.__getitem__)
         for images, _, _ in members.take(order).batches():
             turn.group = sample.name(code)
-            yield images
+            yield images.to(device)
 
 
 def _digest(image: Tensor) -> bytes:

@@ -71,10 +71,6 @@ class Sample:
         images = held[place] if isinstance(held, Tensor) else held.take(place)
         return Sample(images, self.labels[place], groups)
 
-    def to(self, device: torch.device) -> Sample:
-        """The same with its images on a device; labels stay where answers are compared."""
-        return Sample(self.images.to(device), self.labels, self.groups)
-
     def members(self, code: int) -> Sample:
         """The images of one group."""
         return self.take(np.flatnonzero(self.groups.codes == code))
@@ -120,8 +116,7 @@ def sample(
     >>> found.groups.names, found.present
     (('f', 'm'), [0, 1])
     """
-    given = labels.cpu() if isinstance(labels, Tensor) else labels
-    truth = torch.as_tensor(np.asarray(given)).reshape(-1).to(torch.int64)
+    truth = labels_of(labels)
     if len(truth) != len(images):
         raise BadInput(f"{what}: {len(truth)} labels for {len(images)} images; each needs one")
     try:
@@ -134,6 +129,12 @@ def sample(
         )
     refuse_few(found, least, what)
     return Sample(images, truth, found)
+
+
+def labels_of(labels: Any) -> Tensor:
+    """Labels (N,) of any usual form, on any device, as int64 on the CPU."""
+    given = labels.cpu() if isinstance(labels, Tensor) else labels
+    return torch.as_tensor(np.asarray(given)).reshape(-1).to(torch.int64)
 
 
 def of_batch(

@@ -6,6 +6,7 @@ import copy
 
 from torch import Tensor, nn
 
+from fairq_utils.full_precision import full_precision
 from fairq_utils.quantizers.checks import check_model
 from fairq_utils.quantizers.folding import fold_batch_norms
 from fairq_utils.quantizers.layers import quantizable, quantized, refuse_quantized
@@ -17,6 +18,7 @@ from fairq_utils.quantizers.spec import QuantSpec
 from fairq_utils.quantizers.survey import survey
 
 
+@full_precision()
 def quantize_dynamic(
     model: nn.Module, spec: QuantSpec, example: Tensor | None = None
 ) -> tuple[nn.Module, QuantReport]:

@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from fairq_utils.full_precision import full_precision
 from fairq_utils.quantizers.bias_correction import correct_biases
 from fairq_utils.quantizers.checks import (
     check_batch,
@@ -114,6 +115,7 @@ class Observed:
         return out
 
 
+@full_precision()
 def observe(
     model: nn.Module,
     batches: Iterable[Tensor],
@@ -211,6 +213,7 @@ def observe(
     )
 
 
+@full_precision()
 def quantize_observed(
     seen: Observed,
     spec: QuantSpec,

@@ -30,6 +30,7 @@ from fairq_utils.quantizers.spec import QuantSpec
 
 LARGEST_BLOCK = 5  # layers: a residual block of the usual networks has three to five
 BATCH = 16
+PART = 64  # images at a time where all are passed through
 DROP = 0.5  # probability that an input of a block is the float one (QDrop)
 ROUNDING_RATE = 5e-2  # Adam's learning rate of roundings
 STEP_RATE = 1e-3  # and of the inputs' step sizes, as multiples of the calibrated ones
@@ -125,23 +126,23 @@ def reconstruct(
         if name not in learnt:
             nearest = _learned_layer(work.get_submodule(name), specs[name], ranges, name)
             work = replace(work, name, nearest.settled())
-    generator = torch.Generator().manual_seed(seed)
+    generator, device = torch.Generator().manual_seed(seed), batches[0].device
     for unit in blocks:
         use_integers(work)  # the layers that are settled: only their answers are wanted
         float_root, root = model.get_submodule(unit.name), work.get_submodule(unit.name)
-        float_inputs, targets = _capture(model, float_root, batches)
-        inputs, _ = _capture(work, root, batches)
+        float_inputs, targets = _capture(model, float_root, batches, device)
+        inputs = _capture(work, root, batches, device)[0]
         local = {n: n[len(unit.name) :].lstrip(".") for n in unit.layers if n in learnt}
         if block:
             given = {local[n]: (specs[n], n) for n in unit.layers}
-            task = _Task(inputs, float_inputs, targets, nn.Identity())
+            task = _Task(inputs, float_inputs, targets, nn.Identity(), device)
             root, errors[unit.name] = _learn(root, given, ranges, task, generator)
         else:
             for name, inner in local.items():
-                _, wanted = _capture(float_root, float_root.get_submodule(inner), [float_inputs])
-                seen, _ = _capture(root, root.get_submodule(inner), [inputs])
-                behind_it = behind.get(name, nn.Identity())
-                task = _Task(seen, None, wanted, behind_it)
+                layer = float_root.get_submodule(inner)
+                wanted = _capture(float_root, layer, [float_inputs], device)[1]
+                seen = _capture(root, root.get_submodule(inner), [inputs], device)[0]
+                task = _Task(seen, None, wanted, behind.get(name, nn.Identity()), device)
                 layer, errors[name] = _learn(
                     root.get_submodule(inner), {"": (specs[name], name)}, ranges, task, generator
                 )
@@ -155,19 +156,33 @@ def reconstruct(
 
 @dataclass(frozen=True)
 class _Task:
-    """What a unit is given, what it should answer, and what stands behind it."""
+    """What a unit is given, what it should answer, and what stands behind it.
+
+    Tensors are on the CPU, for a large network's are gigabytes; what is looked at moves to
+    ``device``.
+    """
 
     inputs: Tensor
     float_inputs: Tensor | None  # mixed in at random where there are some
     targets: Tensor
     behind: nn.Module
+    device: torch.device
     weights: Tensor = field(default_factory=lambda: torch.ones(1))
 
     def on(self, grid: nn.Module) -> _Task:
         """The same task, its inputs on a grid that does not change."""
+        return replace_fields(self, inputs=self._each(grid, self.inputs))
+
+    def weighted(self) -> _Task:
+        """The same task, its targets as they are behind the unit, with a weight for each image."""
+        wanted = self._each(self.behind, self.targets)
+        return replace_fields(self, targets=wanted, weights=_weights(wanted))
+
+    def _each(self, module: nn.Module, values: Tensor) -> Tensor:
         with torch.no_grad():
-            inputs = torch.cat([grid(x) for x in self.inputs.split(64)])
-        return replace_fields(self, inputs=inputs)
+            # Copies, since an activation may write into its input.
+            parts = [module(x.to(self.device, copy=True)).cpu() for x in values.split(PART)]
+        return torch.cat(parts)
 
 
 def _learned_layer(module: nn.Module, spec: QuantSpec, ranges: Ranges, name: str) -> LearnedLayer:
@@ -203,9 +218,7 @@ def _learn(
         task = task.on(fixed)
         layers[""].inputs = None
     start = [p.detach().clone() for p in (*choices, *steps)]
-    with torch.no_grad():
-        wanted = task.behind(task.targets.clone())
-    task = replace_fields(task, targets=wanted, weights=_weights(wanted))
+    task = task.weighted()
     before = _error(module, roundings, task)
     _descend(module, roundings, torch.optim.Adam(learnt, fused=True), task, given, generator)
     after = _error(module, roundings, task)
@@ -234,14 +247,13 @@ def _descend(
     axis = 1 if wanted.ndim in (2, 4) else -1  # channels of (N, C), (N, C, H, W) or (N, T, C)
     for step in range(iterations):
         rows = torch.randint(len(wanted), (min(BATCH, len(wanted)),), generator=generator)
-        rows = rows.to(wanted.device)
         x = task.inputs[rows]
         if task.float_inputs is not None:
-            dropped = torch.rand(x.shape, generator=generator).to(x.device) < DROP
+            dropped = torch.rand(x.shape, generator=generator) < DROP
             x = torch.where(dropped, task.float_inputs[rows], x)
-        answer = task.behind(module(x))
-        error = (answer - wanted[rows]).square().sum(dim=axis)
-        loss = (error.reshape(len(rows), -1).mean(dim=1) * task.weights[rows]).mean()
+        x, y, weights = (v.to(task.device) for v in (x, wanted[rows], task.weights[rows]))
+        error = (task.behind(module(x)) - y).square().sum(dim=axis)
+        loss = (error.reshape(len(rows), -1).mean(dim=1) * weights).mean()
         if step >= warm:
             done = (step - warm) / max(iterations - warm, 1)
             beta = BETA[1] + (BETA[0] - BETA[1]) * (1 - done)
@@ -262,9 +274,10 @@ def _error(module: nn.Module, roundings: Sequence[SoftRounding], task: _Task) ->
     for rounding in roundings:
         rounding.decided = True
     total = 0.0
-    parts = zip(task.inputs.split(64), task.targets.split(64), task.weights.split(64), strict=True)
+    values = (task.inputs, task.targets, task.weights)
     with torch.no_grad():
-        for x, y, weight in parts:
+        for part in zip(*(v.split(PART) for v in values), strict=True):
+            x, y, weight = (v.to(task.device) for v in part)
             error = (task.behind(module(x)) - y).square().reshape(len(x), -1).sum(dim=1)
             total += float((error * weight).sum())
     for rounding in roundings:
@@ -301,16 +314,20 @@ def activations_behind(
     return found
 
 
-def _capture(root: nn.Module, inner: nn.Module, batches: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Input and output of a module inside ``root`` over all batches; stops when it is reached."""
-    inputs: list[Tensor] = []
-    outputs: list[Tensor] = []
+def _capture(
+    root: nn.Module, inner: nn.Module, batches: Sequence[Tensor], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Input and output of a module inside ``root`` over all batches; stops when it is reached.
+
+    They come back on the CPU.
+    """
+    inputs, outputs = (_Gathered(sum(map(len, batches))) for _ in range(2))
 
     def before(module: nn.Module, given: Any, named: Any) -> None:
-        inputs.append(first_input(given, named).detach().clone())  # it may be changed in place
+        inputs.add(first_input(given, named).detach())  # copied: it may be changed in place
 
     def after(module: nn.Module, given: Any, output: Tensor) -> None:
-        outputs.append(output.detach().clone())
+        outputs.add(output.detach())
         raise _Reached
 
     hooks = [
@@ -319,9 +336,35 @@ def _capture(root: nn.Module, inner: nn.Module, batches: Sequence[Tensor]) -> tu
     ]
     with removed_after(hooks), torch.no_grad():
         for batch in batches:
-            for part in batch.split(64):
+            for part in batch.split(PART):
+                inputs.images = outputs.images = len(part)
                 try:
-                    root(part.clone())
+                    root(part.to(device, copy=True))
                 except _Reached:
                     continue
-    return torch.cat(inputs), torch.cat(outputs)
+    return inputs.values, outputs.values
+
+
+class _Gathered:
+    """Tensors of so many images together, each copied once to where it stays.
+
+    Attributes
+    ----------
+    images : of the next tensor, which may have several rows for each
+    """
+
+    values: Tensor
+
+    def __init__(self, whole: int) -> None:
+        self.whole, self.images, self.rows = whole, 0, 0
+
+    def add(self, x: Tensor) -> None:
+        """Copy one tensor behind those before it."""
+        if not self.rows:
+            form = torch.contiguous_format
+            if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
+                form = torch.channels_last
+            shape = (len(x) * self.whole // self.images, *x.shape[1:])
+            self.values = torch.empty(shape, dtype=x.dtype, memory_format=form)
+        self.values[self.rows : self.rows + len(x)] = x
+        self.rows += len(x)
