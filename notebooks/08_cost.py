@@ -90,11 +90,12 @@ cost_display.sizes(measured)
 cost_display.rates(cost.published())
 
 # %% [markdown]
-# Three things are assumed beyond them.
+# Four things are assumed beyond them.
 #
 # - *Single precision* is {glue:text}`08_cost.ipynb::single:.0f` times as slow as mixed precision.
 #   FP32 models are trained at the precision of their recipe; what trains on, the quantizer's own
 #   passes, and all answers are in single precision.
+# - *Watching* a layer's inputs in calibration costs no more than the pass itself.
 # - *Grids* make a pass {glue:text}`08_cost.ipynb::grids:.0f` times as slow: that of training on,
 #   and that of a simulated quantized model, which is what answers on a GPU.
 # - *SqueezeNet* is not in the files. MobileNetV2 stands in for it, slowed by their ratio of
