@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import shutil
 import signal
 import sys
 import threading
@@ -142,7 +143,13 @@ def _ssh(settings: Cluster) -> Any:
 
 
 def _slurm(settings: Cluster) -> Any:
-    jobs = _package("dask_jobqueue", settings).SLURMCluster(
+    package = _package("dask_jobqueue", settings)
+    if shutil.which("sbatch") is None:
+        raise ClusterError(
+            "cluster.kind: slurm submits jobs with sbatch, which is not on this machine; run on a "
+            "login node of the cluster"
+        )
+    jobs = package.SLURMCluster(
         cores=1,
         processes=1,
         job_cpu=settings.threads,

@@ -101,10 +101,14 @@ class Progress:
             self.stream.write(f"  {text}\n")
             self.stream.flush()
 
-    def left(self, extra: float = 0.0) -> str:
-        """Estimate of the time left; ``extra`` is cost already spent on the run in hand."""
+    def left(self, extra: float = 0.0, before: float = 0.0) -> str:
+        """Estimate of the time left.
+
+        ``extra`` is cost already spent on the run in hand, ``before`` what was spent on it before
+        it was stopped.
+        """
         spent = sum(self.cost(r) for r in self.missing if r.key in self.done) + extra
-        rest = sum(self.cost(r) for r in self.missing if r.key not in self.done) - extra
+        rest = sum(self.cost(r) for r in self.missing if r.key not in self.done) - extra - before
         elapsed = time.perf_counter() - self.began
         seconds = rest * (elapsed / spent if spent > 0 else 1.0)
         return (
@@ -116,19 +120,20 @@ class Progress:
 
         The first call of a training that was stopped before, and goes on, is a line too.
         """
-        said, done = time.perf_counter(), 0
+        said, first = time.perf_counter(), 0
 
         def tick(step: int, steps: int, loss: float) -> None:
-            nonlocal said, done
-            goes_on = not done and step > REPORTED
-            done = step
+            nonlocal said, first
+            # A training reports at every so many steps; what comes between says where it goes on.
+            goes_on = not first and step % REPORTED > 0 and step < steps
+            first = first or (step if goes_on else 1)
             if time.perf_counter() - said < QUIET and step < steps and not goes_on:
                 return
             said = time.perf_counter()
             self.say(
                 f"{self.phase(run)} · {models.DISPLAY_NAMES[run.architecture]}: "
                 f"{'goes on at ' if goes_on else ''}step {step} of {steps}, loss {loss:.3f}, "
-                f"{self.left(self.cost(run) * step / steps)}"
+                f"{self.left(*(self.cost(run) * x / steps for x in (step - first, first)))}"
             )
 
         return tick

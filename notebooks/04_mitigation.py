@@ -164,7 +164,8 @@ mitigation_display.table(plain, scope)
 # %% [markdown]
 # ### Over several training seeds
 #
-# One training seed says what happened to one network. Recorded with `params/mitigation.yaml`:
+# One training seed says what happened to one network. Recorded on rendered people with
+# `params/mitigation.yaml`:
 # {glue:text}`04_mitigation.ipynb::recorded_seeds:.0f` training seeds each of
 # {glue:text}`04_mitigation.ipynb::recorded_models:.0f` architectures,
 # {glue:text}`04_mitigation.ipynb::recorded_test:,.0f` test pictures. Seeds are resampled with the
@@ -330,6 +331,8 @@ mitigation_display.certificate_table(cells)
 
 # %% [markdown]
 # ## Summary
+#
+# What is said over several seeds is recorded, and about rendered people.
 #
 # - Balanced calibration {glue:text}`04_mitigation.ipynb::recorded_balanced_W8A8_says:s` at `W8A8`
 #   and {glue:text}`04_mitigation.ipynb::recorded_balanced_W4A4_says:s` at `W4A4`, over

@@ -33,9 +33,10 @@ photograph_chapter.collections()
 #    or there twice, within a split or across. It ends in 0 or 1.
 # 3. **Ask who is in it.** `fairq data describe celeba --root data/celeba` prints groups, base rates
 #    and the gap that a perfect classifier would have.
-# 4. **Run the study.** `make book PROFILE=celeba`, or `utkface`, or `fairface`; without a GPU
-#    begin with a part: `fairq run --params params/celeba.yaml --set data.size=64 --set
-#    "data.images={train: 8000, test: 2000}"`.
+# 4. **Run the study.** `make book PROFILE=celeba`, or `utkface`, or `fairface`. Without a GPU begin
+#    with a part: a copy of the params file with fewer and smaller pictures (`data.images`,
+#    `data.size: 64`), one architecture and one seed under `training`, and few methods; `fairq plan`
+#    lists what there is to compute.
 #
 # Splits are the collection's own. What it does not hold out is carved by the hash of a file's name:
 # adding a picture moves no other. A picture or label that cannot be used is never dropped in

@@ -552,10 +552,20 @@ def test_two_who_render_the_same_people_keep_one_copy(
     assert np.array_equal(np.load(kept / "images.npy"), mine.images.numpy())
 
 
+def test_a_machine_without_slurm_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "_package", lambda name, settings: None)
+    monkeypatch.setattr(cluster.shutil, "which", lambda name: None)
+    section = {"kind": "slurm", "memory": "8GB"}
+    params = Params.model_validate({**STUDY, "cluster": section})
+    with pytest.raises(ClusterError, match="sbatch, which is not on this"), cluster.client(params):
+        pass
+
+
 def test_a_slurm_job_has_what_the_section_says(monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = pytest.importorskip("dask_jobqueue")
     asked: list[int] = []
     monkeypatch.setattr(jobs.SLURMCluster, "scale", lambda _, count: asked.append(count))
+    monkeypatch.setattr(cluster.shutil, "which", lambda name: f"/usr/bin/{name}")
     section = Cluster(
         kind="slurm",
         workers=3,

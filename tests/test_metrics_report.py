@@ -140,3 +140,8 @@ def test_labels_are_counted_batch_by_batch() -> None:
     ]
     with pytest.raises(ValueError, match="batch 0 has 2 labels for 3 images"):
         metrics.compute_fairness_metrics(nn.Identity(), loader)
+
+
+def test_several_attributes_are_asked_for_one_by_one() -> None:
+    with pytest.raises(TypeError, match=r"sensitive_attr: .* is no name; name one attribute at a"):
+        metrics.compute_fairness_metrics(torch.nn.Flatten(), [], ["gender", "age"])  # type: ignore[arg-type]

@@ -80,8 +80,9 @@ def listing(
     reader = READERS[_known(name)]
     place = checked_root(root, name, TITLES[name])
     found = reader(place, **options)
-    refuse(found.name, place, found.findings, max_bad)
-    if not len(found):
+    if len(found):
+        refuse(found.name, place, found.findings, max_bad)
+    else:
         why = f" ({found.findings[0].place}: {found.findings[0].problem})" if found.findings else ""
         raise BadInput(
             f"{place}: no picture there can be used as one of {TITLES[name]}{why}; name the folder "

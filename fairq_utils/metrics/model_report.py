@@ -97,6 +97,11 @@ def compute_fairness_metrics(
     >>> found["per_group"]["m"]["false_positive_rate"]
     1.0
     """
+    if not isinstance(sensitive_attr, str):
+        raise TypeError(
+            f"sensitive_attr: {sensitive_attr!r} is no name; name one attribute at a time, or let "
+            "the loader yield one that crosses several"
+        )
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"model is {type(model).__name__}, not a torch module; for predictions of another "
