@@ -29,6 +29,7 @@ RENDERED_BY = (
 )
 TRAINED_BY = (
     *RENDERED_BY,
+    "fairq_utils.full_precision",
     "fairq_utils.models",
     "fairq_utils.objectives",
     "fairq_utils.ranks",

@@ -714,12 +714,12 @@ def test_words_from_workers_are_said_once(place: Place) -> None:
     runs, stream = plan(place.params), io.StringIO()
     ear = scheduling.Ear(Progress(runs, stream, len(runs)))
     ear.hear((0.0, {"run": "of another study"}))
-    ear.hear((0.0, {"run": runs[0].key, "step": 3, "steps": 4, "loss": 0.5}))  # too soon
+    ear.hear((0.0, {"run": runs[0].key, "step": 100, "steps": 200, "loss": 0.5}))  # too soon
     assert stream.getvalue() == ""
-    ear.hear((0.0, {"run": runs[0].key, "step": 4, "steps": 4, "loss": 0.5}))
+    ear.hear((0.0, {"run": runs[0].key, "step": 200, "steps": 200, "loss": 0.5}))
     for _ in range(2):
         ear.hear((0.0, {"run": runs[0].key}))
-    ear.hear((0.0, {"run": runs[0].key, "step": 4, "steps": 4, "loss": 0.5}))
+    ear.hear((0.0, {"run": runs[0].key, "step": 200, "steps": 200, "loss": 0.5}))
     assert [line[:12].strip() for line in stream.getvalue().splitlines()] == [
         "baseline ·",
         "[1/8] base",
