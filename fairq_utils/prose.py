@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
+
 import pandas as pd
 
 from fairq_utils import (
@@ -24,6 +26,7 @@ from fairq_utils.chapters import (
 from fairq_utils.data.photographs import TITLES
 from fairq_utils.data_params import Data
 from fairq_utils.engines import ENGINES
+from fairq_utils.ledger import RunRecord
 from fairq_utils.params import Params
 from fairq_utils.params_file import load_params
 
@@ -112,11 +115,26 @@ def glue_toolkits(found: pd.DataFrame) -> None:
     glue("toolkits_behind", "; ".join(names) or "none")
 
 
-def glue_verdicts(frame: pd.DataFrame, scope: str, params: Params) -> None:
+def of_one_answer(runs: Iterable[RunRecord]) -> list[str]:
+    """Architectures of which an FP32 model answers the same about every test picture.
+
+    Its gaps are zero whatever it does to anyone, so that "no change" says nothing of it.
+    """
+    fp32 = (record for record in runs if record.run.method == "fp32")
+    return sorted({r.run.architecture for r in fp32 if not r.counts.sum(axis=(0, 1, 2)).all()})
+
+
+def glue_verdicts(
+    frame: pd.DataFrame, scope: str, params: Params, same: Collection[str] = ()
+) -> None:
     """Glue how many changes of the parity gap are shown, shown to be none, and undecided.
 
     P-values are corrected over all of them. Of the changes shown, those are counted apart whose
     model has lost more than ten points of accuracy.
+
+    Parameters
+    ----------
+    same : architectures of :func:`of_one_answer`, of which no absence of a change is counted
     """
     rows = of(frame, "demographic_parity_difference", scope).reset_index(drop=True)
     names = {str(i): p for i, p in enumerate(rows.p_value.fillna(1.0))}
@@ -126,7 +144,10 @@ def glue_verdicts(frame: pd.DataFrame, scope: str, params: Params) -> None:
     glue("outside", int(((rows.low > 0) | (rows.high < 0)).sum()))
     glue("beyond_floor", int((rows.change.abs() > rows.floor).sum()))
     glue("shown", int((rows.some == "supported").sum()))
-    glue("equivalent", int((rows.none == "supported").sum()))
+    judged = ~rows.architecture.isin(list(same))
+    glue("equivalent", int((judged & (rows.none == "supported")).sum()))
+    glue("same_comparisons", int((~judged).sum()))
+    glue("same_models", ", ".join(models.DISPLAY_NAMES[name] for name in same) or "none here")
     glue("margin", params.analysis.equivalence_margin / POINT)
     glue("unflipped", int((rows.flips == 0).sum()))
     accuracy = of(frame, "accuracy", scope).set_index(effects.CONFIGURATION).change

@@ -1,0 +1,72 @@
+"""What the prose counts: a model that answers the same about everybody shows nothing."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fairq_utils import prose
+from fairq_utils.effects import CONFIGURATION
+from fairq_utils.params import Params
+
+SCOPE = "gender x age"
+
+
+def record(architecture: str, answers: tuple[int, int], method: str = "fp32") -> Any:
+    """A run with so many negative and positive answers."""
+    counts = np.zeros((1, 2, 2, 2), int)
+    counts[0, 0, 0, 0], counts[0, 1, 1, 1] = answers
+    run = SimpleNamespace(architecture=architecture, method=method)
+    return SimpleNamespace(run=run, counts=counts)
+
+
+def test_networks_of_one_answer_are_found_by_their_float_models() -> None:
+    runs = [
+        record("resnet50", (3, 4)),
+        record("vit_small", (0, 7)),
+        record("mobilenet_v2", (7, 0)),
+        record("resnet50", (7, 0), method="ptq"),
+    ]
+    assert prose.of_one_answer(runs) == ["mobilenet_v2", "vit_small"]
+
+
+def test_no_absence_is_counted_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    glued: dict[str, Any] = {}
+    monkeypatch.setattr(prose, "glue", glued.__setitem__)
+    rows = []
+    for architecture in ("resnet50", "vit_small"):
+        values = (architecture, "ptq", "W8A8", "mse", "random")
+        configuration = dict(zip(CONFIGURATION, values, strict=True))
+        for statistic in ("demographic_parity_difference", "accuracy"):
+            rows.append(
+                {
+                    **configuration,
+                    "scope": SCOPE,
+                    "statistic": statistic,
+                    "change": 0.0,
+                    "low": -0.001,
+                    "high": 0.001,
+                    "floor": 0.01,
+                    "flips": 0.0,
+                    "p_value": 1.0,
+                }
+            )
+    data = {"size": 32, "train": 100, "calibration": 40, "validation": 10, "test": 60}
+    params = Params.model_validate(
+        {
+            "name": "x",
+            "data": data,
+            "training": {"models": {"squeezenet1_1": {"epochs": 1, "learning_rate": 0.001}}},
+            "quantization": {"bits": ["W8A8"], "calibration_images": 20},
+        }
+    )
+    prose.glue_verdicts(pd.DataFrame(rows), SCOPE, params)
+    assert (glued["comparisons"], glued["equivalent"], glued["same_comparisons"]) == (2, 2, 0)
+    assert glued["same_models"] == "none here"
+    prose.glue_verdicts(pd.DataFrame(rows), SCOPE, params, ["vit_small"])
+    assert (glued["comparisons"], glued["equivalent"], glued["same_comparisons"]) == (2, 1, 1)
+    assert glued["same_models"] == "ViT-Small"
