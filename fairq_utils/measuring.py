@@ -173,9 +173,10 @@ def coverage() -> pd.DataFrame:
 
 
 def kept_promises() -> dict[str, str]:
-    """How many recorded cells are covered 93 to 97 times in 100, of a model's level and its change.
+    """How many recorded cells are covered as promised, of a model's level and of its change.
 
-    From 200 images per group up, groups apart, percentile intervals: such as ``18 of 18``.
+    As often as :data:`fairq_utils.stats.coverage.PROMISED` says, groups apart, percentile
+    intervals: such as ``18 of 18``.
     """
     worlds = read_benchmark("coverage")["worlds"]
     return {what: worlds[f"apart {what} percentile"]["kept"] for what in ("level", "change")}

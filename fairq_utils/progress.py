@@ -120,20 +120,21 @@ class Progress:
 
         The first call of a training that was stopped before, and goes on, is a line too.
         """
-        said, first = time.perf_counter(), 0
+        said, begun = time.perf_counter(), -1  # the step that this process began at, once known
 
         def tick(step: int, steps: int, loss: float) -> None:
-            nonlocal said, first
+            nonlocal said, begun
             # A training reports at every so many steps; what comes between says where it goes on.
-            goes_on = not first and step % REPORTED > 0 and step < steps
-            first = first or (step if goes_on else 1)
+            goes_on = begun < 0 and step % REPORTED > 0 and step < steps
+            if begun < 0:
+                begun = step if goes_on else 0
             if time.perf_counter() - said < QUIET and step < steps and not goes_on:
                 return
             said = time.perf_counter()
             self.say(
                 f"{self.phase(run)} · {models.DISPLAY_NAMES[run.architecture]}: "
                 f"{'goes on at ' if goes_on else ''}step {step} of {steps}, loss {loss:.3f}, "
-                f"{self.left(*(self.cost(run) * x / steps for x in (step - first, first)))}"
+                f"{self.left(*(self.cost(run) * x / steps for x in (step - begun, begun)))}"
             )
 
         return tick

@@ -560,6 +560,19 @@ def test_features_are_what_enters_the_classifier(name: str, size: int) -> None:
     np.testing.assert_allclose(found, x.numpy(), rtol=1e-3, atol=1e-4)
 
 
+def noted_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Numbers of pictures that are normalised together, from now on."""
+    sizes: list[int] = []
+    normalize = models.normalize
+
+    def noted(batch: Tensor, device: str) -> Tensor:
+        sizes.append(len(batch))
+        return normalize(batch, device)
+
+    monkeypatch.setattr(models, "normalize", noted)
+    return sizes
+
+
 @pytest.mark.parametrize("name", ["mobilenet_v2", "squeezenet1_1", "vit_small"])
 def test_pictures_are_normalised_a_batch_at_a_time(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -573,14 +586,7 @@ def test_pictures_are_normalised_a_batch_at_a_time(
     on_disk, images = Pictures(tmp_path / "images.npy", rows), torch.from_numpy(stored[rows])
     whole = models.normalize(images)
     features, losses = pool_features(net, whole), pool_losses(net, whole, labels)
-    sizes: list[int] = []
-    normalize = models.normalize
-
-    def noted(batch: Tensor, device: str) -> Tensor:
-        sizes.append(len(batch))
-        return normalize(batch, device)
-
-    monkeypatch.setattr(models, "normalize", noted)
+    sizes = noted_sizes(monkeypatch)
     for given in map(models.Normalized, (images, on_disk)):
         np.testing.assert_array_equal(pool_features(net, given), features)
         np.testing.assert_array_equal(pool_losses(net, given, labels), losses)
@@ -600,14 +606,7 @@ def test_a_sample_of_pictures_on_disk_is_read_in_parts(
     pictures = Pictures(tmp_path / "images.npy")
     labels, groups = rng.integers(0, 2, 300), {"gender": rng.choice(["f", "m"], 300)}
     whole = sample(models.normalize(pictures[:]), labels, groups)
-    sizes: list[int] = []
-    normalize = models.normalize
-
-    def noted(batch: Tensor, device: str) -> Tensor:
-        sizes.append(len(batch))
-        return normalize(batch, device)
-
-    monkeypatch.setattr(models, "normalize", noted)
+    sizes = noted_sizes(monkeypatch)
     parts = sample(models.Normalized(pictures), labels, groups)
     assert len(parts) == 300 and parts.images.shape == whole.images.shape
     spec = QuantSpec.parse("W4A8")

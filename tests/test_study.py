@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
@@ -31,6 +32,7 @@ from fairq_utils import (
     recorded,
     recovery,
     resources,
+    run_models,
     runs,
     study,
     toolkits,
@@ -114,6 +116,19 @@ def test_every_run_is_in_the_ledger_and_counts_every_image(params: Params) -> No
             assert record.report.get("layers") or run.method == "control"
             base = store.read(planning.baseline_of(run).key)
             assert record.counts.sum(axis=(0, 1, 3))[1] == (base.scores > 0).sum()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU was found, and the study's is there")
+def test_a_model_is_rebuilt_where_the_study_s_gpu_is_not(params: Params) -> None:
+    run = next(run for run in planning.plan(params) if run.method == "ptq")
+    on_gpu = params.execution.model_copy(update={"device": "cuda"})
+    rebuilt = run_models.rebuild(params.model_copy(update={"execution": on_gpu}), run)
+    here = run_models.rebuild(params, run)
+    state = here.model.state_dict()
+    assert all(
+        torch.equal(value, state[name]) for name, value in rebuilt.model.state_dict().items()
+    )
+    assert rebuilt.report == here.report
 
 
 def test_a_second_run_computes_nothing(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fairq_utils.faults import BadInput
+from fairq_utils.metrics.answers import device_of
 from fairq_utils.mitigation.sample import CHUNK, labels_of
 from fairq_utils.models import Inputs
 from fairq_utils.quantizers.places import first_input, removed_after
@@ -120,11 +121,11 @@ def _answers(model: nn.Module, images: Inputs, what: str) -> Iterator[tuple[Tens
     """Batches of images and what the model answers."""
     if not len(images):
         raise BadInput(f"{what}: there are no images; give at least one")
-    held = next((t.device for t in (*model.parameters(), *model.buffers())), None)
+    device = device_of(model)
     for batch in images.split(CHUNK):
         with torch.no_grad():
             # A copy, because a model may write into its input.
-            answer = model(batch.to(held or batch.device, copy=True))
+            answer = model(batch.to(device, copy=True))
         yield batch, answer
 
 
