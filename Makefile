@@ -43,9 +43,10 @@ notebooks: $(STAMP)  ## rewrite the committed notebooks/*.ipynb from the .py at 
 	@$(BIN)/fairq run --params $(SMOKE) --phase all
 	@$(BIN)/fairq notebooks
 
-lint: $(STAMP)  ## ruff
+lint: $(STAMP)  ## ruff, and which room may import which
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-cache
 
 types: $(STAMP)  ## mypy
 	@$(BIN)/mypy

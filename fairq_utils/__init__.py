@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fairq_utils.apply import apply_quantization
-    from fairq_utils.comparison import compare_quantization_methods
-    from fairq_utils.metrics import compute_fairness_metrics
+    from fairq_utils.compare import compare_quantization_methods
+    from fairq_utils.metrics.model_metrics import compute_fairness_metrics
     from fairq_utils.mitigation.certified import FairnessAwareQuantizer
-    from fairq_utils.mitigation.outcomes import NotCertified
+    from fairq_utils.mitigation.sequential_test import NotCertified
 
 __all__ = [
     "FairnessAwareQuantizer",
@@ -22,9 +22,9 @@ __all__ = [
 
 _HOMES = {
     "FairnessAwareQuantizer": "fairq_utils.mitigation.certified",
-    "NotCertified": "fairq_utils.mitigation.outcomes",
+    "NotCertified": "fairq_utils.mitigation.sequential_test",
     "apply_quantization": "fairq_utils.apply",
-    "compare_quantization_methods": "fairq_utils.comparison",
+    "compare_quantization_methods": "fairq_utils.compare",
     "compute_fairness_metrics": "fairq_utils.metrics",
 }
 

@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fairq_utils import calibration
-from fairq_utils.batches import Batch, gather, read, rows_of
-from fairq_utils.faults import BadInput
-from fairq_utils.full_precision import full_precision
-from fairq_utils.metrics.answers import device_of, evaluating
+from fairq_utils.data.batches import Batch, gather, read, rows_of
+from fairq_utils.errors import BadInput
+from fairq_utils.metrics.model_metrics import device_of, evaluating
+from fairq_utils.mitigation.published_methods import METHODS, Task, known
 from fairq_utils.mitigation.sample import Sample, of_batch
-from fairq_utils.published_methods import METHODS, Task, known
-from fairq_utils.quantizers import QuantSpec, folded_float
 from fairq_utils.quantizers.checks import check_model
-from fairq_utils.quantizers.spec import WIDTHS
-from fairq_utils.training import Recipe
+from fairq_utils.quantizers.precision import full_precision
+from fairq_utils.quantizers.qat import folded_float
+from fairq_utils.quantizers.spec import WIDTHS, QuantSpec
+from fairq_utils.training.loop import Recipe
 
 CHUNK = 64  # images per forward pass of calibration
 FEW = 8  # images of a group in a balanced draw, below which a user should know

@@ -220,9 +220,9 @@ def draw(
         A cell, for ``one_group``.
     losses : float (N,), optional
         Loss of the float model on each image, for ``worst_group``; see
-        :func:`fairq_utils.mitigation.coverage.pool_losses`.
+        :func:`fairq_utils.mitigation.pool.pool_losses`.
     features : float (N, D), optional
-        For ``core_set``; see :func:`fairq_utils.mitigation.coverage.pool_features`.
+        For ``core_set``; see :func:`fairq_utils.mitigation.pool.pool_features`.
     population : mapping of cell to weight, optional
         For ``matched``: weights of 0 or more, of any sum. A cell that is not named gets no image.
 

@@ -11,9 +11,9 @@ from typing import Annotated
 import typer
 
 from fairq_utils import data_cli
-from fairq_utils.exit_codes import say_and_stop as _say_and_stop
-from fairq_utils.params import Params, ParamsError
-from fairq_utils.params_file import load_params, parse_overrides
+from fairq_utils.errors import say_and_stop as _say_and_stop
+from fairq_utils.study.params.file import load_params, parse_overrides
+from fairq_utils.study.params.study import Params, ParamsError
 
 app = typer.Typer(
     add_completion=False,
@@ -71,11 +71,11 @@ def run(
         settings = settings.model_copy(update={"cluster": settings.cluster.elsewhere(cluster)})
 
     def action() -> None:
-        from fairq_utils import study
-        from fairq_utils.planning import PHASES
+        from fairq_utils.study import execution
+        from fairq_utils.study.planning import PHASES
 
         if phase is not Phase.analysis:
-            study.execute(settings, PHASES if phase is Phase.all else (phase.value,))
+            execution.execute(settings, PHASES if phase is Phase.all else (phase.value,))
         if phase in (Phase.all, Phase.analysis):
             _analyse(settings)
 
@@ -83,16 +83,17 @@ def run(
 
 
 def _analyse(settings: Params) -> None:
-    from fairq_utils import effects, resources, tables
+    from fairq_utils.report import effects, tables
+    from fairq_utils.study import statistics, storage
 
-    runs = effects.records(resources.ledger(settings), settings)
+    runs = statistics.records(storage.ledger(settings), settings)
     if not runs:
         raise ValueError(
             f"{settings.execution.ledger}: the ledger holds no run of this study; "
             "run the other phases first"
         )
     frame = effects.by_configuration(runs, settings)
-    for path in tables.write_results(frame, effects.sizes(runs), resources.results(settings)):
+    for path in tables.write_results(frame, effects.sizes(runs), storage.results(settings)):
         typer.echo(str(path))
 
 
@@ -102,7 +103,7 @@ def record(params: ParamsFile = DEFAULT, overrides: Overrides = None) -> None:
     settings = _read(params, overrides)
 
     def action() -> None:
-        from fairq_utils import recorded
+        from fairq_utils.report import record as recorded
 
         for path in recorded.record(settings):
             typer.echo(str(path))
@@ -116,7 +117,7 @@ def book(params: ParamsFile = DEFAULT, overrides: Overrides = None) -> None:
     _read(params, overrides)
 
     def action() -> None:
-        from fairq_utils.book import build_book
+        from fairq_utils.report.book import build_book
 
         given = parse_overrides(overrides or [])
         index = build_book(
@@ -139,7 +140,7 @@ def notebooks(
     """Rewrite the .ipynb beside each chapter's script, executed at params/smoke.yaml."""
 
     def action() -> None:
-        from fairq_utils.execution import write_pairs
+        from fairq_utils.report.notebooks import write_pairs
 
         write_pairs(lambda line: typer.echo(line), chapters or None)
 
@@ -152,12 +153,12 @@ def plan(params: ParamsFile = DEFAULT, overrides: Overrides = None) -> None:
     settings = _read(params, overrides)
 
     def action() -> None:
-        from fairq_utils import dials, planning, resources
-        from fairq_utils.feasibility import check, check_decoded
+        from fairq_utils.study import dials, planning, storage
+        from fairq_utils.study.feasibility import check, check_decoded
 
         check(settings)
         check_decoded(settings)
-        store = resources.ledger(settings)
+        store = storage.ledger(settings)
         runs = planning.with_dials(settings)
         turned = {
             world.params: [f"{dials.LABELS[world.dial]} {world.level:g}" if world.dial else "even"]
@@ -184,7 +185,7 @@ def check(
     params: Annotated[Path | None, typer.Option(help="Also check this params file.")] = None,
 ) -> None:
     """Verify the set-up; ends in "ready" or in what is missing."""
-    from fairq_utils.checkup import inspect
+    from fairq_utils.study.environment import inspect
 
     settings = None if params is None else _read(params)
     missing = 0
@@ -258,7 +259,7 @@ def export(
     settings = _read(params, overrides)
 
     def action() -> None:
-        from fairq_utils import deployable
+        from fairq_utils.deploy import deployable
 
         typer.echo(str(deployable.export(settings, model, engine.value, out, batch=batch)))
 
@@ -277,7 +278,7 @@ def predict(
     """Let an exported model answer about image files."""
 
     def action() -> None:
-        from fairq_utils import predict as predicting
+        from fairq_utils.deploy import predict as predicting
 
         deployed = predicting.open_deployable(folder, threads)
         unread = 0

@@ -11,9 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from fairq_utils.data_params import Collection, Margin
-from fairq_utils.exit_codes import say_and_stop
-from fairq_utils.faults import BadInput
+from fairq_utils.errors import BadInput, say_and_stop
+from fairq_utils.study.params.data import Collection, Margin
 
 app = typer.Typer(
     no_args_is_help=True, help="Photographs: fetch a collection, vouch for it, describe it."
@@ -48,8 +47,8 @@ def get(
 
     def action() -> None:
         from fairq_utils.data.download import get as fetch_all
-        from fairq_utils.data.sources import source
-        from fairq_utils.faults import BadInput
+        from fairq_utils.data.photographs.terms import source
+        from fairq_utils.errors import BadInput
 
         wanted = source(name) if margin is None else source(name, margin)
         typer.echo(wanted.terms())
@@ -97,7 +96,7 @@ def check(
 
     def action() -> None:
         nonlocal sound
-        from fairq_utils.data.published_counts import PUBLISHED
+        from fairq_utils.data.photographs.terms import PUBLISHED
         from fairq_utils.data.vouch import vouch
 
         _refuse_missing_folder("--findings", findings)
@@ -154,7 +153,7 @@ def describe(
     """Who is in a collection: groups, base rates, and a perfect classifier's parity gap."""
 
     def action() -> None:
-        from fairq_utils.composition import CROSSED, WHOLE, base_rates, decides
+        from fairq_utils.metrics.base_rates import CROSSED, WHOLE, base_rates, decides
 
         _refuse_missing_folder("--table", table)
         listing = _listing(name, root, target, margin, groups)
@@ -206,7 +205,7 @@ def _listing(
     margin: Margin | None,
     groups: str | None = None,
 ) -> Any:
-    from fairq_utils.data.photographs import listing
+    from fairq_utils.data.photographs.registry import listing
 
     return listing(
         name,
@@ -220,7 +219,7 @@ def _listing(
 
 def _groups(name: Collection, text: str) -> dict[str, str]:
     """Our name -> the collection's, of ``gender,hat=Wearing_Hat``."""
-    from fairq_utils.data.photographs import GROUPS
+    from fairq_utils.data.photographs.registry import GROUPS
 
     pairs = [part.strip().partition("=") for part in text.split(",")]
     return {ours: theirs or GROUPS[name].get(ours, ours) for ours, _, theirs in pairs}

@@ -6,10 +6,12 @@ import ast
 import hashlib
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+PACKAGE = __name__.partition(".")[0]
 
 
 def fingerprint(value: Any, length: int = 20) -> str:
@@ -18,25 +20,93 @@ def fingerprint(value: Any, length: int = 20) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
-def code_version(modules: Sequence[str]) -> str:
-    """Hash of what these modules compute: their syntax trees without docstrings and positions.
+def code_version(*entries: str) -> str:
+    """Hash of what modules compute, with all that they import of this package and of their own.
 
     A comment, a docstring or a line break changes nothing; a changed constant or branch does.
+
+    Parameters
+    ----------
+    entries : names of modules, such as ``fairq_utils.training.loop``
+
+    Raises
+    ------
+    ModuleNotFoundError
+        There is no such module.
     """
-    return _version(tuple(modules))
+    return _version(tuple(sorted(set(entries))))
 
 
-@lru_cache(maxsize=16)
-def _version(modules: tuple[str, ...]) -> str:
-    return fingerprint([_tree(name) for name in sorted(modules)], 12)
+@lru_cache(maxsize=256)
+def _version(entries: tuple[str, ...]) -> str:
+    return fingerprint([[name, _tree(name)] for name in sorted(closure(entries))], 12)
 
 
-@lru_cache(maxsize=64)
-def _tree(module: str) -> str:
+def closure(entries: Iterable[str]) -> set[str]:
+    """Modules, and those that they import, directly or not, of this package or of their own.
+
+    What stands under ``if TYPE_CHECKING`` is not imported; a package that only passes names on is
+    left out, for modules here import from where a thing stands.
+
+    Examples
+    --------
+    >>> sorted(closure(["fairq_utils.quantizers.spec"]))
+    ['fairq_utils.errors', 'fairq_utils.quantizers.spec']
+    """
+    found: set[str] = set()
+    left = list(entries)
+    while left:
+        name = left.pop()
+        if name not in found:
+            found.add(name)
+            left += _imported(name)
+    return found
+
+
+@lru_cache(maxsize=512)
+def _imported(module: str) -> tuple[str, ...]:
+    """Modules that a module imports, of this package or of its own."""
+    near = {PACKAGE, module.partition(".")[0]}
+    found: list[str] = []
+    for node in _executed(ast.parse(_source(module))):
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            base = str(node.module)
+            if base.partition(".")[0] in near:
+                inner = [f"{base}.{alias.name}" for alias in node.names]
+                found += [name if _is_module(name) else base for name in inner]
+        elif isinstance(node, ast.Import):
+            found += [a.name for a in node.names if a.name.partition(".")[0] in near]
+    return tuple(dict.fromkeys(found))
+
+
+def _executed(node: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those under ``if TYPE_CHECKING``."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and getattr(child.test, "id", "") == "TYPE_CHECKING":
+            continue
+        yield child
+        yield from _executed(child)
+
+
+@lru_cache(maxsize=1024)
+def _is_module(name: str) -> bool:
+    try:
+        spec = importlib.util.find_spec(name)
+    except ModuleNotFoundError:  # what it would stand in is no package
+        return False
+    return spec is not None
+
+
+def _source(module: str) -> str:
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"code_version: there is no module {module!r}")
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    return Path(spec.origin).read_text(encoding="utf-8")
+
+
+@lru_cache(maxsize=512)
+def _tree(module: str) -> str:
+    tree = ast.parse(_source(module))
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if (

@@ -19,14 +19,15 @@ params_file = "../params/smoke.yaml"
 overrides = {}
 
 # %% tags=["remove-cell"]
-from fairq_utils import chapters, prose
 from fairq_utils.data.population import CELEBA_JOINT
+from fairq_utils.report import chapter as chapters
+from fairq_utils.report import photographs
 
 study = chapters.open_chapter(params_file, overrides)
 chapter = study.of_rendered_people()
 glue = chapter.glue
 test = chapter.faces().subset("test")
-glue("whose", prose.whose(study))
+glue("whose", photographs.whose_faces(study))
 
 # %% [markdown]
 # ## Forty people
@@ -35,9 +36,9 @@ glue("whose", prose.whose(study))
 # pose, light and expression vary from face to face, and so does the strength of the smile.
 
 # %% mystnb={"image": {"alt": "Rows of faces, each titled with gender, age, ancestry and label"}}
-from fairq_utils import people_figures
+from fairq_utils.report import population
 
-people_figures.face_sheet(test, rows=4, columns=10)
+population.face_sheet(test, rows=4, columns=10)
 # %% [markdown]
 # ## What counts as smiling
 #
@@ -56,7 +57,7 @@ glue("tested", study.images("test"))
 glue("seeds", len(chapter.params.training.seeds))
 glue("difficulty", chapter.population.difficulty)
 glue("bayes", chapter.population.bayes_accuracy)
-people_figures.smile_scale(test)
+population.smile_scale(test)
 # %% [markdown]
 # ## The make-up is CelebA's
 #
@@ -74,7 +75,7 @@ glue("celeba", sum(CELEBA_JOINT.values()))
 glue("old_women", float(((test.groups.gender == "female") & (test.groups.age == "old")).mean()))
 rates = test.groups.assign(y=test.target).groupby("gender", observed=True).y.mean()
 glue("perfect_gap", float(abs(rates["female"] - rates["male"]) * 100))
-people_figures.composition(test)
+population.composition(test)
 # %% [markdown]
 # ## Can the demographics be seen?
 #
@@ -89,7 +90,7 @@ people_figures.composition(test)
 confusion = chapter.recovery()
 for attribute, share in chapters.recovered(confusion).items():
     glue(attribute, share)
-people_figures.recovery(confusion)
+population.recovery(confusion)
 
 # %% [markdown]
 # (limits)=

@@ -15,7 +15,8 @@ params_file = "../params/smoke.yaml"
 overrides = {}
 
 # %% tags=["remove-cell"]
-from fairq_utils import chapters, figures, prose, tables
+from fairq_utils.report import baselines, figures, tables
+from fairq_utils.report import chapter as chapters
 
 chapter = chapters.open_chapter(params_file, overrides)
 glue = chapter.glue
@@ -39,8 +40,8 @@ figures.accuracy_bars(effects, chapter.ceiling())
 # {glue:text}`02_baselines.ipynb::models:.0f` models (the best included) reaches that of the best.
 
 # %% tags=["remove-cell"]
-prose.glue_baselines(effects, chapter.crossed)
-glue("ceiling", prose.attainable(chapter))
+baselines.glue_baselines(effects, chapter.crossed)
+glue("ceiling", baselines.attainable(chapter))
 
 # %% [markdown]
 # ## By group

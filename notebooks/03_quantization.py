@@ -20,7 +20,9 @@ params_file = "../params/smoke.yaml"
 overrides = {}
 
 # %% tags=["remove-cell"]
-from fairq_utils import anatomy, chapters, figures, prose, recorded, recovery, tables, toolkits
+from fairq_utils.report import analysis, anatomy, figures, quantization, tables
+from fairq_utils.report import chapter as chapters
+from fairq_utils.study import recorded
 
 chapter = chapters.open_chapter(params_file, overrides)
 glue = chapter.glue
@@ -150,8 +152,8 @@ glue("specimen", specimen.title)
 glue("block_bits", chapter.block_bits())
 figures.configuration_heatmap(quantized, "accuracy", chapter.crossed)
 # %% tags=["remove-cell"]
-prose.glue_extremes(quantized, chapter.crossed)
-best = recovery.best_of(recovery.recovery(chapters.accuracy(quantized, chapter.crossed)))
+quantization.glue_extremes(quantized, chapter.crossed)
+best = quantization.best_of(quantization.recovery(chapters.accuracy(quantized, chapter.crossed)))
 
 # %% [markdown]
 # At {glue:text}`03_quantization.ipynb::most_bits:s` the worst change of any architecture by plain
@@ -175,16 +177,16 @@ tables.recovery(best)
 # training seed) and is kept with the book.
 
 # %% mystnb={"image": {"alt": "Lines of accuracy over bits by method, a panel per architecture"}}
-glue("clear", 100 * recovery.CLEAR_LOSS)
+glue("clear", 100 * quantization.CLEAR_LOSS)
 glue("recorded", study.about["recorded"])
 glue("planned", study.about["planned"])
 accuracy = study.configurations[study.configurations.statistic == "accuracy"]
 figures.accuracy_over_bits(accuracy)
 
 # %%
-shares = recovery.recovery(accuracy)
-prose.glue_recovery(shares)
-tables.recovery(recovery.best_of(shares))
+shares = quantization.recovery(accuracy)
+quantization.glue_recovery(shares)
+tables.recovery(quantization.best_of(shares))
 
 # %% [markdown]
 # Where the naive quantizer loses more than {glue:text}`03_quantization.ipynb::clear:.0f` points
@@ -205,7 +207,7 @@ tables.recovery(recovery.best_of(shares))
 
 # %%
 peers = recorded.read_benchmark("toolkits")
-prose.glue_toolkits(toolkits.beside(peers))
+quantization.glue_toolkits(quantization.beside(peers))
 tables.toolkits(peers)
 
 # %% [markdown]
@@ -253,8 +255,8 @@ figures.changes(quantized, "demographic_parity_difference", chapter.crossed)
 # lost more than ten points of accuracy.
 
 # %% tags=["remove-cell"]
-same = prose.of_one_answer(chapter.runs)
-prose.glue_verdicts(quantized, chapter.crossed, chapter.params, same)
+same = analysis.of_one_answer(chapter.runs)
+analysis.glue_verdicts(quantized, chapter.crossed, chapter.params, same)
 
 # %%
 tables.changes(quantized, chapter.crossed, "demographic_parity_difference")

@@ -14,22 +14,16 @@ params_file = "../params/smoke.yaml"
 overrides = {}
 
 # %% tags=["remove-cell"]
-from fairq_utils import (
-    chapters,
-    figures,
-    mitigation_chapter,
-    mitigation_display,
-    planning,
-    prose,
-    recorded,
-    tables,
-)
+from fairq_utils.report import calibration, certificates, figures, mitigation, tables
+from fairq_utils.report import chapter as chapters
+from fairq_utils.report import dials as report_dials
+from fairq_utils.study import planning, recorded
 
 chapter = chapters.open_chapter(params_file, overrides)
 glue = chapter.glue
 scope = chapter.crossed
 mitigated = chapter.mitigation_effects
-plain = mitigation_chapter.against_plain(chapter)
+plain = mitigation.against_plain(chapter)
 rarest, share = chapter.rarest()
 glue("rarest", rarest)
 glue("rare", share)
@@ -56,10 +50,10 @@ tables.shown(planning.calibration_draws(chapter.params))
 # groups differ most in what is clipped.
 
 # %% tags=["wide"] mystnb={"image": {"alt": "Input ranges and values clipped, by layer and group"}}
-bits = mitigation_chapter.fewest_bits(chapter)
-clipped = mitigation_chapter.clipping(chapter, bits)
-mitigation_chapter.glue_clipping(chapter, clipped, bits)
-mitigation_display.clipping(clipped)
+bits = mitigation.fewest_bits(chapter)
+clipped = calibration.clipping(chapter, bits)
+calibration.glue_clipping(chapter, clipped, bits)
+calibration.clipping_figure(clipped)
 # %% [markdown]
 # This is {glue:text}`04_mitigation.ipynb::clipped_model:s` at
 # {glue:text}`04_mitigation.ipynb::clipped_bits:s`. The most that the clipped share of two groups
@@ -78,7 +72,7 @@ mitigation_display.clipping(clipped)
 # %% tags=["wide"] mystnb={"image": {"alt": "Changes of parity gap, random and balanced, by model"}}
 figures.mitigation(mitigated, "demographic_parity_difference", scope)
 # %% tags=["remove-cell"]
-prose.glue_mitigation(chapter)
+calibration.glue_mitigation(chapter)
 
 # %% [markdown]
 # Over {glue:text}`04_mitigation.ipynb::pairs:.0f` pairs, balanced calibration changes the
@@ -138,11 +132,11 @@ tables.mitigation(mitigated, scope)
 # method:
 
 # %% tags=["wide"] mystnb={"image": {"alt": "Changes of worst-group accuracy by method and bits"}}
-mitigation_display.forest(plain, "worst_group_accuracy", scope)
+mitigation.forest(plain, "worst_group_accuracy", scope)
 # %% tags=["wide"] mystnb={"image": {"alt": "Changes of the parity gap by method and bits"}}
-mitigation_display.forest(plain, "demographic_parity_difference", scope)
+mitigation.forest(plain, "demographic_parity_difference", scope)
 # %% tags=["remove-cell"]
-mitigation_chapter.glue_methods(plain, scope, "here", chapter.params.analysis.replicates)
+mitigation.glue_methods(plain, scope, "here", chapter.params.analysis.replicates)
 
 # %% [markdown]
 # Of {glue:text}`04_mitigation.ipynb::here_demographic_parity_compared:.0f` comparisons, the
@@ -159,7 +153,7 @@ mitigation_chapter.glue_methods(plain, scope, "here", chapter.params.analysis.re
 # method costs in seconds; and its size over the plain one's:
 
 # %%
-mitigation_display.table(plain, scope)
+mitigation.table(plain, scope)
 
 # %% [markdown]
 # ### Over several training seeds
@@ -176,13 +170,13 @@ study = recorded.read("mitigation")
 found = recorded.read_part("mitigation", "methods")
 everywhere = found["scope"].iloc[0]
 replicates = study.about["params"]["analysis"]["replicates"]
-mitigation_chapter.glue_methods(found, everywhere, "recorded", replicates)
+mitigation.glue_methods(found, everywhere, "recorded", replicates)
 glue("recorded_test", study.about["params"]["data"]["test"])
-mitigation_display.forest(found, "worst_group_accuracy", everywhere)
+mitigation.forest(found, "worst_group_accuracy", everywhere)
 # %% tags=["wide"] mystnb={"image": {"alt": "Recorded changes of the parity gap by method"}}
-mitigation_display.forest(found, "demographic_parity_difference", everywhere)
+mitigation.forest(found, "demographic_parity_difference", everywhere)
 # %% tags=["wide"] mystnb={"image": {"alt": "Recorded changes of the odds gap by method"}}
-mitigation_display.forest(found, "equalized_odds_difference", everywhere)
+mitigation.forest(found, "equalized_odds_difference", everywhere)
 # %% [markdown]
 # Plain quantization itself changes the demographic parity gap, from FP32, by
 # {glue:text}`04_mitigation.ipynb::recorded_plain_W8A8:s` points at `W8A8` and by
@@ -206,7 +200,7 @@ mitigation_display.forest(found, "equalized_odds_difference", everywhere)
 # {glue:text}`04_mitigation.ipynb::recorded_worst_group_accuracy_worse:.0f`:
 
 # %%
-mitigation_display.shown_changes(mitigation_chapter.shown_changes(found, everywhere, replicates))
+mitigation.shown_table(mitigation.shown_changes(found, everywhere, replicates))
 
 # %% [markdown]
 # Two things to read these by. A penalty on unequal rates of positive answers narrows the parity gap
@@ -216,13 +210,13 @@ mitigation_display.shown_changes(mitigation_chapter.shown_changes(found, everywh
 # with its own controls before with plain quantization.
 
 # %%
-mitigation_display.table(found, everywhere)
+mitigation.table(found, everywhere)
 
 # %% [markdown]
 # What another training seed alone makes of the same statistics, in points:
 
 # %%
-mitigation_display.seeds(recorded.read_part("mitigation", "seeds"))
+mitigation.seeds(recorded.read_part("mitigation", "seeds"))
 
 # %% [markdown]
 # ## What makes a disparity
@@ -239,20 +233,20 @@ mitigation_display.seeds(recorded.read_part("mitigation", "seeds"))
 
 # %% tags=["wide"] mystnb={"image": {"alt": "Dialled group's recorded loss, by level of each dial"}}
 dials = recorded.read_part("dials", "dials")
-mitigation_display.dials(dials, "behind")
+report_dials.dial_figure(dials, "behind")
 # %% tags=["remove-cell"]
-verdicts = mitigation_chapter.dial_verdicts(dials)
-parity = mitigation_chapter.dial_verdicts(dials, mitigation_chapter.PARITY)
-mitigation_chapter.glue_dials(verdicts, "recorded")
-mitigation_chapter.glue_dials(parity, "parity")
-mitigation_chapter.glue_dial_study(recorded.read("dials"))
+verdicts = report_dials.dial_verdicts(dials)
+parity = report_dials.dial_verdicts(dials, mitigation.PARITY)
+report_dials.glue_dials(verdicts, "recorded")
+report_dials.glue_dials(parity, "parity")
+report_dials.glue_dial_study(recorded.read("dials"))
 
 # %% [markdown]
 # Points above zero: the dialled group ({glue:text}`04_mitigation.ipynb::dialled:s`) loses more than
 # the others. At the last level of each dial:
 
 # %%
-mitigation_display.dial_table(verdicts)
+report_dials.dial_table(verdicts)
 
 # %% [markdown]
 # *Shown* is a change beyond that of the even world whose interval excludes zero, that is beyond its
@@ -268,7 +262,7 @@ mitigation_display.dial_table(verdicts)
 # and its accuracy does not:
 
 # %%
-mitigation_display.dial_table(parity)
+report_dials.dial_table(parity)
 
 # %% [markdown]
 # Shown in {glue:text}`04_mitigation.ipynb::parity_dials_shown:.0f` of
@@ -281,10 +275,10 @@ mitigation_display.dial_table(parity)
 # ### The dials in this study
 
 # %% tags=["wide"] mystnb={"image": {"alt": "Dialled group's loss here, by level of each dial"}}
-here = mitigation_chapter.dial_harms(chapter)
-mitigation_display.dials(here, "behind")
+here = report_dials.dial_harms(chapter)
+report_dials.dial_figure(here, "behind")
 # %% tags=["remove-cell"]
-mitigation_chapter.glue_dials(mitigation_chapter.dial_verdicts(here), "here")
+report_dials.glue_dials(report_dials.dial_verdicts(here), "here")
 
 # %% [markdown]
 # Shown in {glue:text}`04_mitigation.ipynb::here_dials_shown:.0f` of
@@ -318,8 +312,8 @@ mitigation_chapter.glue_dials(mitigation_chapter.dial_verdicts(here), "here")
 
 # %% mystnb={"image": {"alt": "Shares certified rightly and wrongly, over held-out images"}}
 simulated = recorded.read_benchmark("certificate")
-cells = mitigation_chapter.glue_certificates(simulated)
-mitigation_display.certificates(cells, simulated["limit"], simulated["delta"])
+cells = certificates.glue_certificates(simulated)
+certificates.certificate_figure(cells, simulated["limit"], simulated["delta"])
 # %% [markdown]
 # The largest share of false certificates in any cell is
 # {glue:text}`04_mitigation.ipynb::certificate_wrong_most:.1f` %, also where
@@ -327,7 +321,7 @@ mitigation_display.certificates(cells, simulated["limit"], simulated["delta"])
 # some of them unsafe.
 
 # %%
-mitigation_display.certificate_table(cells)
+certificates.certificate_table(cells)
 
 # %% [markdown]
 # ## Summary

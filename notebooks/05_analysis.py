@@ -9,7 +9,8 @@ params_file = "../params/smoke.yaml"
 overrides = {}
 
 # %% tags=["remove-cell"]
-from fairq_utils import chapters, figures, tables
+from fairq_utils.report import chapter as chapters
+from fairq_utils.report import figures, tables
 
 chapter = chapters.open_chapter(params_file, overrides)
 glue = chapter.glue

@@ -13,12 +13,14 @@ params_file = "../params/smoke.yaml"
 overrides = {}
 
 # %% tags=["remove-cell"]
-from fairq_utils import chapters, prose, recorded, shipping_display
+from fairq_utils.report import chapter as chapters
+from fairq_utils.report import shipping
+from fairq_utils.study import recorded
 
 chapter = chapters.open_chapter(params_file, overrides)
 latency = recorded.read_rows("latency")
 deployed = recorded.read_rows("deployment")
-prose.glue_shipping(latency, deployed)
+shipping.glue_shipping(latency, deployed)
 
 # %% [markdown]
 # ## Do the files answer as the simulation does?
@@ -28,7 +30,7 @@ prose.glue_shipping(latency, deployed)
 # The test pictures of the default study, answered by every file:
 
 # %%
-shipping_display.disagreements(deployed[deployed.bits == "W8A8"])
+shipping.disagreement_table(deployed[deployed.bits == "W8A8"])
 
 # %% [markdown]
 # At `W8A8` at most {glue:text}`07_shipping.ipynb::differ_most:.2f` % of the answers differ
@@ -49,7 +51,7 @@ shipping_display.disagreements(deployed[deployed.bits == "W8A8"])
 # carry a clamp of their own behind every such rounding. With it:
 
 # %%
-shipping_display.disagreements(deployed[deployed.bits != "W8A8"])
+shipping.disagreement_table(deployed[deployed.bits != "W8A8"])
 
 # %% [markdown]
 # The largest share is {glue:text}`07_shipping.ipynb::low_differ_most:.2f` %
@@ -68,7 +70,7 @@ shipping_display.disagreements(deployed[deployed.bits != "W8A8"])
 # *ideal* the ratio of the bits.
 
 # %%
-shipping_display.sizes(deployed)
+shipping.size_table(deployed)
 
 # %% [markdown]
 # ## Time
@@ -80,13 +82,13 @@ shipping_display.sizes(deployed)
 # {glue:text}`07_shipping.ipynb::calls_least:.0f` calls after a warm-up. One image at a time:
 
 # %% mystnb={"image": {"alt": "Points of milliseconds per image by engine, one image at a time"}}
-shipping_display.latencies(latency, batch=1)
+shipping.latency_figure(latency, batch=1)
 
 # %% [markdown]
 # And 32 at a time:
 
 # %% mystnb={"image": {"alt": "Points of milliseconds per image by engine, for images in batches"}}
-shipping_display.latencies(latency, batch=32)
+shipping.latency_figure(latency, batch=32)
 
 # %% [markdown]
 # What the fastest of our INT8 files gains depends on what it is compared with: over PyTorch's eager
@@ -94,7 +96,7 @@ shipping_display.latencies(latency, batch=32)
 # last column, for one image on a GPU; the ratio of the bits is four.
 
 # %%
-shipping_display.speedups(latency)
+shipping.speedup_table(latency)
 
 # %% [markdown]
 # Over the same engine's FP32 the gain lies between
@@ -111,7 +113,7 @@ shipping_display.speedups(latency)
 # is faster:
 
 # %%
-shipping_display.toolkits(latency)
+shipping.toolkit_table(latency)
 
 # %% [markdown]
 # Ours is slower by more than {glue:text}`07_shipping.ipynb::behind_margin:.0f` % in
@@ -129,7 +131,7 @@ shipping_display.toolkits(latency)
 # {glue:text}`07_shipping.ipynb::study_size:.0f` pixels.
 
 # %%
-shipping_display.guideline(latency, deployed)
+shipping.guideline_table(latency, deployed)
 
 # %% [markdown]
 # `fairq export` writes such a file with a model card, and `fairq predict` runs it, without PyTorch

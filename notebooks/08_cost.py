@@ -13,7 +13,10 @@ params_file = "../params/smoke.yaml"
 overrides = {}
 
 # %% tags=["remove-cell"]
-from fairq_utils import chapters, cost, cost_chapter, cost_display, recorded
+from fairq_utils.report import chapter as chapters
+from fairq_utils.report import cost as cost_chapter
+from fairq_utils.report import cost as cost_display
+from fairq_utils.study import cost, recorded
 
 chapter = chapters.open_chapter(params_file, overrides)
 measured = recorded.read_benchmark("cost")

@@ -12,7 +12,9 @@ params_file = "../params/smoke.yaml"
 overrides = {}
 
 # %% tags=["remove-cell"]
-from fairq_utils import chapters, photograph_chapter, recorded
+from fairq_utils.report import chapter as chapters
+from fairq_utils.report import photographs
+from fairq_utils.study import recorded
 
 chapter = chapters.open_chapter(params_file, overrides)
 glue = chapter.glue
@@ -25,7 +27,7 @@ glue = chapter.glue
 #    licence lets it. The folder may as well be filled by hand.
 
 # %% tags=["nbval-check-output"]
-photograph_chapter.collections()
+photographs.collections()
 
 # %% [markdown]
 # 2. **Vouch for the folder.** `fairq data check celeba --root data/celeba` counts people by group
@@ -48,7 +50,7 @@ photograph_chapter.collections()
 # Each row is a folder with one fault, and what is said about it:
 
 # %%
-photograph_chapter.refusals(recorded.read_rows("refusals"))
+photographs.refusals(recorded.read_rows("refusals"))
 
 # %% [markdown]
 # ## Throughput
@@ -63,17 +65,17 @@ photograph_chapter.refusals(recorded.read_rows("refusals"))
 # {glue:text}`09_photographs.ipynb::images_large:,.0f`.
 
 # %% tags=["remove-cell"]
-photograph_chapter.glue_throughput(recorded.read_benchmark("data"))
+photographs.glue_throughput(recorded.read_benchmark("data"))
 
 # %% [markdown]
 # ## The people of this study
 
 # %% tags=["wide"] mystnb={"image": {"alt": "Rows of faces, each titled with groups and label"}}
-photograph_chapter.sheet(chapter)
+photographs.sheet(chapter)
 # %%
-photograph_chapter.described(chapter)
+photographs.described(chapter)
 # %% tags=["remove-cell"]
-glue("whose", photograph_chapter.whose(chapter))
+glue("whose", photographs.whose(chapter))
 
 # %% [markdown]
 # {glue:text}`09_photographs.ipynb::whose:s`

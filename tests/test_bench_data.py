@@ -14,22 +14,22 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from fairq_utils import bench
-from fairq_utils.bench import data
+from fairq_utils import bench, timers
+from fairq_utils.bench import decoding
 from fairq_utils.cli import app
-from fairq_utils.data.pixels import Decoded
-from fairq_utils.faults import BadInput
+from fairq_utils.data.pixel_cache import Decoded
+from fairq_utils.errors import BadInput
 
 
 @pytest.fixture
 def photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(data, "PICTURES", (64, 256))
+    monkeypatch.setattr(decoding, "PICTURES", (64, 256))
     rng = np.random.default_rng(0)
     folder = tmp_path / "faces" / "below"
     folder.mkdir(parents=True)
     for i in range(5):
         rough = Image.fromarray(rng.integers(0, 256, (28, 24, 3), np.uint8))
-        rough.resize((data.WIDTH, data.HEIGHT)).save(folder / f"{i}.jpg")
+        rough.resize((decoding.WIDTH, decoding.HEIGHT)).save(folder / f"{i}.jpg")
     (folder / "notes.txt").write_text("no picture")
     return tmp_path / "faces"
 
@@ -51,8 +51,8 @@ def test_a_folder_is_measured_and_kept(photographs: Path, tmp_path: Path) -> Non
 
 
 def test_rendered_faces_stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "FACES", 2)
-    files = sorted(data._rendered(tmp_path / "rendered").iterdir())
+    monkeypatch.setattr(decoding, "FACES", 2)
+    files = sorted(decoding._rendered(tmp_path / "rendered").iterdir())
     assert len(files) == 2
     contents = [Image.open(io.BytesIO(file.read_bytes())) for file in files]
     assert {(image.size, image.format) for image in contents} == {((178, 218), "JPEG")}
@@ -68,12 +68,12 @@ def test_memory_that_is_kept_is_seen(photographs: Path, monkeypatch: pytest.Monk
         return Decoded(images, np.arange(4000), np.array([""]), ())
 
     gc.collect()  # what other tests left behind must not be freed meanwhile
-    before = data.anonymous_memory()
+    before = timers.anonymous_memory()
     if before is None:
         pytest.skip("the system does not tell")
-    monkeypatch.setattr(data, "decoded", held)
-    listing = data._listing(photographs, ["below/0.jpg"], 4000)
-    used = data._memory(listing, photographs)
+    monkeypatch.setattr(decoding, "decoded", held)
+    listing = decoding._listing(photographs, ["below/0.jpg"], 4000)
+    used = decoding._memory(listing, photographs)
     assert used is not None
     assert used > 0.5 * 16_000 * 3 * 64 * 64
 

@@ -16,10 +16,10 @@ from fairq_utils import bench
 from fairq_utils.bench import peers, toolkits
 from fairq_utils.bench.toolkits import Comparison, Gap, compare, table
 from fairq_utils.data import FaceData
-from fairq_utils.faults import Fault
-from fairq_utils.models import normalize
-from fairq_utils.params import Params
-from fairq_utils.params_file import load_params
+from fairq_utils.errors import Fault
+from fairq_utils.study.params.file import load_params
+from fairq_utils.study.params.study import Params
+from fairq_utils.training.architectures import normalize
 
 PARAMS = Path(__file__).resolve().parents[1] / "params" / "smoke.yaml"
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from fairq_utils.calibration import NEEDS, SAMPLERS, apportion, draw
-from fairq_utils.params import Sampler
+from fairq_utils.study.params.study import Sampler
 
 
 @pytest.fixture

@@ -7,8 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fairq_utils.faults import BadInput
+from fairq_utils.bench.certificate import World, drawn, sequence, single
+from fairq_utils.errors import BadInput
 from fairq_utils.metrics import FAIRNESS
+from fairq_utils.mitigation.betting import p_value_of_difference, stake
 from fairq_utils.mitigation.certificate import (
     CHANCE,
     Question,
@@ -18,9 +20,7 @@ from fairq_utils.mitigation.certificate import (
     passes,
     plan,
 )
-from fairq_utils.mitigation.simulation import World, drawn, sequence, single
-from fairq_utils.mitigation.trials import Candidate, in_sequence
-from fairq_utils.stats.betting import p_value_of_difference, stake
+from fairq_utils.mitigation.sequential_test import Candidate, in_sequence
 
 QUESTION = Question(limit=0.02)
 DRAWS = 500

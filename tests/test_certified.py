@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from fairq_utils import FairnessAwareQuantizer, NotCertified
-from fairq_utils.faults import BadInput
+from fairq_utils.errors import BadInput
 from fairq_utils.metrics import FAIRNESS, count
-from fairq_utils.metrics.answers import answers
+from fairq_utils.metrics.model_metrics import answers
 from fairq_utils.mitigation import candidates
 from fairq_utils.quantizers.layers import Quantized
 

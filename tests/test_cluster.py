@@ -27,21 +27,24 @@ from distributed import Client, LocalCluster
 from safetensors.torch import save, save_file
 from typer.testing import CliRunner
 
-from fairq_utils import bench, checkpoints, cluster, planning, remote, scheduling, study
-from fairq_utils.bench import cluster as bench_cluster
+from fairq_utils import bench
+from fairq_utils.bench import scaling as bench_cluster
 from fairq_utils.cli import app
-from fairq_utils.cluster import ClusterError
-from fairq_utils.cluster_params import Cluster
-from fairq_utils.data import store as pictures
+from fairq_utils.data import loading as pictures
 from fairq_utils.data.population import Population
-from fairq_utils.faults import BadInput, Fault
-from fairq_utils.ledger import Ledger, Run
-from fairq_utils.params import Params
-from fairq_utils.params_file import load_params
-from fairq_utils.planning import plan
-from fairq_utils.progress import Progress
-from fairq_utils.resources import ledger
-from fairq_utils.run_models import trained
+from fairq_utils.errors import BadInput, Fault
+from fairq_utils.study import cluster, execution, planning, schedule
+from fairq_utils.study import weights as checkpoints
+from fairq_utils.study import worker as remote
+from fairq_utils.study.cluster import ClusterError
+from fairq_utils.study.ledger import Ledger, Run
+from fairq_utils.study.params.cluster import Cluster
+from fairq_utils.study.params.file import load_params
+from fairq_utils.study.params.study import Params
+from fairq_utils.study.planning import plan
+from fairq_utils.study.progress import Progress
+from fairq_utils.study.run_models import trained
+from fairq_utils.study.storage import ledger
 
 STUDY: dict[str, Any] = {
     "name": "tiny",
@@ -82,7 +85,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     made = Place(folder, Params.model_validate(STUDY), Ledger(folder / "one"))
     made.params = load_params(made.file(folder / "one"), {"execution.threads": 1})
     threads = torch.get_num_threads()
-    study.execute(made.params, stream=io.StringIO())
+    execution.execute(made.params, stream=io.StringIO())
     torch.set_num_threads(threads)
     assert len(made.store.keys()) == RUNS == len(plan(made.params))
     yield made
@@ -169,7 +172,7 @@ def test_a_worker_killed_mid_run_loses_nothing(
     killer = threading.Thread(target=kill)
     killer.start()
     said = io.StringIO()
-    study.execute(on(params, address), stream=said)
+    execution.execute(on(params, address), stream=said)
     killer.join()
     assert killed["interrupted"]  # a task was in hand when its worker died
     assert_same_runs(store, place.store)
@@ -189,14 +192,14 @@ def test_weights_and_runs_in_a_store_that_is_no_folder(
     url = f"dir://study::file://{tmp_path}/store"
     first = load_params(place.file(url))
     assert not ledger(first).local
-    study.execute(on(first, address), ("baseline",), stream=io.StringIO())
+    execution.execute(on(first, address), ("baseline",), stream=io.StringIO())
     kept = list((tmp_path / "store" / "study" / "checkpoints").iterdir())
     assert [p.suffix for p in kept] == [".safetensors"]
     # Another machine has the pictures, and nothing of the training.
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "population").symlink_to(place.folder / "cache" / "population")
     where = first.execution.model_copy(update={"cache": str(tmp_path / "cache")})
-    study.execute(on(first, address, execution=where), stream=io.StringIO())
+    execution.execute(on(first, address, execution=where), stream=io.StringIO())
     assert_same_runs(ledger(first), place.store)
     fetched = list((tmp_path / "cache" / "checkpoints").glob("*/[!.]*"))
     assert [p.read_bytes() for p in fetched] == [kept[0].read_bytes()]
@@ -370,14 +373,14 @@ def test_what_a_task_cannot_do_is_the_same_sentence(
 ) -> None:
     params = load_params(place.file(tmp_path / "ledger"), {"execution.device": "cuda"})
     with pytest.raises(Fault) as remote_fault:
-        study.execute(on(params, address), stream=io.StringIO())
+        execution.execute(on(params, address), stream=io.StringIO())
     assert str(remote_fault.value) == (
         "execution.device: cuda was asked for but PyTorch finds no GPU; use auto or cpu"
     )
     assert not ledger(params).keys()
     # A damaged file in the ledger is found by the task that reads it.
     params = load_params(place.file(tmp_path / "damaged"))
-    study.execute(on(params, address), ("baseline",), stream=io.StringIO())
+    execution.execute(on(params, address), ("baseline",), stream=io.StringIO())
     base = plan(params, ("baseline",))[0]
     weights = ledger(params).checkpoint_path(base.key)
     other = torch.nn.Linear(2, 2).state_dict()
@@ -385,7 +388,7 @@ def test_what_a_task_cannot_do_is_the_same_sentence(
     sentences = []
     for own in (params, on(params, address)):
         with pytest.raises(ValueError, match="not a checkpoint of this architecture") as fault:
-            study.execute(own, stream=io.StringIO())
+            execution.execute(own, stream=io.StringIO())
         sentences.append(str(fault.value))
     assert sentences[0] == sentences[1]
 
@@ -397,12 +400,12 @@ def test_a_worker_that_shares_no_ledger_or_code_is_refused(
     where = place.params.execution.model_copy(update={"ledger": "mine"})
     own = on(place.params, address, execution=where)
     with pytest.raises(Fault, match=r"execution.ledger: the worker tcp://\S+ does not see mine; "):
-        study.execute(own, stream=io.StringIO())
+        execution.execute(own, stream=io.StringIO())
     where = where.model_copy(update={"ledger": str(tmp_path / "shared")})
-    monkeypatch.setattr(planning, "code_version", lambda _: "other")
+    monkeypatch.setattr(planning, "code_version", lambda *_: "other")
     own = on(place.params, address, execution=where)
     with pytest.raises(Fault, match="has another version of fairq_utils; install the same one"):
-        study.execute(own, stream=io.StringIO())
+        execution.execute(own, stream=io.StringIO())
     assert not list((tmp_path / "shared" / "runs").iterdir())
 
 
@@ -449,16 +452,16 @@ def test_workers_that_a_study_cannot_use(
         threads(0) as where,
         pytest.raises(ClusterError, match="has no worker; start some by `dask worker tcp://"),
     ):
-        study.execute(on(params, where), stream=io.StringIO())
+        execution.execute(on(params, where), stream=io.StringIO())
     with (
         threads(1, nthreads=3) as where,
         pytest.raises(ClusterError, match=r"would run 3 tasks at once.* start workers with --nth"),
     ):
-        study.execute(on(params, where), stream=io.StringIO())
+        execution.execute(on(params, where), stream=io.StringIO())
     with threads(1) as where:
         wants = Cluster(kind="address", address=where, gpus=1)
         with pytest.raises(ClusterError, match=r"cluster.gpus: no worker of tcp://\S+ offers a"):
-            study.execute(params.model_copy(update={"cluster": wants}), stream=io.StringIO())
+            execution.execute(params.model_copy(update={"cluster": wants}), stream=io.StringIO())
 
 
 def test_a_task_that_kills_its_workers_is_given_up() -> None:
@@ -469,7 +472,7 @@ def test_a_task_that_kills_its_workers_is_given_up() -> None:
             cluster.client(local) as found,
             pytest.raises(ClusterError, match=r"1 workers died of the same task \(deadly\)"),
         ):
-            scheduling._wait(found, [delayed(os._exit)(1, dask_key_name="deadly")])
+            schedule._wait(found, [delayed(os._exit)(1, dask_key_name="deadly")])
 
 
 def test_a_scheduler_that_goes_away_is_said(tmp_path: Path) -> None:
@@ -485,7 +488,7 @@ def test_a_scheduler_that_goes_away_is_said(tmp_path: Path) -> None:
                 killer = threading.Timer(0.3, scheduler.kill)
                 killer.start()
                 with pytest.raises(ClusterError, match="the scheduler went away before the study"):
-                    scheduling._wait(found, [delayed(time.sleep)(3)])
+                    schedule._wait(found, [delayed(time.sleep)(3)])
         finally:
             scheduler.kill()
 
@@ -493,18 +496,18 @@ def test_a_scheduler_that_goes_away_is_said(tmp_path: Path) -> None:
 def test_ledgers_that_workers_cannot_reach_are_refused(place: Place, tmp_path: Path) -> None:
     one = on(load_params(place.file("memory://study")), "tcp://127.0.0.1:9")
     with pytest.raises(BadInput, match=r"execution.ledger: memory://study lives in one process"):
-        study.execute(one, stream=io.StringIO())
+        execution.execute(one, stream=io.StringIO())
     for key in ("cache", "results"):
         path = place.file(tmp_path / "ledger", execution={key: "s3://bucket/it"})
         with pytest.raises(BadInput, match=f"execution.{key}: s3://bucket/it is a URL"):
-            study.execute(load_params(path), stream=io.StringIO())
+            execution.execute(load_params(path), stream=io.StringIO())
 
 
 def test_tasks_depend_on_pictures_and_models(place: Place) -> None:
     runs = plan(place.params)
     base, parts = runs[0], [(place.params, [run]) for run in runs[1:]]
     terms, relay = remote.Terms(1, "mark"), remote.Relay("topic")
-    tasks = scheduling.graph({base: place.params}, parts, lambda _: 2.0, terms, relay, 1)
+    tasks = schedule.graph({base: place.params}, parts, lambda _: 2.0, terms, relay, 1)
     graph = tasks[-1].__dask_graph__()
     below = {key: set(graph.dependencies[key]) for key in graph.layers}
     (drawn,) = [key for key in below if key.startswith("pictures-")]
@@ -524,11 +527,11 @@ def test_pieces_are_of_nearly_equal_cost_and_hold_every_run_once(place: Place) -
     cost: Callable[[Run], float] = {run: 1.0 + i for i, run in enumerate(runs)}.__getitem__
     total = sum(map(cost, runs))
     for limit in (0.5, total / 3, total, 9 * total):
-        made = scheduling.pieces(runs, cost, limit)
+        made = schedule.pieces(runs, cost, limit)
         assert sorted(run.key for piece in made for run in piece) == sorted(r.key for r in runs)
         assert all(piece == sorted(piece, key=runs.index) for piece in made)
-    assert [len(scheduling.pieces(runs, cost, limit)) for limit in (0.5, total)] == [len(runs), 1]
-    costs = [sum(map(cost, piece)) for piece in scheduling.pieces(runs, cost, total / 3)]
+    assert [len(schedule.pieces(runs, cost, limit)) for limit in (0.5, total)] == [len(runs), 1]
+    costs = [sum(map(cost, piece)) for piece in schedule.pieces(runs, cost, total / 3)]
     assert len(costs) == 3
     assert max(costs) - min(costs) <= max(map(cost, runs))
 
@@ -712,7 +715,7 @@ def test_the_benchmark_compares_two_workers_with_one(
 
 def test_words_from_workers_are_said_once(place: Place) -> None:
     runs, stream = plan(place.params), io.StringIO()
-    ear = scheduling.Ear(Progress(runs, stream, len(runs)))
+    ear = schedule.Ear(Progress(runs, stream, len(runs)))
     ear.hear((0.0, {"run": "of another study"}))
     ear.hear((0.0, {"run": runs[0].key, "step": 100, "steps": 200, "loss": 0.5}))  # too soon
     assert stream.getvalue() == ""

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fairq_utils.composition import base_rates
 from fairq_utils.data.population import CELEBA_JOINT
+from fairq_utils.metrics.base_rates import base_rates
 
 
 def celeba() -> tuple[np.ndarray, pd.DataFrame, np.ndarray]:

@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from test_pixels import count_decodings
 
 from fairq_utils.bench import photograph_folders as folders
-from fairq_utils.data import load, pixels, splits, utkface
+from fairq_utils.data import load, population
+from fairq_utils.data import pixel_cache as pixels
 from fairq_utils.data.decoding import decode
-from fairq_utils.data.photographs import listing
-from fairq_utils.data.pixels import Pictures
-from fairq_utils.faults import BadInput
+from fairq_utils.data.faces import Pictures
+from fairq_utils.data.photographs import utkface
+from fairq_utils.data.photographs.registry import listing
+from fairq_utils.errors import BadInput
 
 
 @pytest.fixture
@@ -68,7 +70,7 @@ def test_contents_are_told_apart_split_by_split(root: Path, tmp_path: Path) -> N
         return load("utkface", root=folder, cache=tmp_path / "c", **options).meta["contents"]
 
     first = contents(root)
-    assert set(first) == set(splits.SPLITS) and len(set(first.values())) == 4
+    assert set(first) == set(population.SPLITS) and len(set(first.values())) == 4
     other = tmp_path / "elsewhere"
     shutil.copytree(root, other, copy_function=shutil.copyfile)  # with other times
     for path in other.iterdir():

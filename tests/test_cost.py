@@ -12,17 +12,20 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from fairq_utils import cost, cost_chapter, cost_display, models, planning, recorded, work
-from fairq_utils.bench import cost as bench_cost
-from fairq_utils.faults import BadInput
-from fairq_utils.ledger import Run, RunRecord
-from fairq_utils.mitigation.control import control_accuracy
+from fairq_utils.bench import cost_model as bench_cost
+from fairq_utils.errors import BadInput
+from fairq_utils.mitigation.accuracy_control import control_accuracy
 from fairq_utils.mitigation.methods import METHODS as FAIR
-from fairq_utils.params import Further, Params
-from fairq_utils.params_file import load_params
-from fairq_utils.progress import Progress
-from fairq_utils.training import SETTLING
-from fairq_utils.work import Rates
+from fairq_utils.report import cost as cost_chapter
+from fairq_utils.report import cost as cost_display
+from fairq_utils.study import cost, planning, recorded, workload
+from fairq_utils.study.ledger import Run, RunRecord
+from fairq_utils.study.params.file import load_params
+from fairq_utils.study.params.study import Further, Params
+from fairq_utils.study.progress import Progress
+from fairq_utils.study.workload import Rates
+from fairq_utils.training import architectures
+from fairq_utils.training.loop import SETTLING
 
 PARAMS = recorded.FOLDER.parents[1] / "params"
 SMALL: dict[str, Any] = {
@@ -73,76 +76,78 @@ def of(params: Params, method: str, **wanted: Any) -> Run:
 
 
 def test_an_fp32_run_trains_every_epoch_and_answers_once(params: Params) -> None:
-    found = work.work(of(params, "fp32"))
-    assert found == work.Work("train", trained=3000, evaluated=200, quantizes=False)
+    found = workload.work(of(params, "fp32"))
+    assert found == workload.Work("train", trained=3000, evaluated=200, quantizes=False)
     normed = SMALL["training"] | {
         "models": {"mobilenet_v2": SMALL["training"]["models"]["squeezenet1_1"]}
     }
     run = of(Params.model_validate(SMALL | {"training": normed}), "fp32")
-    assert work.work(run).evaluated == 200 + min(1000, SETTLING)
+    assert workload.work(run).evaluated == 200 + min(1000, SETTLING)
 
 
 @pytest.mark.parametrize(
     ("method", "wanted"),
     [
-        ("dynamic", work.Work("quantize", dynamic=200)),
-        ("ptq", work.Work("quantize", quantized=200, calibrated=40)),
+        ("dynamic", workload.Work("quantize", dynamic=200)),
+        ("ptq", workload.Work("quantize", quantized=200, calibrated=40)),
         (
             "block",
-            work.Work(
+            workload.Work(
                 "learn", learnt=7 * 16, quantized=200, calibrated=40, looked=LAYERS * 40 // 3
             ),
         ),
         (
             "adaround",
-            work.Work("learn", learnt=7 * 16, quantized=200, calibrated=40, looked=LAYERS * 40),
+            workload.Work("learn", learnt=7 * 16, quantized=200, calibrated=40, looked=LAYERS * 40),
         ),
-        ("mixed", work.Work("choose", quantized=200, calibrated=40, looked=6 * 40)),
-        ("qat", work.Work("train_on", tuned=600, quantized=200, calibrated=40)),
-        ("control", work.Work("train_on", trained_on=600, evaluated=200, quantizes=False)),
-        ("ranges_worst", work.Work("choose", quantized=200, calibrated=40, looked=40)),
-        ("layers_worst", work.Work("choose", quantized=200, calibrated=40, looked=LAYERS * 40)),
-        ("layers_random", work.Work("quantize", quantized=200, calibrated=40)),
-        ("channels_worst", work.Work("choose", quantized=200, calibrated=40, looked=3 * 50)),
-        ("channels_random", work.Work("quantize", quantized=200, calibrated=40)),
-        ("mixed_worst", work.Work("choose", quantized=200, calibrated=40, looked=6 * 40)),
+        ("mixed", workload.Work("choose", quantized=200, calibrated=40, looked=6 * 40)),
+        ("qat", workload.Work("train_on", tuned=600, quantized=200, calibrated=40)),
+        ("control", workload.Work("train_on", trained_on=600, evaluated=200, quantizes=False)),
+        ("ranges_worst", workload.Work("choose", quantized=200, calibrated=40, looked=40)),
+        ("layers_worst", workload.Work("choose", quantized=200, calibrated=40, looked=LAYERS * 40)),
+        ("layers_random", workload.Work("quantize", quantized=200, calibrated=40)),
+        ("channels_worst", workload.Work("choose", quantized=200, calibrated=40, looked=3 * 50)),
+        ("channels_random", workload.Work("quantize", quantized=200, calibrated=40)),
+        ("mixed_worst", workload.Work("choose", quantized=200, calibrated=40, looked=6 * 40)),
         (
             "control_worst",
-            work.Work("choose", quantized=200, calibrated=40, looked=7 * 50 + LAYERS * 50),
+            workload.Work("choose", quantized=200, calibrated=40, looked=7 * 50 + LAYERS * 50),
         ),
         (
             "qat_parity",
-            work.Work("train_on", tuned=600, quantized=200, calibrated=40, looked=300),
+            workload.Work("train_on", tuned=600, quantized=200, calibrated=40, looked=300),
         ),
     ],
 )
-def test_what_a_method_works_through(params: Params, method: str, wanted: work.Work) -> None:
-    assert work.work(of(params, method)) == wanted
+def test_what_a_method_works_through(params: Params, method: str, wanted: workload.Work) -> None:
+    assert workload.work(of(params, method)) == wanted
 
 
 def test_samplers_that_look_at_the_pool_pay_for_it(params: Params) -> None:
     methods = {"methods": ["core_set", "worst_group", "matched"], "bits": ["W4A4"]}
     given = Params.model_validate(SMALL | {"mitigation": methods})
     for sampler, images in {"core_set": 440, "worst_group": 440, "matched": 40}.items():
-        assert work.work(of(given, "ptq", sampler=sampler)).calibrated == images
+        assert workload.work(of(given, "ptq", sampler=sampler)).calibrated == images
 
 
 def test_every_method_that_chooses_is_counted() -> None:
     families = {name.split("_")[0] for name in FAIR}
-    assert families - {"qat"} <= set(work.LOOKS)
-    assert {"adaround", "block", "mixed", "equalized"} <= set(work.LOOKS) & set(get_args(Further))
-    assert inspect.signature(control_accuracy).parameters["ranking"].default == work.RANKED
+    assert families - {"qat"} <= set(workload.LOOKS)
+    assert {"adaround", "block", "mixed", "equalized"} <= set(workload.LOOKS) & set(
+        get_args(Further)
+    )
+    assert inspect.signature(control_accuracy).parameters["ranking"].default == workload.RANKED
 
 
 @pytest.mark.parametrize(("name", "layers", "normed"), [
     ("squeezenet1_1", 26, False), ("vit_small", 50, False), ("resnet50", 54, True),
 ])  # fmt: skip
 def test_structure_is_that_of_the_model(name: str, layers: int, normed: bool) -> None:
-    assert work.structure(name) == work.Structure(layers, normed)
+    assert workload.structure(name) == workload.Structure(layers, normed)
 
 
 def test_seconds_by_hand() -> None:
-    found = work.Work(
+    found = workload.Work(
         "learn", trained=1, trained_on=2, tuned=3, learnt=4, evaluated=5, quantized=6, calibrated=7,
         looked=8, dynamic=9,
     )  # fmt: skip
@@ -221,7 +226,7 @@ def test_long_tasks_go_first() -> None:
     rate, seconds = {"squeezenet1_1": ONE}, [1, 1, 1, 3]
     run = of(Params.model_validate(SMALL), "ptq")
     jobs = [
-        cost.Job(run, work.Work("quantize", quantized=s, quantizes=False), True, i)
+        cost.Job(run, workload.Work("quantize", quantized=s, quantizes=False), True, i)
         for i, s in enumerate(seconds)
     ]
     assert cost.spread(jobs, rate, 2) == pytest.approx(3 / cost.HOUR)
@@ -246,7 +251,7 @@ def test_a_study_of_fewer_photographs_and_other_shares() -> None:
     given = Params.model_validate(SMALL | {"data": data | {"held_out": {"validation": 0.25}}})
     found = cost.counts(given)
     assert (found["train"], found["validation"]) == (500, 19_867 - round(0.75 * 19_867))
-    assert {cost.work(run.run).trained for run in cost.jobs(given)} == {0, 1500}
+    assert {workload.work(run.run).trained for run in cost.jobs(given)} == {0, 1500}
     data = data | {"images": {"train": 500_000}}
     with pytest.raises(BadInput, match=r"data\.images\.train: 500000 .* has about 162770"):
         cost.counts(Params.model_validate(SMALL | {"data": data}))
@@ -264,7 +269,7 @@ def test_what_cannot_be_counted_is_refused(params: Params) -> None:
 
 def test_published_rates_and_what_follows_from_them() -> None:
     rates = cost.gpu(single=2)
-    assert set(rates) == set(models.ARCHITECTURES)
+    assert set(rates) == set(architectures.ARCHITECTURES)
     assert rates["resnet50"].train == 1218.01
     assert rates["resnet50"].evaluate == pytest.approx(3676.35 / 2)
     assert rates["resnet50"].tune == pytest.approx(1218.01 / 4)
@@ -284,7 +289,7 @@ def test_rates_are_found_again(params: Params) -> None:
     true = Rates(100, 80, 50, 400, 300, 150, 200, 400, 20, overhead=2.0)
     records = []
     for run in planning.plan(params):
-        images = work.work(run)
+        images = workload.work(run)
         trained = images.trained / 100 + images.trained_on / 80 + images.tuned / 50
         answers = images.evaluated / 400 + images.quantized / 300 + images.dynamic / 150
         if run.method == "fp32":

@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 from fairq_utils.bench import photograph_folders as folders
 from fairq_utils.cli import app
-from fairq_utils.composition import base_rates
-from fairq_utils.data import published_counts
-from fairq_utils.data.photographs import listing
-from fairq_utils.data.published_counts import Published
+from fairq_utils.data.photographs import terms
+from fairq_utils.data.photographs.registry import listing
+from fairq_utils.data.photographs.terms import Published
+from fairq_utils.metrics.base_rates import base_rates
 
 
 def data(command: str, name: str, root: Path, *options: str) -> Result:
@@ -35,7 +35,7 @@ def celeba(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         target="Smiling",
         size=(178, 218),
     )
-    monkeypatch.setitem(published_counts.PUBLISHED, "celeba", small)
+    monkeypatch.setitem(terms.PUBLISHED, "celeba", small)
     return folders.celeba(tmp_path / "faces", n=1)
 
 

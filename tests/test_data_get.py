@@ -17,12 +17,12 @@ import pytest
 from typer.testing import CliRunner
 
 from fairq_utils.cli import app
-from fairq_utils.data import download, sources
-from fairq_utils.data.download import fetch, get
-from fairq_utils.data.fairface import MARGINS
-from fairq_utils.data.sources import RemoteFile, Source
-from fairq_utils.data.unpacking import unpack
-from fairq_utils.faults import BadInput, Fault
+from fairq_utils.data import download
+from fairq_utils.data.download import fetch, get, unpack
+from fairq_utils.data.photographs import terms as sources
+from fairq_utils.data.photographs.fairface import MARGINS
+from fairq_utils.data.photographs.terms import RemoteFile, Source
+from fairq_utils.errors import BadInput, Fault
 
 LABELS = b"1\n5_o_Clock_Shadow Male\n000001.jpg 1 -1\n" * 40_000  # more than one chunk
 Usage = namedtuple("Usage", "total used free")

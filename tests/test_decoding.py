@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from fairq_utils import predict
 from fairq_utils.bench import photograph_folders as folders
 from fairq_utils.data.decoding import MOST_PIXELS, Unreadable, decode
+from fairq_utils.deploy import predict
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:

@@ -20,26 +20,17 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from fairq_utils import (
-    card_page,
-    deployable,
-    engines,
-    models,
-    planning,
-    predict,
-    processor,
-    resources,
-    run_models,
-    study,
-    training,
-)
 from fairq_utils.cli import app
 from fairq_utils.data import FaceData
-from fairq_utils.engines import ENGINES, NotExact, NotInstalled
-from fairq_utils.faults import BadInput, Fault
-from fairq_utils.model_card import Margins, measured
-from fairq_utils.params import Params
-from fairq_utils.params_file import load_params
+from fairq_utils.deploy import card_page, deployable, engines, predict, processor
+from fairq_utils.deploy.engines import ENGINES, NotInstalled
+from fairq_utils.deploy.engines.answering import NotExact
+from fairq_utils.deploy.model_card import Margins, measured
+from fairq_utils.errors import BadInput, Fault
+from fairq_utils.study import execution, people, planning, run_models, storage
+from fairq_utils.study.params.file import load_params
+from fairq_utils.study.params.study import Params
+from fairq_utils.training import architectures, checkpoints, loop
 
 MODEL = "squeezenet1_1"
 STUDY = {
@@ -63,15 +54,15 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("study") / "small.yaml"
     path.write_text(yaml.safe_dump(STUDY))
     params = load_params(path)
-    study.execute(params, ("baseline",))
+    execution.execute(params, ("baseline",))
     run = planning.plan(params, ("baseline",))[0]
     model = run_models.trained(params, MODEL, run.key)
-    margins = training.predict(model, resources.faces(params).subset("test").images)
+    margins = loop.predict(model, people.faces(params).subset("test").images)
     with torch.no_grad():  # so short a training ends in one answer for everybody
-        models.classifier(model).bias[1] -= float(np.median(margins))  # type: ignore[index]
-    checkpoint = resources.ledger(params).checkpoint_path(run.key)
+        architectures.classifier(model).bias[1] -= float(np.median(margins))  # type: ignore[index]
+    checkpoint = storage.ledger(params).checkpoint_path(run.key)
     checkpoint.unlink()
-    models.save_checkpoint(model, checkpoint)
+    checkpoints.save_checkpoint(model, checkpoint)
     return path
 
 
@@ -82,7 +73,7 @@ def params(small: Path) -> Params:
 
 @pytest.fixture(scope="module")
 def test_faces(params: Params) -> FaceData:
-    return resources.faces(params).subset("test")
+    return people.faces(params).subset("test")
 
 
 def fairq(*arguments: object) -> Result:
@@ -159,7 +150,7 @@ def test_a_folder_holds_what_its_card_says(exported: Path, params: Params) -> No
     }
     assert card["engine"]["version"] == engines.installed(exported.name)
     assert card["engine"]["onnx_opset"] == (21 if exported.name == "onnxruntime" else None)
-    assert card["input"]["mean"] == list(models.MEAN)
+    assert card["input"]["mean"] == list(architectures.MEAN)
     assert card["licence"] == "Apache-2.0"
     assert card["data"]["images"] == {"train": 64, "test": 64}
 
@@ -189,7 +180,7 @@ def test_what_is_measured_is_what_the_folder_answers(
     assert gap["change"] == pytest.approx(gap["value"] - gap["fp32"])
     assert set(kept["gaps"]) == set(kept["groups"]) == {"gender", "age", "gender x age"}
     trained = run_models.trained(params, MODEL, planning.plan(params, ("baseline",))[0].key)
-    base = (training.predict(trained, test_faces.images) > 0) == (test_faces.target == 1)
+    base = (loop.predict(trained, test_faces.images) > 0) == (test_faces.target == 1)
     assert kept["accuracy"]["fp32"] == pytest.approx(base.mean())
     assert 0.2 < said.mean() < 0.8
 
@@ -199,7 +190,7 @@ def test_who_answered_what(params: Params, test_faces: FaceData) -> None:
     rng = np.random.default_rng(0)
     margins = Margins(*rng.normal(size=(3, 64)).astype(np.float32))
     run = deployable.choose(params, MODEL, "onnxruntime")
-    found = measured(params, run, resources.faces(params), margins)
+    found = measured(params, run, people.faces(params), margins)
     label = test_faces.target == 1
     right = {name: (getattr(margins, name) > 0) == label for name in ("fp32", "deployed")}
     accuracy = found["accuracy"]
@@ -227,12 +218,12 @@ def test_who_answered_what(params: Params, test_faces: FaceData) -> None:
 def test_the_simulation_is_the_runs_own(exported: Path, params: Params) -> None:
     """What differs from it is counted, overall and in the group where it is most."""
     rebuilt = run_models.rebuild(params, deployable.choose(params, MODEL, exported.name))
-    data = resources.faces(params)
+    data = people.faces(params)
     test = data.subset("test")
     loaded = engines.load(exported.name, exported, 1)
     with torch.no_grad():
-        logits = rebuilt.model(models.normalize(test.images)).numpy()
-    asked = predict.normalize(test.images.numpy(), models.MEAN, models.STD)
+        logits = rebuilt.model(architectures.normalize(test.images)).numpy()
+    asked = predict.normalize(test.images.numpy(), architectures.MEAN, architectures.STD)
     differs = (logits.argmax(1) != loaded.in_batches(asked, 64).argmax(1)).astype(float)
     found = card_of(exported)["measured"]["simulation"]
     assert found["images"] == differs.sum()
@@ -443,7 +434,7 @@ from fairq_utils import predict
 deployed = predict.open_deployable(sys.argv[1], 1)
 answers = list(predict.classify(deployed, sys.argv[2:]))
 assert [type(a).__name__ for a in answers] == ["Answer", "NoPicture"], answers
-found = [m for m in sys.modules if m.split(".")[0] == "torch" or "fairq_utils.training" in m]
+found = [m for m in sys.modules if m.split(".")[0] == "torch" or "fairq_utils.training.loop" in m]
 print(found)
 """
 
@@ -456,14 +447,14 @@ def test_an_answer_needs_no_pytorch(exported: Path, photographs: list[Path]) -> 
 
 
 def test_the_command_line_loads_no_pytorch_before_it_is_needed() -> None:
-    asked = "import sys, fairq_utils.cli, fairq_utils.predict; print('torch' in sys.modules)"
+    asked = "import sys, fairq_utils.cli, fairq_utils.deploy.predict; print('torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", asked], capture_output=True, check=True)
     assert found.stdout == b"False\n"
 
 
 def test_pictures_are_normalized_as_in_training(test_faces: FaceData) -> None:
-    wanted = models.normalize(test_faces.images).numpy()
-    found = predict.normalize(test_faces.images.numpy(), models.MEAN, models.STD)
+    wanted = architectures.normalize(test_faces.images).numpy()
+    found = predict.normalize(test_faces.images.numpy(), architectures.MEAN, architectures.STD)
     assert found.dtype == np.float32
     assert found.flags.c_contiguous
     np.testing.assert_array_equal(found, wanted)

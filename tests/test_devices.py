@@ -18,15 +18,18 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fairq_utils import models, objectives, planning, ranks, resources, runs, training
 from fairq_utils.data import FaceData
-from fairq_utils.faults import BadInput, Fault
-from fairq_utils.params import Params
-from fairq_utils.params_file import load_params
-from fairq_utils.ranks import ALONE, Ranks, together
-from fairq_utils.resume import Checkpoints
+from fairq_utils.errors import BadInput, Fault
+from fairq_utils.study import devices as study_devices
+from fairq_utils.study import people, planning, runs, storage
+from fairq_utils.study.params.file import load_params
+from fairq_utils.study.params.study import Params
+from fairq_utils.training import architectures, loop, objectives
+from fairq_utils.training import distributed as ranks
+from fairq_utils.training.distributed import ALONE, Ranks, together
+from fairq_utils.training.resume import Checkpoints
 
-RECIPE = training.Recipe(epochs=2, learning_rate=1e-3, batch_size=16)
+RECIPE = loop.Recipe(epochs=2, learning_rate=1e-3, batch_size=16)
 
 
 class Stopped(Exception):
@@ -88,7 +91,7 @@ def trained(
         lambda weight: gradients.append(weight.grad.clone())
     )
     try:
-        history = training.fit(
+        history = loop.fit(
             model,
             data,
             RECIPE,
@@ -109,7 +112,7 @@ def exact(here: Ranks) -> list[Tensor]:
     """Gradients of MobileNetV2 in float64: what is left of a difference is none of rounding."""
     torch.manual_seed(2)
     images, target = torch.randn(6, 3, 32, 32, dtype=torch.float64), torch.arange(6) % 2
-    model = models.build("mobilenet_v2", image_size=32).double().train()
+    model = architectures.build("mobilenet_v2", image_size=32).double().train()
     module = here.wrapped(model)
     with here.whole_batch():
         F.cross_entropy(module(here.part(images)), here.part(target)).backward()
@@ -264,18 +267,18 @@ def study(folder: Path, **sections: Any) -> Params:
 
 
 def test_devices_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert resources.devices(study(tmp_path)) == 1
-    assert resources.devices(study(tmp_path, execution={"devices": "auto"})) == 1
-    assert resources.devices(study(tmp_path, execution={"devices": 2})) == 2
+    assert study_devices.devices(study(tmp_path)) == 1
+    assert study_devices.devices(study(tmp_path, execution={"devices": "auto"})) == 1
+    assert study_devices.devices(study(tmp_path, execution={"devices": 2})) == 2
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     gpus = {"device": "cuda", "devices": "auto"}
-    assert resources.devices(study(tmp_path, execution=gpus)) == 4
+    assert study_devices.devices(study(tmp_path, execution=gpus)) == 4
     with pytest.raises(Fault, match=r"execution\.devices: 5 .* finds 4 GPUs; use auto"):
-        resources.devices(study(tmp_path, execution={**gpus, "devices": 5}))
+        study_devices.devices(study(tmp_path, execution={**gpus, "devices": 5}))
     daemon = SimpleNamespace(daemon=True)
-    monkeypatch.setattr(resources.multiprocessing, "current_process", lambda: daemon)
-    assert resources.devices(study(tmp_path, execution=gpus)) == 1
+    monkeypatch.setattr(people.multiprocessing, "current_process", lambda: daemon)
+    assert study_devices.devices(study(tmp_path, execution=gpus)) == 1
 
 
 @pytest.mark.parametrize(
@@ -291,7 +294,7 @@ def test_what_devices_cannot_train_is_refused_before_anything_is_rendered(
     models = {"mobilenet_v2": {"epochs": 1, "learning_rate": 0.001, **recipe}}
     params = study(tmp_path, training={"models": models}, execution=execution)
     with pytest.raises(Fault, match=message):
-        resources.prepare(params)
+        storage.prepare(params)
 
 
 @pytest.mark.parametrize("gpus_here", [0, 3])
@@ -304,7 +307,7 @@ def test_a_clusters_devices_are_not_those_of_the_machine_that_starts_it(
     where = {name: str(tmp_path / name) for name in ("ledger", "cache", "results")}
 
     def prepared(device: str, gpus: int, devices: Any = "auto") -> None:
-        resources.prepare(
+        storage.prepare(
             study(
                 tmp_path,
                 training={"models": models},
@@ -327,10 +330,10 @@ def test_the_loop_refuses_what_it_cannot_do() -> None:
     data, model = squares(), network()
     objective = objectives.Classification(data)
     with pytest.raises(BadInput, match="fp16 needs a GPU"):
-        recipe = training.Recipe(1, 1e-3, 16, precision="fp16")
-        training.fit(model, data, recipe, objective, seed=0)
+        recipe = loop.Recipe(1, 1e-3, 16, precision="fp16")
+        loop.fit(model, data, recipe, objective, seed=0)
     with pytest.raises(BadInput, match="16 images do not divide among 3 devices"):
-        training.fit(model, data, RECIPE, objective, seed=0, ranks=Ranks(0, 3))
+        loop.fit(model, data, RECIPE, objective, seed=0, ranks=Ranks(0, 3))
 
 
 def test_settings_that_change_no_result_change_no_key(tmp_path: Path) -> None:
@@ -349,9 +352,9 @@ def test_settings_that_change_no_result_change_no_key(tmp_path: Path) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 def test_fp16_trains_on_a_gpu() -> None:
     data, model = squares(), network()
-    recipe = training.Recipe(4, 1e-2, 16, precision="fp16")
+    recipe = loop.Recipe(4, 1e-2, 16, precision="fp16")
     objective = objectives.Classification(data)
-    history = training.fit(model, data, recipe, objective, seed=0, device="cuda")
+    history = loop.fit(model, data, recipe, objective, seed=0, device="cuda")
     assert history.loss[-1] < history.loss[0]
 
 

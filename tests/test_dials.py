@@ -11,20 +11,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fairq_utils import (
-    dial_effects,
-    feasibility,
-    mitigation_chapter,
-    mitigation_display,
-    planning,
-)
 from fairq_utils.data.group_dials import GroupDials
 from fairq_utils.data.population import Population, demographics, draw
-from fairq_utils.dials import attribute_of, worlds
-from fairq_utils.ledger import Ledger, Run, RunRecord
-from fairq_utils.params import Params, ParamsError
-from fairq_utils.params_file import load_params
-from fairq_utils.resources import population
+from fairq_utils.report import dials as dial_effects
+from fairq_utils.study import feasibility, planning
+from fairq_utils.study.dials import attribute_of, worlds
+from fairq_utils.study.ledger import Ledger, Run, RunRecord
+from fairq_utils.study.params.file import load_params
+from fairq_utils.study.params.study import Params, ParamsError
+from fairq_utils.study.people import population
 
 ROOT = Path(__file__).resolve().parents[1]
 N = np.arange(4000)
@@ -150,7 +145,7 @@ def test_a_group_that_nobody_shows_cannot_be_constrained() -> None:
 
 
 def planning_cells() -> list[str]:
-    from fairq_utils.data_params import CELLS
+    from fairq_utils.study.params.data import CELLS
 
     return list(CELLS)
 
@@ -260,18 +255,18 @@ def test_harm_is_signed_and_belongs_to_the_group(params: Params, tmp_path: Path)
     assert by_line.low["plain"] > 0
     assert by_line.change["group_balanced"] == pytest.approx(0.0)
     assert by_line.mended["group_balanced"] == pytest.approx(-0.15)
-    verdicts = mitigation_chapter.dial_verdicts(frame)
+    verdicts = dial_effects.dial_verdicts(frame)
     assert len(verdicts) == 1
     assert bool(verdicts.shown.item())
     assert verdicts.removed.item() == "group_balanced"
     assert verdicts.added.item() == pytest.approx(0.15)
     for mended_by in (-0.05, -0.4):  # too little, and as much the other way
         other = frame.assign(mended=np.where(frame.mended < 0, mended_by, frame.mended))
-        assert mitigation_chapter.dial_verdicts(other).removed.item() == ""
+        assert dial_effects.dial_verdicts(other).removed.item() == ""
     # Where the even world is as unequal, no dial is to blame.
     there = frame.dial == "calibration_share"
     same = pd.concat([frame[there].assign(dial="", level=0.0), frame[there]])
-    assert not mitigation_chapter.dial_verdicts(same).shown.item()
+    assert not dial_effects.dial_verdicts(same).shown.item()
 
 
 def test_the_control_of_a_constraint_is_not_plain(params: Params) -> None:
@@ -281,7 +276,7 @@ def test_the_control_of_a_constraint_is_not_plain(params: Params) -> None:
         for method, sampler in (("ptq", "random"), ("qat", "random"), ("ptq", "core_set"))
     }
     assert lines == {dial_effects.PLAIN, "qat", "core_set"}
-    assert mitigation_display.called("qat").startswith("fine-tuning")
+    assert dial_effects.called("qat").startswith("fine-tuning")
 
 
 def test_men_can_be_dialled_too(params: Params) -> None:
@@ -289,5 +284,5 @@ def test_men_can_be_dialled_too(params: Params) -> None:
     table = np.zeros((2, 2, 2))
     table[0, 1] = [0, 100]  # women: all right
     table[1, 1] = [20, 80]
-    assert dial_effects.statistics(params)["behind"](table) == pytest.approx(-0.2)
-    assert dial_effects.statistics(other)["behind"](table) == pytest.approx(0.2)
+    assert dial_effects.dial_statistics(params)["behind"](table) == pytest.approx(-0.2)
+    assert dial_effects.dial_statistics(other)["behind"](table) == pytest.approx(0.2)

@@ -17,12 +17,12 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fairq_utils import engines
-from fairq_utils.engines import Answering, NotExact, NotInstalled, NotRunning, load, write
-from fairq_utils.engines.exported import export
-from fairq_utils.engines.fine_biases import refine_weights
-from fairq_utils.engines.onnx_file import to_onnx
-from fairq_utils.engines.qdq import to_qdq
+from fairq_utils.deploy import engines
+from fairq_utils.deploy.engines import NotInstalled, load, write
+from fairq_utils.deploy.engines.answering import Answering, NotExact, NotRunning
+from fairq_utils.deploy.engines.exported import export
+from fairq_utils.deploy.engines.onnx_file import refine_weights, to_onnx
+from fairq_utils.deploy.engines.qdq import to_qdq
 from fairq_utils.quantizers import QuantSpec, quantize_dynamic, quantize_static
 from fairq_utils.quantizers.layers import Quantized
 
@@ -421,7 +421,9 @@ def test_an_engine_that_cannot_be_imported_says_so(
     def broken(path: Path, threads: int) -> Answering:
         raise ImportError("libonnxruntime.so: cannot open shared object file")
 
-    monkeypatch.setattr(importlib.import_module("fairq_utils.engines.onnxruntime"), "load", broken)
+    monkeypatch.setattr(
+        importlib.import_module("fairq_utils.deploy.engines.onnxruntime"), "load", broken
+    )
     with pytest.raises(NotInstalled, match=r"ONNX Runtime is installed but cannot .* \(libonnx"):
         load("onnxruntime", tmp_path, 1)
 

@@ -19,10 +19,10 @@ from fairq_utils.bench.flaws import (
     copied,
     edited,
 )
-from fairq_utils.data import photographs
 from fairq_utils.data.listing import KINDS
-from fairq_utils.data.photographs import listing
-from fairq_utils.faults import BadInput
+from fairq_utils.data.photographs import registry
+from fairq_utils.data.photographs.registry import listing
+from fairq_utils.errors import BadInput
 
 Expected = list[tuple[str, str, str]]
 
@@ -242,7 +242,7 @@ def too_many(root: str | Path, flaw: Flaw, expected: Expected, allowed: int) -> 
     quoted = "; ".join(f"{place}: {problem}" for place, _, problem in expected[:3])
     noun = "picture or label" if len(expected) == 1 else "pictures or labels"
     return (
-        f"{root}: {len(expected)} {noun} of {photographs.TITLES[flaw.collection]} cannot be used "
+        f"{root}: {len(expected)} {noun} of {registry.TITLES[flaw.collection]} cannot be used "
         f"and max_bad allows {allowed}: {quoted}. Mend them, or leave them out with "
         f"max_bad: {len(expected)}"
     )

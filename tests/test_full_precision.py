@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from fairq_utils.full_precision import full_precision
+from fairq_utils.quantizers.precision import full_precision
 
 CUDNN = cast(Any, torch.backends.cudnn)
 

@@ -23,24 +23,17 @@ from conftest import loader
 from stand_in_gpu import GPU, install
 from torch import nn
 
-from fairq_utils import (
-    FairnessAwareQuantizer,
-    apply_quantization,
-    compute_fairness_metrics,
-    planning,
-    resources,
-    run_models,
-    runs,
-    study,
-    training,
-)
-from fairq_utils.data_params import CELLS
-from fairq_utils.ledger import RunRecord
-from fairq_utils.metrics.answers import device_of
-from fairq_utils.params import Minding, Params, Sampler
-from fairq_utils.params_file import load_params
-from fairq_utils.published_methods import METHODS
-from fairq_utils.quantizers import kernels, use_integers
+from fairq_utils import FairnessAwareQuantizer, apply_quantization, compute_fairness_metrics
+from fairq_utils.metrics.model_metrics import device_of
+from fairq_utils.mitigation.published_methods import METHODS
+from fairq_utils.quantizers import onednn, use_integers
+from fairq_utils.study import devices as study_devices
+from fairq_utils.study import execution, people, planning, run_models, runs, storage
+from fairq_utils.study.ledger import RunRecord
+from fairq_utils.study.params.data import CELLS
+from fairq_utils.study.params.file import load_params
+from fairq_utils.study.params.study import Minding, Params, Sampler
+from fairq_utils.training import loop
 
 SMALL = {
     "name": "small",
@@ -120,12 +113,12 @@ def _process(on_gpu: bool) -> Iterator[Call]:
 
 def _begin(threads: int, on_gpu: bool) -> None:
     torch.set_num_threads(threads)
-    predict, calibrated = training.predict, run_models.calibrated
-    training.predict = _noting(predict)
+    predict, calibrated = loop.predict, run_models.calibrated
+    loop.predict = _noting(predict)
     run_models.calibrated = _noting(calibrated)
     if on_gpu:
         install()
-        runs.device = run_models.device = lambda params: GPU  # type: ignore[attr-defined]
+        study_devices.device = lambda params: GPU  # type: ignore[attr-defined]
 
 
 def _noting(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -167,13 +160,13 @@ def _studied(
     """
     params = _params(folder, name)
     if trained is not None:
-        other = resources.ledger(_params(trained, name))
+        other = storage.ledger(_params(trained, name))
         for run in planning.plan(params, ["baseline"]):
-            weights = resources.ledger(params).checkpoint_path(run.key)
+            weights = storage.ledger(params).checkpoint_path(run.key)
             weights.parent.mkdir(parents=True)
             shutil.copy(other.checkpoint_path(run.key), weights)
-    study.execute(params)
-    store = resources.ledger(params)
+    execution.execute(params)
+    store = storage.ledger(params)
     return [store.read(key) for key in sorted(store.keys())], PRECISIONS
 
 
@@ -204,21 +197,21 @@ def test_a_study_comes_out_as_on_the_processor(
             assert np.median(moved) > 0, label
             assert np.median(apart) <= NEAR * np.median(moved), label
         assert one.measures.get("integer_layers", 0) == 0
-        if one.run.method == "ptq" and kernels.available():
+        if one.run.method == "ptq" and onednn.available():
             assert other.measures["integer_layers"] > 0, label
 
 
 def _rebuilt(folder: Path) -> tuple[set[str], float, set[tuple[str, str]]]:
     params = _params(folder, "attention")
-    study.execute(params)
-    store = resources.ledger(params)
+    execution.execute(params)
+    store = storage.ledger(params)
     records = map(store.read, store.keys())
     record = next(found for found in records if found.run.method == "operations")
     PRECISIONS.clear()
     rebuilt = run_models.rebuild(params, record.run)
     precisions = set(PRECISIONS)
     parts = (*rebuilt.model.parameters(), *rebuilt.model.buffers(), *rebuilt.fp32.parameters())
-    data = resources.faces(params)
+    data = people.faces(params)
     scores = runs._scores(rebuilt.model, data, "cpu")
     apart = np.abs(scores.astype(float) - record.scores.astype(float)).max()
     return {part.device.type for part in parts}, float(apart), precisions

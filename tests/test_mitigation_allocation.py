@@ -13,15 +13,20 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
-from fairq_utils.faults import BadInput
-from fairq_utils.mitigation.allocation import (
+from fairq_utils.errors import BadInput
+from fairq_utils.mitigation.group_mixed import (
     allocate_for_groups,
     quantize_mixed_for_groups,
     summed,
 )
-from fairq_utils.mitigation.reducers import REDUCERS, by_group, reduced, tail_mean
+from fairq_utils.mitigation.group_sensitivity import (
+    REDUCERS,
+    by_group,
+    group_sensitivities,
+    reduced,
+    tail_mean,
+)
 from fairq_utils.mitigation.sample import Sample, sample
-from fairq_utils.mitigation.sensitivity import group_sensitivities
 from fairq_utils.quantizers import (
     Observed,
     QuantSpec,
@@ -31,7 +36,7 @@ from fairq_utils.quantizers import (
     quantize_observed,
     sensitivities,
 )
-from fairq_utils.quantizers.mixed import total
+from fairq_utils.quantizers.mixed_precision import total
 
 FREE = QuantSpec(first_last_bits=None)
 CANDIDATES = [dataclasses.replace(FREE, weight_bits=bits) for bits in (2, 4, 8)]

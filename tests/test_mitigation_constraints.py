@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fairq_utils import objectives, training
 from fairq_utils.data import FaceData
-from fairq_utils.faults import BadInput
+from fairq_utils.errors import BadInput
 from fairq_utils.metrics.rows import groups as crossed
 from fairq_utils.mitigation.balancing_act import BalancingAct
 from fairq_utils.mitigation.constraints import (
@@ -25,11 +24,17 @@ from fairq_utils.mitigation.constraints import (
     Plain,
 )
 from fairq_utils.mitigation.fine_tuning import OnFaces, OnLoader, fine_tune
-from fairq_utils.mitigation.group_facts import GroupFacts, facts, facts_of_faces
-from fairq_utils.mitigation.group_losses import image_losses, two_logits
+from fairq_utils.mitigation.group_facts import (
+    GroupFacts,
+    facts,
+    facts_of_faces,
+    image_losses,
+    two_logits,
+)
 from fairq_utils.mitigation.sample import Sample, sample
 from fairq_utils.quantizers import QuantSpec, observe
 from fairq_utils.quantizers.sensitivity import classification_loss
+from fairq_utils.training import loop, objectives
 
 TWO = GroupFacts(("common", "rare"), (1800, 200), (0.9, 0.8))
 THREE = GroupFacts(("a", "b", "c"), (50, 100, 400), (0.9, 0.8, 0.7))
@@ -302,8 +307,8 @@ def trained(
         for rows in torch.randperm(len(people), generator=generator).split(100):
             yield people.images[rows], people.labels[rows], codes[rows]
 
-    recipe = training.Recipe(epochs, 0.05, 100, weight_decay=0.0, precision=precision)
-    training.optimise(model, OnLoader(constraint), epoch, len(people) // 100, recipe)
+    recipe = loop.Recipe(epochs, 0.05, 100, weight_decay=0.0, precision=precision)
+    loop.optimise(model, OnLoader(constraint), epoch, len(people) // 100, recipe)
     return model
 
 
@@ -502,7 +507,7 @@ def test_faces_are_trained_on_by_their_rows() -> None:
     assert model.training
     names = ("female|old", "female|young", "male|old", "male|young")
     cells = data.groups.astype(str).agg("|".join, axis=1)
-    right = (training.predict(model, data.images) > 0) == (data.target == 1)
+    right = (loop.predict(model, data.images) > 0) == (data.target == 1)
     assert found.names == names
     assert found.sizes == tuple((cells == name).sum() for name in names)
     assert found.accuracies == pytest.approx([right[cells == name].mean() for name in names])
@@ -518,8 +523,8 @@ def test_faces_are_trained_on_by_their_rows() -> None:
     rows = np.array([5, 3, 90])
     OnFaces(data, Spy())(model, torch.zeros(3, 3, 8, 8), torch.from_numpy(rows), torch.zeros(3))
     objective = OnFaces(data, GroupDRO(found))
-    recipe = training.Recipe(epochs=3, learning_rate=1e-2, batch_size=32)
-    history = training.fit(model, data, recipe, objective, seed=0)
+    recipe = loop.Recipe(epochs=3, learning_rate=1e-2, batch_size=32)
+    history = loop.fit(model, data, recipe, objective, seed=0)
     assert history.loss[-1] < history.loss[0]
     with pytest.raises(BadInput, match=r"groups female old, .* gender make female, male"):
         OnFaces(data, GroupDRO(found), ["gender"])

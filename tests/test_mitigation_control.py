@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fairq_utils.faults import BadInput
-from fairq_utils.mitigation import control, drops
-from fairq_utils.mitigation.control import control_accuracy
-from fairq_utils.mitigation.drops import CRITERIA, Drop
+from fairq_utils.errors import BadInput
+from fairq_utils.mitigation import accuracy_control
+from fairq_utils.mitigation.accuracy_control import CRITERIA, Drop, control_accuracy
+from fairq_utils.mitigation.group_sensitivity import group_sensitivities
 from fairq_utils.mitigation.sample import Sample, sample
-from fairq_utils.mitigation.sensitivity import group_sensitivities
 from fairq_utils.quantizers import Observed, QuantSpec, observe, quantize_observed
 
 SPEC = QuantSpec(weight_bits=2, weight_granularity="tensor", first_last_bits=8)
@@ -67,10 +66,10 @@ def test_criteria_by_hand() -> None:
     people = sample(torch.zeros(8, 1), [1, 1, 0, 0, 1, 0, 1, 1], groups)
     before = torch.tensor([1, 1, 0, 1, 1, 1, 1, 0])  # right: 3 of 4, 1 of 2, 1 of 2
     after = torch.tensor([1, 0, 0, 0, 0, 1, 1, 1])  # right: 3 of 4, 0 of 2, 2 of 2
-    assert drops.overall(before, after, people) == Drop(0.0, (0, 1, 2))
-    assert drops.worst_group(before, after, people) == Drop(0.5, (1,))
+    assert accuracy_control.overall(before, after, people) == Drop(0.0, (0, 1, 2))
+    assert accuracy_control.worst_group(before, after, people) == Drop(0.5, (1,))
     # selection rates: 3/4, 1, 1/2 before; 1/4, 1/2, 1 after
-    assert drops.gap(before, after, people) == Drop(0.25, (2, 0))
+    assert accuracy_control.gap(before, after, people) == Drop(0.25, (2, 0))
 
 
 def test_a_category_without_an_image_is_no_group() -> None:
@@ -78,7 +77,7 @@ def test_a_category_without_an_image_is_no_group() -> None:
     people = sample(torch.zeros(4, 1), [1, 1, 0, 0], groups, least=0)
     assert people.present == [0, 3]
     wrong = torch.tensor([1, 0, 0, 1])
-    assert drops.worst_group(people.labels, wrong, people) == Drop(1.0, (3,))
+    assert accuracy_control.worst_group(people.labels, wrong, people) == Drop(1.0, (3,))
 
 
 # ---- the loop
@@ -273,7 +272,7 @@ def test_every_step_is_measured_on_the_model_that_it_names(
     seen = observe(model, [people.images], keep=True)
     spec = dataclasses.replace(ROUGH, bias_correction=corrected)
     script, measured, looked_at = iter([0.5, 0.4, 0.45, 0.4, 0.3, 0.2]), [], []
-    plain, whole = control._ranked, control.logits_of
+    plain, whole = accuracy_control._ranked, accuracy_control.logits_of
 
     def ranked(*given: Any) -> list[str]:
         looked_at.append(given[2])
@@ -285,8 +284,8 @@ def test_every_step_is_measured_on_the_model_that_it_names(
         return found
 
     monkeypatch.setitem(CRITERIA, "overall", lambda *_: Drop(next(script), (0, 1)))
-    monkeypatch.setattr(control, "_ranked", ranked)
-    monkeypatch.setattr(control, "logits_of", logits_of)
+    monkeypatch.setattr(accuracy_control, "_ranked", ranked)
+    monkeypatch.setattr(accuracy_control, "logits_of", logits_of)
     _, report = control_accuracy(seen, spec, people, criterion="overall", max_drop=0.2)
     steps = report.corrections["accuracy_control"]["steps"]
     assert [step["kept"] for step in steps] == [True, False, True, True, True]

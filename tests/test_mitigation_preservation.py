@@ -15,39 +15,33 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fairq_utils.comparison import ideal_ratio
-from fairq_utils.engines import NotExact, NotInstalled, installed, load, write
-from fairq_utils.engines.onnx_file import to_onnx
-from fairq_utils.engines.qdq import to_qdq
-from fairq_utils.faults import BadInput
+from fairq_utils.compare import ideal_ratio
+from fairq_utils.deploy.engines import NotInstalled, installed, load, write
+from fairq_utils.deploy.engines.answering import NotExact
+from fairq_utils.deploy.engines.onnx_file import to_onnx
+from fairq_utils.deploy.engines.qdq import to_qdq
+from fairq_utils.errors import BadInput
 from fairq_utils.mitigation import preservation as preserving
-from fairq_utils.mitigation.channel_scores import unit_scores
-from fairq_utils.mitigation.preservation import (
-    channel_scores,
-    choose,
-    choose_at_random,
-    preservation,
-    preserve_channels,
-    preserve_layers,
-)
+from fairq_utils.mitigation.channel_scores import channel_scores, unit_scores
+from fairq_utils.mitigation.precision import preserve_channels, preserve_layers
+from fairq_utils.mitigation.preservation import choose, choose_at_random, preservation
 from fairq_utils.mitigation.sample import Sample, sample
 from fairq_utils.quantizers import (
     Observed,
     QuantSpec,
-    kernels,
     observe,
+    onednn,
     quantize_observed,
     use_integers,
 )
-from fairq_utils.quantizers.kept_rows import KeptRows, keep_rows, row_bytes
 from fairq_utils.quantizers.layers import Quantized
 from fairq_utils.quantizers.report import packed_bytes
 from fairq_utils.quantizers.sensitivity import classification_loss
-from fairq_utils.quantizers.weights import quantize_weight
+from fairq_utils.quantizers.weights import KeptRows, keep_rows, quantize_weight, row_bytes
 
 FOUR = QuantSpec.parse("W4A8", first_last_bits=None)
 needs_kernels = pytest.mark.skipif(
-    not kernels.available(), reason="this processor has no exact integer kernels"
+    not onednn.available(), reason="this processor has no exact integer kernels"
 )
 
 

@@ -13,14 +13,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fairq_utils import models
-from fairq_utils.data.pictures import Pictures
-from fairq_utils.mitigation.clipping import clipped, input_ranges
-from fairq_utils.mitigation.control import control_accuracy
-from fairq_utils.mitigation.coverage import pool_features, pool_losses
+from fairq_utils.data.faces import Pictures
+from fairq_utils.mitigation.accuracy_control import control_accuracy
 from fairq_utils.mitigation.group_facts import facts
+from fairq_utils.mitigation.group_ranges import (
+    RULES,
+    GroupedStatistics,
+    Turn,
+    clipped,
+    input_ranges,
+    observe_groups,
+)
+from fairq_utils.mitigation.pool import pool_features, pool_losses
 from fairq_utils.mitigation.preservation import preservation
-from fairq_utils.mitigation.ranges import RULES, GroupedStatistics, Turn, observe_groups
 from fairq_utils.mitigation.sample import Sample, sample
 from fairq_utils.quantizers import (
     QuantSpec,
@@ -40,6 +45,7 @@ from fairq_utils.quantizers.ranges import (
     search_pairs,
     summed_error,
 )
+from fairq_utils.training import architectures
 
 MSE = QuantSpec.parse("W8A4", activation_range="mse", first_last_bits=None)
 PERCENTILE = QuantSpec.parse("W8A4", activation_range="percentile", percentile=98.0)
@@ -548,9 +554,11 @@ def test_what_was_not_seen_by_groups_is_refused(model: nn.Module, people: Sample
 )
 def test_features_are_what_enters_the_classifier(name: str, size: int) -> None:
     torch.manual_seed(0)
-    net, images = models.build(name, image_size=size).eval(), drawn(0, 70, 3, size, size)
+    net, images = architectures.build(name, image_size=size).eval(), drawn(0, 70, 3, size, size)
     entered: list[Tensor] = []
-    hook = models.classifier(net).register_forward_pre_hook(lambda _, x: entered.append(x[0]))
+    hook = architectures.classifier(net).register_forward_pre_hook(
+        lambda _, x: entered.append(x[0])
+    )
     with torch.no_grad():
         net(images)
     hook.remove()
@@ -563,13 +571,13 @@ def test_features_are_what_enters_the_classifier(name: str, size: int) -> None:
 def noted_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Numbers of pictures that are normalised together, from now on."""
     sizes: list[int] = []
-    normalize = models.normalize
+    normalize = architectures.normalize
 
     def noted(batch: Tensor, device: str) -> Tensor:
         sizes.append(len(batch))
         return normalize(batch, device)
 
-    monkeypatch.setattr(models, "normalize", noted)
+    monkeypatch.setattr(architectures, "normalize", noted)
     return sizes
 
 
@@ -578,16 +586,16 @@ def test_pictures_are_normalised_a_batch_at_a_time(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    net = models.build(name, image_size=32).eval()
+    net = architectures.build(name, image_size=32).eval()
     rng = np.random.default_rng(0)
     stored, labels = rng.integers(0, 256, (80, 3, 32, 32)).astype(np.uint8), np.arange(65) % 2
     np.save(tmp_path / "images.npy", stored)
     rows = rng.permutation(80)[:65]  # the last batch is of one picture
     on_disk, images = Pictures(tmp_path / "images.npy", rows), torch.from_numpy(stored[rows])
-    whole = models.normalize(images)
+    whole = architectures.normalize(images)
     features, losses = pool_features(net, whole), pool_losses(net, whole, labels)
     sizes = noted_sizes(monkeypatch)
-    for given in map(models.Normalized, (images, on_disk)):
+    for given in map(architectures.Normalized, (images, on_disk)):
         np.testing.assert_array_equal(pool_features(net, given), features)
         np.testing.assert_array_equal(pool_losses(net, given, labels), losses)
     assert sizes == [64, 1] * 4
@@ -605,9 +613,9 @@ def test_a_sample_of_pictures_on_disk_is_read_in_parts(
     np.save(tmp_path / "images.npy", rng.integers(0, 256, (300, 3, 16, 16)).astype(np.uint8))
     pictures = Pictures(tmp_path / "images.npy")
     labels, groups = rng.integers(0, 2, 300), {"gender": rng.choice(["f", "m"], 300)}
-    whole = sample(models.normalize(pictures[:]), labels, groups)
+    whole = sample(architectures.normalize(pictures[:]), labels, groups)
     sizes = noted_sizes(monkeypatch)
-    parts = sample(models.Normalized(pictures), labels, groups)
+    parts = sample(architectures.Normalized(pictures), labels, groups)
     assert len(parts) == 300 and parts.images.shape == whole.images.shape
     spec = QuantSpec.parse("W4A8")
     found = []

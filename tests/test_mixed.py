@@ -23,9 +23,9 @@ from fairq_utils.quantizers import (
     quantize_observed,
     sensitivities,
 )
+from fairq_utils.quantizers.calibrate import Observed
 from fairq_utils.quantizers.layers import QuantLinear
-from fairq_utils.quantizers.mixed import total
-from fairq_utils.quantizers.ptq import Observed
+from fairq_utils.quantizers.mixed_precision import total
 from fairq_utils.quantizers.sensitivity import classification_loss, sqnr
 
 FREE = QuantSpec(first_last_bits=None)

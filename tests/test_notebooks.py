@@ -14,10 +14,11 @@ import plotly.graph_objects as go
 import pytest
 from typer.testing import CliRunner
 
-from fairq_utils import execution, injection
-from fairq_utils.book import BOOKS, outside_references
 from fairq_utils.cli import app
-from fairq_utils.interactive import interactive
+from fairq_utils.report import notebooks as execution
+from fairq_utils.report import notebooks as injection
+from fairq_utils.report.book import BOOKS, outside_references
+from fairq_utils.report.interactive import interactive
 
 CHAPTERS = execution.chapters()
 SCRIPT = """# %% [markdown]

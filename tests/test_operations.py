@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import _get_current_function_mode_stack
 
-from fairq_utils import models
 from fairq_utils.quantizers import (
     QuantReport,
     QuantSpec,
@@ -27,8 +26,9 @@ from fairq_utils.quantizers import (
     use_integers,
 )
 from fairq_utils.quantizers.operations import Forward, attend
-from fairq_utils.quantizers.sites import Site
 from fairq_utils.quantizers.survey import survey
+from fairq_utils.quantizers.tracing import Site
+from fairq_utils.training import architectures
 
 BOTH = {"residuals": True, "attention_products": True}
 
@@ -37,7 +37,7 @@ def pictures(count: int = 8, side: int = 64, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, 8, 8, generator=generator)
     smooth = F.interpolate(coarse, side, mode="bilinear")
-    return models.normalize((smooth * 255).to(torch.uint8))
+    return architectures.normalize((smooth * 255).to(torch.uint8))
 
 
 def sqnr(reference: Tensor, other: Tensor) -> float:
@@ -191,7 +191,7 @@ def test_explicit_attention_is_that_of_torch(options: dict[str, object]) -> None
 def test_operations_of_every_architecture(
     name: str, additions: int, attentions: int, gates: int
 ) -> None:
-    model, x = models.build(name, image_size=64).eval(), pictures(2)
+    model, x = architectures.build(name, image_size=64).eval(), pictures(2)
     found = survey(model, x)
     kinds = [operation.site.kind for operation in found.operations]
     assert (kinds.count("addition"), kinds.count("attention")) == (additions, attentions)
@@ -271,8 +271,8 @@ def test_gates_that_were_not_observed_are_asked_for_by_name() -> None:
 @pytest.mark.parametrize("name", ["resnet50", "vit_small"])
 def test_answers_stay_close_with_both_options(name: str) -> None:
     torch.manual_seed(0)
-    model, x = models.build(name, image_size=64).eval(), pictures(8)
-    nn.init.normal_(models.classifier(model).weight, std=0.2)
+    model, x = architectures.build(name, image_size=64).eval(), pictures(8)
+    nn.init.normal_(architectures.classifier(model).weight, std=0.2)
     if name == "vit_small":  # tokens of the size that training gives them
         nn.init.normal_(model.cls_token)
         nn.init.normal_(model.pos_embed, std=0.5)

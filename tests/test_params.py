@@ -10,8 +10,8 @@ import yaml
 from typer.testing import CliRunner
 
 from fairq_utils.cli import app
-from fairq_utils.params import Params, ParamsError
-from fairq_utils.params_file import load_params, parse_overrides
+from fairq_utils.study.params.file import load_params, parse_overrides
+from fairq_utils.study.params.study import Params, ParamsError
 
 PROFILES = sorted((Path(__file__).resolve().parents[1] / "params").glob("*.yaml"))
 SMALL = {

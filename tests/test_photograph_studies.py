@@ -12,18 +12,19 @@ import pytest
 from scipy.stats import binom
 from typer.testing import CliRunner
 
-from fairq_utils import effects, planning, run_models, study
 from fairq_utils.bench import photograph_folders
 from fairq_utils.calibration import draw
 from fairq_utils.cli import app
-from fairq_utils.data.published_counts import PUBLISHED
-from fairq_utils.data_params import Photographs
-from fairq_utils.feasibility import check
-from fairq_utils.ledger import RunRecord
-from fairq_utils.params import Params, ParamsError
-from fairq_utils.params_file import load_params
-from fairq_utils.people import described, listing, people, shares, values
-from fairq_utils.resources import faces, ledger
+from fairq_utils.data.photographs.terms import PUBLISHED
+from fairq_utils.report import effects
+from fairq_utils.study import execution, planning, run_models
+from fairq_utils.study.feasibility import check
+from fairq_utils.study.ledger import RunRecord
+from fairq_utils.study.params.data import Photographs
+from fairq_utils.study.params.file import load_params
+from fairq_utils.study.params.study import Params, ParamsError
+from fairq_utils.study.people import described, faces, listing, people, shares, values
+from fairq_utils.study.storage import ledger
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
@@ -84,7 +85,7 @@ def runs_of(params: Params) -> list[RunRecord]:
 @pytest.mark.parametrize("name", PEOPLE)
 def test_a_study_runs_on_each_collection(name: str, folders: Path) -> None:
     params = small(name, folders)
-    study.execute(params)
+    execution.execute(params)
     records = runs_of(params)
     assert {r.run.method for r in records} >= {"fp32", "ptq", "dynamic", "qat", "ranges_worst"}
     data = faces(params)
@@ -189,7 +190,7 @@ def test_matched_calibration_is_in_the_proportions_of_training(folders: Path) ->
 
 
 def runs_of_after(params: Params) -> list[RunRecord]:
-    study.execute(params)
+    execution.execute(params)
     return runs_of(params)
 
 
@@ -291,7 +292,7 @@ def test_what_is_left_after_damage_is_checked_again(
     params = small("celeba", folders, **overrides)
     check(params)  # labels are there
     with pytest.raises(ParamsError, match=said):
-        study.execute(params)
+        execution.execute(params)
     assert not list((folders / "ledger").glob("**/*.tmp"))
 
 
@@ -299,7 +300,7 @@ def test_what_is_left_out_is_said(folders: Path, tmp_path: Path) -> None:
     root = damaged(folders, tmp_path / "celeba", "test", 127)
     stream = io.StringIO()
     params = small("celeba", folders, **{"data.root": str(root), "data.max_bad": 1})
-    study.execute(params, stream=stream)
+    execution.execute(params, stream=stream)
     assert (
         "data: 1 pictures or labels were left out, such as img_align_celeba/" in stream.getvalue()
     )

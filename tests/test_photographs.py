@@ -12,20 +12,15 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from fairq_utils import data_params
 from fairq_utils.bench import photograph_folders as folders
-from fairq_utils.data import (
-    celeba,
-    fairface,
-    photographs,
-    population,
-    sources,
-    splits,
-    utkface,
-)
-from fairq_utils.data.photographs import listing
-from fairq_utils.data.published_counts import PUBLISHED
-from fairq_utils.faults import BadInput
+from fairq_utils.data import listing as data_listing
+from fairq_utils.data import population, splits
+from fairq_utils.data import population as data_population
+from fairq_utils.data.photographs import celeba, fairface, registry, terms, utkface
+from fairq_utils.data.photographs.registry import listing
+from fairq_utils.data.photographs.terms import PUBLISHED
+from fairq_utils.errors import BadInput
+from fairq_utils.study.params import data
 
 LAYOUTS = {
     "celeba": ("text", "official", "torchvision", "csv", "parquet", "parquet_numbers"),
@@ -48,7 +43,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]
     return folder
 
 
-def people(found: photographs.Listing) -> pd.DataFrame:
+def people(found: data_listing.Listing) -> pd.DataFrame:
     table = found.groups.astype(str).assign(y=found.target, split=found.split)
     return table.set_index(pd.Index(found.keys, name="key")).sort_index()
 
@@ -105,7 +100,7 @@ def test_celeba_labels_are_those_of_the_files(kept: Callable[[str, str], Path]) 
 
 
 def test_celeba_groups_have_the_order_of_rendered_people() -> None:
-    assert photographs.attributes("celeba") == {
+    assert registry.attributes("celeba") == {
         "gender": ("female", "male"),
         "age": ("old", "young"),
     }
@@ -146,9 +141,9 @@ def test_fairface_has_seven_races_and_nine_bands_in_order(kept: Callable[[str, s
         start = int(row.age.split("-")[0].split(" ")[-1])
         assert found.target[i] == (start < 40)
         assert group.o == ("age<60" if start < 60 else "age>=60")
-    assert photographs.attributes("fairface")["race"][:3] == ("white", "black", "latino hispanic")
-    assert photographs.attributes("fairface")["age"] == tuple(fairface.BANDS.values())
-    assert len(photographs.attributes("fairface")["age"]) == 9
+    assert registry.attributes("fairface")["race"][:3] == ("white", "black", "latino hispanic")
+    assert registry.attributes("fairface")["age"] == tuple(fairface.BANDS.values())
+    assert len(registry.attributes("fairface")["age"]) == 9
 
 
 def test_a_split_depends_on_the_name_alone(tmp_path: Path) -> None:
@@ -260,7 +255,7 @@ def test_groups_that_cannot_be_are_refused(
 ) -> None:
     fields = ["race", "gender", "age", "young", "age>=N", "age<N"]
     for ask in (
-        lambda: photographs.attributes(name, groups),
+        lambda: registry.attributes(name, groups),
         lambda: listing(name, kept(name, LAYOUTS[name][0]), groups=groups),
     ):
         with pytest.raises(BadInput) as refusal:
@@ -270,11 +265,14 @@ def test_groups_that_cannot_be_are_refused(
 
 def test_names_are_the_same_wherever_they_stand() -> None:
     """Params files are read without PyTorch, hence without the readers."""
-    names = get_args(data_params.Collection)
-    for table in (photographs.READERS, photographs.TITLES, sources.SOURCES, PUBLISHED):
+    names = get_args(data.Collection)
+    for table in (registry.READERS, registry.TITLES, terms.SOURCES, PUBLISHED):
         assert tuple(table) == names
-    assert tuple(sources.MARGINS) == tuple(fairface.MARGINS) == get_args(data_params.Margin)
-    assert splits.SPLITS is population.SPLITS and get_args(data_params.Split) == splits.SPLITS
+    assert tuple(terms.MARGINS) == tuple(fairface.MARGINS) == get_args(data.Margin)
+    assert (
+        data_population.SPLITS is population.SPLITS
+        and get_args(data.Split) == data_population.SPLITS
+    )
 
 
 def test_an_unknown_collection_is_refused(tmp_path: Path) -> None:

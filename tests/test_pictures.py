@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from fairq_utils import models, objectives, people_figures, training
 from fairq_utils.bench import photograph_folders as folders
 from fairq_utils.data import FaceData, load
-from fairq_utils.data.photographs import load_photographs
-from fairq_utils.data.pixels import Pictures
+from fairq_utils.data.faces import Pictures
+from fairq_utils.data.photographs.registry import load_photographs
+from fairq_utils.report import population
+from fairq_utils.training import architectures, loop, objectives
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def test_face_data_is_the_same_on_disk_and_in_memory(root: Path, tmp_path: Path)
         assert one.describe().equals(two.describe())
     rows = np.array([5, 2, 59])
     assert torch.equal(lazy.take(rows).images[:], eager.take(rows).images[:])
-    sheets = [people_figures.face_sheet(data, rows=1, columns=2) for data in (lazy, eager)]
+    sheets = [population.face_sheet(data, rows=1, columns=2) for data in (lazy, eager)]
     titles = [[axis.get_title() for axis in sheet.axes] for sheet in sheets]
     first = lazy.groups.iloc[0]
     answer = ("female", "male")[lazy.target[0]]
@@ -92,10 +93,10 @@ def test_training_is_the_same_on_disk_and_in_memory(root: Path, tmp_path: Path) 
             nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
             nn.Linear(4, 2),
         )  # fmt: skip
-        recipe = training.Recipe(epochs=2, learning_rate=0.01, batch_size=16)
-        training.fit(model, data, recipe, objectives.Classification(data), seed=3)
-        margins.append(training.predict(model, data.images, batch_size=7))
-        assert models.normalize(data.images[:4]).shape == (4, 3, 16, 16)
+        recipe = loop.Recipe(epochs=2, learning_rate=0.01, batch_size=16)
+        loop.fit(model, data, recipe, objectives.Classification(data), seed=3)
+        margins.append(loop.predict(model, data.images, batch_size=7))
+        assert architectures.normalize(data.images[:4]).shape == (4, 3, 16, 16)
     np.testing.assert_array_equal(*margins)
 
 

@@ -20,11 +20,13 @@ import torch
 from PIL import ImageOps
 
 from fairq_utils.bench import photograph_folders as folders
-from fairq_utils.data import celeba, load, parquet_images, pixels, utkface
+from fairq_utils.data import load, parquet_images
+from fairq_utils.data import pixel_cache as pixels
 from fairq_utils.data.decoding import decode
-from fairq_utils.data.photographs import listing
-from fairq_utils.data.pixels import decoded
-from fairq_utils.faults import BadInput, Fault
+from fairq_utils.data.photographs import celeba, utkface
+from fairq_utils.data.photographs.registry import listing
+from fairq_utils.data.pixel_cache import decoded
+from fairq_utils.errors import BadInput, Fault
 
 
 @pytest.fixture
@@ -202,7 +204,7 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from fairq_utils.data import pixels
-from fairq_utils.data.photographs import listing
+from fairq_utils.data.photographs.registry import listing
 pixels.CHUNK, pixels.SYNCED = 8, 1
 plain = pixels.decode
 pixels.decode = lambda content, size: (time.sleep(0.05), plain(content, size))[1]

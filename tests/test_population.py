@@ -9,14 +9,7 @@ import torch
 from PIL import Image
 
 from fairq_utils.data import load
-from fairq_utils.data.population import (
-    CELEBA_JOINT,
-    SPLITS,
-    Population,
-    demographics,
-    draw,
-    keys,
-)
+from fairq_utils.data.population import CELEBA_JOINT, SPLITS, Population, demographics, draw, keys
 from fairq_utils.data.render import render
 
 LABELS = ["l-eye-scale-incr", "r-eye-scale-incr", "nose-hump-incr"]

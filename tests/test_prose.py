@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fairq_utils import prose
-from fairq_utils.effects import CONFIGURATION
-from fairq_utils.params import Params
+from fairq_utils.report import analysis
+from fairq_utils.study.params.study import Params
+from fairq_utils.study.statistics import CONFIGURATION
 
 SCOPE = "gender x age"
 
@@ -31,12 +31,12 @@ def test_networks_of_one_answer_are_found_by_their_float_models() -> None:
         record("mobilenet_v2", (7, 0)),
         record("resnet50", (7, 0), method="ptq"),
     ]
-    assert prose.of_one_answer(runs) == ["mobilenet_v2", "vit_small"]
+    assert analysis.of_one_answer(runs) == ["mobilenet_v2", "vit_small"]
 
 
 def test_no_absence_is_counted_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     glued: dict[str, Any] = {}
-    monkeypatch.setattr(prose, "glue", glued.__setitem__)
+    monkeypatch.setattr(analysis, "glue", glued.__setitem__)
     rows = []
     for architecture in ("resnet50", "vit_small"):
         values = (architecture, "ptq", "W8A8", "mse", "random")
@@ -64,9 +64,9 @@ def test_no_absence_is_counted_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
             "quantization": {"bits": ["W8A8"], "calibration_images": 20},
         }
     )
-    prose.glue_verdicts(pd.DataFrame(rows), SCOPE, params)
+    analysis.glue_verdicts(pd.DataFrame(rows), SCOPE, params)
     assert (glued["comparisons"], glued["equivalent"], glued["same_comparisons"]) == (2, 2, 0)
     assert glued["same_models"] == "none here"
-    prose.glue_verdicts(pd.DataFrame(rows), SCOPE, params, ["vit_small"])
+    analysis.glue_verdicts(pd.DataFrame(rows), SCOPE, params, ["vit_small"])
     assert (glued["comparisons"], glued["equivalent"], glued["same_comparisons"]) == (2, 1, 1)
     assert glued["same_models"] == "ViT-Small"

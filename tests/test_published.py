@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fairq_utils import apply_quantization, compare_quantization_methods, metrics
 from fairq_utils.apply import balanced_size, train_in_float
-from fairq_utils.batches import by_attribute, gather, read
-from fairq_utils.comparison import Comparison
-from fairq_utils.faults import BadInput, Fault
-from fairq_utils.published_methods import METHODS
+from fairq_utils.compare import Comparison
+from fairq_utils.data.batches import by_attribute, gather, read
+from fairq_utils.errors import BadInput, Fault
+from fairq_utils.mitigation.published_methods import METHODS
 from fairq_utils.quantizers import QuantSpec, observe
 from fairq_utils.quantizers.layers import Quantized
 

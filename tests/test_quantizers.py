@@ -12,34 +12,34 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fairq_utils import models
 from fairq_utils.quantizers import (
     QuantSpec,
-    kernels,
     observe,
     quantize_dynamic,
     quantize_observed,
     quantize_static,
     use_integers,
 )
+from fairq_utils.quantizers import onednn as kernels
 from fairq_utils.quantizers.folding import fold_batch_norms
 from fairq_utils.quantizers.grids import input_grid
 from fairq_utils.quantizers.layers import QuantConv2d, QuantLinear
 from fairq_utils.quantizers.observers import Extremes, Histogram
 from fairq_utils.quantizers.weights import quantize_weight
+from fairq_utils.training import architectures
 
 
 def pictures(count: int = 8, side: int = 64, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, 8, 8, generator=generator)
     smooth = nn.functional.interpolate(coarse, side, mode="bilinear")
-    return models.normalize((smooth * 255).to(torch.uint8))
+    return architectures.normalize((smooth * 255).to(torch.uint8))
 
 
 @lru_cache
 def _lively(name: str) -> nn.Module:
     torch.manual_seed(0)
-    model = models.build(name, image_size=64)
+    model = architectures.build(name, image_size=64)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.7, 1.3)
@@ -49,7 +49,7 @@ def _lively(name: str) -> nn.Module:
     with torch.no_grad():
         for seed in range(4):
             model(pictures(16, seed=seed))
-    nn.init.normal_(models.classifier(model).weight, std=0.2)
+    nn.init.normal_(architectures.classifier(model).weight, std=0.2)
     return model.eval()
 
 
@@ -194,7 +194,7 @@ def seen(model: nn.Module, x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     return found
 
 
-@pytest.mark.parametrize("name", models.ARCHITECTURES)
+@pytest.mark.parametrize("name", architectures.ARCHITECTURES)
 def test_every_layer_of_every_architecture(name: str) -> None:
     """Each quantized layer, given the input of its float layer, answers nearly the same."""
     model = lively(name)

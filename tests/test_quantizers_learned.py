@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fairq_utils import models
 from fairq_utils.quantizers import (
     QuantSpec,
     finish_qat,
@@ -21,7 +20,7 @@ from fairq_utils.quantizers import (
     quantize_static,
     use_integers,
 )
-from fairq_utils.quantizers.equalization import ChannelClip, equalize
+from fairq_utils.quantizers.corrections import ChannelClip, equalize
 from fairq_utils.quantizers.layers import Quantized
 from fairq_utils.quantizers.learned import (
     LearnedLayer,
@@ -32,6 +31,7 @@ from fairq_utils.quantizers.learned import (
 )
 from fairq_utils.quantizers.reconstruction import activations_behind, units
 from fairq_utils.quantizers.weights import quantize_weight
+from fairq_utils.training import architectures
 
 
 def lsq(x: float, s: float, negative: int, positive: int) -> tuple[float, float, float]:
@@ -164,7 +164,7 @@ def test_rounding_moves_no_weight_further_than_one_step() -> None:
 
 
 def test_units_are_residual_blocks_and_cover_every_layer() -> None:
-    x = models.normalize(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    x = architectures.normalize(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
     for name, expected in {
         "resnet50": "layer1.0",
         "mobilenet_v2": "blocks.1.0",
@@ -172,7 +172,7 @@ def test_units_are_residual_blocks_and_cover_every_layer() -> None:
         "vit_small": "blocks.0",
         "squeezenet1_1": "features.3",
     }.items():
-        model = models.build(name, image_size=64).eval()
+        model = architectures.build(name, image_size=64).eval()
         layers = [
             n for n, m in model.named_modules() if type(m) is nn.Linear or isinstance(m, nn.Conv2d)
         ]

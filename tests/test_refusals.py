@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from test_findings import FINDINGS, RECORDED, named, recorded_flaw, too_many
 
-from fairq_utils import bench, photograph_chapter, recorded
+from fairq_utils import bench
 from fairq_utils.bench import photograph_folders as folders
 from fairq_utils.bench.flaws import (
     ATTR,
@@ -25,9 +25,12 @@ from fairq_utils.bench.flaws import (
     removed,
 )
 from fairq_utils.bench.refusals import said
-from fairq_utils.data import celeba, load, photographs
-from fairq_utils.data.photographs import listing
-from fairq_utils.faults import BadInput
+from fairq_utils.data import load
+from fairq_utils.data.photographs import celeba, registry
+from fairq_utils.data.photographs.registry import listing
+from fairq_utils.errors import BadInput
+from fairq_utils.report import photographs as photograph_chapter
+from fairq_utils.study import recorded
 
 # Refused as a whole, in this sentence.
 REFUSED: list[tuple[Flaw, str]] = [
@@ -248,7 +251,7 @@ def test_the_recorded_refusals_are_those_of_a_fresh_run(tmp_path: Path) -> None:
 
 
 def test_every_collection_is_spoiled_and_none_without_a_flaw_is_refused() -> None:
-    for name in photographs.READERS:
+    for name in registry.READERS:
         assert any(flaw.collection == name for flaw in FLAWS)
         assert said(Flaw(name, "none")) == "accepted"
 

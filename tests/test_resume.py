@@ -24,19 +24,20 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fairq_utils import models, objectives, planning, resources, resume, run_models, runs, training
 from fairq_utils.data import FaceData
-from fairq_utils.ledger import Run
 from fairq_utils.mitigation.constraints import CONSTRAINTS
 from fairq_utils.mitigation.fine_tuning import OnFaces
 from fairq_utils.mitigation.group_facts import facts_of_faces
-from fairq_utils.params import Params
-from fairq_utils.params_file import load_params
-from fairq_utils.progress import Progress
 from fairq_utils.quantizers import QuantSpec, observe, prepare_qat
-from fairq_utils.resume import Checkpoints
+from fairq_utils.study import planning, run_models, runs, storage
+from fairq_utils.study.ledger import Run
+from fairq_utils.study.params.file import load_params
+from fairq_utils.study.params.study import Params
+from fairq_utils.study.progress import Progress
+from fairq_utils.training import architectures, loop, objectives, resume
+from fairq_utils.training.resume import Checkpoints
 
-RECIPE = training.Recipe(epochs=3, learning_rate=2e-3, batch_size=16)
+RECIPE = loop.Recipe(epochs=3, learning_rate=2e-3, batch_size=16)
 STEPS = 5  # of an epoch; a few pictures are left over
 
 
@@ -90,7 +91,7 @@ def small() -> nn.Module:
 
 def trained(
     kind: str, checkpoints: Checkpoints | None, dies_at: int = 0
-) -> tuple[training.History, dict[str, Tensor]]:
+) -> tuple[loop.History, dict[str, Tensor]]:
     """A training of one kind, from its beginning or from its checkpoint."""
     data = faces()
     torch.manual_seed(0)
@@ -103,10 +104,10 @@ def trained(
         options = {"memory": 4} if kind == "balancing_act" else {"step": 0.5}
         objective = OnFaces(data, CONSTRAINTS[kind](about, **options))
     if kind == "quantized":
-        seen = observe(model.eval(), [models.normalize(data.images[:32])])
+        seen = observe(model.eval(), [architectures.normalize(data.images[:32])])
         model = prepare_qat(seen, QuantSpec.parse("W4A4"))
     torch.manual_seed(1)
-    history = training.fit(
+    history = loop.fit(
         model, data, RECIPE, Mortal(objective, dies_at), seed=5, checkpoints=checkpoints
     )
     state = {**model.state_dict(), **{f"o.{k}": v for k, v in objective.state_dict().items()}}
@@ -122,7 +123,7 @@ def _killed(kind: str, checkpoints: Checkpoints, dies_at: int) -> None:
 def server() -> Any:
     """Starts processes that have imported what a training needs."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fairq_utils.runs"])
+    context.set_forkserver_preload(["fairq_utils.study.runs"])
     return context
 
 
@@ -175,7 +176,7 @@ def test_what_was_trained_is_not_trained_again(tmp_path: Path) -> None:
             calls.append(1)
             return super().forward(model, *batch)
 
-    training.fit(small(), data, RECIPE, Mortal(Counting(data), 0), seed=5, checkpoints=kept)
+    loop.fit(small(), data, RECIPE, Mortal(Counting(data), 0), seed=5, checkpoints=kept)
     assert len(calls) == 1  # the last one, which no checkpoint follows
 
 
@@ -195,7 +196,7 @@ def test_a_training_that_goes_on_says_so_first(last: int, tmp_path: Path) -> Non
 
     def fitted(objective: nn.Module) -> None:
         told.clear()
-        training.fit(
+        loop.fit(
             small(),
             data,
             RECIPE,
@@ -221,13 +222,13 @@ def test_the_terminal_is_told_that_a_training_goes_on(tmp_path: Path) -> None:
     assert re.findall(r"goes on at step 450 of 1000, loss 0.500", stream.getvalue())
     assert stream.getvalue().count("\n") == 1
     tick = Progress([run], stream, 1).training(run)
-    tick(5 * training.REPORTED, 1000, 0.5)  # of a worker, whose first ones did not come through
+    tick(5 * loop.REPORTED, 1000, 0.5)  # of a worker, whose first ones did not come through
     assert stream.getvalue().count("\n") == 1
 
 
 def test_pictures_that_were_trained_on_are_not_read_again() -> None:
     data = faces()
-    passes = training.Passes(data, 16, seed=5)
+    passes = loop.Passes(data, 16, seed=5)
     whole = [list(passes()) for _ in range(2)]
 
     class Watched:
@@ -238,7 +239,7 @@ def test_pictures_that_were_trained_on_are_not_read_again() -> None:
             self.read += len(rows)
             return self.images[rows]
 
-    again = training.Passes(data, 16, seed=5)
+    again = loop.Passes(data, 16, seed=5)
     watched = Watched(data.images)
     object.__setattr__(data, "images", watched)
     again.first = 3
@@ -352,25 +353,25 @@ def test_a_study_goes_on_within_a_training(tmp_path: Path, monkeypatch: pytest.M
             return loss(*args)
 
         run = planned(stopped, method)
-        kept = resources.unfinished(stopped, run)
+        kept = storage.unfinished(stopped, run)
         assert kept is not None
         monkeypatch.setattr(objectives.Classification, "of_logits", interrupted)
         with pytest.raises(KeyboardInterrupt):
             compute(stopped, method)
         assert kept.path.exists()
-        assert not resources.ledger(stopped).contains(run.key)
+        assert not storage.ledger(stopped).contains(run.key)
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
             compute(stopped, method)
         assert calls == steps + 1  # one step was begun twice, no other
         assert not kept.path.exists()
         monkeypatch.setattr(objectives.Classification, "of_logits", loss)
-        one, other = (resources.ledger(p).read(run.key) for p in (whole, stopped))
+        one, other = (storage.ledger(p).read(run.key) for p in (whole, stopped))
         np.testing.assert_array_equal(one.scores, other.scores)
         for name in ("loss_1", "loss_2") if method == "fp32" else ("loss_1",):
             assert one.measures[name] == other.measures[name]
     key = planned(whole, "fp32").key
-    mine, theirs = (load_file(resources.ledger(p).checkpoint_path(key)) for p in (whole, stopped))
+    mine, theirs = (load_file(storage.ledger(p).checkpoint_path(key)) for p in (whole, stopped))
     assert all(torch.equal(mine[name], value) for name, value in theirs.items())
     assert not list((tmp_path / "whole").rglob("*.unfinished"))
 
@@ -379,16 +380,16 @@ def test_what_a_stopped_training_left_goes_once_its_run_is_there(tmp_path: Path)
     params = study(tmp_path / "study", 0)  # which keeps nothing by itself
     where = {"ledger": f"memory://{tmp_path.name}", "cache": str(tmp_path / "cache")}
     execution = params.execution.model_copy(update=where)
-    store = resources.ledger(params.model_copy(update={"execution": execution}))
+    store = storage.ledger(params.model_copy(update={"execution": execution}))
     base, tuned = planned(params, "fp32"), planned(params, "qat")
-    places = {run: resources._unfinished(store, run) for run in (base, tuned)}
+    places = {run: storage._unfinished(store, run) for run in (base, tuned)}
     places[base].parent.mkdir(parents=True)
     for path in places.values():
         path.touch()
-    resources.remove_abandoned(store, [])
+    storage.remove_abandoned(store, [])
     assert all(path.exists() for path in places.values())
-    resources.remove_abandoned(store, [base, tuned])
+    storage.remove_abandoned(store, [base, tuned])
     assert [places[run].exists() for run in (base, tuned)] == [True, False]  # no weights yet
     store.fs.pipe_file(store.kept_checkpoint(base.key), b"weights")
-    resources.remove_abandoned(store, [base, tuned])
+    storage.remove_abandoned(store, [base, tuned])
     assert not places[base].exists()

@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from fairq_utils import card_limits, engines, measuring, resources, study
 from fairq_utils.bench import photograph_folders
 from fairq_utils.cli import app
-from fairq_utils.data.photographs import TITLES
-from fairq_utils.effects import records
-from fairq_utils.params import Params
-from fairq_utils.params_file import load_params
-from fairq_utils.people import answers
+from fairq_utils.data.photographs.registry import TITLES
+from fairq_utils.deploy import engines, model_card
+from fairq_utils.report import measuring
+from fairq_utils.study import execution, people, storage
+from fairq_utils.study.params.file import load_params
+from fairq_utils.study.params.study import Params
+from fairq_utils.study.people import answers
+from fairq_utils.study.statistics import records
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = "squeezenet1_1"
@@ -57,7 +59,7 @@ def params(settings: dict[str, Any]) -> Params:
 
 @pytest.fixture(scope="module")
 def trained(params: Params) -> Params:
-    study.execute(params, ("baseline",))
+    execution.execute(params, ("baseline",))
     return params
 
 
@@ -82,7 +84,7 @@ def exported(place: Path, settings: dict[str, Any], trained: Params) -> Path:
 
 def test_its_card_is_about_these_photographs(exported: Path, params: Params) -> None:
     card = json.loads((exported / "card.json").read_text())
-    data = resources.faces(params)
+    data = people.faces(params)
     test = data.subset("test")
     assert params.data.target == "young"  # type: ignore[union-attr]
     assert card["task"] == {"target": "young", "classes": ["old", "young"], "logit": 1}
@@ -131,7 +133,7 @@ def test_its_answers_are_about_age(exported: Path, place: Path) -> None:
 
 
 def test_null_bands_say_whom_they_count(trained: Params) -> None:
-    found = measuring.null_bands(records(resources.ledger(trained), trained), trained)
+    found = measuring.null_bands(records(storage.ledger(trained), trained), trained)
     assert dict(zip(found.rate, found.among, strict=True)) == {
         "accuracy": "everybody",
         "selection_rate": "everybody",
@@ -147,14 +149,14 @@ def test_every_collection_has_limits_of_its_own(name: str, tmp_path: Path) -> No
     if name == "celeba":
         changed |= {"data.target": "Wearing_Hat"}
     params = load_params(ROOT / "params" / f"{name}.yaml", changed)
-    text = "\n".join(card_limits.limits(params))
+    text = "\n".join(model_card.limits(params))
     assert TITLES[name] in text
-    assert card_limits.LABELLED[name] in text
+    assert model_card.LABELLED[name] in text
     assert "ImageNet" in text  # these studies begin from its weights
     assert ("Young is below 40" in text) == (name != "celeba")
     assert ("in no product" in text) == (name != "fairface")
-    assert ("CC BY 4.0" in card_limits.licence(params, "X")) == (name == "fairface")
-    assert "X" not in card_limits.licence(params, "X")
+    assert ("CC BY 4.0" in model_card.licence(params, "X")) == (name == "fairface")
+    assert "X" not in model_card.licence(params, "X")
     if name == "celeba":
         assert answers(params) == ("no hat", "hat")
     for word in FOREIGN:
@@ -163,8 +165,8 @@ def test_every_collection_has_limits_of_its_own(name: str, tmp_path: Path) -> No
 
 def test_rendered_people_keep_theirs() -> None:
     params = load_params(ROOT / "params" / "smoke.yaml")
-    text = "\n".join(card_limits.limits(params))
+    text = "\n".join(model_card.limits(params))
     assert "are rendered" in text
     assert "ImageNet" not in text
-    assert card_limits.licence(params, "Apache-2.0") == "Apache-2.0"
+    assert model_card.licence(params, "Apache-2.0") == "Apache-2.0"
     assert answers(params) == ("not smiling", "smiling")

@@ -10,12 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fairq_utils import engines, models, recorded, shipping, shipping_display, timers
-from fairq_utils.bench import deployment, latency, study
-from fairq_utils.params import Params
-from fairq_utils.params_file import load_params
+from fairq_utils import timers
+from fairq_utils.bench import deployment, latency, throughput
+from fairq_utils.deploy import engines
 from fairq_utils.quantizers import QuantSpec, quantize_static
-from fairq_utils.recorded import RecordError
+from fairq_utils.report import shipping
+from fairq_utils.report import shipping as shipping_display
+from fairq_utils.study import recorded
+from fairq_utils.study.params.file import load_params
+from fairq_utils.study.params.study import Params
+from fairq_utils.study.recorded import RecordError
+from fairq_utils.training import architectures
 
 ROOT = recorded.FOLDER.parents[1]
 
@@ -95,7 +100,7 @@ def test_the_guideline_names_the_file_that_is_fastest(
 ) -> None:
     found = shipping.guideline(times, files)
     assert found.mebibytes.tolist() == [50.0, 50.0]
-    page = shipping_display.guideline(times, files).data
+    page = shipping_display.guideline_table(times, files).data
     assert "INT8 in OpenVINO" in page and "ResNet-50" in page and "6.0" in page
 
 
@@ -107,18 +112,18 @@ def test_energy_is_given_where_it_was_measured(times: pd.DataFrame) -> None:
 
 def test_tables_and_figures_of_the_recorded_benchmarks() -> None:
     times, files = recorded.read_rows("latency"), recorded.read_rows("deployment")
-    assert set(times.architecture) == set(models.ARCHITECTURES)
+    assert set(times.architecture) == set(architectures.ARCHITECTURES)
     assert set(files.engine) == set(engines.ENGINES)
     for page in (
-        shipping_display.speedups(times),
-        shipping_display.toolkits(times),
-        shipping_display.sizes(files),
-        shipping_display.disagreements(files),
+        shipping_display.speedup_table(times),
+        shipping_display.toolkit_table(times),
+        shipping_display.size_table(files),
+        shipping_display.disagreement_table(files),
     ):
         assert "MobileNetV2" in page.data
-    figure = shipping_display.latencies(times, batch=1)
+    figure = shipping_display.latency_figure(times, batch=1)
     assert [axis.get_title() for axis in figure.axes if axis.get_title()] == [
-        models.DISPLAY_NAMES[name] for name in dict.fromkeys(times.architecture)
+        architectures.DISPLAY_NAMES[name] for name in dict.fromkeys(times.architecture)
     ]
 
 
@@ -184,10 +189,10 @@ def test_the_plain_loop_quantizes_as_we_do(bits: str) -> None:
     """torchao's symmetric grids have one code more; the noise of both is of one size."""
     torch.manual_seed(0)
     model, x = Small().eval(), torch.randn(32, 3, 12, 12)
-    plain = study.fake_quantized(model, QuantSpec.parse(bits), "minmax")
+    plain = throughput.fake_quantized(model, QuantSpec.parse(bits), "minmax")
     with torch.no_grad():
         assert torch.equal(plain(x), model(x))  # while it observes
-        study.switch(plain, observing=False)
+        throughput.switch(plain, observing=False)
         ours, _ = quantize_static(model, QuantSpec.parse(bits), [x])
         noise = (plain(x) - model(x)).pow(2).mean()
         own = (ours(x) - model(x)).pow(2).mean()
@@ -201,7 +206,7 @@ def test_the_studys_speed_is_that_of_all_runs() -> None:
     table = pd.DataFrame(
         {"runs": [10, 30], "seconds_per_run": [1.0, 2.0], "plain_seconds_per_run": [4.0, 10.0]}
     )
-    found = study._figures(table, threads=2)
+    found = throughput._figures(table, threads=2)
     assert found["runs"] == 40
     assert found["speedup_vs_eager"] == round(340 / 70, 2)
     assert found["runs_per_minute"] == round(60 * 40 / 70, 2)

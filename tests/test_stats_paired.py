@@ -10,8 +10,7 @@ import pytest
 from scipy.stats import bootstrap, ks_2samp
 
 from fairq_utils import metrics, stats
-from fairq_utils.stats.coverage import STATISTICS, coverage, joint
-from fairq_utils.stats.coverage_of_seeds import coverage_over_seeds
+from fairq_utils.bench.coverage import STATISTICS, coverage, coverage_over_seeds, joint
 from fairq_utils.stats.intervals import interval
 
 PARITY = metrics.FAIRNESS["demographic_parity_difference"]

@@ -21,26 +21,23 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
-from fairq_utils import (
-    anatomy,
-    bench,
-    effects,
-    figures,
-    measuring,
-    people_figures,
+from fairq_utils import bench
+from fairq_utils.cli import app
+from fairq_utils.report import anatomy, effects, figures, measuring, population, quantization
+from fairq_utils.report import record as report_record
+from fairq_utils.study import (
+    execution,
+    people,
     planning,
     recorded,
-    recovery,
-    resources,
     run_models,
     runs,
-    study,
-    toolkits,
+    statistics,
+    storage,
 )
-from fairq_utils.cli import app
-from fairq_utils.ledger import Ledger, RunRecord
-from fairq_utils.params import Params
-from fairq_utils.params_file import load_params
+from fairq_utils.study.ledger import Ledger, RunRecord
+from fairq_utils.study.params.file import load_params
+from fairq_utils.study.params.study import Params
 
 AGES = ("old", "young")
 STUDY = {
@@ -101,10 +98,10 @@ def test_the_plan_is_the_grid(params: Params) -> None:
 
 
 def test_every_run_is_in_the_ledger_and_counts_every_image(params: Params) -> None:
-    store = resources.ledger(params)
+    store = storage.ledger(params)
     planned = planning.plan(params)
     assert set(store.keys()) == {run.key for run in planned}
-    test = resources.faces(params).subset("test")
+    test = people.faces(params).subset("test")
     for run in planned:
         record = store.read(run.key)
         assert record.counts.sum() == len(test) == len(record.scores)
@@ -139,18 +136,18 @@ def test_a_second_run_computes_nothing(
 
     monkeypatch.setattr(runs, "train_baseline", never)
     monkeypatch.setattr(runs, "evaluate_quantized", never)
-    study.execute(params)
+    execution.execute(params)
     assert "all 38 runs are in the ledger" in capsys.readouterr().err
 
 
 def test_one_missing_run_is_the_only_one_computed(params: Params) -> None:
-    store = resources.ledger(params)
+    store = storage.ledger(params)
     run = planning.plan(params)[5]
     path = Path(store.path(run.key))
     before = store.read(run.key)
     times = {p: p.stat().st_mtime_ns for p in path.parent.iterdir() if p != path}
     path.unlink()
-    study.execute(params)
+    execution.execute(params)
     np.testing.assert_array_equal(store.read(run.key).scores, before.scores)
     assert times == {p: p.stat().st_mtime_ns for p in times}
 
@@ -162,7 +159,7 @@ def written(store: Ledger) -> dict[str, int]:
 
 
 def _run(path: str) -> None:
-    study.execute(load_params(path))
+    execution.execute(load_params(path))
 
 
 def test_killed_at_random_moments_it_goes_on_where_it_was(small: Path, tmp_path: Path) -> None:
@@ -174,9 +171,9 @@ def test_killed_at_random_moments_it_goes_on_where_it_was(small: Path, tmp_path:
     }
     again = tmp_path / "again.yaml"
     again.write_text(yaml.safe_dump(content))
-    store = resources.ledger(load_params(again))
+    store = storage.ledger(load_params(again))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fairq_utils.study"])
+    context.set_forkserver_preload(["fairq_utils.study.execution"])
     rng = random.Random(1)
     finished: dict[str, int] = {}
     for attempt in range(10):
@@ -196,12 +193,12 @@ def test_killed_at_random_moments_it_goes_on_where_it_was(small: Path, tmp_path:
         assert finished.items() <= now.items()
         assert all(store.contains(key) for key in now)
         finished = now
-    study.execute(load_params(again))
+    execution.execute(load_params(again))
     assert finished  # the kills came after something had been written
     now = written(store)
     assert finished.items() <= now.items()
     assert set(now) == {run.key for run in planning.plan(params)}
-    whole = resources.ledger(params)
+    whole = storage.ledger(params)
     for key in now:
         np.testing.assert_allclose(
             store.read(key).scores, whole.read(key).scores, rtol=1e-2, atol=1e-2
@@ -239,7 +236,7 @@ def test_results_are_written_as_the_published_study_names_them(small: Path) -> N
 
 @pytest.fixture(scope="module")
 def records(params: Params) -> list[RunRecord]:
-    return effects.records(resources.ledger(params), params)
+    return statistics.records(storage.ledger(params), params)
 
 
 def test_effects_hold_the_ledgers_counts(params: Params, records: list[RunRecord]) -> None:
@@ -248,7 +245,7 @@ def test_effects_hold_the_ledgers_counts(params: Params, records: list[RunRecord
     base = frame[(frame.method == "fp32") & (frame.statistic == "accuracy")]
     assert (base.change == 0).all()
     record = next(r for r in records if r.run.bits == "W4A4")
-    mine = effects.configuration(record.run)
+    mine = statistics.configuration(record.run)
     row = frame[
         (frame[list(mine)] == pd.Series(mine)).all(axis=1) & (frame.statistic == "accuracy")
     ].iloc[0]
@@ -265,12 +262,12 @@ def test_effects_hold_the_ledgers_counts(params: Params, records: list[RunRecord
 def test_gaps_are_those_of_the_counts(params: Params, records: list[RunRecord]) -> None:
     frame = effects.by_configuration(records, params)
     for record in records:
-        mine = pd.Series(effects.configuration(record.run))
+        mine = pd.Series(statistics.configuration(record.run))
         rows = frame[(frame[list(mine.index)] == mine).all(axis=1)]
-        for scope, attributes in effects.scopes(params).items():
-            table = effects.counts(record, attributes).compared
+        for scope, attributes in statistics.scopes(params).items():
+            table = statistics.counts(record, attributes).compared
             part = rows[rows["scope"] == scope].set_index("statistic").compared
-            for name, statistic in effects.STATISTICS.items():
+            for name, statistic in statistics.STATISTICS.items():
                 assert part[name] == pytest.approx(float(statistic(table)), abs=1e-12, nan_ok=True)
 
 
@@ -285,7 +282,7 @@ def test_runs_on_different_images_are_not_compared(records: list[RunRecord]) -> 
     first, second = records[:2]
     turned = replace(second, cells=second.cells[::-1])
     with pytest.raises(ValueError, match="different images"):
-        effects.shared([(first, turned)], ["gender"])
+        statistics.shared([(first, turned)], ["gender"])
 
 
 def test_pareto_keeps_what_nothing_beats() -> None:
@@ -309,7 +306,7 @@ def test_figures_are_drawn_from_the_tables(params: Params, records: list[RunReco
             effects.of_mitigation(records, params), "demographic_parity_difference", scope
         ),
         figures.pareto(front),
-        people_figures.face_sheet(resources.faces(params), rows=1, columns=4),
+        population.face_sheet(people.faces(params), rows=1, columns=4),
     ]
     assert all(isinstance(f, Figure) and f.axes for f in drawn)
     assert plt.get_fignums() == []  # nothing is left for a notebook to show a second time
@@ -345,24 +342,24 @@ def test_render_benchmark_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_trained_again(params: Params) -> None:
-    store = resources.ledger(params)
+    store = storage.ledger(params)
     base, quantized = planning.plan(params)[:2]
     path = store.checkpoint_path(base.key)
     before = store.read(base.key).scores
     path.write_bytes(path.read_bytes()[:1000])
     Path(store.path(quantized.key)).unlink()
     with pytest.warns(UserWarning, match="this checkpoint is damaged .* trained again"):
-        study.execute(params)
+        execution.execute(params)
     np.testing.assert_allclose(store.read(base.key).scores, before, rtol=1e-2, atol=1e-2)
     assert path.with_name(f"{path.name}.damaged").exists()
     assert store.contains(quantized.key)
 
 
 def test_what_a_stopped_training_left_is_gone_after_the_study(params: Params) -> None:
-    store = resources.ledger(params)
+    store = storage.ledger(params)
     left = store.checkpoint_path(planning.plan(params)[0].key).with_suffix(".unfinished")
     left.touch()
-    study.execute(params)
+    execution.execute(params)
     assert not left.exists()
 
 
@@ -383,18 +380,18 @@ def test_a_place_that_cannot_be_written_is_named_before_anything_is_computed(
 def test_a_recorded_study_is_read_as_it_was_written(params: Params, tmp_path: Path) -> None:
     with pytest.raises(recorded.RecordError, match=r"not recorded; run `fairq run --params"):
         recorded.read(params.name, tmp_path)
-    paths = recorded.record(params, tmp_path)
+    paths = report_record.record(params, tmp_path)
     assert [path.name for path in paths] == ["small.csv", "small_groups.csv", "small.json"]
     found = recorded.read(params.name, tmp_path)
-    runs = effects.records(resources.ledger(params), params)
+    runs = statistics.records(storage.ledger(params), params)
     runs = [record for record in runs if record.run.sampler in (None, "random")]
     frame = effects.by_configuration(runs, params)
     crossed = frame[frame["scope"] == "gender x age"]
-    for statistic in recorded.KEPT:
+    for statistic in report_record.KEPT:
         wanted = crossed[crossed.statistic == statistic].reset_index(drop=True)
         kept = found.configurations
         kept = kept[kept.statistic == statistic].reset_index(drop=True)
-        assert kept[effects.CONFIGURATION].equals(wanted[effects.CONFIGURATION])
+        assert kept[statistics.CONFIGURATION].equals(wanted[statistics.CONFIGURATION])
         np.testing.assert_allclose(kept.change, wanted.change, atol=1e-6)
     assert found.about["recorded"] == found.about["planned"] == len(runs)
     assert (found.configurations.quantize_seconds.dropna() >= 0).all()
@@ -402,7 +399,7 @@ def test_a_recorded_study_is_read_as_it_was_written(params: Params, tmp_path: Pa
 
 
 def test_what_training_on_does_is_in_the_ledger(params: Params) -> None:
-    runs = effects.records(resources.ledger(params), params)
+    runs = statistics.records(storage.ledger(params), params)
     tuned = [r for r in runs if r.run.method in ("qat", "control")]
     assert len(tuned) == 4
     for record in tuned:
@@ -438,11 +435,11 @@ def test_recovery_by_hand() -> None:
         ],
         columns=["architecture", "bits", "method", "change"],
     )
-    found = recovery.recovery(frame)
+    found = quantization.recovery(frame)
     assert len(found) == 3  # nothing naive was tried at W8A8
     assert found.recovered.tolist()[:2] == [pytest.approx(0.5), pytest.approx(0.75)]
     assert np.isnan(found.recovered.tolist()[2])  # a point lost is too little to take a share of
-    assert recovery.best_of(found).method.tolist() == ["block", "block"]
+    assert quantization.best_of(found).method.tolist() == ["block", "block"]
 
 
 def test_pictures_of_the_methods_are_drawn(params: Params) -> None:
@@ -472,7 +469,7 @@ def test_ours_beside_the_best_of_the_others_by_hand() -> None:
             "W4A4": {"fp32": 0.9, "ours_minmax": 0.1, "ours": 0.8, "x": None, "y": None},
         }
     }
-    found = toolkits.beside(figures)
+    found = quantization.beside(figures)
     assert found.who.tolist() == ["y"]  # at W4A4 nobody has a figure
     assert found.ahead.tolist() == [pytest.approx(-0.01)]
     assert recorded.read_benchmark("coverage")["trials"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -14,29 +13,23 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from fairq_utils import (
-    chapters,
-    effects,
-    mitigation_chapter,
-    mitigation_display,
-    models,
-    planning,
-    recorded,
-    resources,
-    run_models,
-    study,
-)
-from fairq_utils.bench import study as bench_study
+from fairq_utils.bench import throughput
+from fairq_utils.bench.certificate import rates
 from fairq_utils.calibration import SAMPLERS
-from fairq_utils.data_params import CELLS
-from fairq_utils.faults import BadInput
-from fairq_utils.ledger import RunRecord
+from fairq_utils.errors import BadInput
+from fairq_utils.fingerprint import closure
 from fairq_utils.mitigation.methods import METHODS
-from fairq_utils.mitigation.simulation import rates
-from fairq_utils.mitigation_chapter import PARITY
-from fairq_utils.params import Dials, Minding, Params, Sampler
-from fairq_utils.params_file import load_params
 from fairq_utils.quantizers.methods import CONTROL
+from fairq_utils.report import calibration, certificates, dials, effects, mitigation
+from fairq_utils.report import chapter as chapters
+from fairq_utils.report import record as report_record
+from fairq_utils.report.mitigation import PARITY
+from fairq_utils.study import execution, people, planning, recorded, run_models, statistics, storage
+from fairq_utils.study.ledger import RunRecord
+from fairq_utils.study.params.data import CELLS
+from fairq_utils.study.params.file import load_params
+from fairq_utils.study.params.study import Dials, Minding, Params, Sampler
+from fairq_utils.training import architectures
 
 NAMES = (*get_args(Sampler), *get_args(Minding))
 SCOPE = "gender x age"
@@ -77,13 +70,13 @@ def params(tmp_path_factory: pytest.TempPathFactory) -> Params:
             "analysis.replicates": 100,
         },
     )
-    study.execute(found)
+    execution.execute(found)
     return found
 
 
 @pytest.fixture(scope="module")
 def records(params: Params) -> list[RunRecord]:
-    return effects.records(resources.ledger(params), params)
+    return statistics.records(storage.ledger(params), params)
 
 
 def of_method(records: list[RunRecord], name: str, seed: int = 0) -> RunRecord:
@@ -95,9 +88,9 @@ def test_every_name_of_a_params_file_is_a_method_or_a_sampler() -> None:
 
 
 def test_samples_of_a_study_are_read_in_parts(params: Params) -> None:
-    data = resources.faces(params).subset("validation")
+    data = people.faces(params).subset("validation")
     found = run_models._sample(data, ("gender", "age"), 1, torch.device("cpu"))
-    assert isinstance(found.images, models.Normalized)
+    assert isinstance(found.images, architectures.Normalized)
     assert found.images.images is data.images
 
 
@@ -116,20 +109,20 @@ def test_the_benchmark_times_the_static_runs_that_it_counts(
 ) -> None:
     dialled = params.model_copy(update={"dials": Dials(models=("squeezenet1_1",), light=(0.5,))})
     assert len(planning.with_dials(dialled)) > len(planning.plan(params))
-    alone = bench_study.static_runs(dialled, "squeezenet1_1")
-    counted = planning.plan(alone, bench_study.PHASES[1:])
+    alone = throughput.static_runs(dialled, "squeezenet1_1")
+    counted = planning.plan(alone, planning.PHASES[1:])
     seeds, samplers = params.training.seeds, ("random", *params.mitigation.samplers)
     assert {(run.training["seed"], run.sampler) for run in counted} == set(product(seeds, samplers))
     assert {run.method for run in counted} == {"ptq"}
     timed: list[str] = []
 
     def executed(*args: Any, **options: Any) -> None:
-        before = set(resources.ledger(args[0]).keys())
+        before = set(storage.ledger(args[0]).keys())
         assert len(before) == len(seeds)  # no model is trained in the time that is taken
-        timed.extend(set(study.execute(*args, **options).keys()) - before)
+        timed.extend(set(execution.execute(*args, **options).keys()) - before)
 
-    monkeypatch.setattr(bench_study, "execute", executed)
-    assert bench_study._by_the_study(alone, resources.ledger(params), counted) > 0
+    monkeypatch.setattr(throughput, "execute", executed)
+    assert throughput._by_the_study(alone, storage.ledger(params), counted) > 0
     assert sorted(timed) == sorted(run.key for run in counted)
 
 
@@ -165,7 +158,7 @@ def test_constraints_train_otherwise_than_their_control(records: list[RunRecord]
 
 
 def test_samplers_calibrate_on_whom_they_say(params: Params, records: list[RunRecord]) -> None:
-    data = resources.faces(params)
+    data = people.faces(params)
     pool = data.subset("calibration")
     model = run_models.trained(params, "squeezenet1_1", planning.baseline_of(records[0].run).key)
     cells = pool.groups.gender.astype(str) + " " + pool.groups.age.astype(str)
@@ -229,26 +222,26 @@ def test_seeds_alone_make_a_difference(params: Params, records: list[RunRecord])
 @pytest.fixture
 def glued(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, float | str]]:
     kept: dict[str, float | str] = {}
-    monkeypatch.setattr(mitigation_chapter, "glue", kept.__setitem__)
+    monkeypatch.setattr(mitigation, "glue", kept.__setitem__)
     yield kept
 
 
 def test_recorded_tables_are_read_as_they_were_written(
     params: Params, records: list[RunRecord], tmp_path: Path, glued: dict[str, float | str]
 ) -> None:
-    names = [path.name for path in recorded.record(params, tmp_path)]
+    names = [path.name for path in report_record.record(params, tmp_path)]
     assert names[3:] == ["minding_methods.csv", "minding_seeds.csv"]
     frame = recorded.read_part("minding", "methods", tmp_path)
     direct = effects.against_plain(records, params)
-    direct = direct[(direct["scope"] == SCOPE) & direct.statistic.isin(recorded.KEPT)]
+    direct = direct[(direct["scope"] == SCOPE) & direct.statistic.isin(report_record.KEPT)]
     direct = direct.reset_index(drop=True)
     assert frame.method.tolist() == direct.method.tolist()
     assert frame.sampler.tolist() == direct.sampler.tolist()
     np.testing.assert_allclose(frame.change, direct.change, atol=1e-6)
     with pytest.raises(BadInput, match=r"analysis\.replicates: 29 comparisons"):
-        mitigation_chapter.glue_methods(frame, SCOPE, "x", 100)
-    mitigation_chapter.glue_methods(frame, SCOPE, "x", 2000)
-    assert glued["x_worst_group_accuracy_compared"] == len(frame) / len(recorded.KEPT)
+        mitigation.glue_methods(frame, SCOPE, "x", 100)
+    mitigation.glue_methods(frame, SCOPE, "x", 2000)
+    assert glued["x_worst_group_accuracy_compared"] == len(frame) / len(report_record.KEPT)
     assert glued["x_seeds"] == 2
     balanced = frame[(frame.sampler == "group_balanced") & (frame.statistic == PARITY)]
     assert glued["x_balanced_W4A4"] == pytest.approx(100 * balanced.change.item())
@@ -258,35 +251,35 @@ def test_recorded_tables_are_read_as_they_were_written(
 
 def test_pictures_and_tables_are_drawn(params: Params, records: list[RunRecord]) -> None:
     frame = effects.against_plain(records, params)
-    assert isinstance(mitigation_display.forest(frame, "worst_group_accuracy", SCOPE), Figure)
-    text = mitigation_display.table(frame, SCOPE).data
+    assert isinstance(mitigation.forest(frame, "worst_group_accuracy", SCOPE), Figure)
+    text = mitigation.table(frame, SCOPE).data
     for method in METHODS.values():
         assert method.label in text
     assert "female old only" in text
-    chapter = chapters.Chapter(params, resources.ledger(params))
-    clipped = mitigation_chapter.clipping(chapter, "W4A4")
+    chapter = chapters.Chapter(params, storage.ledger(params))
+    clipped = calibration.clipping(chapter, "W4A4")
     assert set(clipped.group) == {"female old", "female young", "male old", "male young"}
     assert ((clipped.range_low >= clipped.low.min()) & (clipped.clipped < 0.5)).all()
-    assert isinstance(mitigation_display.clipping(clipped), Figure)
+    assert isinstance(calibration.clipping_figure(clipped), Figure)
     seeds = effects.between_seeds(records, params)
-    assert "Worst-group accuracy" in mitigation_display.seeds(seeds[seeds["scope"] == SCOPE]).data
+    assert "Worst-group accuracy" in mitigation.seeds(seeds[seeds["scope"] == SCOPE]).data
 
 
 def test_a_study_without_methods_says_so(glued: dict[str, float | str]) -> None:
     none = pd.DataFrame(columns=["scope", "statistic"])
-    assert "no mitigation.methods" in str(mitigation_display.table(none, SCOPE).data)
-    assert "no mitigation.methods" in str(mitigation_display.forest(none, "accuracy", SCOPE).data)
-    assert "no dial was turned" in str(mitigation_display.dials(none, "behind").data)
-    assert "no dial was turned" in str(mitigation_display.dial_table(none).data)
-    mitigation_chapter.glue_methods(none, SCOPE, "x", 100)
+    assert "no mitigation.methods" in str(mitigation.table(none, SCOPE).data)
+    assert "no mitigation.methods" in str(mitigation.forest(none, "accuracy", SCOPE).data)
+    assert "no dial was turned" in str(dials.dial_figure(none, "behind").data)
+    assert "no dial was turned" in str(dials.dial_table(none).data)
+    mitigation.glue_methods(none, SCOPE, "x", 100)
     assert glued["x_demographic_parity_better"] == 0
 
 
 def test_balance_in_words() -> None:
     rows = pd.DataFrame({"change": [-0.02, 0.03], "shown": [True, False]})
-    assert mitigation_chapter._balance(rows) == "narrows the gap on 1 of 2 networks"
-    assert mitigation_chapter._balance(rows.iloc[1:]).startswith("gives nothing")
-    assert "and widens it on 1" in mitigation_chapter._balance(rows.assign(shown=True))
+    assert mitigation._balance(rows) == "narrows the gap on 1 of 2 networks"
+    assert mitigation._balance(rows.iloc[1:]).startswith("gives nothing")
+    assert "and widens it on 1" in mitigation._balance(rows.assign(shown=True))
 
 
 def test_a_blatant_effect_among_many_is_shown() -> None:
@@ -295,45 +288,17 @@ def test_a_blatant_effect_among_many_is_shown() -> None:
         index=range(116),
     )
     rows.loc[7] = [0.2, 0.15, 0.25, 0.02, 1 / 8001]
-    assert mitigation_chapter.judged(rows, 8000).shown.tolist() == [i == 7 for i in range(116)]
+    assert mitigation.judged(rows, 8000).shown.tolist() == [i == 7 for i in range(116)]
     with pytest.raises(BadInput, match=r"116 comparisons .* with 2000 replicates"):
-        mitigation_chapter.judged(rows, 2000)
+        mitigation.judged(rows, 2000)
 
 
-def imports(module: str) -> set[str]:
-    """Modules of the package that a module imports."""
-    path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
-    path = path if path.exists() else path.with_suffix("") / "__init__.py"
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fairq_utils"):
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-            inner = [n for n in names if ROOT.joinpath(*n.split(".")).with_suffix(".py").exists()]
-            found |= set(inner) or {str(node.module)}
-    return found
-
-
-def test_what_a_run_is_computed_by_names_it() -> None:
-    """Every module that a method imports, or imports in turn, is in the version of its code."""
-    seen: set[str] = set()
-    left = ["fairq_utils.mitigation.methods", "fairq_utils.mitigation.constraints"]
-    left += ["fairq_utils.mitigation.fine_tuning", "fairq_utils.mitigation.coverage"]
-    while left:
-        module = left.pop()
-        if module not in seen:
-            seen.add(module)
-            left += imports(module)
-    # What only says, holds or refuses, or goes on to the same bits; and metrics that a run is
-    # measured by, not made by.
-    others = {
-        "fairq_utils.faults",
-        "fairq_utils.batches",
-        "fairq_utils.data.faces",
-        "fairq_utils.data.pictures",
-        "fairq_utils.resume",
-    }
-    named = {m for m in seen if not m.endswith("quantizers") and "metrics" not in m} - others
-    assert named <= set(planning.FAIR_BY), sorted(named - set(planning.FAIR_BY))
+def test_a_run_is_made_by_all_that_its_method_imports(params: Params) -> None:
+    for run in planning.plan(params):
+        assert run.code == planning.code_of(run.method, run.sampler, run.data)
+    made = closure(["fairq_utils.mitigation.methods"])
+    assert {f"fairq_utils.mitigation.{name}" for name in ("group_ranges", "precision")} <= made
+    assert "fairq_utils.mitigation.betting" not in made
 
 
 def test_what_decides_a_result_is_in_its_key(params: Params) -> None:
@@ -370,10 +335,10 @@ def test_certificates_are_drawn(glued: dict[str, float | str]) -> None:
         "needed_flips": 0.01,
         "needed": {"betting": 5000, "normal": 3000},
     }
-    read = mitigation_chapter.glue_certificates(found)
+    read = certificates.glue_certificates(found)
     pd.testing.assert_series_equal(read.wrong, cells.wrong)
-    assert isinstance(mitigation_display.certificates(read, 0.01, 0.05), Figure)
-    assert "several in sequence" in mitigation_display.certificate_table(read).data
+    assert isinstance(certificates.certificate_figure(read, 0.01, 0.05), Figure)
+    assert "several in sequence" in certificates.certificate_table(read).data
     assert glued["certificate_delta"] == 5
     assert glued["certificate_price"] == pytest.approx(5 / 3)
     assert glued["certificate_chance"] == 80

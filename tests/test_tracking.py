@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import yaml
 
-from fairq_utils import metrics, planning, resources, runs, tracking
-from fairq_utils.faults import Fault
-from fairq_utils.ledger import RunRecord
-from fairq_utils.params import Params
-from fairq_utils.params_file import load_params
+from fairq_utils import metrics
+from fairq_utils.errors import Fault
+from fairq_utils.study import planning, runs, storage, tracking
+from fairq_utils.study.ledger import RunRecord
+from fairq_utils.study.params.file import load_params
+from fairq_utils.study.params.study import Params
 
 GROUPS = tuple(f"{g}|{a}" for g in ("female", "male") for a in ("old", "young"))
 
@@ -101,7 +102,7 @@ def test_tensorboard_reads_back_what_the_ledger_holds(tmp_path: Path) -> None:
         (100, pytest.approx(0.6)),
         (200, pytest.approx(0.3)),
     ]
-    kept = resources.ledger(params).read(shown.run.key)
+    kept = storage.ledger(params).read(shown.run.key)
     expected = tracking.scalars(kept, params)
     assert set(events.Tags()["scalars"]) == {"loss", *expected}
     for name, value in expected.items():
@@ -181,7 +182,7 @@ def test_mlflow_is_told_what_the_ledger_holds(tmp_path: Path) -> None:
     (told,) = first.client.runs.values()
     assert told["finished"]
     assert told["metrics"][0] == ("loss", 0.6, 100)
-    expected = tracking.scalars(resources.ledger(params).read(shown.run.key), params)
+    expected = tracking.scalars(storage.ledger(params).read(shown.run.key), params)
     assert {name: value for name, value, _ in told["metrics"][1:]} == expected
     assert dict(told["params"]) == tracking.settings(shown.run)
 
@@ -268,7 +269,7 @@ def test_a_sink_that_fails_loses_no_run_and_says_so_once(tmp_path: Path) -> None
         runs._finish(params, shown, None)
     assert len(told) == gone.calls == 1
     assert seen == ["step", "step", "show"]
-    assert resources.ledger(params).contains(shown.run.key)
+    assert storage.ledger(params).contains(shown.run.key)
 
 
 def test_a_full_disk_under_tensorboard_loses_no_run(tmp_path: Path) -> None:
@@ -279,7 +280,7 @@ def test_a_full_disk_under_tensorboard_loses_no_run(tmp_path: Path) -> None:
     sink.folder = tmp_path / "file" / "board"  # what a disk does in the middle of a study
     with pytest.warns(UserWarning, match=r"tracking\.tensorboard: nothing more is shown there"):
         runs._finish(params, record(params), None)
-    assert len(resources.ledger(params).keys()) == 1
+    assert len(storage.ledger(params).keys()) == 1
 
 
 def test_a_tensorboard_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:

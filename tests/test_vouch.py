@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from fairq_utils.data.listing import KINDS, Finding, Listing
+from fairq_utils.data.photographs.terms import PUBLISHED, Published
 from fairq_utils.data.population import CELEBA_JOINT
-from fairq_utils.data.published_counts import PUBLISHED, Published
 from fairq_utils.data.vouch import vouch
 
 SPLITS = ("train", "calibration", "validation", "test")

@@ -10,20 +10,20 @@ from typing import Any
 
 import pandas as pd
 
+from fairq_utils.bench.bootstrap import bench_stats
 from fairq_utils.bench.certificate import bench_certificate
-from fairq_utils.bench.cluster import bench_cluster
-from fairq_utils.bench.cost import bench_cost
+from fairq_utils.bench.cost_model import bench_cost
 from fairq_utils.bench.coverage import bench_coverage
-from fairq_utils.bench.data import bench_data
+from fairq_utils.bench.decoding import bench_data
 from fairq_utils.bench.deployment import bench_deployment
 from fairq_utils.bench.latency import bench_latency
 from fairq_utils.bench.refusals import bench_refusals
 from fairq_utils.bench.render import bench_render
-from fairq_utils.bench.stats import bench_stats
-from fairq_utils.bench.study import bench_study
+from fairq_utils.bench.scaling import bench_cluster
+from fairq_utils.bench.throughput import bench_study
 from fairq_utils.bench.toolkits import bench_toolkits
-from fairq_utils.faults import BadInput
-from fairq_utils.params import Params
+from fairq_utils.errors import BadInput
+from fairq_utils.study.params.study import Params
 
 BENCHMARKS: dict[str, Callable[[], dict[str, Any]]] = {
     "render": bench_render,

@@ -1,14 +1,227 @@
-"""How often certificates are wrong, and how often they come."""
+"""Certificates in simulation: how often they are wrong, and how often they come."""
 
 from __future__ import annotations
 
+import math
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from fairq_utils.mitigation.certificate import CHANCE, EVIDENCE, Question
-from fairq_utils.mitigation.simulation import LEARNT, SEQUENCE, needed, rates
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from fairq_utils.data.population import CELEBA_JOINT
+from fairq_utils.mitigation.certificate import (
+    CHANCE,
+    EVIDENCE,
+    MOST,
+    Question,
+    harm,
+    least,
+    passes,
+    plan,
+)
+from fairq_utils.mitigation.sequential_test import Candidate, in_sequence
+
+ACCURACY = 0.92  # of the float model, in every group
+LEARNT = 1000  # images that order and stakes are learnt from
+SEQUENCE = (2.0, 0.0, 1.0, 0.5)  # true harm of four candidates, times the limit
+AT_LIMIT = 1e-6  # by which a harm at the limit exceeds it
+
+
+@dataclass(frozen=True)
+class World:
+    """What is true of a float model and a candidate.
+
+    Attributes
+    ----------
+    flips : share of every group's answers that flip, half of them either way
+    harm : by how much the share of positive answers rises, beyond that, in the group that has most
+    balanced : whether groups are sampled evenly, or as often as in CelebA
+    """
+
+    flips: float
+    harm: float
+    balanced: bool = True
+
+    def float_cells(self) -> NDArray[np.float64]:
+        """Probability of group x label x float answer, (4, 2, 2)."""
+        joint = np.array(list(CELEBA_JOINT.values()), float).reshape(4, 2)
+        if self.balanced:
+            joint = joint / joint.sum(axis=1, keepdims=True)
+        joint = joint / joint.sum()
+        right = np.array([[ACCURACY, 1 - ACCURACY], [1 - ACCURACY, ACCURACY]])
+        out: NDArray[np.float64] = joint[:, :, None] * right
+        return out
+
+    def flipping(self) -> NDArray[np.float64]:
+        """Probability that an answer flips, given group and float answer, (4, 2)."""
+        answers = self.float_cells().sum(axis=1)
+        share = answers.sum(axis=1, keepdims=True)
+        moved = np.full((4, 2), self.flips / 2)
+        moved[int(np.argmax(answers[:, 1] / share[:, 0])), 0] += self.harm
+        out: NDArray[np.float64] = moved * share / answers
+        if (out > 1).any():
+            raise ValueError(f"World: {self} flips more answers than there are")
+        return out
+
+    def table(self) -> NDArray[np.float64]:
+        """Probability of group x label x float answer x answer, (4, 2, 2, 2)."""
+        cells = self.float_cells()
+        return _split(cells, cells * self.flipping()[:, None])
+
+
+def _split(cells: NDArray[Any], moved: NDArray[Any]) -> NDArray[Any]:
+    """From (..., float answer) and how many of each flip to (..., float answer, answer)."""
+    out = np.zeros((*cells.shape, 2), cells.dtype)
+    for answer in (0, 1):
+        out[..., answer, answer] = (cells - moved)[..., answer]
+        out[..., answer, 1 - answer] = moved[..., answer]
+    return out
+
+
+def drawn(
+    worlds: Sequence[World], images: int, rng: np.random.Generator
+) -> list[NDArray[np.int64]]:
+    """Counts of several candidates on the same images, one table (4, 2, 2, 2) each."""
+    cells = worlds[0].float_cells()
+    counts = rng.multinomial(images, cells.ravel()).reshape(cells.shape)
+    tables = []
+    for world in worlds:
+        moved = rng.binomial(counts, np.broadcast_to(world.flipping()[:, None], counts.shape))
+        tables.append(_split(counts, moved))
+    return tables
+
+
+def single(world: World, images: int, question: Question, draws: int, seed: int = 0) -> float:
+    """How often one candidate is certified, a share of ``draws``."""
+    rng = np.random.default_rng(seed)
+    certified = 0
+    for _ in range(draws):
+        [learnt] = drawn([world], LEARNT, rng)
+        [held_out] = drawn([world], images, rng)
+        certified += passes(held_out, plan(learnt, images, question), question)
+    return certified / draws
+
+
+def sequence(
+    worlds: Sequence[World], images: int, question: Question, draws: int, seed: int = 0
+) -> tuple[float, float]:
+    """How often a candidate is certified wrongly, and how often a safe one is.
+
+    Returns
+    -------
+    wrong, certified : float
+        Shares of ``draws`` with at least one certificate of a harm above the limit, and with at
+        least one of a harm at most that.
+    """
+    rng = np.random.default_rng(seed)
+    true = [harm(world.table(), question) for world in worlds]
+    wrong = right = 0
+    for _ in range(draws):
+        learnt, held_out = drawn(worlds, LEARNT, rng), drawn(worlds, images, rng)
+        found = in_sequence(
+            {str(i): Candidate(*pair) for i, pair in enumerate(zip(learnt, held_out, strict=True))},
+            question,
+            describe=False,
+        )
+        above = [
+            true[int(trial.name)] > question.limit
+            for trial in found
+            if trial.outcome == "certified"
+        ]
+        wrong += any(above)
+        right += not all(above)
+    return wrong / draws, right / draws
+
+
+def needed(flips: float, question: Question, *, draws: int = 200) -> int | None:
+    """Held-out images, of four even groups, that mostly certify a candidate that does no harm.
+
+    Parameters
+    ----------
+    flips : share of answers that flip, half of them either way
+    draws : of which :data:`~fairq_utils.mitigation.certificate.CHANCE` are certified
+
+    Examples
+    --------
+    >>> few, many = (
+    ...     needed(flips, Question(evidence="normal"), draws=20) for flips in (0.01, 0.04)
+    ... )
+    >>> few < many
+    True
+    """
+    world = World(flips, 0.0)
+    times = least(
+        lambda times: single(world, math.ceil(times * LEARNT), question, draws) >= CHANCE, 1.0, MOST
+    )
+    return None if times is None else math.ceil(times * LEARNT)
+
+
+def rates(
+    *,
+    images: Iterable[int],
+    flips: Iterable[float],
+    draws: int,
+    question: Question | None = None,
+    report: Callable[[str], None] = lambda _: None,
+) -> pd.DataFrame:
+    """Certificates in every world, by evidence.
+
+    Parameters
+    ----------
+    images : of each of four groups, held out
+    flips : shares of answers that flip
+    draws : per cell
+
+    Returns
+    -------
+    DataFrame
+        ``candidates`` (1, or several in sequence), ``evidence``, ``flips``, ``images`` (held out,
+        all groups), ``harm`` (the true one; NaN of a sequence), ``wrong`` (share of draws with a
+        false certificate; NaN where no candidate is unsafe) and ``certified`` (share of draws with
+        a true one; NaN where none is safe).
+    """
+    asked = Question() if question is None else question
+    rows: list[dict[str, Any]] = []
+    for evidence in EVIDENCE:
+        by = replace(asked, evidence=evidence)  # type: ignore[arg-type]
+        for share in flips:
+            for each in images:
+                report(f"{evidence}, {share:.1%} flips, {each} images per group")
+                row = {"evidence": evidence, "flips": share, "images": 4 * each}
+                for times in (0.0, 0.5, 1.0, 2.0):
+                    true = times * asked.limit + AT_LIMIT * (times == 1)
+                    found = single(World(share, true), 4 * each, by, draws)
+                    unsafe = true > asked.limit
+                    rows.append(
+                        {
+                            "candidates": 1,
+                            **row,
+                            "harm": true,
+                            "wrong": found if unsafe else np.nan,
+                            "certified": np.nan if unsafe else found,
+                        }
+                    )
+                worlds = [
+                    World(share, times * asked.limit + AT_LIMIT * (times == 1))
+                    for times in SEQUENCE
+                ]
+                wrong, certified = sequence(worlds, 4 * each, by, draws)
+                rows.append(
+                    {
+                        "candidates": len(worlds),
+                        **row,
+                        "harm": np.nan,
+                        "wrong": wrong,
+                        "certified": certified,
+                    }
+                )
+    return pd.DataFrame(rows)
+
 
 DRAWS = 500
 IMAGES = (500, 2000, 8000)  # of each group
@@ -21,7 +234,7 @@ def bench_certificate() -> dict[str, Any]:
     Returns
     -------
     dict
-        ``cells`` (rows of :func:`~fairq_utils.mitigation.simulation.rates`), ``draws`` of each,
+        ``cells`` (rows of :func:`~fairq_utils.bench.certificate.rates`), ``draws`` of each,
         ``limit``, ``delta``, ``metric``, ``learnt`` (images that order and stakes were learnt
         from), ``sequence`` (true harms of the candidates tested one after the other, times the
         limit), ``wrong_most`` (largest share of false certificates), ``needed`` (by evidence, the

@@ -1,13 +1,265 @@
-"""How often the intervals of the paired bootstrap hold the truth."""
+"""Coverage: how often the intervals of the paired bootstrap hold the truth, by simulation."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from fairq_utils.stats.coverage import PROMISED, PROMISED_FROM, coverage
-from fairq_utils.stats.coverage_of_seeds import coverage_over_seeds
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import t as student
+
+from fairq_utils import metrics
+from fairq_utils.stats.paired import Method, Statistic, paired_bootstrap, replicate
+from fairq_utils.stats.resampling import share_images
+
+# What nominal 95 % intervals promise, from so many images per group up.
+PROMISED_FROM = 200
+PROMISED = (0.93, 0.97)
+
+METHODS: tuple[Method, ...] = ("percentile", "bca")
+
+# Per group: base rate, true and false positive rate of the reference, share of its answers lost
+# and won by compression. "apart": every gap has a largest and a smallest group that are known.
+# "equal": all groups alike, all gaps are 0 and stay 0. "tied": a gap opens where there was none.
+Group = tuple[float, float, float, float, float]
+WORLDS: dict[str, tuple[Group, ...]] = {
+    "apart": (
+        (0.60, 0.95, 0.05, 0.02, 0.10),
+        (0.52, 0.88, 0.11, 0.04, 0.08),
+        (0.45, 0.82, 0.16, 0.07, 0.06),
+        (0.35, 0.70, 0.24, 0.12, 0.04),
+    ),
+    "equal": ((0.50, 0.88, 0.10, 0.04, 0.10),) * 4,
+    "tied": (
+        (0.50, 0.88, 0.10, 0.02, 0.10),
+        (0.50, 0.88, 0.10, 0.02, 0.10),
+        (0.50, 0.88, 0.10, 0.02, 0.10),
+        (0.50, 0.88, 0.10, 0.15, 0.04),
+    ),
+}
+
+
+def _of_group(name: str, group: int) -> Statistic:
+    return lambda table: metrics.rate(table, name)[..., group]
+
+
+def signed(name: str) -> Statistic:
+    """The rate of the first group less that of the last, which has no kink."""
+
+    def first_less_last(table: NDArray[Any]) -> NDArray[Any]:
+        rates = metrics.rate(table, name)
+        out: NDArray[Any] = rates[..., 0] - rates[..., -1]
+        return out
+
+    return first_less_last
+
+
+STATISTICS: dict[str, Statistic] = {
+    "accuracy": lambda table: metrics.overall(table, "accuracy"),
+    "group's accuracy": _of_group("accuracy", -1),
+    "group's true positive rate": _of_group("true_positive_rate", -1),
+    "signed accuracy difference": signed("accuracy"),
+    "accuracy gap": metrics.FAIRNESS["accuracy_difference"],
+    "demographic parity gap": metrics.FAIRNESS["demographic_parity_difference"],
+    "equal opportunity gap": metrics.FAIRNESS["equal_opportunity_difference"],
+    "equalized odds gap": metrics.FAIRNESS["equalized_odds_difference"],
+    "worst-group accuracy": metrics.FAIRNESS["worst_group_accuracy"],
+}
+
+
+def joint(world: str) -> NDArray[np.float64]:
+    """Probability of each cell within each group, (G, 2, 2, 2), of a world of :data:`WORLDS`.
+
+    Examples
+    --------
+    >>> joint("equal").sum(axis=(1, 2, 3))
+    array([1., 1., 1., 1.])
+    """
+    out = np.zeros((len(WORLDS[world]), 2, 2, 2))
+    for g, (base, hit, alarm, lost, won) in enumerate(WORLDS[world]):
+        for label, share, selected in ((0, 1 - base, alarm), (1, base, hit)):
+            for before in (0, 1):
+                there = share * (selected if before else 1 - selected)
+                flip = lost if before == label else won
+                out[g, label, before, 1 - before] = there * flip
+                out[g, label, before, before] = there * (1 - flip)
+    return out
+
+
+def coverage(
+    *,
+    sizes: Iterable[int] = (20, 50, 100, 200, 1000),
+    worlds: Iterable[str] = tuple(WORLDS),
+    trials: int = 1000,
+    replicates: int = 800,
+    confidence: float = 0.95,
+    seed: int = 0,
+    report: Callable[[str], None] = lambda _: None,
+) -> pd.DataFrame:
+    """Coverage of :func:`~fairq_utils.stats.paired_bootstrap` for one pair of models.
+
+    Parameters
+    ----------
+    sizes : images per group
+        Groups of four; the number of images in each varies around this as in a random sample.
+    worlds : names of :data:`WORLDS`
+    trials : int
+        Samples drawn per world and size; the standard error of a coverage near 95 % is
+        ``0.22 / sqrt(trials)``.
+    replicates, confidence : as for the bootstrap
+    report : function
+        Told which world and size is being simulated.
+
+    Returns
+    -------
+    DataFrame
+        ``world``, ``images`` (per group), ``statistic``, ``quantity`` ("level" of the compared
+        model or "change"), ``method``, ``truth``, ``coverage``, ``width`` (mean, fractions), and
+        ``undefined`` (share of samples without an interval; they count as not covered).
+
+    Examples
+    --------
+    >>> found = coverage(sizes=[50], worlds=["apart"], trials=2, replicates=50)
+    >>> len(found) == len(STATISTICS) * 2 * len(METHODS)
+    True
+    """
+    rng = np.random.default_rng(seed)
+    rows = []
+    for world in worlds:
+        within = joint(world)
+        groups = len(within)
+        # Levels in the order of Replicates: compared is 1, change is 2.
+        sides = [within.sum(axis=3), within.sum(axis=2)]
+        truth = {}
+        for name, statistic in STATISTICS.items():
+            before, after = (float(statistic(side)) for side in sides)
+            truth[name] = {"level": after, "change": after - before}
+        for images in sizes:
+            report(f"{world}, {images} images per group")
+            found: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
+            for _ in range(trials):
+                table = rng.multinomial(groups * images, within.ravel() / groups)
+                drawn = replicate(
+                    [table.reshape(within.shape)],
+                    STATISTICS,
+                    replicates=replicates,
+                    seed=int(rng.integers(2**32)),
+                )
+                for name, values in drawn.items():
+                    for method in METHODS:
+                        _, level, change = values.intervals(confidence, method)
+                        for quantity, (low, high) in (("level", level), ("change", change)):
+                            found.setdefault((name, quantity, method), []).append((low, high))
+            for (name, quantity, how), pairs in found.items():
+                low, high = np.array(pairs).T
+                true = truth[name][quantity]
+                # Rounding may put an end that equals the truth a last bit beyond it.
+                held = (low - 1e-12 <= true) & (true <= high + 1e-12)
+                rows.append(
+                    {
+                        "world": world,
+                        "images": images,
+                        "statistic": name,
+                        "quantity": quantity,
+                        "method": how,
+                        "truth": true,
+                        "coverage": float(held.mean()),
+                        "width": float(np.nanmean(high - low)),
+                        "undefined": float(np.isnan(low).mean()),
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def coverage_over_seeds(
+    *,
+    seeds: Iterable[int] = (3, 5, 10, 20),
+    between: float = 0.02,
+    trials: int = 300,
+    replicates: int = 400,
+    images: int = 400,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Coverage where several training seeds are tested on the same images.
+
+    The quantity is the change, under compression, of the accuracy difference between two groups,
+    its expectation over seeds and images. One image in ten is a borderline case that compression
+    flips often, under any seed: what one seed loses, others lose on the same image.
+
+    Parameters
+    ----------
+    seeds : training seeds per sample
+    between : float
+        Standard deviation over seeds of the share of the second group that is lost in addition.
+    images : int
+        Per group, two groups.
+
+    Returns
+    -------
+    DataFrame
+        ``seeds``, ``interval``, ``coverage``, ``width``. The intervals: ``tables`` (seeds, then
+        images anew in each), ``shared images`` (seeds, and one draw of images for all), ``seeds
+        only`` (Student t over per-seed changes, the image set taken as given).
+
+    Examples
+    --------
+    >>> coverage_over_seeds(seeds=[3], trials=2, replicates=20)["interval"].tolist()
+    ['tables', 'shared images', 'seeds only']
+    """
+    rng = np.random.default_rng(seed)
+    group = np.repeat([0, 1], images)
+    label = np.ones(2 * images, np.int64)
+    statistics = {"difference": signed("true_positive_rate")}
+    borderline, often = 0.1, 0.5
+    lost = np.array([0.01, 0.06])  # share of each group lost, over all seeds
+    truth = float(lost[1] - lost[0])
+    rows = []
+    for count in seeds:
+        ends: dict[str, list[tuple[float, float]]] = {}
+        for _ in range(trials):
+            frail = rng.random(2 * images) < borderline
+            share = np.clip(
+                lost[group] + between * group * rng.standard_normal((count, 1)), 0, None
+            )
+            # Borderline images carry half of the losses, at most ``often`` each.
+            heavy = np.minimum(share * 0.5 / borderline, often)
+            light = (share - heavy * borderline) / (1 - borderline)
+            gone = rng.random((count, 2 * images)) < np.where(frail, heavy, light)
+            before = np.ones((count, 2 * images), np.int64)
+            shared = share_images(group, label, before, before - gone)
+            options: dict[str, Any] = {
+                "replicates": replicates,
+                "confidence": confidence,
+                "seed": int(rng.integers(2**32)),
+            }
+            for name, source in (("tables", shared.tables), ("shared images", shared)):
+                row = paired_bootstrap(source, statistics, **options).iloc[0]
+                ends.setdefault(name, []).append((row.low, row.high))
+            lost_share = np.stack([gone[:, group == g].mean(axis=1) for g in (0, 1)])
+            per_seed = lost_share[1] - lost_share[0]
+            half = student.ppf((1 + confidence) / 2, count - 1)
+            half *= per_seed.std(ddof=1) / count**0.5
+            ends.setdefault("seeds only", []).append(
+                (per_seed.mean() - half, per_seed.mean() + half)
+            )
+        for name, pairs in ends.items():
+            low, high = np.array(pairs).T
+            held = (low <= truth) & (truth <= high)
+            rows.append(
+                {
+                    "seeds": count,
+                    "interval": name,
+                    "coverage": float(held.mean()),
+                    "width": float((high - low).mean()),
+                }
+            )
+    return pd.DataFrame(rows)
+
 
 TRIALS = 1000
 SEED_TRIALS = 400
@@ -21,8 +273,8 @@ def bench_coverage() -> dict[str, Any]:
     dict
         ``worlds`` (lowest and highest coverage by world, quantity and method from 200 images per
         group up, and how many of them lie within 93 to 97 %), ``cells`` (rows of
-        :func:`~fairq_utils.stats.coverage.coverage`), ``cells_by_seeds`` (rows of
-        :func:`~fairq_utils.stats.coverage_of_seeds.coverage_over_seeds`), ``trials``,
+        :func:`~fairq_utils.bench.coverage.coverage`), ``cells_by_seeds`` (rows of
+        :func:`~fairq_utils.bench.coverage.coverage_over_seeds`), ``trials``,
         ``standard_error`` of a coverage near 95 %, ``seconds``.
     """
     began = time.perf_counter()

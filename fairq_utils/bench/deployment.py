@@ -18,13 +18,16 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from fairq_utils import engines, models, training
 from fairq_utils.bench.subjects import calibration_pictures, pinned_threads, trained_models
-from fairq_utils.data import FaceData
-from fairq_utils.params import Params
-from fairq_utils.quantizers import Observed, QuantSpec, observe, quantize_observed
+from fairq_utils.data.faces import FaceData
+from fairq_utils.deploy import engines
+from fairq_utils.quantizers.calibrate import Observed, observe
 from fairq_utils.quantizers.methods import METHODS
-from fairq_utils.resources import faces
+from fairq_utils.quantizers.post_training import quantize_observed
+from fairq_utils.quantizers.spec import QuantSpec
+from fairq_utils.study.params.study import Params
+from fairq_utils.study.people import faces
+from fairq_utils.training import architectures, loop
 
 BATCH = 100
 
@@ -105,14 +108,14 @@ def _deploy(
     batches = calibration_pictures(params, data, BATCH)
     seen = _observed(model, batches)
     test = data.subset("test")
-    images: NDArray[np.float32] = models.normalize(test.images[:]).contiguous().numpy()
+    images: NDArray[np.float32] = architectures.normalize(test.images[:]).contiguous().numpy()
     for bits in widths:
         made = {
             method: quantize_observed(seen, METHODS[method].spec(bits))
             for method in {engine.method for engine in engines.ENGINES.values()}
         }
         answered = {
-            method: training.predict(quantized, test.images) > 0
+            method: loop.predict(quantized, test.images) > 0
             for method, (quantized, _) in made.items()
         }
         for engine, described in engines.ENGINES.items():

@@ -19,13 +19,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fairq_utils import engines, models, processor
 from fairq_utils.bench.peers import files as peer_files
 from fairq_utils.bench.subjects import pinned_threads
-from fairq_utils.params import Params
-from fairq_utils.quantizers import quantize_static
+from fairq_utils.deploy import engines, processor
+from fairq_utils.deploy.engines import answering
 from fairq_utils.quantizers.methods import METHODS
+from fairq_utils.quantizers.post_training import quantize_static
+from fairq_utils.study.params.study import Params
 from fairq_utils.timers import Timing, energy, peak_memory, time_call
+from fairq_utils.training import architectures
 
 SIZE, BATCHES, CALIBRATION = 224, (1, 32), 16
 SECONDS = 3.0  # of timing per figure
@@ -126,7 +128,7 @@ def _measure(found: Found, architecture: str, threads: int) -> None:
 def _settled(architecture: str) -> tuple[nn.Module, Tensor]:
     """A network with fresh weights whose batch norms know its activations, and pictures."""
     torch.manual_seed(0)
-    model = models.build(architecture, image_size=SIZE)
+    model = architectures.build(architecture, image_size=SIZE)
     pictures = _images(CALIBRATION)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -156,7 +158,7 @@ def _file(
     architecture: str, key: str, engine: str, folder: str, batch: int, threads: int
 ) -> Latency:
     images: NDArray[np.float32] = _images(batch).numpy()
-    held: list[engines.Answering] = []
+    held: list[answering.Answering] = []
 
     def load() -> None:
         held.append(engines.load(engine, folder, threads))
@@ -232,7 +234,7 @@ def words(found: Found, threads: int) -> str:
         "",
     ]
     for architecture, by_batch in figures.items():
-        lines.append(models.DISPLAY_NAMES.get(architecture, architecture))
+        lines.append(architectures.DISPLAY_NAMES.get(architecture, architecture))
         lines.append("  " + " " * 28 + "".join(f"batch {b:>4}  " for b in by_batch))
         for key in keys:
             cells = [row.get(key) for row in by_batch.values()]

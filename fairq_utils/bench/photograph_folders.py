@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageEnhance
 
-from fairq_utils.data import FaceData, load
-from fairq_utils.data.celeba import ATTRIBUTES
-from fairq_utils.data.fairface import BANDS, RACES, STARTS
+from fairq_utils.data.faces import FaceData
+from fairq_utils.data.loading import load
+from fairq_utils.data.photographs.celeba import ATTRIBUTES
+from fairq_utils.data.photographs.fairface import BANDS, RACES, STARTS
 from fairq_utils.data.population import CELEBA_JOINT, Population
 
 PARTITIONS = {"train": 0, "valid": 1, "test": 2}

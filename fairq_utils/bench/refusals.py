@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 
 from fairq_utils.bench.flaws import FLAWS, Flaw
-from fairq_utils.data import load
-from fairq_utils.faults import BadInput
+from fairq_utils.data.loading import load
+from fairq_utils.errors import BadInput
 
 ACCEPTED = "accepted"
 SIZE = 32  # pixels per side that pictures are decoded to

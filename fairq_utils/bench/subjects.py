@@ -7,12 +7,14 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from fairq_utils import calibration, checkpoints, models
-from fairq_utils.data import FaceData
-from fairq_utils.ledger import Ledger, Run
-from fairq_utils.params import Params
-from fairq_utils.planning import plan
-from fairq_utils.run_models import trained
+from fairq_utils import calibration
+from fairq_utils.data.faces import FaceData
+from fairq_utils.study import weights as checkpoints
+from fairq_utils.study.ledger import Ledger, Run
+from fairq_utils.study.params.study import Params
+from fairq_utils.study.planning import plan
+from fairq_utils.study.run_models import trained
+from fairq_utils.training import architectures
 
 
 def pinned_threads(params: Params) -> int:
@@ -71,4 +73,4 @@ def calibration_pictures(params: Params, data: FaceData, batch: int) -> tuple[Te
         seed=wanted.calibration_seeds[0],
     )
     images = pool.images[torch.from_numpy(rows)]
-    return tuple(models.normalize(part) for part in images.split(batch))
+    return tuple(architectures.normalize(part) for part in images.split(batch))

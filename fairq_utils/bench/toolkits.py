@@ -14,15 +14,17 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from fairq_utils import models, training
 from fairq_utils.bench.peers import PEERS, Answer, NotInstalled, NotOffered, Task, quantize
 from fairq_utils.bench.subjects import calibration_pictures, pinned_threads, trained_models
-from fairq_utils.data import FaceData
-from fairq_utils.params import Params
-from fairq_utils.quantizers import QuantSpec, observe, quantize_static
+from fairq_utils.data.faces import FaceData
+from fairq_utils.deploy.quiet import silence
+from fairq_utils.quantizers.calibrate import observe
 from fairq_utils.quantizers.methods import METHODS
-from fairq_utils.resources import faces
-from fairq_utils.silence import silence
+from fairq_utils.quantizers.post_training import quantize_static
+from fairq_utils.quantizers.spec import QuantSpec
+from fairq_utils.study.params.study import Params
+from fairq_utils.study.people import faces
+from fairq_utils.training import architectures, loop
 
 OURS = {"ours_minmax": "ours, min-max", "ours": "ours, best"}
 ITERATIONS = 200  # per block of our reconstruction
@@ -141,7 +143,7 @@ def compare(
                 found.gaps.append(gap)
                 said = f"{gap.kind}: {gap.reason}"
             spent = time.perf_counter() - began
-            what = f"{models.DISPLAY_NAMES.get(architecture, architecture)} {label}"
+            what = f"{architectures.DISPLAY_NAMES.get(architecture, architecture)} {label}"
             print(f"toolkits: {what} {who} {said}, {spent:.0f} s", file=sys.stderr, flush=True)
 
 
@@ -169,7 +171,7 @@ class _Answering(nn.Module):
 def _accuracy(answer: Answer, test: FaceData) -> float:
     """Share of test pictures answered rightly."""
     with silence():
-        margins = training.predict(_Answering(answer), test.images)
+        margins = loop.predict(_Answering(answer), test.images)
     return float(((margins > 0) == (test.target > 0)).mean())
 
 
@@ -186,7 +188,7 @@ def table(found: Comparison) -> str:
                 else f"{100 * row[who]:.1f}"  # type: ignore[operator]
                 for who in labels
             ]
-            rows.append([models.DISPLAY_NAMES.get(architecture, architecture), bits, *cells])
+            rows.append([architectures.DISPLAY_NAMES.get(architecture, architecture), bits, *cells])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join(
@@ -202,7 +204,7 @@ def _reasons(gaps: Sequence[Gap]) -> list[str]:
     """One line per reason, with all that it holds for."""
     places: dict[tuple[str, str, str], list[str]] = {}
     for gap in gaps:
-        name = models.DISPLAY_NAMES.get(gap.architecture, gap.architecture)
+        name = architectures.DISPLAY_NAMES.get(gap.architecture, gap.architecture)
         key = (gap.toolkit, gap.kind, gap.reason)
         places.setdefault(key, []).append(f"{name} {gap.bits}")
     lines = []

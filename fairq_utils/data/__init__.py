@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from fairq_utils.data.faces import FaceData
-from fairq_utils.data.store import load
+from fairq_utils.data.loading import load
 
 __all__ = ["FaceData", "load"]

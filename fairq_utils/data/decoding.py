@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from fairq_utils.faults import BadInput
+from fairq_utils.errors import BadInput
 
 # More than any of the collections' pictures; 200 MB as RGB. Below Pillow's own limit, between one
 # and two times which it only warns.
@@ -40,7 +40,7 @@ def decode(encoded: bytes, size: int, *, draft: bool = True) -> NDArray[np.uint8
     The same as resizing the shorter side to ``size`` and cropping the centre, without the long
     sides that a strip of a picture would grow. Grey, palette and CMYK become RGB, transparency is
     dropped, and the orientation that a camera noted (EXIF) is applied, as in
-    :func:`fairq_utils.predict.picture`.
+    :func:`fairq_utils.deploy.predict.picture`.
 
     Parameters
     ----------

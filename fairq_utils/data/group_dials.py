@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fairq_utils.data.attributes import ATTRIBUTES
+from fairq_utils.data.questions import ATTRIBUTES
 
 Floats = NDArray[np.float64]
 

@@ -47,9 +47,9 @@ KINDS = (
 class Listing:
     """The pictures of a collection.
 
-    Readers list them by their names. :func:`fairq_utils.data.photographs.listing` puts them in the
-    order of their places by hash, so that the first so many are a sample and not, where a name
-    tells an age, the youngest.
+    Readers list them by their names. :func:`fairq_utils.data.photographs.registry.listing` puts
+    them in the order of their places by hash, so that the first so many are a sample and not, where
+    a name tells an age, the youngest.
 
     Attributes
     ----------

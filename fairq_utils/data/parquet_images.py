@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fairq_utils.data.decoding import Unreadable
-from fairq_utils.faults import BadInput
+from fairq_utils.errors import BadInput
 
 SHARD = re.compile(r"(?P<split>[a-z]+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.parquet")
 # Several threads read near each other, in row groups of a hundred pictures or of thousands: so many

@@ -21,8 +21,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fairq_utils.data.attributes import ATTRIBUTES
 from fairq_utils.data.group_dials import GroupDials, difficulties, dim
+from fairq_utils.data.questions import ATTRIBUTES
 
 Floats = NDArray[np.float64]
 

@@ -1,4 +1,4 @@
-"""What can be asked of people whose gender, age and race are labelled: a target, and groups."""
+"""Sensitive attributes and targets: which there are, and what can be asked of labelled people."""
 
 from __future__ import annotations
 
@@ -9,8 +9,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fairq_utils.data.attributes import ATTRIBUTES
-from fairq_utils.faults import BadInput
+from fairq_utils.errors import BadInput
+
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "gender": ("female", "male"),
+    "age": ("old", "young"),
+    "race": ("african", "asian", "caucasian"),
+}
 
 # Nothing published says when one is young. Forty is where one of FairFace's bands begins, so that
 # the same question can be asked of its people and of UTKFace's.

@@ -17,7 +17,7 @@ import torch
 import warp as wp
 from numpy.typing import NDArray
 
-from fairq_utils.data import kernels
+from fairq_utils.data import render_kernels
 from fairq_utils.data.head import Head, load_head
 from fairq_utils.data.population import People, Population, draw
 
@@ -87,14 +87,14 @@ def _constants(device: str) -> dict[str, Any]:
 
 def _look_array(look: dict[str, NDArray[np.float64]], device: str) -> Any:
     n = len(look["tan"])
-    packed: Any = np.zeros(n, dtype=kernels.Look.numpy_dtype())  # type: ignore[attr-defined]
+    packed: Any = np.zeros(n, dtype=render_kernels.Look.numpy_dtype())  # type: ignore[attr-defined]
     for name in ("skin", "lip", "hair", "iris", "light", "light_colour"):
         packed[name] = look[name].astype(np.float32)
     packed["above"] = look["background"][:, :3]
     packed["below"] = look["background"][:, 3:]
     for name in ("ambient", "hair_length", "recede", "brow", "beard", "wrinkle"):
         packed[name] = look[name]
-    return wp.array(packed, dtype=kernels.Look, device=device)
+    return wp.array(packed, dtype=render_kernels.Look, device=device)
 
 
 def rasterise(head: Head, people: People, size: int, device: str) -> NDArray[np.float32]:
@@ -107,7 +107,7 @@ def rasterise(head: Head, people: People, size: int, device: str) -> NDArray[np.
     pixels: Any = wp.array(screen, dtype=wp.int32, device=device)
     normals = wp.empty(vertices.shape[:2], dtype=wp.vec3, device=device)
     wp.launch(
-        kernels.normals,
+        render_kernels.normals,
         dim=normals.shape,
         inputs=[points, constants["faces"], constants["offsets"], constants["adjacent"]],
         outputs=[normals],
@@ -115,7 +115,7 @@ def rasterise(head: Head, people: People, size: int, device: str) -> NDArray[np.
     )
     nearest = wp.full((n, side, side), np.iinfo(np.int64).max, dtype=wp.int64, device=device)
     wp.launch(
-        kernels.cover,
+        render_kernels.cover,
         dim=(n, len(head.faces)),
         inputs=[pixels, constants["faces"], side, SNAP],
         outputs=[nearest],
@@ -124,7 +124,7 @@ def rasterise(head: Head, people: People, size: int, device: str) -> NDArray[np.
     out = wp.empty((n, size, size), dtype=wp.vec3, device=device)
     names = ("canonical", "masks", "part")
     wp.launch(
-        kernels.shade,
+        render_kernels.shade,
         dim=out.shape,
         inputs=[
             nearest,

@@ -12,9 +12,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fairq_utils.data.decoding import Unreadable, upright
-from fairq_utils.data.duplicates import duplicates
 from fairq_utils.data.listing import KINDS, Finding, Listing
-from fairq_utils.data.published_counts import Published
+from fairq_utils.data.photographs.terms import Published
+from fairq_utils.data.splits import duplicates
 
 COLUMNS = ("check", "of", "found", "expected", "ok")
 WORDS = {
@@ -73,7 +73,7 @@ def vouch(
     """Compare a folder with the published collection and look for damage and duplicates.
 
     A picture that stands in two splits counts as lost to all but one of them, and one that stands
-    twice in a split does not: see :func:`~fairq_utils.data.duplicates.duplicates`.
+    twice in a split does not: see :func:`~fairq_utils.data.splits.duplicates`.
 
     Parameters
     ----------

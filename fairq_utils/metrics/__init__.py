@@ -23,8 +23,10 @@ from fairq_utils.metrics.frame import (
     metric_frame,
 )
 from fairq_utils.metrics.gaps import (
+    LeftOutWarning,
     difference,
     gap_to_overall,
+    left_out,
     ratio,
     standard_deviation,
     worst_group,
@@ -42,8 +44,7 @@ from fairq_utils.metrics.inequality import (
     generalized_entropy_index,
     theil_index,
 )
-from fairq_utils.metrics.model_report import compute_fairness_metrics
-from fairq_utils.metrics.omissions import LeftOutWarning, left_out
+from fairq_utils.metrics.model_metrics import compute_fairness_metrics
 from fairq_utils.metrics.privileged import (
     average_odds_difference,
     directed_difference,

@@ -15,8 +15,15 @@ from numpy.typing import ArrayLike
 
 from fairq_utils.metrics.counts import Counts, count
 from fairq_utils.metrics.criteria import FAIRNESS, Criterion
-from fairq_utils.metrics.gaps import difference, ratio, standard_deviation, worst_group
-from fairq_utils.metrics.omissions import LeftOutWarning, described, left_out
+from fairq_utils.metrics.gaps import (
+    LeftOutWarning,
+    described,
+    difference,
+    left_out,
+    ratio,
+    standard_deviation,
+    worst_group,
+)
 from fairq_utils.metrics.rates import Floats, named
 from fairq_utils.metrics.rows import Features
 

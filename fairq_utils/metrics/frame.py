@@ -17,11 +17,11 @@ from fairq_utils.metrics.gaps import (
     Method,
     difference,
     gap_to_overall,
+    left_out,
     ratio,
     standard_deviation,
     worst_group,
 )
-from fairq_utils.metrics.omissions import left_out
 from fairq_utils.metrics.rates import RATES, named, overall, rate
 from fairq_utils.metrics.rows import Features
 

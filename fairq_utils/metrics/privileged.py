@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fairq_utils.metrics.counts import Counts, count
-from fairq_utils.metrics.omissions import described, left_out
+from fairq_utils.metrics.gaps import described, left_out
 from fairq_utils.metrics.rates import rate as rate_of_table
 from fairq_utils.metrics.rows import Features
 

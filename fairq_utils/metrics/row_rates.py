@@ -44,7 +44,7 @@ from numpy.typing import ArrayLike
 
 from fairq_utils.metrics.counts import count, everyone
 from fairq_utils.metrics.evaluation import rate_gap
-from fairq_utils.metrics.omissions import LeftOutWarning, described, left_out
+from fairq_utils.metrics.gaps import LeftOutWarning, described, left_out
 from fairq_utils.metrics.rates import named, overall, rate
 from fairq_utils.metrics.rows import Features
 

@@ -16,8 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import roc_auc_score
 
 from fairq_utils.metrics import rows
-from fairq_utils.metrics.gaps import Method, difference_of
-from fairq_utils.metrics.omissions import LeftOutWarning, described
+from fairq_utils.metrics.gaps import LeftOutWarning, Method, described, difference_of
 from fairq_utils.metrics.rates import Floats, check_min_cell
 from fairq_utils.metrics.rows import Features
 

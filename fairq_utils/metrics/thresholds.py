@@ -28,8 +28,7 @@ from fairq_utils.metrics import rows
 from fairq_utils.metrics.counts import count
 from fairq_utils.metrics.criteria import Criterion
 from fairq_utils.metrics.evaluation import value_of
-from fairq_utils.metrics.gaps import difference, difference_of
-from fairq_utils.metrics.omissions import LeftOutWarning, described
+from fairq_utils.metrics.gaps import LeftOutWarning, described, difference, difference_of
 from fairq_utils.metrics.rates import Floats, check_min_cell, named
 from fairq_utils.metrics.rows import Features
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fairq_utils.faults import BadInput
-from fairq_utils.mitigation.group_facts import GroupFacts
-from fairq_utils.mitigation.group_losses import (
+from fairq_utils.errors import BadInput
+from fairq_utils.mitigation.group_facts import (
+    GroupFacts,
     group_means,
     image_losses,
     refuse_number,
@@ -50,8 +50,8 @@ class BalancingAct(nn.Module):
 
     Not as there: the accuracy of all is the mean of the groups' weighted by their shares of the
     training images, where the published code weights full memories alike (the two agree for groups
-    of one size); the weights follow the optimiser of :func:`fairq_utils.training.optimise`, with
-    its clipped gradient; what is compressed is the number of bits.
+    of one size); the weights follow the optimiser of :func:`fairq_utils.training.loop.optimise`,
+    with its clipped gradient; what is compressed is the number of bits.
 
     The bound is on training images; the authors report that it need not hold on others.
 

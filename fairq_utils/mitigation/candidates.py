@@ -10,15 +10,17 @@ import pandas as pd
 from torch import nn
 
 from fairq_utils import calibration
-from fairq_utils.metrics.answers import device_of
-from fairq_utils.mitigation.allocation import quantize_mixed_for_groups
+from fairq_utils.metrics.model_metrics import device_of
+from fairq_utils.mitigation.accuracy_control import control_accuracy
 from fairq_utils.mitigation.balancing_act import affordable_memory
-from fairq_utils.mitigation.control import control_accuracy
 from fairq_utils.mitigation.fine_tuning import fine_tune
+from fairq_utils.mitigation.group_mixed import quantize_mixed_for_groups
 from fairq_utils.mitigation.preservation import preservation
 from fairq_utils.mitigation.sample import CHUNK, Sample
-from fairq_utils.quantizers import Observed, QuantReport, QuantSpec, observe, quantize_observed
-from fairq_utils.quantizers.spec import WIDTHS
+from fairq_utils.quantizers.calibrate import Observed, observe
+from fairq_utils.quantizers.post_training import quantize_observed
+from fairq_utils.quantizers.report import QuantReport
+from fairq_utils.quantizers.spec import WIDTHS, QuantSpec
 
 WIDER = 2  # bits that mixed precision may spend per weight, beyond bit_width
 CALIBRATED = 512  # images that set ranges, of those that make the candidates

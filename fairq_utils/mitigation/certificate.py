@@ -28,9 +28,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from fairq_utils.faults import BadInput
-from fairq_utils.metrics import FAIRNESS, difference
-from fairq_utils.stats.betting import VALUES, p_value_of_difference, stake
+from fairq_utils.errors import BadInput
+from fairq_utils.metrics.criteria import FAIRNESS
+from fairq_utils.metrics.gaps import difference
+from fairq_utils.mitigation.betting import VALUES, p_value_of_difference, stake
 
 Constrained = Literal["increase", "gap"]
 Evidence = Literal["betting", "normal"]
@@ -57,8 +58,8 @@ class Question:
         The chance of certifying anything that does more harm, at most.
     constrained : ``increase`` over the float model, or the ``gap`` itself
     evidence : ``betting`` or ``normal``
-        ``betting`` holds at any number of images (:mod:`fairq_utils.stats.betting`); ``normal`` is
-        the usual z-test of a difference: asymptotic, and content with fewer images.
+        ``betting`` holds at any number of images (:mod:`fairq_utils.mitigation.betting`);
+        ``normal`` is the usual z-test of a difference: asymptotic, and content with fewer images.
     """
 
     metric: str = "demographic_parity_difference"

@@ -11,20 +11,25 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from fairq_utils.batches import first, joined, read, rows_of
-from fairq_utils.faults import BadInput
-from fairq_utils.full_precision import full_precision
-from fairq_utils.metrics import FAIRNESS, count
-from fairq_utils.metrics.answers import Answers, answers
+from fairq_utils.data.batches import first, joined, read, rows_of
+from fairq_utils.errors import BadInput
+from fairq_utils.metrics.counts import count
+from fairq_utils.metrics.criteria import FAIRNESS
+from fairq_utils.metrics.model_metrics import Answers, answers
 from fairq_utils.mitigation.candidates import CANDIDATES, Making, calibrated
 from fairq_utils.mitigation.certificate import CHANCE, Question, refuse_empty
-from fairq_utils.mitigation.outcomes import Certificate, NotCertified
-from fairq_utils.mitigation.repeats import Seen
-from fairq_utils.mitigation.sample import Sample, of_batch
-from fairq_utils.mitigation.trials import Candidate, Trial, in_sequence
-from fairq_utils.quantizers import QuantReport, QuantSpec
+from fairq_utils.mitigation.sample import Sample, Seen, of_batch
+from fairq_utils.mitigation.sequential_test import (
+    Candidate,
+    Certificate,
+    NotCertified,
+    Trial,
+    in_sequence,
+)
 from fairq_utils.quantizers.checks import check_model
-from fairq_utils.quantizers.spec import WIDTHS
+from fairq_utils.quantizers.precision import full_precision
+from fairq_utils.quantizers.report import QuantReport
+from fairq_utils.quantizers.spec import WIDTHS, QuantSpec
 
 FLOAT = "FP32"
 LEAST = 20  # images of every group, among those that make the candidates, and among the others

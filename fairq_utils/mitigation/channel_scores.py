@@ -28,15 +28,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fairq_utils.faults import BadInput
+from fairq_utils.errors import BadInput
+from fairq_utils.mitigation.group_sensitivity import REDUCERS
 from fairq_utils.mitigation.precision import Kept, channel_costs, plainly
-from fairq_utils.mitigation.reducers import REDUCERS
 from fairq_utils.mitigation.sample import Sample, refuse_few
+from fairq_utils.quantizers.calibrate import Observed
 from fairq_utils.quantizers.layers import Quantized
-from fairq_utils.quantizers.places import first_input, removed_after
-from fairq_utils.quantizers.ptq import Observed
 from fairq_utils.quantizers.sensitivity import classification_loss
 from fairq_utils.quantizers.spec import QuantSpec
+from fairq_utils.quantizers.tracing import first_input, removed_after
 
 # From s_i (images or 1, channels), summed over the images where there is one row, to a sum.
 MEASURES: dict[str, Callable[[Tensor], Tensor]] = {

@@ -17,10 +17,10 @@ from fairret.statistic import FalsePositiveRate, PositiveRate, TruePositiveRate
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fairq_utils.faults import BadInput
+from fairq_utils.errors import BadInput
 from fairq_utils.mitigation.balancing_act import BalancingAct
-from fairq_utils.mitigation.group_facts import GroupFacts
-from fairq_utils.mitigation.group_losses import (
+from fairq_utils.mitigation.group_facts import (
+    GroupFacts,
     group_means,
     image_losses,
     mean_loss,

@@ -12,27 +12,22 @@ import torch
 from torch import Tensor, nn
 
 from fairq_utils.data.faces import FaceData
-from fairq_utils.faults import BadInput
-from fairq_utils.metrics.answers import device_of
+from fairq_utils.errors import BadInput
+from fairq_utils.metrics.model_metrics import device_of
 from fairq_utils.mitigation.constraints import CONSTRAINTS
 from fairq_utils.mitigation.group_facts import GroupFacts, counted, facts, groups_of
 from fairq_utils.mitigation.sample import Sample
-from fairq_utils.quantizers import (
-    Observed,
-    QuantReport,
-    QuantSpec,
-    finish_qat,
-    folded_float,
-    prepare_qat,
-)
-from fairq_utils.quantizers.report import float_bytes
-from fairq_utils.training import Recipe, optimise
+from fairq_utils.quantizers.calibrate import Observed
+from fairq_utils.quantizers.qat import finish_qat, folded_float, prepare_qat
+from fairq_utils.quantizers.report import QuantReport, float_bytes
+from fairq_utils.quantizers.spec import QuantSpec
+from fairq_utils.training.loop import Recipe, optimise
 
 INSPECTED = ("weights", "multipliers")  # what a constraint has learnt of its groups
 
 
 class OnFaces(nn.Module):
-    """A constraint as an objective of :func:`fairq_utils.training.fit`.
+    """A constraint as an objective of :func:`fairq_utils.training.loop.fit`.
 
     Parameters
     ----------
@@ -74,7 +69,7 @@ class OnFaces(nn.Module):
 
 
 class OnLoader(nn.Module):
-    """A constraint as an objective of :func:`fairq_utils.training.optimise`.
+    """A constraint as an objective of :func:`fairq_utils.training.loop.optimise`.
 
     Batches bring images, labels and group codes, positions in ``facts.names``.
     """

@@ -13,14 +13,16 @@ from typing import Any
 
 from torch import nn
 
-from fairq_utils.mitigation.allocation import quantize_mixed_for_groups
-from fairq_utils.mitigation.control import control_accuracy
+from fairq_utils.mitigation.accuracy_control import control_accuracy
+from fairq_utils.mitigation.group_mixed import quantize_mixed_for_groups
+from fairq_utils.mitigation.group_ranges import observe_groups
 from fairq_utils.mitigation.preservation import preservation
-from fairq_utils.mitigation.ranges import observe_groups
 from fairq_utils.mitigation.sample import Sample
-from fairq_utils.quantizers import Observed, QuantReport, QuantSpec, quantize_observed
+from fairq_utils.quantizers.calibrate import Observed
 from fairq_utils.quantizers.methods import BEST_RANGES
-from fairq_utils.quantizers.spec import WIDTHS
+from fairq_utils.quantizers.post_training import quantize_observed
+from fairq_utils.quantizers.report import QuantReport
+from fairq_utils.quantizers.spec import WIDTHS, QuantSpec
 
 RANGES = BEST_RANGES["activation_range"]
 ONE_GROUP = "one_group="  # a sampler's name begins so, and a group's follows

@@ -9,13 +9,13 @@ from typing import Any, Literal, TypeAlias
 import pandas as pd
 from torch import Tensor, nn
 
-from fairq_utils.faults import BadInput
-from fairq_utils.quantizers.kept_rows import KeptRows, check_kept, row_bytes
-from fairq_utils.quantizers.ptq import Observed, layer_specs, quantize_observed
+from fairq_utils.errors import BadInput
+from fairq_utils.quantizers.calibrate import Observed
+from fairq_utils.quantizers.post_training import layer_specs, quantize_observed
 from fairq_utils.quantizers.report import QuantReport, float_bytes, packed_bytes
 from fairq_utils.quantizers.sensitivity import nearest
 from fairq_utils.quantizers.spec import QuantSpec
-from fairq_utils.quantizers.weights import KEPT_BITS
+from fairq_utils.quantizers.weights import KEPT_BITS, KeptRows, check_kept, row_bytes
 
 # Bits, None for float, or the next that is more than what a spec has.
 Kept: TypeAlias = int | Literal["more"] | None
@@ -98,7 +98,7 @@ def preserve_channels(
     Raises
     ------
     ValueError
-        See :func:`fairq_utils.quantizers.kept_rows.check_kept`.
+        See :func:`fairq_utils.quantizers.weights.check_kept`.
     """
     rows = {
         name: KeptRows(tuple(int(channel) for channel in numbers), kept)
@@ -148,7 +148,7 @@ def channel_costs(seen: Observed, spec: QuantSpec, kept: Kept) -> tuple[pd.Serie
     ------
     BadInput, ValueError
         Nothing could be kept; or see :func:`plainly` and
-        :func:`fairq_utils.quantizers.kept_rows.check_kept`.
+        :func:`fairq_utils.quantizers.weights.check_kept`.
     """
     _, plain = plainly(seen, spec)
     specs, _ = layer_specs(seen, spec)

@@ -1,24 +1,22 @@
-"""Images with labels and groups, as group-aware methods look at them; and who is too few.
-
-What is wrong with the groups is said before anything is computed: an attribute that is not there, a
-group without an image or with too few of them.
-"""
+"""Images with labels and groups, the logits of a model on them, and images that come twice."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fairq_utils.batches import Batch, gather
-from fairq_utils.faults import BadInput
+from fairq_utils.data.batches import Batch, gather
+from fairq_utils.errors import BadInput
 from fairq_utils.metrics import rows
+from fairq_utils.metrics.model_metrics import device_of
 from fairq_utils.metrics.rows import Features, Groups
-from fairq_utils.models import Inputs
+from fairq_utils.training.architectures import Inputs
 
 CHUNK = 64  # images per forward pass
 
@@ -192,3 +190,113 @@ def refuse_few(groups: Groups, least: int, what: str) -> None:
                 f"{what}: the group {shown!r} of {', '.join(groups.attributes)} has {count} "
                 f"images where {least} are needed; add images of it, or leave an attribute out"
             )
+
+
+def logits_of(model: nn.Module, sample: Sample, what: str) -> Tensor:
+    """Logits of every image, float64 (N, C) on the processor; C is 1 for one logit per image.
+
+    Raises
+    ------
+    BadInput
+        Outputs that are not one row of logits per image, or not finite.
+    """
+    device = device_of(model)
+    with torch.no_grad():
+        found = [checked(model(x.to(device).clone()), len(x), what) for x, _, _ in sample.batches()]
+    logits = torch.cat(found).double().cpu()
+    if not logits.isfinite().all():
+        row = int((~logits.isfinite()).any(dim=1).nonzero()[0])
+        raise BadInput(f"{what}: the model's answer about image {row} of the sample is not finite")
+    return logits
+
+
+def checked(outputs: object, rows: int, what: str) -> Tensor:
+    """Logits as (rows, C).
+
+    Raises
+    ------
+    BadInput
+        Outputs of another form.
+
+    Examples
+    --------
+    >>> checked(torch.zeros(3), 3, "example").shape
+    torch.Size([3, 1])
+    """
+    if not isinstance(outputs, Tensor) or outputs.ndim not in (1, 2) or len(outputs) != rows:
+        shape = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs)
+        raise BadInput(
+            f"{what}: the model answers {rows} images with {shape}; logits must be ({rows}, "
+            f"classes) or ({rows},)"
+        )
+    return outputs.reshape(rows, -1)
+
+
+def chosen(logits: Tensor) -> Tensor:
+    """The class of each image, int64 (N,): of the largest of C logits, or 1 where one is above 0.
+
+    Examples
+    --------
+    >>> chosen(torch.tensor([[1.0, 2.0], [3.0, 0.0]])), chosen(torch.tensor([[-1.0], [2.0]]))
+    (tensor([1, 0]), tensor([0, 1]))
+    """
+    if logits.shape[1] == 1:
+        return (logits[:, 0] > 0).long()
+    return logits.argmax(dim=1)
+
+
+def refuse_labels(labels: Tensor, logits: Tensor, what: str) -> None:
+    """Refuse labels that are no class of logits (N, C), by the first image that has one."""
+    classes = max(logits.shape[1], 2)
+    wrong = (labels < 0) | (labels >= classes)
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        raise BadInput(
+            f"{what}: sample: label {int(labels[row])} of image {row} is none of the model's "
+            f"{classes} classes, 0 to {classes - 1}"
+        )
+
+
+class Seen:
+    """Images that had a part in making candidates, and those that these were tested on.
+
+    A certificate holds for images that are independent of how a candidate came about, and of each
+    other. Equal values are found; an image that was cropped or mirrored is another one.
+    """
+
+    def __init__(self) -> None:
+        self._used: dict[bytes, str] = {}
+
+    def use(self, sample: Sample, what: str) -> None:
+        """Remember images that candidates are made from; some may be alike."""
+        keys = (key for images, _, _ in sample.batches() for key in _keys(images))
+        for at, key in enumerate(keys):
+            self._used.setdefault(key, f"image {at} of {what}")
+
+    def tested(self, batches: Iterable[Any], what: str) -> Iterator[Any]:
+        """Pass on batches of (images, ...) to test on.
+
+        Raises
+        ------
+        BadInput
+            An image that was used, or tested on, before.
+        """
+        at = 0
+        for images, *others in batches:
+            for key in _keys(images):
+                before = self._used.setdefault(key, f"image {at} to test on")
+                if before != f"image {at} to test on":
+                    raise BadInput(
+                        f"{what}: image {at} to test on is the same as {before}; candidates are "
+                        "tested on images that had no part in making them, and none may come "
+                        "twice: leave repeats out (a sampler that draws with replacement makes "
+                        "them)"
+                    )
+                at += 1
+            yield (images, *others)
+
+
+def _keys(images: Tensor) -> Iterator[bytes]:
+    for image in images.detach().cpu().contiguous():
+        raw = image.flatten().view(torch.uint8).numpy().tobytes()
+        yield hashlib.blake2b(raw, digest_size=16).digest()

@@ -1,10 +1,18 @@
 """Quantizers: from a model and a :class:`QuantSpec` to a quantized model and its report."""
 
-from fairq_utils.quantizers.allocation import allocate, allocate_greedily
-from fairq_utils.quantizers.dynamic import quantize_dynamic
+from fairq_utils.quantizers.calibrate import Observed, observe
 from fairq_utils.quantizers.layers import use_integers
-from fairq_utils.quantizers.mixed import float_classifier, quantize_mixed
-from fairq_utils.quantizers.ptq import Observed, observe, quantize_observed, quantize_static
+from fairq_utils.quantizers.mixed_precision import (
+    allocate,
+    allocate_greedily,
+    float_classifier,
+    quantize_mixed,
+)
+from fairq_utils.quantizers.post_training import (
+    quantize_dynamic,
+    quantize_observed,
+    quantize_static,
+)
 from fairq_utils.quantizers.qat import finish_qat, folded_float, prepare_qat
 from fairq_utils.quantizers.report import QuantReport
 from fairq_utils.quantizers.sensitivity import sensitivities

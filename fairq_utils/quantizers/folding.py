@@ -17,8 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils._pytree import tree_leaves
 
 from fairq_utils.quantizers.layers import quantizable
-from fairq_utils.quantizers.places import first_input, removed_after
-from fairq_utils.quantizers.reads import Reads
+from fairq_utils.quantizers.tracing import Reads, first_input, removed_after
 
 TOLERANCE = 1e-3  # relative to the largest output
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fairq_utils.quantizers import kernels
+from fairq_utils.quantizers import onednn
 from fairq_utils.quantizers.grids import input_grid, on_grid, on_static_grid
 from fairq_utils.quantizers.spec import QuantSpec
 from fairq_utils.quantizers.weights import (
@@ -174,12 +174,12 @@ class QuantConv2d(Quantized):
             return F.conv2d(self.quantized_input(input), self.weight(), self.bias, *geometry)
         scale, zero, top = self.input_grid()
         if self._packed is None or self._packed[0] != input.shape:
-            packed = kernels.pack_conv(
+            packed = onednn.pack_conv(
                 self.weight_integers, self.weight_scale, *geometry, shape=input.shape
             )
             self._packed = (input.shape, packed)
-        return kernels.conv2d(
-            kernels.quantize(input, scale, zero, top),
+        return onednn.conv2d(
+            onednn.quantize(input, scale, zero, top),
             scale,
             zero,
             self._packed[1],
@@ -198,9 +198,9 @@ class QuantLinear(Quantized):
             return F.linear(self.quantized_input(input), self.weight(), self.bias)
         scale, zero, top = self.input_grid()
         if self._packed is None:
-            self._packed = (None, kernels.pack_linear(self.weight_integers))
-        return kernels.linear(
-            kernels.quantize(input, scale, zero, top),
+            self._packed = (None, onednn.pack_linear(self.weight_integers))
+        return onednn.linear(
+            onednn.quantize(input, scale, zero, top),
             scale,
             zero,
             self._packed[1],
@@ -216,11 +216,11 @@ def use_integers(model: nn.Module) -> int:
     -------
     int
         How many layers do; 0 where the processor has no exact kernels (see
-        :func:`fairq_utils.quantizers.kernels.available`) and the model stays a float simulation.
+        :func:`fairq_utils.quantizers.onednn.available`) and the model stays a float simulation.
         Layers on a GPU, with dynamic or float inputs, affine or group-wise weights, or channels
         kept in float, and convolutions whose padding is given in words, stay one.
     """
-    if not kernels.available():
+    if not onednn.available():
         return 0
     changed = 0
     for module in model.modules():

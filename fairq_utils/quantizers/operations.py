@@ -5,7 +5,7 @@ and some of them the factors of SiLU and of squeeze-and-excitation, from integer
 gets a static per-tensor grid of its own, found in calibration like a layer's input grid.
 
 Any module can be treated, traceable or not: a mode sees every function that is called on tensors
-while the model runs, and knows an operation by its :class:`fairq_utils.quantizers.sites.Site`.
+while the model runs, and knows an operation by its :class:`fairq_utils.quantizers.tracing.Site`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from torch.overrides import TorchFunctionMode
 from fairq_utils.quantizers.checks import check_finite
 from fairq_utils.quantizers.grids import input_grid, on_static_grid
 from fairq_utils.quantizers.ranges import InputStatistics, Statistics
-from fairq_utils.quantizers.sites import (
+from fairq_utils.quantizers.spec import QuantSpec
+from fairq_utils.quantizers.tracing import (
     ADDITION,
     ATTENTION,
     GATE,
@@ -40,7 +41,6 @@ from fairq_utils.quantizers.sites import (
     multi_head_attention,
     recognise,
 )
-from fairq_utils.quantizers.spec import QuantSpec
 
 # The option of QuantSpec that quantizes operations of a kind.
 OPTIONS = {

@@ -16,20 +16,22 @@ from typing import cast
 import torch
 from torch import nn
 
+from fairq_utils.quantizers.calibrate import Observed
 from fairq_utils.quantizers.checks import check_model, refuse_not_finite
 from fairq_utils.quantizers.grids import input_grid
 from fairq_utils.quantizers.learned import LearnedLayer, StepInput, StepWeight
 from fairq_utils.quantizers.operations import float_operations, quantize_operations
-from fairq_utils.quantizers.places import BYPASSED, replace
-from fairq_utils.quantizers.ptq import LayerSpecs, Observed, layer_specs, restore_bypassed
+from fairq_utils.quantizers.post_training import LayerSpecs, layer_specs, restore_bypassed
 from fairq_utils.quantizers.report import QuantReport, report
 from fairq_utils.quantizers.spec import QuantSpec
+from fairq_utils.quantizers.tracing import BYPASSED, replace
 
 
 def prepare_qat(seen: Observed, spec: QuantSpec, layers: LayerSpecs | None = None) -> nn.Module:
     """A trainable model on the grids of calibration; ``seen`` stays as it is.
 
-    Train it with any loop (:func:`fairq_utils.training.fit`), then give it to :func:`finish_qat`.
+    Train it with any loop (:func:`fairq_utils.training.loop.fit`), then give it to
+    :func:`finish_qat`.
 
     Parameters
     ----------

@@ -17,12 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fairq_utils.quantizers.grids import (
-    input_grid,
-    to_integers,
-    weight_codes,
-    weight_grid,
-)
+from fairq_utils.quantizers.grids import input_grid, to_integers, weight_codes, weight_grid
 from fairq_utils.quantizers.observers import Extremes, Histogram, RelativeHistogram
 
 # Fractions of the full range that are tried, each the same factor narrower than the one before:

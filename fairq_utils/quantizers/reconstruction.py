@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from fairq_utils.quantizers.grids import input_grid
 from fairq_utils.quantizers.layers import Quantized, use_integers
 from fairq_utils.quantizers.learned import LearnedLayer, SoftRounding, StepInput
-from fairq_utils.quantizers.places import first_input, removed_after, replace
 from fairq_utils.quantizers.spec import QuantSpec
+from fairq_utils.quantizers.tracing import first_input, removed_after, replace
 
 LARGEST_BLOCK = 5  # layers: a residual block of the usual networks has three to five
 BATCH = 16

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import nn
 
-from fairq_utils.quantizers.equalization import ChannelClip
-from fairq_utils.quantizers.kept_rows import INDEX_BYTES
+from fairq_utils.quantizers.corrections import ChannelClip
 from fairq_utils.quantizers.layers import Quantized, why_not
 from fairq_utils.quantizers.operations import quantized_operations
-from fairq_utils.quantizers.sites import SILU
+from fairq_utils.quantizers.tracing import SILU
+from fairq_utils.quantizers.weights import INDEX_BYTES
 
 # Operations without a quantized counterpart here; they are named in the report, not hidden.
 WEIGHTLESS = (

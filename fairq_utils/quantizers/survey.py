@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from fairq_utils.quantizers.layers import quantizable
 from fairq_utils.quantizers.operations import Operation
-from fairq_utils.quantizers.sites import (
+from fairq_utils.quantizers.tracing import (
     ADDITION,
     ATTENTION,
     GATE,

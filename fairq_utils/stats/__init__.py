@@ -30,19 +30,19 @@ from fairq_utils.stats.across_seeds import (
 )
 from fairq_utils.stats.disagreement import Exemplars, churn, exemplars, modal, over_representation
 from fairq_utils.stats.effects import Effect, cliffs_delta, cohens_d, cohens_dz
-from fairq_utils.stats.flips import flips_by_group, mcnemar_mid_p
 from fairq_utils.stats.floors import (
     change_noise_floor,
     equal_errors,
     exchange_floors,
     noise_floor,
     null_gaps,
+    seed_floors,
+    seed_pairs,
 )
-from fairq_utils.stats.multiplicity import adjusted
 from fairq_utils.stats.paired import Replicates, Statistic, paired_bootstrap, replicate
 from fairq_utils.stats.power import change_sd, detectable_change, power_to_detect, seeds_needed
 from fairq_utils.stats.resampling import SharedImages, resample, share_images
-from fairq_utils.stats.training_noise import seed_floors, seed_pairs
+from fairq_utils.stats.significance import adjusted, flips_by_group, mcnemar_mid_p
 from fairq_utils.stats.trends import Trend, trend
 from fairq_utils.stats.verdicts import (
     Claim,

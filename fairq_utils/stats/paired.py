@@ -1,6 +1,6 @@
 """The paired bootstrap: what two models' metrics are, and by how much they differ.
 
-How far to trust its intervals is measured by :mod:`fairq_utils.stats.coverage`.
+How far to trust its intervals is measured by :mod:`fairq_utils.bench.coverage`.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def paired_bootstrap(
     Notes
     -----
     From 200 images per group up, percentile intervals of rates, their changes, and gaps between
-    groups that are apart cover as they should (:mod:`fairq_utils.stats.coverage` has the table, and
+    groups that are apart cover as they should (:mod:`fairq_utils.bench.coverage` has the table, and
     what happens below). A largest-minus-smallest gap has a kink where the groups are equal: there
     no bootstrap interval of the gap itself covers its true value of 0, since every replicate is
     above 0, however many images there are; and a change that starts from there is covered 84 times

@@ -14,8 +14,8 @@ from importlib.metadata import version
 
 from torch import Tensor, nn
 
-from fairq_utils.faults import Fault
-from fairq_utils.silence import silence
+from fairq_utils.deploy.quiet import silence
+from fairq_utils.errors import Fault
 
 Answer = Callable[[Tensor], Tensor]
 

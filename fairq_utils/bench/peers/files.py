@@ -7,9 +7,9 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from fairq_utils import engines
 from fairq_utils.bench.peers import Task, installed
-from fairq_utils.silence import silence
+from fairq_utils.deploy import engines
+from fairq_utils.deploy.quiet import silence
 
 
 def write(model: nn.Module, engine: str, folder: Path, example: Tensor, pictures: Tensor) -> None:
@@ -22,9 +22,9 @@ def write(model: nn.Module, engine: str, folder: Path, example: Tensor, pictures
     ----------
     model : float, in evaluation mode
     engine : str
-        One of :data:`fairq_utils.engines.ENGINES`.
+        One of :data:`fairq_utils.deploy.engines.ENGINES`.
     example : float32 (N, 3, H, W)
-        See :func:`fairq_utils.engines.write`.
+        See :func:`fairq_utils.deploy.engines.write`.
     pictures : float32 (N, 3, H, W)
         For calibration.
 

@@ -1,0 +1,1 @@
+"""Published collections of photographs: CelebA, UTKFace, FairFace."""

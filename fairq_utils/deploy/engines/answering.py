@@ -1,0 +1,117 @@
+"""A model that an engine has loaded: numbers in, numbers out, and what computes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fairq_utils.errors import Fault
+
+
+class NotRunning(Fault):
+    """An engine cannot load or run a file; the message names the file and the way out."""
+
+
+class NotExact(Fault):
+    """An integer engine would not compute what a model computes; the message says why."""
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Which kernels an engine has chosen for convolutions, linear layers and products.
+
+    Attributes
+    ----------
+    integer, floating : how many multiply integers, and how many floats
+    names : the engine's own names -> how often
+    """
+
+    integer: int
+    floating: int
+    names: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Answering:
+    """A loaded model.
+
+    Attributes
+    ----------
+    engine : name in :data:`fairq_utils.deploy.engines.ENGINES`
+    answer : float32 (N, 3, H, W), normalized, contiguous -> float32 (N, classes)
+    threads : int
+    kernels : Kernels, or None where the engine does not say
+    batch : the only batch size that the file answers about; None where any will do
+    shape : of one image, such as (3, 224, 224); None where the engine does not say
+    """
+
+    engine: str
+    answer: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    threads: int
+    kernels: Kernels | None = None
+    batch: int | None = None
+    shape: tuple[int, ...] | None = None
+
+    def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits of a batch.
+
+        Raises
+        ------
+        ValueError
+            These are no images that the file answers about: their type, number or shape.
+        """
+        self._check(images)
+        if self.batch not in (None, len(images)):
+            raise ValueError(
+                f"{self.engine}: this file answers about batches of {self.batch} images, not "
+                f"{len(images)}; ask it by in_batches, or export it for that size"
+            )
+        return self.answer(images)
+
+    def in_batches(self, images: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+        """Logits of any number of images, ``size`` at a time; the last batch is filled up.
+
+        A file that answers about one batch size is asked in that one.
+
+        Raises
+        ------
+        ValueError
+            There is no image, or they are not what the file answers about.
+
+        Examples
+        --------
+        >>> echo = Answering("echo", lambda x: x.reshape(len(x), -1), 1)
+        >>> echo.in_batches(np.zeros((5, 1, 1, 2), np.float32), 3).shape
+        (5, 2)
+        """
+        self._check(images)
+        size = self.batch or size
+        if not len(images) or size < 1:
+            raise ValueError(
+                f"{self.engine}: {len(images)} images in batches of {size}; give at least one of "
+                "each"
+            )
+        parts = []
+        for start in range(0, len(images), size):
+            batch = images[start : start + size]
+            missing = size - len(batch)
+            if missing and (start or self.batch):
+                batch = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
+            parts.append(self.answer(np.ascontiguousarray(batch))[: size - missing])
+        return np.concatenate(parts)
+
+    def _check(self, images: NDArray[np.float32]) -> None:
+        """Engines read another type or shape as if it were theirs, or fail in words of their own.
+
+        An array that is not contiguous is copied by them.
+        """
+        found, wanted = tuple(images.shape[1:]), self.shape
+        if images.dtype != np.float32 or (wanted is not None and found != wanted):
+            shape = "three axes of its own" if wanted is None else "x".join(map(str, wanted))
+            raise ValueError(
+                f"{self.engine}: images are {images.dtype}, {'x'.join(map(str, found)) or 'flat'} "
+                f"each, and this file answers about float32, {shape} each; convert them"
+            )

@@ -1,0 +1,140 @@
+"""Models compiled ahead of time by PyTorch's Inductor: a package with machine code and weights.
+
+Convolutions and linear layers between Q/DQ operators become oneDNN's integer kernels, with what
+follows them (ReLU, SiLU, residual additions, rounding) fused; products of two activations stay in
+float. A package answers about batches of one size, on processors like the one that wrote it.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+import shutil
+import tempfile
+import zipfile
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fairq_utils.deploy.engines.answering import Answering, Kernels, NotExact, NotRunning
+from fairq_utils.deploy.quiet import silence
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+# Names of the calls in a package's source that multiply integers, and floats.
+INTEGER = re.compile(r"qconv|qlinear")
+FLOAT = re.compile(r"convolution|linear|addmm|bmm|_mm_out|packed_gemm")
+CALL = re.compile(r"\b(aoti_torch_[a-z_0-9]+|cpp_\w*(?:gemm|bmm)\w*)\(")
+
+
+def write(model: nn.Module, example: Tensor, path: str | os.PathLike[str]) -> None:
+    """Compile a float or quantized model for the example's batch size and this processor.
+
+    Parameters
+    ----------
+    model : nn.Module
+        See :func:`fairq_utils.deploy.engines.qdq.to_qdq`.
+    example : float32 (N, 3, H, W)
+    path : ends in ``.pt2``
+
+    Raises
+    ------
+    NotExact
+        The model's quantization has no counterpart in integer engines.
+    NotRunning
+        Inductor cannot compile the model, for one because there is no C++ compiler.
+    """
+    import torch
+    from torch._inductor import aoti_compile_and_package
+
+    from fairq_utils.deploy.engines.exported import export
+    from fairq_utils.quantizers.layers import Quantized
+
+    for name, layer in model.named_modules():  # its kernels leave these zero-points out of account
+        static = isinstance(layer, Quantized) and layer.spec.activation == "static"
+        if static and layer.weight_zero_point.any():
+            raise NotExact(
+                f"layer {name}: Inductor's integer kernels take weights without zero-points; use "
+                "weight_scheme='symmetric', or another engine"
+            )
+    with silence():  # registers the patterns that find integer kernels
+        import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer  # noqa: F401
+
+    model = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    images = example.contiguous(memory_format=torch.channels_last)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad(), silence():
+        package = Path(folder) / "model.pt2"
+        try:
+            aoti_compile_and_package(
+                export(model, images, any_batch=False, signed_products=False),
+                package_path=os.fspath(package),
+                inductor_configs={
+                    "freezing": True,
+                    "aot_inductor.metadata": {"shape": "x".join(map(str, images.shape))},
+                },
+            )
+        except (NotExact, NotRunning):
+            raise
+        except Exception as error:  # what is raised depends on which of its parts failed
+            raise NotRunning(
+                f"{path}: Inductor cannot compile this model ({_first_line(error)}); it needs a "
+                "C++ compiler, and a model that torch.export can trace"
+            ) from error
+        shutil.move(package, path)
+
+
+def load(path: str | os.PathLike[str], threads: int) -> Answering:
+    """Load a package.
+
+    Parameters
+    ----------
+    path : written by :func:`write`
+    threads : int
+        For all of PyTorch.
+
+    Raises
+    ------
+    NotRunning
+        The file cannot be read, or belongs to another version or processor.
+    """
+    import torch
+    from torch._inductor import aoti_load_package
+
+    torch.set_num_threads(threads)
+    try:
+        with silence():
+            kernels = _kernels(Path(path))
+            package = aoti_load_package(os.fspath(path))
+            batch, *shape = map(int, package.get_metadata()["shape"].split("x"))
+    except (OSError, RuntimeError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise NotRunning(
+            f"{path}: PyTorch {torch.__version__} cannot load this package "
+            f"({_first_line(error)}); export the model again, here"
+        ) from error
+
+    def answer(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        x = torch.from_numpy(images).contiguous(memory_format=torch.channels_last)
+        with torch.no_grad():
+            logits: NDArray[np.float32] = package(x).numpy()
+        return logits
+
+    return Answering("inductor", answer, threads, kernels, batch, tuple(shape))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _kernels(path: Path) -> Kernels:
+    with zipfile.ZipFile(path) as package:
+        sources = [n for n in package.namelist() if n.endswith((".wrapper.cpp", ".kernel.cpp"))]
+        wrapper = "".join(package.read(n).decode() for n in sources if "wrapper" in n)
+    calls = Counter(CALL.findall(wrapper))
+    integer = sum(n for name, n in calls.items() if INTEGER.search(name))
+    layers = {n: k for n, k in calls.items() if INTEGER.search(n) or FLOAT.search(n)}
+    return Kernels(integer, sum(layers.values()) - integer, layers)

@@ -1,0 +1,230 @@
+"""Candidates tested in a fixed sequence, and the certificate or refusal that comes of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from fairq_utils.errors import Fault
+from fairq_utils.mitigation.certificate import (
+    Question,
+    Table,
+    bound,
+    harm,
+    images_needed,
+    p_value,
+    passes,
+    plan,
+)
+from fairq_utils.quantizers.report import QuantReport
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was shown about the model that was returned.
+
+    Attributes
+    ----------
+    candidate : which one it is, a name in :data:`fairq_utils.mitigation.candidates.CANDIDATES`
+    bits : what was asked for, such as W8A8
+    attributes : whose crossed groups are compared
+    question : metric, limit, delta, evidence
+    harm, bound : float
+        Observed on the held-out images; and its upper bound, at the confidence that its place in
+        the sequence of trials gives it.
+    images : held-out images by group
+    trials : all candidates, in the order of the test
+    """
+
+    candidate: str
+    bits: str
+    attributes: tuple[str, ...]
+    question: Question
+    harm: float
+    bound: float
+    images: dict[str, int]
+    trials: tuple[Trial, ...]
+
+    def __str__(self) -> str:
+        asked = self.question
+        metric = asked.metric.removesuffix("_difference").replace("_", " ")
+        gap = f"the {metric} gap between any two groups of {' x '.join(self.attributes)}"
+        if asked.constrained == "increase":
+            claim = f"{gap} is at most {asked.limit:.4f} wider than that of the float model"
+        else:
+            claim = f"{gap} is at most {asked.limit:.4f}"
+        groups = ", ".join(f"{name}: {count}" for name, count in self.images.items())
+        lines = [
+            f"{self.candidate}, {self.bits}: {claim}",
+            f"the chance that this is said of a model of which it is not true is at most "
+            f"{asked.delta:g} ({EVIDENCE_SAYS[asked.evidence]})",
+            "it holds for people drawn as the held-out images were: in random order within a "
+            "group, none of them twice, none of them trained on",
+            f"observed {self.harm:+.4f}, bound {self.bound:.4f}, on {sum(self.images.values())} "
+            f"held-out images ({groups})",
+            *(_line(trial) for trial in self.trials),
+        ]
+        return "\n".join(lines)
+
+
+EVIDENCE_SAYS = {
+    "betting": "evidence by betting, valid at any number of images",
+    "normal": "evidence by a z-test, which is an approximation for many images",
+}
+
+
+def _line(trial: Trial) -> str:
+    needed = "" if trial.images_needed is None else f", about {trial.images_needed} images needed"
+    return (
+        f"  {trial.name}: {trial.outcome}, observed {trial.harm:+.4f}, bound {trial.bound:.4f}, "
+        f"{trial.size_bytes} bytes, {trial.seconds:.1f} s{needed}"
+    )
+
+
+class NotCertified(Fault):
+    """No candidate could be certified.
+
+    Attributes
+    ----------
+    best : module
+        The candidate that came nearest.
+    report : QuantReport of that
+    trial : what became of it
+    trials : of all candidates, in the order of the test
+    images_needed : int or None
+        How many held-out images would most likely certify one of them, if what was observed of it
+        is what is true (:func:`fairq_utils.mitigation.certificate.images_needed`); None where no
+        number would.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        best: nn.Module,
+        report: QuantReport,
+        trial: Trial,
+        trials: tuple[Trial, ...],
+    ) -> None:
+        super().__init__(message)
+        self.best, self.report, self.trial, self.trials = best, report, trial, trials
+        numbers = [t.images_needed for t in trials if t.images_needed is not None]
+        self.images_needed = min(numbers, default=None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.best, self.report, self.trial, self.trials)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What became of one candidate.
+
+    Attributes
+    ----------
+    name : str
+    size_bytes : int
+    harm, bound : float
+        Observed on the held-out images; and its upper bound at confidence 1 - ``level``, for this
+        candidate alone. What holds of all that are certified together is the limit.
+    p_value, level : float
+        It is certified if the first is at most the second, which is the part of delta that its
+        place in the sequence gives it.
+    outcome : ``certified`` or ``not certified``
+    images_needed : int or None
+        See :func:`images_needed`; None also where it is certified.
+    seconds : float
+        What making it took.
+    """
+
+    name: str
+    size_bytes: int
+    harm: float
+    bound: float
+    p_value: float
+    level: float
+    outcome: str
+    images_needed: int | None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A quantized model's answers, for :func:`in_sequence`.
+
+    Attributes
+    ----------
+    learnt, held_out : (G, 2, 2, 2)
+        Counts on the images that order and stakes are learnt from, and on those for the test.
+    size_bytes : int
+    seconds : float
+    """
+
+    learnt: Table
+    held_out: Table
+    size_bytes: int = 0
+    seconds: float = 0.0
+
+
+def in_sequence(
+    candidates: Mapping[str, Candidate], question: Question, *, describe: bool = True
+) -> list[Trial]:
+    """Test candidates, the one that looked safest first; each at its part of delta.
+
+    Parameters
+    ----------
+    candidates : mapping of name to :class:`Candidate`, cheapest first
+        Of equally safe ones the cheaper is tested first.
+    describe : bool
+        Whether bounds and numbers of images are found, which takes a second or two.
+
+    Returns
+    -------
+    list of Trial, in the order of the test
+        With a probability of at least 1 - delta none of those certified does more harm than
+        ``question.limit``.
+    """
+    expected: dict[str, float] = {}
+    for name, candidate in candidates.items():
+        images = int(candidate.held_out.sum())
+        scaled = candidate.learnt * (images / candidate.learnt.sum())
+        how = plan(candidate.learnt, images, question)
+        expected[name] = p_value(scaled, how, question)
+    order = sorted(candidates, key=lambda name: (expected[name], list(candidates).index(name)))
+    trials, passed_on = [], 0.0
+    for name, part in zip(order, parts(len(order)), strict=True):
+        candidate = candidates[name]
+        own = part * question.delta
+        table = candidate.held_out
+        # Planned at the level it has in any case: a p-value must not depend on what came before.
+        how = plan(candidate.learnt, int(table.sum()), replace(question, delta=own))
+        asked = replace(question, delta=own + passed_on)
+        passed = passes(table, how, asked)
+        passed_on = asked.delta if passed else 0.0
+        trials.append(
+            Trial(
+                name,
+                candidate.size_bytes,
+                harm(table, asked),
+                bound(table, how, asked) if describe else math.nan,
+                p_value(table, how, asked) if describe else math.nan,
+                asked.delta,
+                "certified" if passed else "not certified",
+                images_needed(table, how, asked) if describe and not passed else None,
+                candidate.seconds,
+            )
+        )
+    return trials
+
+
+def parts(count: int) -> list[float]:
+    """Shares of delta: a half, a quarter ..., the last as much as the one before; they sum to 1.
+
+    Examples
+    --------
+    >>> parts(1), parts(4)
+    ([1.0], [0.5, 0.25, 0.125, 0.125])
+    """
+    return [2.0 ** -min(place, count - 1) for place in range(1, count + 1)]

@@ -1,0 +1,271 @@
+"""Post-training quantization, static and dynamic: fix the grids, round weights, correct biases."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace as replace_fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fairq_utils.quantizers.calibrate import Observed, observe
+from fairq_utils.quantizers.checks import check_model, refuse_not_finite
+from fairq_utils.quantizers.corrections import correct_biases
+from fairq_utils.quantizers.folding import fold_batch_norms
+from fairq_utils.quantizers.layers import quantizable, quantized, refuse_quantized
+from fairq_utils.quantizers.operations import (
+    OPTIONS,
+    Operations,
+    float_operations,
+    quantize_operations,
+)
+from fairq_utils.quantizers.precision import full_precision
+from fairq_utils.quantizers.reconstruction import reconstruct
+from fairq_utils.quantizers.report import QuantReport, float_bytes, report
+from fairq_utils.quantizers.spec import QuantSpec
+from fairq_utils.quantizers.survey import survey
+from fairq_utils.quantizers.tracing import (
+    BYPASSED,
+    bypassed,
+    leave_fast_paths,
+    order_of_execution,
+    replace,
+)
+from fairq_utils.quantizers.weights import KeptRows, check_kept
+
+LayerSpecs = Mapping[str, QuantSpec | None]
+
+
+@full_precision()
+def quantize_observed(
+    seen: Observed,
+    spec: QuantSpec,
+    layers: LayerSpecs | None = None,
+    kept: Mapping[str, KeptRows] | None = None,
+) -> tuple[nn.Module, QuantReport]:
+    """Quantize what was observed; ``seen`` stays as it is.
+
+    Parameters
+    ----------
+    layers : mapping, optional
+        Layer -> its own spec, or None to leave it in float; all others follow ``spec``. Its
+        rounding and corrections are those of ``spec``.
+    kept : mapping, optional
+        Layer -> output channels whose weights are kept at 8 bits or in float.
+
+    Returns
+    -------
+    module, report
+
+    Raises
+    ------
+    ValueError
+        The spec asks for dynamic inputs, or for what was not observed; a layer is unknown; or see
+        :func:`fairq_utils.quantizers.weights.check_kept`.
+    """
+    specs, left = layer_specs(seen, spec, layers)
+    kept = kept or {}
+    check_kept(seen.model, specs, kept)
+    notes: dict[str, Any] = {}
+    if spec.rounding != "nearest" and specs:
+        work, errors = reconstruct(seen.model, specs, seen.range, seen.batches)
+        notes["reconstruction"] = {name: list(pair) for name, pair in errors.items()}
+    else:
+        work = copy.deepcopy(seen.model)
+        for name, own in specs.items():
+            work = replace(work, name, seen.quantized(name, own, kept.get(name)))
+    work, left = restore_bypassed(work, seen, specs, left)
+    quantize_operations(work, seen.operations, spec)
+    if spec.bias_correction:
+        images = torch.cat(seen.batches)
+        names = [name for name in specs if name not in left]
+        notes["bias_correction"] = correct_biases(work, seen.model, names, images)
+    if spec.equalization:
+        notes["equalization"] = dict(seen.equalized or {})
+    if kept:
+        notes["preserved"] = {n: len(own.rows) for n, own in kept.items() if n not in left}
+    if spec.activation != "float":
+        work.register_forward_pre_hook(refuse_not_finite, with_kwargs=True)
+    left = {**seen.left, **left, **float_operations(work, seen.operations.found)}
+    result = report(work, spec, seen.folded, left, seen.float_bytes, seen.images, notes)
+    return work.eval(), result
+
+
+def restore_bypassed(
+    work: nn.Module, seen: Observed, layers: Iterable[str], left: dict[str, str]
+) -> tuple[nn.Module, dict[str, str]]:
+    """Float layers back where the model calls the layer by a reference that was not replaced."""
+    left = dict(left)
+    for name in bypassed(work, layers, seen.example):
+        work = replace(work, name, copy.deepcopy(seen.model.get_submodule(name)))
+        left[name] = BYPASSED
+    return work, left
+
+
+def layer_specs(
+    seen: Observed, spec: QuantSpec, layers: LayerSpecs | None = None
+) -> tuple[dict[str, QuantSpec], dict[str, str]]:
+    """The spec of every layer in order of execution, and why others stay in float.
+
+    Raises
+    ------
+    ValueError
+        See :func:`quantize_observed`.
+    """
+    if spec.activation == "dynamic":
+        raise ValueError("quantize_static: spec.activation is dynamic; use quantize_dynamic")
+    if spec.equalization != (seen.equalized is not None):
+        wanted, found = ("with", "without") if spec.equalization else ("without", "with")
+        raise ValueError(
+            f"quantize_observed: {wanted} equalization is asked for, but it was observed {found}; "
+            f"give observe equalization={spec.equalization}"
+        )
+    if (spec.rounding != "nearest" or spec.bias_correction) and not seen.batches:
+        raise ValueError(
+            "quantize_observed: learnt rounding and bias correction look at the calibration images "
+            "again, and they were not kept; give observe keep=True"
+        )
+    _check_operations(seen.operations, spec)
+    layers = layers or {}
+    unknown = [name for name in layers if name not in seen.order]
+    if unknown:
+        raise ValueError(
+            f"quantize_observed: {unknown[0]!r} is no quantizable layer that calibration reached; "
+            f"these are {', '.join(seen.order[:5])}{' ...' if len(seen.order) > 5 else ''}"
+        )
+    specs, left = {}, {}
+    for name in seen.order:
+        own = layers[name] if name in layers else edge_spec(spec, name, seen.order)
+        if own is None:
+            left[name] = "was asked to stay in float"
+            continue
+        # How weights are rounded and what is corrected is decided for the whole model.
+        own = replace_fields(
+            own,
+            rounding=spec.rounding,
+            iterations=spec.iterations,
+            bias_correction=spec.bias_correction,
+            equalization=spec.equalization,
+        )
+        if own.activation == "static" and not seen.statistics[name].has(own.activation_range):
+            raise ValueError(
+                f"quantize_observed: ranges by {own.activation_range!r} were not observed; name "
+                "the rule in the rules of observe"
+            )
+        specs[name] = own
+    return specs, left
+
+
+def quantize_static(
+    model: nn.Module,
+    spec: QuantSpec,
+    batches: Iterable[Tensor],
+    layers: LayerSpecs | None = None,
+) -> tuple[nn.Module, QuantReport]:
+    """Quantize convolutions and linear layers; input ranges come from calibration batches.
+
+    :func:`observe`, then :func:`quantize_observed`: take these two for several specs of one model.
+
+    Parameters
+    ----------
+    model, batches : see :func:`observe`
+    spec : QuantSpec
+        With ``activation="static"``, or ``"float"`` to quantize weights only.
+    layers : see :func:`quantize_observed`
+
+    Returns
+    -------
+    module, report
+        The module has the signature of ``model`` and evaluates in float simulation;
+        :func:`fairq_utils.quantizers.use_integers` puts it on integer kernels.
+
+    Raises
+    ------
+    ValueError
+        No calibration batch, or a value that is not finite.
+    """
+    if spec.activation == "dynamic":
+        raise ValueError("quantize_static: spec.activation is dynamic; use quantize_dynamic")
+    rules = [spec.activation_range, *(s.activation_range for s in (layers or {}).values() if s)]
+    seen = observe(
+        model,
+        batches,
+        rules,
+        equalization=spec.equalization,
+        residuals=spec.residuals,
+        attention_products=spec.attention_products,
+        gates=spec.gates,
+        keep=spec.bias_correction or spec.rounding != "nearest",
+    )
+    return quantize_observed(seen, spec, layers)
+
+
+def _check_operations(seen: Operations, spec: QuantSpec) -> None:
+    for option in dict.fromkeys(OPTIONS.values()):
+        if getattr(spec, option) and option not in seen.observed:
+            raise ValueError(
+                f"quantize_observed: {option} were not observed; give observe {option}=True"
+            )
+    watched = [s for op in seen.chosen(spec) for s in seen.statistics[op.site]]
+    if not all(s.has(spec.activation_range) for s in watched):
+        raise ValueError(
+            f"quantize_observed: ranges by {spec.activation_range!r} were not observed; name the "
+            "rule in the rules of observe"
+        )
+
+
+def edge_spec(spec: QuantSpec, name: str, order: Sequence[str]) -> QuantSpec:
+    """The spec of a layer, by its place in the order of execution."""
+    return spec.at_edge() if name in (order[0], order[-1]) else spec
+
+
+@full_precision()
+def quantize_dynamic(
+    model: nn.Module, spec: QuantSpec, example: Tensor | None = None
+) -> tuple[nn.Module, QuantReport]:
+    """Quantize convolutions and linear layers; every sample's input sets its own range.
+
+    No calibration set is needed. Ranges are per sample, so an answer does not depend on which other
+    samples share its batch.
+
+    Parameters
+    ----------
+    model : any module of one tensor argument
+        It is copied; the one passed in stays as it is.
+    spec : QuantSpec
+        With ``activation="dynamic"``.
+    example : Tensor (B, ...), optional
+        A batch to find the batch norms that can be folded, the order of the layers, and what is
+        computed outside them. Its values set no range. Without it nothing is folded, and layers are
+        taken in order of definition.
+
+    Returns
+    -------
+    module, report
+    """
+    if spec.activation != "dynamic":
+        raise ValueError(
+            f"quantize_dynamic: spec.activation is {spec.activation}; use quantize_static"
+        )
+    check_model(model, "quantize_dynamic")
+    refuse_quantized(model, "quantize_dynamic")
+    before = float_bytes(model)
+    work = copy.deepcopy(model).eval()
+    leave_fast_paths(work)
+    folded: list[str] = []
+    left = {"operations between layers": "are in float; give an example to have them named"}
+    layers = {n: m for n, m in work.named_modules() if quantizable(m)}
+    if example is not None:
+        folded, left = fold_batch_norms(work, example)
+        looked = survey(work, example)
+        left |= looked.direct | looked.read | float_operations(work, looked.operations)
+        layers = {n: m for n, m in layers.items() if n not in looked.read}
+    order = list(layers) if example is None else order_of_execution(work, layers, example)
+    for name in layers:
+        if name not in order:
+            left[name] = "was not called on the example; it stays in float"
+    for name in order:
+        work = replace(work, name, quantized(layers[name], edge_spec(spec, name, order)))
+    return work.eval(), report(work, spec, folded, left, before, 0, {})

@@ -1,0 +1,1 @@
+"""The report: from the ledger to frames, tables, figures, chapters and the book."""

@@ -1,0 +1,189 @@
+"""From a params file to a built book that loads nothing from outside.
+
+The book's sources are copied into a folder of their own, where the chapters executed at this params
+file take the place of the committed ones; Jupyter Book only renders. The last good book stays until
+the new one is complete.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from fairq_utils.errors import Fault
+from fairq_utils.report.notebooks import ROOT, Progress, execute_notebooks
+from fairq_utils.study.params.file import load_params
+
+BOOKS = ROOT / "build" / "book"
+# Attributes through which a page makes the browser load something, by tag. An <a> is not among
+# them: a reader may follow a link.
+LOADS = {
+    "audio": ("src",),
+    "embed": ("src",),
+    "feimage": ("href", "xlink:href"),
+    "iframe": ("src",),
+    "image": ("href", "xlink:href"),
+    "img": ("src", "srcset"),
+    "input": ("src",),
+    "link": ("href",),
+    "object": ("data",),
+    "script": ("src",),
+    "source": ("src", "srcset"),
+    "track": ("src",),
+    "use": ("href", "xlink:href"),
+    "video": ("src", "poster"),
+}
+# <link> relations that name a page and load nothing.
+NAMING = {"alternate", "author", "canonical", "help", "license", "next", "prev", "search"}
+OUTSIDE = re.compile(r"^\s*(https?:)?//", re.IGNORECASE)
+IN_STYLE = re.compile(r"""(?:url\(|@import)\s*["']?\s*((?:https?:)?//[^"')\s]+)""", re.IGNORECASE)
+IN_SCRIPT = re.compile(r"""["'](https?://[^"'\s]+\.m?(?:js|css))["']""", re.IGNORECASE)
+
+
+class BookError(Fault):
+    """The book could not be built: what Jupyter Book said, or what the book would load."""
+
+
+def build_book(
+    params_file: Path | str,
+    *,
+    books: Path = BOOKS,
+    progress: Progress = print,
+    parameters: Mapping[str, Any] | None = None,
+) -> Path:
+    """Execute the chapters at a params file and build the book.
+
+    Returns
+    -------
+    Path
+        The book's first page, ``<books>/<profile>/html/index.html``; the profile is the params
+        file's name without suffix.
+
+    Raises
+    ------
+    ParamsError, UnknownParameterError
+        Before anything is written.
+    ExecutionError
+        A chapter failed.
+    BookError
+        A warning of Jupyter Book's, or a reference to something outside the book.
+    """
+    params_file = Path(params_file)
+    load_params(params_file)
+    home = books / params_file.stem
+    source = home / "source"
+    execute_notebooks(params_file, source / "notebooks", progress, parameters=parameters)
+    _stage(source)
+    began = time.perf_counter()
+    progress("rendering the book")
+    html = _render(source, home / "work", home / "build.log")
+    outside = outside_references(html)
+    if outside:
+        raise BookError("the book would load from outside: " + "; ".join(outside[:10]))
+    finished = home / "html"
+    shutil.rmtree(finished, ignore_errors=True)
+    html.rename(finished)
+    shutil.rmtree(home / "work")
+    progress(f"rendering the book: done in {time.perf_counter() - began:.0f} s")
+    return finished / "index.html"
+
+
+def _stage(source: Path) -> None:
+    """Put pages, settings and table of contents beside the executed chapters; fold their code."""
+    shutil.rmtree(source / "book", ignore_errors=True)
+    shutil.copytree(ROOT / "book", source / "book", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copy(ROOT / name, source / name)
+    for path in (source / "notebooks").glob("*.ipynb"):
+        notebook = nbformat.read(path, as_version=4)
+        for cell in notebook.cells:
+            tags = cell.metadata.setdefault("tags", [])
+            shown = any(tag.startswith(("hide-", "remove-", "show-")) for tag in tags)
+            if cell.cell_type == "code" and not shown:
+                tags.append("hide-input")
+        nbformat.write(notebook, path)
+
+
+def _render(source: Path, work: Path, log: Path) -> Path:
+    shutil.rmtree(work, ignore_errors=True)
+    command = [str(Path(sys.executable).parent / "jupyter-book"), "build", "."]
+    command += ["--path-output", str(work), "--all", "-W", "--keep-going"]
+    with log.open("w", encoding="utf-8") as stream:
+        # In the source's folder, since the path of the local Sphinx extension is relative.
+        code = subprocess.run(
+            command, cwd=source, stdout=stream, stderr=subprocess.STDOUT, check=False
+        ).returncode
+    said = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(encoding="utf-8"))
+    html = work / "_build" / "html"
+    if code != 0 or not (html / "index.html").exists():
+        lines = [line for line in said.splitlines() if re.search(r"WARNING|ERROR|rror:", line)]
+        shown = "\n".join(lines or said.splitlines()[-15:])
+        raise BookError(f"Jupyter Book is not content (all it said is in {log}):\n{shown}")
+    return html
+
+
+def outside_references(html: Path) -> list[str]:
+    """What a built book would load over the network, as ``page: reference``; empty is good."""
+    found = []
+    for page in sorted(html.rglob("*.html")):
+        reader = _Loads()
+        reader.feed(page.read_text(encoding="utf-8"))
+        found += [f"{page.relative_to(html)}: {reference}" for reference in reader.found]
+    for sheet in sorted(html.rglob("*.css")):
+        text = sheet.read_text(encoding="utf-8")
+        found += [f"{sheet.relative_to(html)}: {url}" for url in IN_STYLE.findall(text)]
+    return found
+
+
+class _Loads(HTMLParser):
+    """Collects what a page loads from another host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.inside = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Look at the attributes that load, and remember being in a script or style."""
+        self.inside = tag if tag in ("script", "style") else ""
+        values = {name: value or "" for name, value in attrs}
+        if tag == "link" and set(values.get("rel", "").lower().split()) <= NAMING:
+            return
+        self.found += [
+            f"<{tag} {name}={url}>"
+            for name in LOADS.get(tag, ())
+            for url in _urls(name, values.get(name, ""))
+            if OUTSIDE.match(url)
+        ]
+        self.found += [f"<{tag} style={url}>" for url in IN_STYLE.findall(values.get("style", ""))]
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """As an opening tag, without an inside."""
+        self.handle_starttag(tag, attrs)
+        self.inside = ""
+
+    def handle_endtag(self, tag: str) -> None:
+        """Leave the script or style."""
+        self.inside = ""
+
+    def handle_data(self, data: str) -> None:
+        """Look for addresses of scripts and sheets inside scripts and styles."""
+        pattern = {"script": IN_SCRIPT, "style": IN_STYLE}.get(self.inside)
+        if pattern:
+            self.found += [f"<{self.inside}> {url}" for url in pattern.findall(data)]
+
+
+def _urls(attribute: str, value: str) -> Iterator[str]:
+    if attribute == "srcset":
+        yield from (part.strip().split(" ")[0] for part in value.split(","))
+    else:
+        yield value

@@ -1,0 +1,348 @@
+"""From the ledger to frames: every statistic, its paired change, interval and noise floor.
+
+A configuration is what a reader would choose between (architecture, method, bits, ranges, sampler);
+training seeds and calibration draws are its replicates. All of them answer about the same test
+images, so several replicates are resampled together, image by image.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fairq_utils import metrics, stats
+from fairq_utils.mitigation.methods import METHODS as FAIR
+from fairq_utils.mitigation.methods import RANGES
+from fairq_utils.quantizers.methods import CONTROL
+from fairq_utils.study.ledger import Run, RunRecord
+from fairq_utils.study.params.study import Params
+from fairq_utils.study.planning import baseline_of
+from fairq_utils.study.statistics import (
+    CONFIGURATION,
+    STATISTICS,
+    Pair,
+    Statistic,
+    configuration,
+    counts,
+    scopes,
+    shared,
+)
+
+
+def by_configuration(runs: list[RunRecord], params: Params) -> pd.DataFrame:
+    """Every statistic of every configuration beside its FP32 model, with paired intervals.
+
+    Returns
+    -------
+    DataFrame
+        Columns of :data:`CONFIGURATION`, ``scope`` (whose gaps), ``statistic``, ``seeds``, and
+        from :func:`fairq_utils.stats.paired_bootstrap` ``reference``, ``compared``, ``change``,
+        ``low``, ``high`` and the intervals of the first two; ``flips``, the share of answers
+        that differ from FP32; ``floor`` and ``p_value`` of the change from
+        :func:`fairq_utils.stats.exchange_floors`: what it would be if the same answers had flipped
+        either way by chance. Fractions, not points.
+    """
+    return _compared(_against_baseline(runs), params)
+
+
+def of_mitigation(runs: list[RunRecord], params: Params) -> pd.DataFrame:
+    """Each calibration sampler against a random draw of equal size, all else the same.
+
+    Returns
+    -------
+    DataFrame
+        As :func:`by_configuration`, but ``reference`` is the model calibrated at random and
+        ``compared`` the one calibrated by ``sampler``; both are quantized. ``harm_random`` and
+        ``harm`` are their changes from FP32.
+    """
+    twins = {
+        key: pairs
+        for key, pairs in _twins(runs).items()
+        if pairs[0][1].run.sampler in params.mitigation.samplers
+    }
+    frame = _compared(twins, params)
+    if frame.empty:
+        return frame
+    harm = by_configuration(runs, params).set_index([*CONFIGURATION, "scope", "statistic"]).change
+    mine = pd.MultiIndex.from_frame(frame[[*CONFIGURATION, "scope", "statistic"]])
+    random = pd.MultiIndex.from_frame(
+        frame.assign(sampler="random")[[*CONFIGURATION, "scope", "statistic"]]
+    )
+    return frame.assign(harm_random=harm.loc[random].to_numpy(), harm=harm.loc[mine].to_numpy())
+
+
+def against_plain(runs: list[RunRecord], params: Params) -> pd.DataFrame:
+    """Every fairness-aware method against plain quantization at the same bits, on the same images.
+
+    Plain is static quantization with least-error ranges from a random draw. Arms that train on are
+    there with their controls: training on without constraint, and in float.
+
+    Returns
+    -------
+    DataFrame
+        As :func:`by_configuration`, ``reference`` being the plainly quantized model; ``bits`` of
+        the float control are those of its reference. ``harm_plain`` and ``harm`` are the changes
+        of both from FP32, ``seconds`` what the method costs, ``bytes`` what its model takes, and
+        ``seconds_plain`` and ``bytes_plain`` the same of plain quantization.
+    """
+    pairs = _beside_plain(runs)
+    frame = _compared(pairs, params)
+    if frame.empty:
+        return frame
+    by_key = {record.run.key: record for record in runs}
+    harms: list[list[float]] = [[], []]
+    for found in pairs.values():
+        bases = [by_key[baseline_of(pair[0].run).key] for pair in found]
+        for attributes in scopes(params).values():
+            for place, harm in enumerate(harms):
+                behind = [(base, pair[place]) for base, pair in zip(bases, found, strict=True)]
+                tables = shared(behind, attributes).tables
+                before, after = tables.sum(axis=-1), tables.sum(axis=-2)
+                harm += [float(np.mean(s(after) - s(before))) for s in STATISTICS.values()]
+    costs = {
+        key: [
+            float(np.mean([cost(pair[place]) for pair in found]))
+            for cost in (
+                lambda r: r.measures.get("quantize_seconds", np.nan),
+                lambda r: r.size_bytes,
+            )
+            for place in (0, 1)
+        ]
+        for key, found in pairs.items()
+    }
+    names = ["seconds_plain", "seconds", "bytes_plain", "bytes"]
+    keys = list(map(tuple, frame[CONFIGURATION].to_numpy()))
+    table = pd.DataFrame([costs[key] for key in keys], columns=names, index=frame.index)
+    return frame.assign(harm_plain=harms[0], harm=harms[1]).join(table)
+
+
+def _beside_plain(runs: list[RunRecord]) -> dict[tuple[Any, ...], list[Pair]]:
+    """By configuration: the plainly quantized run, and one that minds the groups."""
+
+    def place(run: Run, bits: str | None) -> tuple[Any, ...]:
+        return (run.architecture, bits, json.dumps(run.training, sort_keys=True))
+
+    def plain(run: Run) -> bool:
+        return run.method == "ptq" and run.sampler == "random" and run.ranges == RANGES
+
+    references: dict[tuple[Any, ...], list[RunRecord]] = {}
+    for record in runs:
+        if plain(record.run):
+            references.setdefault(place(record.run, record.run.bits), []).append(record)
+    bits = list(dict.fromkeys(key[1] for key in references))
+    found: dict[tuple[Any, ...], list[Pair]] = {}
+    for record in runs:
+        run = record.run
+        sampled = run.method == "ptq" and run.ranges == RANGES and not plain(run)
+        if not (sampled or run.method in FAIR or run.method in ("qat", CONTROL)):
+            continue
+        for width in [run.bits] if run.bits else bits:
+            for reference in references.get(place(run, width), []):
+                drawn = run.calibration_seed in (None, reference.run.calibration_seed)
+                if drawn:
+                    key = tuple({**configuration(run), "bits": width}.values())
+                    found.setdefault(key, []).append((reference, record))
+    return found
+
+
+def _compared(pairs: Mapping[tuple[Any, ...], Sequence[Pair]], params: Params) -> pd.DataFrame:
+    parts = []
+    options: dict[str, Any] = {
+        "replicates": params.analysis.replicates,
+        "seed": params.data.seed,
+    }
+    for key, members in pairs.items():
+        for scope, attributes in scopes(params).items():
+            answers = shared(members, attributes)
+            table = stats.paired_bootstrap(
+                answers, STATISTICS, confidence=params.analysis.confidence, **options
+            )
+            chance = stats.exchange_floors(answers, STATISTICS, **options)
+            parts.append(
+                table.assign(
+                    **dict(zip(CONFIGURATION, key, strict=True)),
+                    scope=scope,
+                    seeds=len(members),
+                    flips=np.mean([((a.scores > 0) != (b.scores > 0)).mean() for a, b in members]),
+                    floor=chance.floor,
+                    p_value=chance.p_value,
+                )
+            )
+    first = [*CONFIGURATION, "scope", "statistic", "seeds"]
+    if not parts:
+        return pd.DataFrame(columns=first)
+    frame = pd.concat(parts, ignore_index=True)
+    return frame[[*first, *(c for c in frame if c not in first)]]
+
+
+def _against_baseline(runs: list[RunRecord]) -> dict[tuple[Any, ...], list[Pair]]:
+    """By configuration: each run behind its FP32 model (an FP32 run behind itself)."""
+    by_key = {record.run.key: record for record in runs}
+    found: dict[tuple[Any, ...], list[Pair]] = {}
+    for record in runs:
+        base = by_key.get(baseline_of(record.run).key)
+        if base is not None:
+            key = tuple(configuration(record.run).values())
+            found.setdefault(key, []).append((base, record))
+    return found
+
+
+def _twins(runs: list[RunRecord]) -> dict[tuple[Any, ...], list[Pair]]:
+    """By configuration: pairs that differ in the sampler alone, the random draw first."""
+
+    def twin(record: RunRecord) -> tuple[Any, ...]:
+        run = record.run
+        seeds = (run.calibration_seed, json.dumps(run.training, sort_keys=True))
+        return (run.architecture, run.bits, run.ranges, *seeds)
+
+    static = [record for record in runs if record.run.method == "ptq"]
+    at_random = {twin(r): r for r in static if r.run.sampler == "random"}
+    found: dict[tuple[Any, ...], list[Pair]] = {}
+    for record in static:
+        if record.run.sampler != "random" and twin(record) in at_random:
+            key = tuple(configuration(record.run).values())
+            found.setdefault(key, []).append((at_random[twin(record)], record))
+    return found
+
+
+def between_seeds(runs: list[RunRecord], params: Params) -> pd.DataFrame:
+    """What another training seed alone makes of every statistic, by architecture and scope.
+
+    Returns
+    -------
+    DataFrame
+        ``architecture``, ``scope``, and the columns of :func:`fairq_utils.stats.seed_floors`; empty
+        where no architecture was trained from two seeds.
+    """
+    trained: dict[str, dict[int, RunRecord]] = {}
+    for record in runs:
+        if record.run.method == "fp32":
+            seed = int(record.run.training["seed"])
+            trained.setdefault(record.run.architecture, {})[seed] = record
+    parts = [
+        stats.seed_floors(
+            stats.seed_pairs(
+                {seed: counts(record, attributes).reference for seed, record in seeds.items()},
+                STATISTICS,
+            )
+        ).assign(architecture=architecture, scope=scope)
+        for architecture, seeds in trained.items()
+        if len(seeds) > 1
+        for scope, attributes in scopes(params).items()
+    ]
+    names = ["architecture", "scope", "statistic", "pairs", "mean", "floor", "largest"]
+    return pd.concat(parts, ignore_index=True)[names] if parts else pd.DataFrame(columns=names)
+
+
+def by_group(runs: list[RunRecord], params: Params) -> pd.DataFrame:
+    """Accuracy of every intersectional group, its change under quantization, and who flips.
+
+    Returns
+    -------
+    DataFrame
+        One row per configuration and group: ``images``, ``reference``, ``compared``, ``change``,
+        ``low``, ``high``, ``compared_low``, ``compared_high`` (fractions), ``lost`` (answers right
+        before, wrong now) and ``won`` (the reverse) summed over replicates, and ``p_value``: the
+        mid-p value of McNemar's test, or, over several replicates, its exchange test on the images
+        they share.
+    """
+    options: dict[str, Any] = {
+        "replicates": params.analysis.replicates,
+        "seed": params.data.seed,
+    }
+    rows = []
+    for key, members in _against_baseline(runs).items():
+        answers = shared(members, params.analysis.attributes)
+        collapsed = [counts(record, params.analysis.attributes) for _, record in members]
+        names = collapsed[0].groups
+        accuracy = {name: _group_accuracy(i) for i, name in enumerate(names)}
+        table = stats.paired_bootstrap(
+            answers, accuracy, confidence=params.analysis.confidence, **options
+        ).set_index("statistic")
+        pooled = stats.flips_by_group(np.sum([c.table for c in collapsed], axis=0), names)
+        pooled = pooled.set_index("group")
+        p_values = (
+            pooled.mcnemar_mid_p
+            if len(members) == 1
+            else stats.exchange_floors(answers, accuracy, **options).set_index("statistic").p_value
+        )
+        rows += [
+            {
+                **dict(zip(CONFIGURATION, key, strict=True)),
+                "group": name.replace("|", " "),
+                "images": int(pooled.images[name]) // len(members),
+                **table.loc[name].to_dict(),
+                "lost": int(pooled.lost[name]),
+                "won": int(pooled.won[name]),
+                "p_value": float(p_values[name]),
+            }
+            for name in names
+        ]
+    return pd.DataFrame(rows)
+
+
+def _group_accuracy(index: int) -> Statistic:
+    return lambda table: metrics.rate(table, "accuracy")[..., index]
+
+
+def equal_errors(runs: list[RunRecord], params: Params) -> pd.DataFrame:
+    """:func:`fairq_utils.stats.equal_errors` of every FP32 run and partition, averaged over runs.
+
+    Returns
+    -------
+    DataFrame
+        ``scope``, ``statistic``, ``median``, ``low``, ``high``; fractions.
+    """
+    parts = [
+        stats.equal_errors(
+            counts(record, attributes).reference,
+            STATISTICS,
+            replicates=params.analysis.replicates,
+            seed=params.data.seed,
+        ).assign(scope=scope)
+        for record in runs
+        if record.run.method == "fp32"
+        for scope, attributes in scopes(params).items()
+    ]
+    whole = pd.concat(parts, ignore_index=True)
+    return whole.groupby(["scope", "statistic"], sort=False).mean().reset_index()
+
+
+def sizes(runs: list[RunRecord]) -> pd.DataFrame:
+    """Size of every configuration in MiB, and how many times smaller than FP32 it is."""
+    frame = pd.DataFrame(
+        [{**configuration(r.run), "mebibytes": r.size_bytes / 2**20} for r in runs]
+    ).drop_duplicates(CONFIGURATION)
+    full = frame[frame.method == "fp32"].set_index("architecture").mebibytes
+    return frame.assign(ratio=frame.architecture.map(full) / frame.mebibytes)
+
+
+def pareto(frame: pd.DataFrame, costs: Mapping[str, int]) -> pd.Series:
+    """Rows that no other row beats: better or equal in every column, better in one.
+
+    Parameters
+    ----------
+    costs : mapping of column to +1 (more is better) or -1 (less is better)
+    """
+    values = frame[list(costs)].to_numpy(float) * np.array(list(costs.values()))
+    at_least = (values[:, None] >= values[None]).all(axis=2)
+    better = (values[:, None] > values[None]).any(axis=2)
+    return pd.Series(~(at_least & better).any(axis=0), index=frame.index)
+
+
+def frontier(frame: pd.DataFrame, size: pd.DataFrame, scope: str) -> pd.DataFrame:
+    """Accuracy, demographic parity gap and size of every configuration, and who is on the front."""
+    rows = frame[frame["scope"] == scope]
+    wide = rows.pivot_table(index=CONFIGURATION, columns="statistic", values="compared", sort=False)
+    found = wide.reset_index().merge(size, on=CONFIGURATION)
+    for name in ("accuracy", "demographic_parity_difference"):
+        kept = {"compared_low": f"{name}_low", "compared_high": f"{name}_high"}
+        kept |= {"floor": f"{name}_floor"}
+        ends = rows[rows.statistic == name][[*CONFIGURATION, *kept]].rename(columns=kept)
+        found = found.merge(ends, on=CONFIGURATION)
+    front = pareto(found, {"accuracy": 1, "demographic_parity_difference": -1, "mebibytes": -1})
+    return found.assign(pareto=front)

@@ -1,0 +1,328 @@
+"""Notebooks: from the chapters' scripts to executed ones, with papermill's parameters."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import hashlib
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jupytext
+import nbformat
+import papermill
+from nbformat import NotebookNode
+from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
+
+from fairq_utils.errors import BadInput, Fault
+
+INJECTED = "# Parameters"  # first line of the cell that papermill writes
+
+
+class UnknownParameterError(BadInput):
+    """A parameter that a chapter does not have."""
+
+
+def assigned(source: str) -> dict[str, str]:
+    """Names that a cell assigns, each with the source of its value."""
+    found: dict[str, str] = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign):
+            names = [name.id for name in node.targets if isinstance(name, ast.Name)]
+            found.update({name: ast.unparse(node.value) for name in names})
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found[node.target.id] = ast.unparse(node.value) if node.value else ""
+    return found
+
+
+def parameters_of(notebook: NotebookNode) -> dict[str, str]:
+    """Names assigned in the cell tagged ``parameters``, each with its default's source."""
+    found: dict[str, str] = {}
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", []):
+            found.update(assigned(cell.source))
+    return found
+
+
+def refuse_unknown(chapter: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse the first given name that is not known.
+
+    Raises
+    ------
+    UnknownParameterError
+        Names the chapter, the parameter and what it may be instead.
+    """
+    has = sorted(known)
+    for name in given:
+        if name not in has:
+            near = difflib.get_close_matches(name, has, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UnknownParameterError(
+                f"{chapter}: parameters: {name!r} is not one of its parameters "
+                f"({', '.join(has) or 'none'}){hint}"
+            )
+
+
+def refuse_unknown_in(executed: Sequence[str]) -> None:
+    """The same from within a chapter, by the sources of the cells that were executed so far.
+
+    What papermill injected may only assign what the cells before it assign.
+    """
+    for number, source in enumerate(executed):
+        if source.lstrip().startswith(INJECTED):
+            known = [name for cell in executed[:number] for name in assigned(cell)]
+            refuse_unknown("this chapter", assigned(source), known)
+
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = ROOT / "notebooks"
+SMOKE = ROOT / "params" / "smoke.yaml"
+# Written into every notebook instead of what the executing kernel says about itself.
+METADATA: dict[str, Any] = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
+Progress = Callable[[str], None]
+
+
+class ExecutionError(Fault):
+    """A chapter could not be executed: which one, in which cell, and why."""
+
+
+def chapters(folder: Path = NOTEBOOKS) -> list[Path]:
+    """The chapters' scripts in reading order: ``01_population.py``, ``02_baselines.py``, ..."""
+    return sorted(folder.glob("[0-9][0-9]_*.py"))
+
+
+def read_chapter(script: Path) -> NotebookNode:
+    """The notebook, without outputs, that a percent script describes; cell ids follow content."""
+    notebook = jupytext.read(script, fmt="py:percent")
+    return normalise(notebook)
+
+
+def check_parameters(scripts: Sequence[Path], parameters: Iterable[str]) -> None:
+    """Refuse a parameter that a chapter does not have; raises ``UnknownParameterError``."""
+    given = list(parameters)
+    for script in scripts:
+        refuse_unknown(_shown(script), given, parameters_of(read_chapter(script)))
+
+
+def normalise(notebook: NotebookNode) -> NotebookNode:
+    """Take out, in place, what differs between two executions that computed the same."""
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    notebook.metadata = nbformat.from_dict(METADATA)
+    seen: dict[str, int] = {}
+    for cell in notebook.cells:
+        for key in ("papermill", "execution", "jupyter", "lines_to_next_cell"):
+            cell.metadata.pop(key, None)
+        if not cell.metadata.get("tags"):
+            cell.metadata.pop("tags", None)
+        elif "injected-parameters" in cell.metadata.tags:
+            cell.metadata.tags = ["injected-parameters", "remove-cell"]
+        text = f"{cell.cell_type}\n{cell.source}"
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        seen[digest] = seen.get(digest, 0) + 1
+        cell.id = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
+        if cell.cell_type == "code":
+            cell.outputs = _normalise_outputs(cell.outputs, cell.id)
+    return notebook
+
+
+def _normalise_outputs(outputs: list[NotebookNode], cell_id: str) -> list[NotebookNode]:
+    kept: list[NotebookNode] = []
+    for output in outputs:
+        previous = kept[-1] if kept else None
+        if output.output_type == "stream":
+            output.text = _steady(output.text, cell_id)
+            # Where one stream is cut into messages is a matter of timing.
+            if (
+                previous is not None
+                and previous.output_type == "stream"
+                and previous.name == output.name
+            ):
+                previous.text += output.text
+                continue
+        for mime, data in output.get("data", {}).items():
+            if mime.startswith("text/") and isinstance(data, str):
+                output.data[mime] = _steady(data, cell_id)
+        kept.append(output)
+    return kept
+
+
+def _steady(text: str, cell_id: str) -> str:
+    text = text.replace(f"{ROOT}{os.sep}", "").replace(sys.prefix, "<environment>")
+    text = re.sub(r" at 0x[0-9a-f]{6,}", "", text)
+    # pandas' Styler draws a new id for every table.
+    for number, style in enumerate(dict.fromkeys(re.findall(r"\bT_[0-9a-f]{5}\b", text))):
+        text = text.replace(style, f"T_{cell_id}_{number}")
+    return text
+
+
+def execute_notebooks(
+    params_file: Path | str,
+    out_dir: Path,
+    progress: Progress = print,
+    *,
+    parameters: Mapping[str, Any] | None = None,
+    scripts: Sequence[Path] | None = None,
+) -> list[Path]:
+    """Execute every chapter at a params file and write the notebooks with their outputs.
+
+    The kernel works in the script's folder, as nbval and an editor do.
+
+    Parameters
+    ----------
+    params_file : path
+        Given to each chapter as ``params_file``, relative to the chapter's folder.
+    out_dir : path
+        Where ``<chapter>.ipynb`` is written. Seconds per chapter are noted beside it, for the next
+        execution's estimate of the time left.
+    progress : callable
+        Called with one line before and after each chapter.
+    parameters : mapping, optional
+        Further papermill parameters, by name.
+    scripts : sequence of paths, optional
+        The chapters; all of ``notebooks/`` if not given.
+
+    Raises
+    ------
+    UnknownParameterError
+        Before anything is executed or written.
+    ExecutionError
+        Names the chapter and cell that failed.
+    """
+    scripts = chapters() if scripts is None else list(scripts)
+    given: dict[str, Any] = dict(parameters or {})
+    check_parameters(scripts, ["params_file", *given])
+    out_dir.mkdir(parents=True, exist_ok=True)
+    clock = _Clock(out_dir.parent / f"{out_dir.name}_seconds.json", [s.stem for s in scripts])
+    written = []
+    for number, script in enumerate(scripts, start=1):
+        label = f"chapter {number}/{len(scripts)} {script.stem}"
+        progress(f"{label}: executing, {clock.left()}")
+        given["params_file"] = os.path.relpath(params_file, script.parent)
+        notebook = _execute(script, read_chapter(script), given)
+        target = out_dir / f"{script.stem}.ipynb"
+        nbformat.write(notebook, target)
+        written.append(target)
+        progress(f"{label}: done in {clock.finished(script.stem):.0f} s")
+    clock.save()
+    return written
+
+
+def write_pairs(progress: Progress = print, scripts: Sequence[Path] | None = None) -> list[Path]:
+    """Write the committed ``.ipynb`` beside each script, executed with the script's own defaults.
+
+    What a chapter writes to stderr is shown here and not kept: it is about the machine.
+    """
+    scripts = chapters() if scripts is None else list(scripts)
+    written = []
+    for number, script in enumerate(scripts, start=1):
+        began = time.perf_counter()
+        progress(f"chapter {number}/{len(scripts)} {script.stem}: executing")
+        notebook = _execute(script, read_chapter(script), {})
+        for index, cell in enumerate(notebook.cells):
+            for output in [o for o in cell.get("outputs", []) if o.get("name") == "stderr"]:
+                cell.outputs.remove(output)
+                first = output.text.strip().partition("\n")[0]
+                progress(f"  {script.stem} cell {index} wrote to stderr: {first}")
+        target = script.with_suffix(".ipynb")
+        nbformat.write(notebook, target)
+        written.append(target)
+        progress(f"  wrote {_shown(target)} in {time.perf_counter() - began:.0f} s")
+    return written
+
+
+def differences(script: Path) -> list[str]:
+    """Where a script and the notebook beside it are out of step; empty if they are a pair."""
+    pair = script.with_suffix(".ipynb")
+    if not pair.exists():
+        return [f"{_shown(pair)} is missing: run make notebooks"]
+    ours, theirs = read_chapter(script), nbformat.read(pair, as_version=4)
+    found = []
+    if len(ours.cells) != len(theirs.cells):
+        found.append(f"{len(ours.cells)} cells in the script, {len(theirs.cells)} in the notebook")
+    for index, (cell, twin) in enumerate(zip(ours.cells, theirs.cells, strict=False)):
+        for part in ("cell_type", "source", "metadata", "id"):
+            if cell[part] != twin[part]:
+                found.append(f"cell {index}: {part} differs")
+                break
+    return [f"{_shown(script)}: {line}; run make notebooks" for line in found]
+
+
+def _execute(script: Path, notebook: NotebookNode, given: Mapping[str, Any]) -> NotebookNode:
+    # Two kernels never share this: papermill reads it when it starts one.
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    try:
+        done = papermill.execute_notebook(
+            notebook,
+            None,
+            parameters=dict(given),
+            cwd=script.parent,
+            kernel_name="python3",
+            progress_bar=False,
+            start_timeout=120,
+            # A kernel that is asked to stop otherwise reports that as an error.
+            extra_arguments=["--IPKernelApp.log_level=50"],
+            # Other users of this machine shall not read what the kernel says.
+            config=Config({"KernelManager": {"transport_encryption": "auto"}}),
+        )
+    except PapermillExecutionError as error:
+        raise ExecutionError(
+            f"{_shown(script)}: cell {error.cell_index}: {error.ename}: {error.evalue}\n"
+            + _plain("\n".join(error.traceback))
+        ) from None
+    return normalise(done)
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+def _shown(path: Path) -> str:
+    path = path.resolve()
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+class _Clock:
+    """How long the chapters took, last time and now, and so how long still."""
+
+    def __init__(self, record: Path, names: Sequence[str]) -> None:
+        self.record = record
+        self.began = self.last = time.perf_counter()
+        self.todo = list(names)
+        self.taken: dict[str, float] = {}
+        try:
+            self.before: dict[str, float] = json.loads(record.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            self.before = {}
+
+    def left(self) -> str:
+        """Elapsed time and the estimate of what is left: a guess until something is known."""
+        elapsed = f"{time.perf_counter() - self.began:.0f} s so far"
+        known = [self.before[name] for name in self.todo if name in self.before]
+        pace = [*self.taken.values(), *known]
+        if not pace:
+            return elapsed
+        unknown = len(self.todo) - len(known)
+        return f"{elapsed}, about {sum(known) + unknown * sum(pace) / len(pace):.0f} s left"
+
+    def finished(self, name: str) -> float:
+        """Note a chapter as done and return its seconds."""
+        now = time.perf_counter()
+        self.taken[name], self.last = now - self.last, now
+        self.todo.remove(name)
+        return self.taken[name]
+
+    def save(self) -> None:
+        """Keep the seconds for the next execution."""
+        text = json.dumps({name: round(seconds, 1) for name, seconds in self.taken.items()})
+        self.record.write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,186 @@
+"""Chapter on the population: faces, their make-up, and what can be seen of demographics."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fairq_utils.data.faces import FaceData
+from fairq_utils.report.figures import finished
+from fairq_utils.training import architectures, loop, objectives
+
+
+class _SharedTrunk(nn.Module):
+    """One small convolutional trunk, one linear head per attribute; logits side by side."""
+
+    def __init__(self, classes: list[int]) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for width in (24, 48, 96, 192):
+            layers += [
+                nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(width, width, 3, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+            ]
+            channels = width
+        self.trunk = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(channels, sum(classes))
+        self.classes = classes
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.trunk(x))
+        return logits
+
+
+class _AllAttributes(objectives.Classification):
+    """Sum of the cross-entropies of all attributes."""
+
+    def __init__(self, data: FaceData) -> None:
+        super().__init__(data)
+        codes = np.stack([data.groups[c].cat.codes for c in data.groups], axis=1)
+        self.register_buffer("codes", torch.from_numpy(codes.astype(np.int64)))
+
+    def forward(self, model: nn.Module, images: Tensor, rows: Tensor, flipped: Tensor) -> Tensor:
+        logits = model(images).split(model.classes, dim=1)
+        codes: Tensor = self.codes  # type: ignore[assignment]
+        losses = [
+            nn.functional.cross_entropy(part.float(), codes[rows, i])
+            for i, part in enumerate(logits)
+        ]
+        return torch.stack(losses).sum()
+
+
+def recover(data: FaceData, *, epochs: int = 4, seed: int = 0, device: str = "cpu") -> pd.DataFrame:
+    """Train a small network to tell the sensitive attributes, and count its answers on test.
+
+    Parameters
+    ----------
+    data : FaceData
+        With splits ``train`` and ``test``.
+
+    Returns
+    -------
+    DataFrame
+        ``attribute``, ``true``, ``predicted``, ``images``: one confusion table per attribute.
+    """
+    train, test = data.subset("train"), data.subset("test")
+    torch.manual_seed(seed)
+    model = _SharedTrunk([len(train.groups[c].cat.categories) for c in train.groups])
+    recipe = loop.Recipe(epochs=epochs, learning_rate=3e-3, batch_size=32)
+    loop.fit(model, train, recipe, _AllAttributes(train), seed=seed, device=device)
+    answers = _answers(model, test, device)
+    tables = []
+    for i, attribute in enumerate(test.groups):
+        names = test.groups[attribute].cat.categories
+        table = pd.DataFrame(
+            {
+                "attribute": attribute,
+                "true": test.groups[attribute].astype(str),
+                "predicted": np.asarray(names)[answers[:, i]],
+            }
+        )
+        tables.append(table.value_counts().rename("images").reset_index())
+    return pd.concat(tables, ignore_index=True)
+
+
+def _answers(model: _SharedTrunk, data: FaceData, device: str) -> NDArray[np.int64]:
+    parts = []
+    model.eval()
+    with torch.inference_mode():
+        for start in range(0, len(data), 256):
+            logits = model(architectures.normalize(data.images[start : start + 256], device))
+            split = logits.split(model.classes, dim=1)
+            parts.append(torch.stack([s.argmax(1) for s in split], dim=1).cpu())
+    return torch.cat(parts).numpy()
+
+
+def reduced(data: FaceData, train: int, test: int) -> FaceData:
+    """The first images of the train and test splits, as many as asked for."""
+    rows = np.concatenate(
+        [np.flatnonzero(data.split == s)[:n] for s, n in (("train", train), ("test", test))]
+    )
+    return data.take(rows)
+
+
+def face_sheet(data: FaceData, rows: int = 4, columns: int = 10, titles: bool = True) -> Figure:
+    """The first pictures of a data set, with their demographics."""
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(columns * 0.95, rows * (1.32 if titles else 1.0)), squeeze=False
+    )
+    for i, axis in enumerate(axes.ravel()):
+        axis.axis("off")
+        if i < len(data):
+            axis.imshow(data.images[i].permute(1, 2, 0).numpy(), interpolation="bicubic")
+            if titles:
+                group = [str(value) for value in data.groups.iloc[i]]
+                answer = data.meta["answers"][data.target[i]]
+                lines = [", ".join(group[:2]), *group[2:], answer]
+                axis.set_title("\n".join(lines), fontsize=6)
+    figure.subplots_adjust(wspace=0.05, hspace=0.5 if titles else 0.05)
+    return finished(figure)
+
+
+def smile_scale(data: FaceData, columns: int = 12) -> Figure:
+    """Faces ordered by the true strength of their smile, with that strength."""
+    if data.factors is None:
+        raise ValueError("smile_scale: these images come without the coefficients that made them")
+    smile = data.factors["smile"].to_numpy()
+    rows = np.array([np.abs(smile - s).argmin() for s in np.linspace(0.03, 0.97, columns)])
+    figure, axes = plt.subplots(1, columns, figsize=(columns * 0.95, 1.3))
+    for row, axis in zip(rows, axes, strict=True):
+        axis.imshow(data.images[row].permute(1, 2, 0).numpy(), interpolation="bicubic")
+        axis.set_title(f"{smile[row]:.2f}", fontsize=8)
+        axis.axis("off")
+    figure.subplots_adjust(wspace=0.05)
+    return finished(figure)
+
+
+def composition(data: FaceData) -> Figure:
+    """Images and share of the target per gender x age group, by ancestry."""
+    table = data.groups.assign(target=data.target)
+    table["group"] = table.gender.astype(str) + " " + table.age.astype(str)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
+    counts = table.groupby(["group", "race"], observed=True).size().unstack()
+    counts.plot.bar(stacked=True, ax=left, color=sns.color_palette("crest", 3), width=0.7)
+    left.set(xlabel="", ylabel="images")
+    left.tick_params(axis="x", rotation=20)
+    left.legend(title="")
+    rates = table.groupby("group").target.agg(["mean", "size"])
+    error = 1.96 * np.sqrt(rates["mean"] * (1 - rates["mean"]) / rates["size"])
+    right.errorbar(
+        rates.index, rates["mean"] * 100, yerr=error * 100, fmt="o", color="0.25", capsize=3
+    )
+    right.set(ylabel=f"{data.meta['answers'][1]} (%)", ylim=(0, 100))
+    right.margins(x=0.2)
+    right.tick_params(axis="x", rotation=20)
+    figure.tight_layout()
+    return finished(figure)
+
+
+def recovery(confusion: pd.DataFrame) -> Figure:
+    """Confusion of each sensitive attribute by a small network, in percent of the true group."""
+    names = list(dict.fromkeys(confusion.attribute))
+    figure, axes = plt.subplots(1, len(names), figsize=(3.1 * len(names), 2.8))
+    for axis, name in zip(np.atleast_1d(axes), names, strict=True):
+        part = confusion[confusion.attribute == name]
+        table = part.pivot_table(
+            index="true", columns="predicted", values="images", aggfunc="sum", fill_value=0
+        )
+        share = table.div(table.sum(axis=1), axis=0) * 100
+        sns.heatmap(
+            share, annot=True, fmt=".0f", cmap="Blues", vmin=0, vmax=100, cbar=False, ax=axis
+        )
+        axis.set_title(name)
+        axis.grid(False)
+    figure.tight_layout()
+    return finished(figure)

@@ -1,0 +1,96 @@
+"""Recording: a study's tables kept in ``book/results/``, with what they came from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from fairq_utils.report import dials, effects
+from fairq_utils.study import statistics
+from fairq_utils.study.dials import worlds
+from fairq_utils.study.ledger import RunRecord
+from fairq_utils.study.params.study import Params
+from fairq_utils.study.planning import plan, with_dials
+from fairq_utils.study.recorded import FOLDER, RecordError, _paths
+from fairq_utils.study.storage import ledger
+
+KEPT = (
+    "accuracy",
+    "worst_group_accuracy",
+    "demographic_parity_difference",
+    "equalized_odds_difference",
+)
+
+
+def record(params: Params, folder: Path = FOLDER) -> list[Path]:
+    """Write a study's tables from its ledger, before mitigation; it need not be complete.
+
+    Returns
+    -------
+    list of paths
+    """
+    wanted = plan(params, ("baseline", "quantization"))
+    store = ledger(params)
+    runs = [store.read(run.key) for run in wanted if store.contains(run.key)]
+    if not any(run.run.method != "fp32" for run in runs):
+        raise RecordError(
+            f"{params.execution.ledger}: holds no quantized run of {params.name}; run the study "
+            "first"
+        )
+    frame = effects.by_configuration(runs, params)
+    crossed = list(statistics.scopes(params))[-1]
+    frame = frame[(frame["scope"] == crossed) & frame.statistic.isin(KEPT)]
+    frame = frame.merge(effects.sizes(runs), on=statistics.CONFIGURATION, how="left")
+    frame = frame.merge(_costs(runs), on=statistics.CONFIGURATION, how="left")
+    groups = effects.by_group(runs, params)
+    minding = list(with_dials(params, ("mitigation",)))
+    about = {
+        "name": params.name,
+        "planned": len(wanted),
+        "recorded": len(runs),
+        "mitigation_planned": len(minding),
+        "mitigation_recorded": sum(store.contains(run.key) for run in minding),
+        "params": params.model_dump(mode="json", exclude={"execution", "tracking"}),
+        "provenance": runs[-1].provenance,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = _paths(params.name, folder)
+    frame.round(6).to_csv(paths[0], index=False)
+    groups.round(6).to_csv(paths[1], index=False)
+    paths[2].write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    return [*paths, *_record_mitigation(params, folder)]
+
+
+def _record_mitigation(params: Params, folder: Path) -> list[Path]:
+    """What minds the groups, against plain quantization; what seeds alone do; and the dials."""
+    store = ledger(params)
+    tables = {}
+    if params.mitigation.methods:
+        runs = statistics.records(store, params)
+        crossed = list(statistics.scopes(params))[-1]
+        for name, frame in (
+            ("methods", effects.against_plain(runs, params)),
+            ("seeds", effects.between_seeds(runs, params)),
+        ):
+            kept = (frame["scope"] == crossed) & frame.statistic.isin(KEPT)
+            tables[name] = frame[kept]
+    if params.dials.models:
+        tables["dials"] = dials.harms(worlds(params), store, params)
+    paths = []
+    for name, frame in tables.items():
+        paths.append(folder / f"{params.name}_{name}.csv")
+        frame.round(6).to_csv(paths[-1], index=False)
+    return paths
+
+
+def _costs(runs: list[RunRecord]) -> pd.DataFrame:
+    rows = [
+        {
+            **statistics.configuration(r.run),
+            "quantize_seconds": r.measures.get("quantize_seconds", float("nan")),
+        }
+        for r in runs
+    ]
+    return pd.DataFrame(rows).groupby(statistics.CONFIGURATION, sort=False).mean().reset_index()

@@ -1,0 +1,118 @@
+"""Is this machine ready? Versions, compiler, processor or GPU, libraries, disk, data."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from fairq_utils.errors import BadInput
+from fairq_utils.study.params.data import Photographs
+from fairq_utils.study.params.study import Params
+
+PACKAGES = {
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "timm": "timm",
+    "anny": "anny",
+    "warp-lang": "warp",
+    "fairlearn": "fairlearn",
+    "aif360": "aif360",
+    "dask": "dask",
+    "papermill": "papermill",
+    "jupyter-book": "jupyter_book",
+}
+FREE_GIB = 2.0
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing that was looked at: its name, whether it is there, and what was found."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+def inspect(params: Params | None = None) -> Iterator[Item]:
+    """Look at the set-up, one thing at a time; nothing is written.
+
+    Parameters
+    ----------
+    params : Params, optional
+        Also ask whether this study's device and image source are there.
+    """
+    yield Item(
+        "python", sys.version_info >= (3, 11), platform.python_version() + " (3.11 or newer)"
+    )
+    for name, module in PACKAGES.items():
+        yield _package(name, module)
+    compiler = shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
+    yield Item("C++ compiler", compiler is not None, compiler or "install one: apt install g++")
+    yield from _processors(params)
+    free = shutil.disk_usage(_existing(Path("build"))).free / 2**30
+    yield Item("disk", free >= FREE_GIB, f"{free:.0f} GiB free ({FREE_GIB:.0f} needed)")
+    if params is not None:
+        yield _pictures(params)
+        yield _people(params)
+
+
+def _package(name: str, module: str) -> Item:
+    try:
+        found = version(name)
+    except PackageNotFoundError:
+        return Item(name, False, f"not installed: pip install {name}")
+    if name in ("anny", "jupyter-book", "papermill", "aif360"):  # slow or chatty to import
+        return Item(name, True, found)
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        return Item(name, False, f"{found} is installed but does not import ({error})")
+    return Item(name, True, found)
+
+
+def _processors(params: Params | None) -> Iterator[Item]:
+    import torch
+
+    capability = torch.backends.cpu.get_cpu_capability()
+    yield Item(
+        "processor", True, f"{platform.machine()}, {capability}, {torch.get_num_threads()} threads"
+    )
+    gpu = torch.cuda.is_available()
+    wanted = params is not None and params.execution.device == "cuda"
+    detail = torch.cuda.get_device_name() if gpu else "none found; the CPU is used"
+    if wanted and not gpu:
+        detail = "none found, but execution.device is cuda; set it to auto"
+    yield Item("GPU", gpu or not wanted, detail)
+
+
+def _pictures(params: Params) -> Item:
+    data = params.data
+    if isinstance(data, Photographs):
+        there = Path(data.root).is_dir()
+        return Item("data", there, f"{data.name}, {data.root}" + ("" if there else " is not there"))
+    cached = Path(params.execution.cache, "population").exists()
+    source = "rendered before" if cached else "will be rendered"
+    return Item("data", True, f"{data.name}, {source}")
+
+
+def _people(params: Params) -> Item:
+    from fairq_utils.study.feasibility import check
+
+    try:
+        check(params)
+    except BadInput as error:
+        return Item("people", False, str(error))
+    return Item("people", True, "every group has test images, every sampler enough to draw from")
+
+
+def _existing(path: Path) -> Path:
+    path = path.resolve()
+    while not path.exists():
+        path = path.parent
+    return path

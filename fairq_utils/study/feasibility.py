@@ -1,0 +1,210 @@
+"""Whether a study's people can serve it: asked before anything is rendered, decoded or written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from fairq_utils import calibration
+from fairq_utils.data.faces import FaceData
+from fairq_utils.data.population import SPLITS
+from fairq_utils.metrics.base_rates import decides
+from fairq_utils.mitigation.methods import METHODS as FAIR
+from fairq_utils.study.dials import LABELS, worlds
+from fairq_utils.study.params.data import Photographs
+from fairq_utils.study.params.study import Params, ParamsError
+from fairq_utils.study.people import faces, people, shares, values
+
+Who = Callable[[str], tuple[NDArray[np.int8], pd.DataFrame]]
+
+
+def check(params: Params) -> None:
+    """Refuse a study that its people cannot serve.
+
+    Only demographics are drawn, or labels read, which takes moments.
+
+    Raises
+    ------
+    ParamsError
+        A group of ``analysis.attributes`` without a test image, or with too few images in the
+        calibration pool for a sampler; names the key, the group and the way out.
+    """
+    _check(params, partial(people, params))
+
+
+def check_decoded(params: Params) -> None:
+    """The same of the photographs that could be decoded; of rendered people there is no other.
+
+    Raises
+    ------
+    ParamsError
+        As in :func:`check`, where pictures that cannot be used left too few.
+    """
+    if not isinstance(params.data, Photographs):
+        return
+    data = faces(params)
+    try:
+        _check(params, partial(_usable, data))
+    except ParamsError as error:
+        left_out = sum(finding["counts"] for finding in data.meta["findings"])
+        if not left_out:
+            raise
+        raise ParamsError(f"{error} ({left_out} pictures or labels were left out)") from None
+
+
+def _usable(data: FaceData, split: str) -> tuple[NDArray[np.int8], pd.DataFrame]:
+    rows = data.split == split
+    return data.target[rows], data.groups[rows].reset_index(drop=True)
+
+
+def _check(params: Params, who: Who) -> None:
+    attributes = list(params.analysis.attributes)
+    if isinstance(params.data, Photographs):
+        _check_photographs(params, who)
+    target, groups = who("test")
+    empty = _empty(groups, attributes)
+    if empty is not None:
+        raise ParamsError(
+            f"data.test: none of {len(target)} test images shows the group {empty!r} of "
+            f"analysis.attributes ({', '.join(attributes)}); {_more(params)}, or take an attribute "
+            "out"
+        )
+    for world in worlds(params):
+        try:
+            check(world.params)
+        except ParamsError as error:
+            where = f"{LABELS[world.dial]} {world.level:g}".strip()
+            raise ParamsError(f"dials: {where}: {error}") from None
+    _check_tuning(params, who, attributes)
+    _check_samplers(params, who, attributes)
+    _check_draws(params, who, attributes)
+
+
+def _more(params: Params) -> str:
+    """How a group gets test images."""
+    if isinstance(params.data, Photographs):
+        return "keep more pictures in data.images or data.held_out"
+    return "enlarge data.test, give the group more weight in data.joint or data.race"
+
+
+def _empty(groups: pd.DataFrame, attributes: Sequence[str]) -> str | None:
+    """A crossed group without a picture, in words."""
+    sizes = groups.groupby(list(attributes), observed=False).size()
+    return _name(sizes.index[int(np.argmin(sizes))]) if (sizes == 0).any() else None
+
+
+def _name(cell: Any) -> str:
+    """A crossed group in words."""
+    return " ".join(str(value) for value in np.atleast_1d(np.asarray(cell, object)))
+
+
+def _check_photographs(params: Params, who: Who) -> None:
+    """Refuse attributes that photographs lack, and numbers that are larger than their splits."""
+    known = values(params)
+    unknown = [name for name in params.analysis.attributes if name not in known]
+    if unknown:
+        raise ParamsError(
+            f"analysis.attributes: {unknown[0]!r} is no group of {params.data.name}; there are "
+            f"{', '.join(known)}"
+        )
+    sizes = {split: len(who(split)[0]) for split in SPLITS}
+    for split, size in sizes.items():
+        if not size:
+            raise ParamsError(
+                f"data.root: {params.data.name} has no picture in the split {split}; give it more "
+                "pictures, or a larger share in data.held_out"
+            )
+    for name in params.analysis.attributes:
+        target, groups = who("train")
+        if decides(groups[name], target):
+            raise ParamsError(
+                f"analysis.attributes: {name!r} is what the target is made of, so that nobody in a "
+                "group of it has another label; leave it out, or choose another data.target"
+            )
+    quantization = params.quantization
+    asked = {
+        "quantization.calibration_images": (quantization.calibration_images, "calibration"),
+        "quantization.tuning.images": (quantization.tuning.images or 0, "train"),
+    } | {
+        f"training.models.{name}.batch_size": (recipe.batch_size, "train")
+        for name, recipe in params.training.models.items()
+    }
+    for key, (images, split) in asked.items():
+        if images > sizes[split]:
+            raise ParamsError(
+                f"{key}: {images} images are asked for, but the split {split} of "
+                f"{params.data.name} holds {sizes[split]}; ask for fewer"
+            )
+
+
+def _check_tuning(params: Params, who: Who, attributes: Sequence[str]) -> None:
+    """Refuse methods that need a picture of each group where there is none."""
+    fair = [FAIR[name] for name in params.mitigation.methods if name in FAIR]
+    if any(method.validates for method in fair):
+        target, groups = who("validation")
+        empty = _empty(groups, attributes)
+        if empty is not None:
+            raise ParamsError(
+                f"data.validation: none of {len(target)} pictures shows the group {empty!r}, which "
+                "methods look at there; enlarge it"
+            )
+    if not any(method.trains for method in fair):
+        return
+    target, groups = who("train")
+    images = params.quantization.tuning.images or len(target)
+    empty = _empty(groups[:images], attributes)
+    if empty is not None:
+        raise ParamsError(
+            f"quantization.tuning.images: the first {images} training pictures show nobody of the "
+            f"group {empty!r}, whose losses are constrained; enlarge it"
+        )
+
+
+def _check_samplers(params: Params, who: Who, attributes: Sequence[str]) -> None:
+    """Refuse samplers that the calibration pool has too few pictures for."""
+    target, groups = who("calibration")
+    wanted = params.quantization.calibration_images
+    named = [name for name in params.mitigation.methods if name not in FAIR]
+    for sampler in dict.fromkeys(("random", *params.mitigation.samplers, *named)):
+        key = "methods" if sampler in named else "samplers"
+        options: list[dict[str, Any]] = [{}]
+        drawn = sampler
+        if sampler in ("one_group", "worst_group"):
+            # Which group is the worst is known only after training.
+            drawn = "one_group"
+            cells = product(*(values(params)[attribute] for attribute in attributes))
+            options = [{"group": " ".join(cell)} for cell in cells]
+        elif sampler == "matched":
+            options = [{"population": shares(params, attributes, who("train")[1])}]
+        elif sampler == "core_set":
+            continue  # it needs no more than a pool that is large enough, as random does
+        try:
+            for option in options:
+                calibration.draw(
+                    drawn, groups, target, wanted, seed=0, attributes=attributes, **option
+                )
+        except ValueError as error:
+            raise ParamsError(f"mitigation.{key}: {sampler}: {error}") from None
+
+
+def _check_draws(params: Params, who: Who, attributes: Sequence[str]) -> None:
+    """Refuse draws without a group that a method looks at."""
+    needy = [m for m in params.mitigation.methods if m in FAIR and FAIR[m].needs_everybody]
+    if not needy:
+        return
+    target, groups = who("calibration")
+    wanted = params.quantization.calibration_images
+    for seed in params.quantization.calibration_seeds:
+        rows = calibration.draw("random", groups, target, wanted, seed=seed, attributes=attributes)
+        empty = _empty(groups.iloc[rows], attributes)
+        if empty is not None:
+            raise ParamsError(
+                f"quantization.calibration_images: {wanted} images drawn at random (seed {seed}) "
+                f"show nobody of the group {empty!r}, whom {needy[0]} looks at; draw more"
+            )

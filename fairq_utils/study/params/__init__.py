@@ -1,0 +1,1 @@
+"""The params file: its sections, typed and checked, and reading one."""

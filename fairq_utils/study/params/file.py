@@ -1,0 +1,172 @@
+"""A params file read: where a value is wrong, a sentence with the file, the key and the way out."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from fairq_utils.study.params.data import Collection, Data, Photographs
+from fairq_utils.study.params.study import ModelRecipe, Params, ParamsError
+
+KINDS = {"population": Data, "photographs": Photographs}  # of the data section
+# Settings that are a path or a URL, by section.
+PLACES = {"execution": ("ledger", "cache", "results"), "tracking": ("tensorboard", "mlflow")}
+
+
+def load_params(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> Params:
+    """Read and check a params file.
+
+    Parameters
+    ----------
+    path : path of a YAML file
+    overrides : mapping, optional
+        Values by dotted key, such as ``{"quantization.bits": ["W8A8"]}``, that take the place of
+        the file's. A mapping given as a value replaces the file's mapping whole.
+
+    Relative paths in ``execution`` and ``tracking``, of ``data.root`` and of a scheduler file are
+    taken from the repository's root where the file is in its ``params/`` folder, else from the
+    file's own folder.
+
+    Raises
+    ------
+    ParamsError
+        One sentence that names the file, the key's path, the value, and the way out.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        near = sorted(p.stem for p in Path("params").glob("*.yaml"))
+        hint = f"; the profiles in params/ are {', '.join(near)}" if near else ""
+        raise ParamsError(f"{path}: cannot be read: {reason}{hint}") from None
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}:" if mark else ""
+        problem = getattr(error, "problem", None) or "the YAML cannot be parsed"
+        raise ParamsError(f"{path}:{where} {problem}; correct the YAML there") from None
+    if not isinstance(content, dict):
+        raise ParamsError(f"{path}: holds no mapping of keys; begin with `name:` and `training:`")
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise ParamsError(
+            f"overrides: {overrides!r} is no mapping of keys to values, such as {{data.test: 500}}"
+        )
+    for key, value in (overrides or {}).items():
+        _put(content, str(key), value)
+    try:
+        params = Params.model_validate(content)
+    except ValidationError as error:
+        raise ParamsError(f"{path}: {_sentence(error)}") from None
+    root = path.resolve().parent
+    root = root.parent if root.name == "params" else root
+    update: dict[str, Any] = {
+        section: getattr(params, section).model_copy(
+            update={
+                name: value if "://" in value else str((root / value).resolve())
+                for name in names
+                for value in [getattr(getattr(params, section), name)]
+                if value is not None
+            }
+        )
+        for section, names in PLACES.items()
+    }
+    if isinstance(params.data, Photographs):
+        folder = str((root / Path(params.data.root).expanduser()).resolve())
+        update["data"] = params.data.model_copy(update={"root": folder})
+    address = params.cluster.address
+    if address and "://" not in address:  # a scheduler file
+        place = str((root / address).resolve())
+        update["cluster"] = params.cluster.model_copy(update={"address": place})
+    return params.model_copy(update=update)
+
+
+def _put(content: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = content.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise ParamsError(f"override {key}: {parent!r} holds no keys; name the key itself")
+        content = inner
+    content[last] = value
+
+
+def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
+    """Overrides from ``KEY=VALUE`` texts; the value is read as YAML.
+
+    Examples
+    --------
+    >>> parse_overrides(["quantization.bits=[W8A8, W4A8]", "data.test=500"])
+    {'quantization.bits': ['W8A8', 'W4A8'], 'data.test': 500}
+    """
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise ParamsError(f"override {text!r}: write it as KEY=VALUE, such as data.test=500")
+        try:
+            found[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ParamsError(f"override {text!r}: the value is not YAML; quote it") from None
+    return found
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    location = _named(first["loc"])
+    place = ""
+    for part in location:
+        place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
+    kind, value = first["type"], first["input"]
+    if kind == "extra_forbidden":
+        known = _keys(first["loc"][:-1])
+        near = difflib.get_close_matches(str(location[-1]), known, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(known)}"
+        return f"{place}: unknown key; {hint}"
+    if kind == "missing":
+        return f"{place}: this key is required; add it"
+    if kind == "value_error":
+        text = str(first["ctx"]["error"])
+        return f"{place}: {text}" if place else text
+    if kind == "literal_error":
+        allowed = re.findall(r"'([^']*)'", str(first["ctx"]["expected"]))
+        if place == "data.name":  # which of the two kinds a section is, goes by its name
+            allowed += get_args(Collection)
+        near = difflib.get_close_matches(str(value), allowed, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"it is one of {', '.join(allowed)}"
+        return f"{place}: {value!r} will not do; {hint}"
+    if kind in ("tuple_type", "list_type"):
+        return f"{place}: {value!r} will not do: it is a list; write [{value}]"
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return f"{place}: {value!r} will not do: it holds keys with values, such as {{key: value}}"
+    if kind == "too_short":
+        return f"{place}: has {len(value)}; name at least {first['ctx']['min_length']}"
+    return f"{place}: {value!r} will not do: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def _named(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """A location without the tag that says which kind of ``data`` it is."""
+    tagged = location[:1] == ("data",) and location[1:2] != () and location[1] in KINDS
+    return (*location[:1], *location[2:]) if tagged else location
+
+
+def _keys(location: tuple[int | str, ...]) -> list[str]:
+    """Keys that a params file may have at a place."""
+    model: Any = Params
+    for part in location:
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is not None:
+            model = field.annotation
+        elif part in KINDS:
+            model = KINDS[str(part)]
+        elif model is not None and any(a is ModelRecipe for a in get_args(model)):
+            model = ModelRecipe
+    return list(getattr(model, "model_fields", {}))

@@ -1,0 +1,366 @@
+"""What a params file may say: typed, and refused where it cannot mean anything."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+
+from fairq_utils.errors import BadInput
+from fairq_utils.study.params.cluster import Cluster
+from fairq_utils.study.params.data import RENDERED, Data, Photographs, data_kind
+from fairq_utils.study.params.section import Section, Seed, Weight, unique
+
+# Those of calibration.SAMPLERS that need no more than a study can give: no group by name.
+Sampler = Literal[
+    "label_balanced",
+    "group_balanced",
+    "intersection_balanced",
+    "worst_group",
+    "matched",
+    "core_set",
+]
+Attribute = Annotated[str, Field(min_length=1)]
+Architecture = Literal["resnet50", "mobilenet_v2", "efficientnet_b0", "vit_small", "squeezenet1_1"]
+Rule = Literal["minmax", "moving_average", "percentile", "mse", "entropy"]
+Further = Literal[
+    "naive",
+    "equalized",
+    "adaround",
+    "block",
+    "mixed",
+    "float_classifier",
+    "operations",
+    "qat",
+]
+# Of fairq_utils.mitigation.methods.METHODS, and a sampler that stands for one run per group.
+Minding = Literal[
+    "one_group",
+    "ranges_mean",
+    "ranges_worst",
+    "layers_random",
+    "layers_overall",
+    "layers_worst",
+    "channels_random",
+    "channels_overall",
+    "channels_worst",
+    "mixed_overall",
+    "mixed_worst",
+    "mixed_cvar",
+    "control_overall",
+    "control_worst",
+    "qat_parity",
+    "qat_odds",
+    "qat_group_dro",
+    "qat_balancing_act",
+]
+Method = Literal[Sampler, Minding]
+ARCHITECTURES = get_args(Architecture)
+WIDTHS = (2, 3, 4, 6, 8)
+
+
+class ParamsError(BadInput):
+    """A params file that cannot be used; one sentence with the file, the key and the way out."""
+
+
+def _bits(value: str) -> str:
+    allowed = [f"W{w}A{a}" for w in WIDTHS for a in WIDTHS]
+    if value not in allowed:
+        raise ValueError(
+            f"{value!r} is not W<bits>A<bits> with bits of weights and activations among "
+            f"{', '.join(map(str, WIDTHS))}, such as W8A8 or W4A8"
+        )
+    return value
+
+
+def _known(models: dict[str, ModelRecipe]) -> dict[str, ModelRecipe]:
+    unknown = [name for name in models if name not in ARCHITECTURES]
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is not one of {', '.join(ARCHITECTURES)}")
+    return models
+
+
+Bits = Annotated[str, AfterValidator(_bits)]
+
+
+class ModelRecipe(Section):
+    """How one architecture is trained."""
+
+    epochs: Annotated[int, Field(ge=1)]
+    learning_rate: Annotated[float, Field(gt=0, lt=10, allow_inf_nan=False)]
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    weight_decay: Weight = 0.05
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+
+
+class Training(Section):
+    """Which models are trained, from which seeds.
+
+    A training that takes longer than ``checkpoint_minutes`` keeps where it is so often, and goes
+    on from there if it is stopped; 0 is never.
+    """
+
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(unique)] = (0,)
+    pretrained: bool = False
+    auxiliary: Weight = 2.0
+    checkpoint_minutes: Weight = 10.0
+    models: Annotated[dict[str, ModelRecipe], Field(min_length=1), AfterValidator(_known)]
+
+
+class Tuning(Section):
+    """How quantization-aware training goes on from the calibrated model.
+
+    ``images`` are the first so many of the training pictures; all, if it is not given.
+    """
+
+    epochs: Annotated[int, Field(ge=1, le=3)] = 1
+    rate: Annotated[float, Field(gt=0, le=1)] = 0.1
+    images: Annotated[int, Field(ge=64)] | None = None
+
+
+class Quantization(Section):
+    """Which quantizers are tried.
+
+    ``bits`` are those of the method ptq; dynamic has the first of them with A8. ``further`` names
+    other methods of :data:`fairq_utils.quantizers.methods.METHODS`, each with its own bits; those
+    of mixed are the ones whose uniform size is its budget. ``further_models`` are those of the
+    models that these are tried on, all if none is named. ``iterations`` is per layer or block of a
+    learnt rounding; ``tuning.rate`` multiplies the learning rate that the FP32 model was trained
+    with.
+    """
+
+    bits: Annotated[tuple[Bits, ...], Field(min_length=1), AfterValidator(unique)]
+    methods: Annotated[
+        tuple[Literal["ptq", "dynamic"], ...], Field(min_length=1), AfterValidator(unique)
+    ] = ("ptq", "dynamic")
+    ranges: Annotated[tuple[Rule, ...], Field(min_length=1), AfterValidator(unique)] = ("minmax",)
+    percentile: Annotated[float, Field(gt=50, lt=100)] = 99.9
+    further: dict[
+        Further, Annotated[tuple[Bits, ...], Field(min_length=1), AfterValidator(unique)]
+    ] = Field(default={})
+    further_models: Annotated[tuple[Architecture, ...], AfterValidator(unique)] = ()
+    iterations: Annotated[int, Field(ge=1, le=100_000)] = 300
+    tuning: Tuning = Tuning()
+    calibration_images: Annotated[int, Field(ge=1)] = 256
+    calibration_seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(unique)] = (
+        0,
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> Quantization:
+        if "ptq" not in self.methods:
+            raise ValueError(
+                "methods: ptq is missing; calibration, which the mitigation phase is about, exists "
+                "only there. Add it"
+            )
+        if "dynamic" in self.methods and not any(b.endswith("A8") for b in self.bits):
+            raise ValueError(
+                "methods: dynamic quantizes activations to 8 bits, but no entry of "
+                "quantization.bits has A8; add W8A8, or take dynamic out"
+            )
+        return self
+
+
+class Mitigation(Section):
+    """What is compared with plain quantization.
+
+    ``samplers`` draw the calibration set in every configuration of the method ptq. ``methods`` are
+    all compared with it at ``bits`` and least-error ranges, on ``models`` (all if none is named):
+    other samplers (``one_group`` once for each group), and those of
+    :data:`fairq_utils.mitigation.methods.METHODS`. Those that train on do so by
+    ``quantization.tuning``, beside their two controls. ``kept`` is the budget of preservation, a
+    share of the quantized model's bytes; ``max_drop`` the tolerance of accuracy control, which puts
+    no more than ``max_reverted`` layers back to float.
+    """
+
+    samplers: Annotated[tuple[Sampler, ...], Field(min_length=1), AfterValidator(unique)] = (
+        "group_balanced",
+    )
+    methods: Annotated[tuple[Method, ...], AfterValidator(unique)] = ()
+    bits: Annotated[tuple[Bits, ...], Field(min_length=1), AfterValidator(unique)] = (
+        "W8A8",
+        "W4A4",
+    )
+    models: Annotated[tuple[Architecture, ...], AfterValidator(unique)] = ()
+    kept: Annotated[float, Field(gt=0, le=1)] = 0.05
+    max_drop: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    max_reverted: Annotated[int, Field(ge=1)] = 10
+
+
+Share = Annotated[float, Field(gt=0, le=0.5)]
+
+
+class Dials(Section):
+    """What is turned, one at a time, in a population that is otherwise the same for everybody.
+
+    Without any of it half of the people are of ``group``, half of them smile, and all are lit
+    alike. ``training_share`` and ``calibration_share`` are those of the group, ``base_rate`` is by
+    how much more of the group smile, ``light`` and ``reflectance`` are factors on its pictures,
+    ``ambiguity`` is the difficulty of its smiles. Each level is trained on ``train`` pictures with
+    the recipes of ``training.models``, for ``epochs`` of them where that is given.
+    """
+
+    models: Annotated[tuple[Architecture, ...], AfterValidator(unique)] = ()
+    group: Literal["female", "male", "old", "young"] = "female"
+    size: Annotated[int, Field(ge=32, le=512)] = 64
+    train: Annotated[int, Field(ge=64)] = 4000
+    calibration: Annotated[int, Field(ge=16)] = 2000
+    validation: Annotated[int, Field(ge=16)] = 1000
+    test: Annotated[int, Field(ge=50)] = 2000
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(unique)] = (0,)
+    calibration_images: Annotated[int, Field(ge=2)] = 64
+    bits: Annotated[tuple[Bits, ...], Field(min_length=1), AfterValidator(unique)] = (
+        "W8A8",
+        "W4A4",
+    )
+    methods: Annotated[tuple[Method, ...], AfterValidator(unique)] = ("group_balanced",)
+    training_share: Annotated[tuple[Share, ...], AfterValidator(unique)] = ()
+    calibration_share: Annotated[tuple[Share, ...], AfterValidator(unique)] = ()
+    base_rate: Annotated[
+        tuple[Annotated[float, Field(gt=-1, lt=1)], ...], AfterValidator(unique)
+    ] = ()
+    light: Annotated[tuple[Annotated[float, Field(gt=0, le=2)], ...], AfterValidator(unique)] = ()
+    reflectance: Annotated[
+        tuple[Annotated[float, Field(gt=0, le=2)], ...], AfterValidator(unique)
+    ] = ()
+    ambiguity: Annotated[
+        tuple[Annotated[float, Field(ge=0, le=3)], ...], AfterValidator(unique)
+    ] = ()
+
+
+class Analysis(Section):
+    """How sure to be."""
+
+    replicates: Annotated[int, Field(ge=100, le=100_000)] = 2000
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    equivalence_margin: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    attributes: Annotated[tuple[Attribute, ...], Field(min_length=2), AfterValidator(unique)] = (
+        "gender",
+        "age",
+    )
+
+
+class Execution(Section):
+    """Where it runs, and where results are kept.
+
+    ``devices`` train an FP32 model together, each on its part of every batch; ``auto`` is all GPUs
+    that there are. Everything else is on one of them. Their number decides the masks of dropout,
+    see :mod:`fairq_utils.training.distributed`.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = 1
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
+    ledger: str = "build/ledger"
+    cache: str = "build/cache"
+    results: str = "build/results"
+
+
+class Tracking(Section):
+    """Where runs are shown besides the ledger: a folder of TensorBoard's, a server of MLflow's."""
+
+    tensorboard: Annotated[str, Field(min_length=1)] | None = None
+    mlflow: Annotated[str, Field(min_length=1)] | None = None
+
+
+AnyData = Annotated[
+    Annotated[Data, Tag("population")] | Annotated[Photographs, Tag("photographs")],
+    Discriminator(data_kind),
+]
+
+
+class Params(Section):
+    """A whole study."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+    data: AnyData = Data()
+    training: Training
+    quantization: Quantization
+    mitigation: Mitigation = Mitigation()
+    dials: Dials = Dials()
+    analysis: Analysis = Analysis()
+    execution: Execution = Execution()
+    cluster: Cluster = Cluster()
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _together(self) -> Params:
+        if "vit_small" in self.training.models and self.data.size % 16:
+            raise ValueError(
+                f"data.size: {self.data.size} pixels do not divide into vit_small's patches of 16; "
+                "take a multiple of 16, or leave vit_small out"
+            )
+        for key, named in (
+            ("quantization.further_models", self.quantization.further_models),
+            ("mitigation.models", self.mitigation.models),
+        ):
+            for model in named:
+                if model not in self.training.models:
+                    raise ValueError(
+                        f"{key}: {model!r} is not trained in this study; training.models has "
+                        f"{', '.join(self.training.models)}"
+                    )
+        if isinstance(self.data, Photographs):
+            if self.dials.models:
+                raise ValueError(
+                    "dials.models: dials are turned in rendered people, and data.name is "
+                    f"{self.data.name}; leave dials out, or set data.name: population"
+                )
+            return self
+        _check_rendered(self, self.data)
+        _check_dials(self)
+        return self
+
+
+def _check_rendered(params: Params, data: Data) -> None:
+    """Refuse what rendered people cannot serve, by their numbers alone."""
+    unknown = [name for name in params.analysis.attributes if name not in RENDERED]
+    if unknown:
+        raise ValueError(
+            f"analysis.attributes: {unknown[0]!r} is no attribute of rendered people; they have "
+            f"{', '.join(RENDERED)}"
+        )
+    wanted, pool = params.quantization.calibration_images, data.calibration
+    if wanted > pool:
+        raise ValueError(
+            f"quantization.calibration_images: {wanted} images are asked for, but "
+            f"data.calibration holds {pool}; ask for fewer, or make the pool larger"
+        )
+    tuned = params.quantization.tuning.images
+    if tuned is not None and tuned > data.train:
+        raise ValueError(
+            f"quantization.tuning.images: {tuned} is more than the {data.train} images of "
+            "data.train; ask for fewer"
+        )
+    for name, recipe in params.training.models.items():
+        if recipe.batch_size > data.train:
+            raise ValueError(
+                f"training.models.{name}.batch_size: {recipe.batch_size} is more than the "
+                f"{data.train} images of data.train; make it smaller"
+            )
+
+
+def _check_dials(params: Params) -> None:
+    dials = params.dials
+    if "vit_small" in dials.models and dials.size % 16:
+        raise ValueError(
+            f"dials.size: {dials.size} pixels do not divide into vit_small's patches of 16; take a "
+            "multiple of 16"
+        )
+    if dials.models and dials.calibration_images > dials.calibration:
+        raise ValueError(
+            f"dials.calibration_images: {dials.calibration_images} images are asked for, but "
+            f"dials.calibration holds {dials.calibration}; ask for fewer, or make the pool larger"
+        )
+    for dialled in dials.models:
+        if dialled not in params.training.models:
+            raise ValueError(
+                f"dials.models: {dialled!r} has no recipe; add it to training.models, or take it "
+                "out"
+            )
+        if params.training.models[dialled].batch_size > dials.train:
+            raise ValueError(
+                f"dials.train: {dials.train} images are fewer than a batch of {dialled} "
+                f"({params.training.models[dialled].batch_size}); ask for more"
+            )

@@ -1,0 +1,157 @@
+"""What a study says while it works: which phase, which model, how long still."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol, TextIO
+
+from fairq_utils.mitigation.methods import METHODS as FAIR
+from fairq_utils.study.ledger import Run
+from fairq_utils.study.workload import Rates, work
+from fairq_utils.training import architectures
+from fairq_utils.training.loop import REPORTED
+
+QUIET = 15.0  # seconds of silence during a training
+GRIDS = 2.0  # times as long that a training takes with quantization grids
+
+
+def _rates(training: float, answer: float) -> Rates:
+    """Rates where a training and an answer take so many milliseconds per image."""
+    train, evaluate = 1e3 / training, 1e3 / answer
+    tune = train / GRIDS
+    return Rates(
+        train,
+        train,
+        tune,
+        evaluate,
+        evaluate,
+        evaluate,
+        calibrate=evaluate,
+        look=evaluate,
+        learn=tune,
+    )
+
+
+# Milliseconds per image seen on two cores (training pass, evaluation pass). They only weigh the
+# estimate of the time left, which corrects itself as runs finish.
+COST = {
+    "resnet50": _rates(10.0, 4.0),
+    "mobilenet_v2": _rates(4.0, 1.2),
+    "efficientnet_b0": _rates(5.5, 1.8),
+    "vit_small": _rates(11.0, 4.0),
+    "squeezenet1_1": _rates(1.2, 0.7),
+}
+
+
+Tick = Callable[[int, int, float], None]
+
+
+class Listener(Protocol):
+    """Whoever is told what a task does: the terminal's lines, or the way there from a worker."""
+
+    def training(self, run: Run) -> Tick:
+        """A callback for :func:`fairq_utils.training.loop.fit`: step, steps and loss."""
+
+    def finish(self, run: Run) -> None:
+        """A run is in the ledger."""
+
+
+def rendering(stream: TextIO) -> Callable[[str, int, int], None]:
+    """A callback for :func:`fairq_utils.data.load` that writes a line now and then."""
+    began: dict[str, float] = {}
+
+    def tick(split: str, done: int, total: int) -> None:
+        start = began.setdefault(split, time.perf_counter())
+        if done == total or done // 2048 != (done - 64) // 2048:
+            rate = done / max(time.perf_counter() - start, 1e-3)
+            left = (total - done) / max(rate, 1e-3)
+            stream.write(f"  data · {split}: {done} of {total} faces, {left:.0f} s left\n")
+            stream.flush()
+
+    return tick
+
+
+@dataclass
+class Progress:
+    """A line every few seconds of training, and one per finished run.
+
+    Attributes
+    ----------
+    missing : runs that are to be computed
+    stream : where lines go; nowhere if the environment says ``FAIRQ_QUIET=1``
+    total : runs of the study, those included that are in the ledger
+    """
+
+    missing: list[Run]
+    stream: TextIO
+    total: int
+    done: set[str] = field(default_factory=set)
+    began: float = field(default_factory=time.perf_counter)
+
+    def cost(self, run: Run) -> float:
+        """Seconds that a run is expected to take; only their ratios matter."""
+        return work(run).seconds(COST[run.architecture])
+
+    def say(self, text: str) -> None:
+        """Write one line."""
+        if os.environ.get("FAIRQ_QUIET") != "1":
+            self.stream.write(f"  {text}\n")
+            self.stream.flush()
+
+    def left(self, extra: float = 0.0, before: float = 0.0) -> str:
+        """Estimate of the time left.
+
+        ``extra`` is cost already spent on the run in hand, ``before`` what was spent on it before
+        it was stopped.
+        """
+        spent = sum(self.cost(r) for r in self.missing if r.key in self.done) + extra
+        rest = sum(self.cost(r) for r in self.missing if r.key not in self.done) - extra - before
+        elapsed = time.perf_counter() - self.began
+        seconds = rest * (elapsed / spent if spent > 0 else 1.0)
+        return (
+            f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
+        )
+
+    def training(self, run: Run) -> Tick:
+        """A callback for :func:`fairq_utils.training.loop.fit`: a line every few seconds.
+
+        The first call of a training that was stopped before, and goes on, is a line too.
+        """
+        said, begun = time.perf_counter(), -1  # the step that this process began at, once known
+
+        def tick(step: int, steps: int, loss: float) -> None:
+            nonlocal said, begun
+            # A training reports at every so many steps; what comes between says where it goes on.
+            goes_on = begun < 0 and step % REPORTED > 0 and step < steps
+            if begun < 0:
+                begun = step if goes_on else 0
+            if time.perf_counter() - said < QUIET and step < steps and not goes_on:
+                return
+            said = time.perf_counter()
+            self.say(
+                f"{self.phase(run)} · {architectures.DISPLAY_NAMES[run.architecture]}: "
+                f"{'goes on at ' if goes_on else ''}step {step} of {steps}, loss {loss:.3f}, "
+                f"{self.left(*(self.cost(run) * x / steps for x in (step - begun, begun)))}"
+            )
+
+        return tick
+
+    def phase(self, run: Run) -> str:
+        """The phase that a run belongs to."""
+        if run.method == "fp32":
+            return "baseline"
+        plain = run.sampler in (None, "random") and run.method not in FAIR
+        return "quantization" if plain else "mitigation"
+
+    def finish(self, run: Run) -> None:
+        """Count a run as done and say so."""
+        self.done.add(run.key)
+        phase = self.phase(run)
+        what = " ".join(str(v) for v in (run.method, run.bits, run.ranges, run.sampler) if v)
+        self.say(
+            f"[{self.total - len(self.missing) + len(self.done)}/{self.total}] {phase} · "
+            f"{architectures.DISPLAY_NAMES[run.architecture]} · {what}, {self.left()}"
+        )

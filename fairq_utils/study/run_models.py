@@ -1,0 +1,314 @@
+"""The model of one run: which pictures it is calibrated on, and how it is quantized from FP32."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fairq_utils import calibration
+from fairq_utils.data.faces import FaceData
+from fairq_utils.errors import BadInput, Fault
+from fairq_utils.metrics.model_metrics import device_of
+from fairq_utils.mitigation.balancing_act import affordable_memory
+from fairq_utils.mitigation.constraints import CONSTRAINTS
+from fairq_utils.mitigation.fine_tuning import OnFaces
+from fairq_utils.mitigation.group_facts import facts_of_faces
+from fairq_utils.mitigation.methods import METHODS as FAIR
+from fairq_utils.mitigation.methods import ONE_GROUP, Task
+from fairq_utils.mitigation.pool import pool_features, pool_losses
+from fairq_utils.mitigation.sample import CHUNK, Sample, sample
+from fairq_utils.quantizers.calibrate import Observed, observe
+from fairq_utils.quantizers.methods import BEST_RANGES, CONTROL, METHODS
+from fairq_utils.quantizers.mixed_precision import float_classifier, quantize_mixed
+from fairq_utils.quantizers.post_training import quantize_dynamic, quantize_observed
+from fairq_utils.quantizers.precision import full_precision
+from fairq_utils.quantizers.qat import finish_qat, folded_float, prepare_qat
+from fairq_utils.quantizers.spec import QuantSpec
+from fairq_utils.study import tracking, weights
+from fairq_utils.study.devices import device
+from fairq_utils.study.ledger import Run
+from fairq_utils.study.params.study import Params
+from fairq_utils.study.people import faces, shares
+from fairq_utils.study.planning import baseline_of
+from fairq_utils.study.progress import Listener
+from fairq_utils.study.storage import ledger, unfinished
+from fairq_utils.training import architectures, checkpoints, loop, objectives
+
+
+def calibration_kind(run: Run) -> str:
+    """Runs of one kind can share what one calibration saw."""
+    if run.method in ("dynamic", CONTROL):
+        return run.method
+    return "equalized" if _spec(run).equalization else "static"
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """A run's model, made again.
+
+    Attributes
+    ----------
+    fp32 : the trained model that the run starts from
+    model : the run's own, in float simulation; ``fp32`` itself for an FP32 run
+    report : :meth:`fairq_utils.quantizers.QuantReport.to_dict`; empty for an FP32 run
+    """
+
+    fp32: torch.nn.Module
+    model: torch.nn.Module
+    report: dict[str, Any]
+
+
+def rebuild(params: Params, run: Run) -> Rebuilt:
+    """Make a run's model again, from its checkpoint and its calibration pictures.
+
+    It is quantized on the study's device, whose rounding decides with the rest, or on the CPU where
+    this machine has no such device; it comes back on the CPU.
+
+    Raises
+    ------
+    BadInput
+        The run trains on after quantization; a study does not keep such weights.
+    Fault
+        See :func:`trained`.
+    """
+    if trains_on(run.method):
+        raise BadInput(
+            f"run {run.key}: {run.method} trains on after the FP32 checkpoint, and a study keeps "
+            "no weights of that; name a run of another method"
+        )
+    model = trained(params, run.architecture, baseline_of(run).key)
+    if run.method == "fp32":
+        return Rebuilt(model, model, {})
+    data = faces(params)
+    if params.execution.device != "cuda" or torch.cuda.is_available():
+        model.to(device(params))
+    with full_precision():
+        seen = None if run.method == "dynamic" else calibrated(params, [run], model, data)
+        quantized, _, report, _ = quantized_model(params, run, model, seen, data, None)
+    return Rebuilt(model.cpu(), quantized.eval().cpu(), report)
+
+
+def trained(params: Params, architecture: str, key: str) -> torch.nn.Module:
+    """The FP32 model of a run, in eval mode, on the CPU.
+
+    Raises
+    ------
+    Fault
+        It is not trained yet; says how to train it.
+    ValueError
+        Its checkpoint is damaged.
+    """
+    store = ledger(params)
+    path = weights.fetch(store, key)
+    if not store.local and path.exists():
+        weights.sound(store, key)
+    if not path.exists():
+        raise Fault(
+            f"{path}: there is no FP32 {architectures.DISPLAY_NAMES[architecture]} of this "
+            "study yet; run `fairq run --params ... --phase baseline` first, with the same params"
+        )
+    model = architectures.build(architecture, image_size=params.data.size)
+    return checkpoints.load_checkpoint(model, path).eval()
+
+
+def quantized_model(
+    params: Params,
+    run: Run,
+    model: torch.nn.Module,
+    seen: Observed | None,
+    data: FaceData,
+    bars: Listener | None,
+) -> tuple[torch.nn.Module, int, dict[str, Any], dict[str, float]]:
+    """One run's model, its bytes, its report, and further measures.
+
+    Parameters
+    ----------
+    model : the FP32 model
+        The quantizer works on its device.
+    seen : what :func:`calibrated` gave; none for a dynamic method
+    """
+    if seen is None:
+        example = _example(model, data)
+        quantized, report = quantize_dynamic(model, METHODS["dynamic"].spec(str(run.bits)), example)
+        return quantized, report.size_bytes, report.to_dict(), {}
+    if run.method == CONTROL:
+        tuned = folded_float(seen)
+        history = _tune(params, run, tuned, data, bars)
+        return tuned, round(architectures.float_megabytes(tuned) * 2**20), {}, history
+    spec = _spec(run)
+    make = FAIR[run.method].make if run.method in FAIR else None
+    if make is not None:
+        quantized, report = make(_task(params, run, model, spec, seen, data))
+        return quantized, report.size_bytes, report.to_dict(), {}
+    if trains_on(run.method):
+        tuned = prepare_qat(seen, spec)
+        history = _tune(params, run, tuned, data, bars, model)
+        quantized, report = finish_qat(tuned, seen, spec)
+        return quantized, report.size_bytes, report.to_dict(), history
+    if run.method == "mixed":  # as large as uniform bits, and with as many bits for inputs
+        budget = quantize_observed(seen, spec)[1].size_bytes
+        quantized, report = quantize_mixed(seen, budget, spec, measure="layer")
+    elif run.method == "float_classifier":
+        quantized, report = float_classifier(seen, spec)
+    else:
+        quantized, report = quantize_observed(seen, spec)
+    return quantized, report.size_bytes, report.to_dict(), {}
+
+
+def _example(model: torch.nn.Module, data: FaceData) -> Tensor:
+    """A few pictures for what looks at no more of them than their shape."""
+    return architectures.Normalized(data.subset("train").images, device_of(model))[:8]
+
+
+def _task(
+    params: Params,
+    run: Run,
+    model: torch.nn.Module,
+    spec: QuantSpec,
+    seen: Observed,
+    data: FaceData,
+) -> Task:
+    """What a group-aware method works on; images are read where it asks for them."""
+    attributes, place = run.settings["attributes"], device_of(model)
+    pool = data.subset("calibration")
+    drawn = pool.take(calibration_rows(params, run, pool, model))
+    return Task(
+        model,
+        spec,
+        seen,
+        # A draw may lack a rare group; a method that cannot do without says so.
+        partial(_sample, drawn, attributes, 0, place),
+        partial(_sample, data.subset("validation"), attributes, 1, place),
+        run.settings,
+        int(run.calibration_seed or 0),
+    )
+
+
+def _sample(data: FaceData, attributes: Sequence[str], least: int, device: torch.device) -> Sample:
+    images = architectures.Normalized(data.images, device)
+    return sample(images, data.target, data.groups[list(attributes)], least=least)
+
+
+def _tune(
+    params: Params,
+    run: Run,
+    model: torch.nn.Module,
+    data: FaceData,
+    bars: Listener | None,
+    fp32: torch.nn.Module | None = None,
+) -> dict[str, float]:
+    """Train on from where the FP32 model stands, on the same batches for all that train on."""
+    train = data.subset("train")
+    if run.settings["images"] is not None:
+        train = train.take(np.arange(run.settings["images"]))
+    settings = params.training.models[run.architecture]
+    recipe = loop.Recipe(
+        epochs=int(run.settings["epochs"]),
+        learning_rate=settings.learning_rate * float(run.settings["rate"]),
+        batch_size=settings.batch_size,
+        weight_decay=settings.weight_decay,
+    )
+    seed = int(run.training["seed"]) + 1
+    objective: torch.nn.Module = objectives.Classification(train, recipe.label_smoothing)
+    if run.method in FAIR and fp32 is not None:
+        attributes = run.settings["attributes"]
+        about = facts_of_faces(fp32, train, attributes)
+        name = str(FAIR[run.method].constraint)
+        # A group's accuracy cannot be estimated from more answers than it has pictures.
+        memory = affordable_memory(about.sizes)
+        options = {"memory": memory} if name == "balancing_act" else {}
+        constraint = CONSTRAINTS[name](about, label_smoothing=recipe.label_smoothing, **options)
+        objective = OnFaces(train, constraint, attributes)
+    torch.manual_seed(seed)  # dropout
+    history = loop.fit(
+        model,
+        train,
+        recipe,
+        objective,
+        seed=seed,
+        device=device(params),
+        progress=tracking.reporting(params, run, bars),
+        checkpoints=unfinished(params, run),
+    )
+    losses = {f"loss_{i + 1}": value for i, value in enumerate(history.loss)}
+    return {"train_seconds": history.seconds, **losses}
+
+
+def _spec(run: Run) -> QuantSpec:
+    options: dict[str, Any] = {}
+    if run.method == "ptq":
+        options["activation_range"] = run.ranges
+        # Weights do not move: their average range is their range.
+        options["weight_range"] = "minmax" if run.ranges == "moving_average" else run.ranges
+    if run.percentile is not None:
+        options["percentile"] = run.percentile
+    if "iterations" in run.settings:
+        options["iterations"] = run.settings["iterations"]
+    if run.method in FAIR:
+        options |= BEST_RANGES
+        return QuantSpec.parse(str(run.bits), **options)
+    return METHODS[run.method].spec(str(run.bits), **options)
+
+
+def trains_on(method: str) -> bool:
+    """Whether a method trains on after the FP32 checkpoint."""
+    return method == CONTROL or any(
+        method in known and known[method].trains for known in (METHODS, FAIR)
+    )
+
+
+def calibration_rows(
+    params: Params, run: Run, pool: FaceData, model: torch.nn.Module
+) -> NDArray[np.int64]:
+    """Rows of the calibration pool that a run is calibrated on."""
+    sampler = str(run.sampler)
+    options: dict[str, Any] = {}
+    if sampler.startswith(ONE_GROUP):
+        sampler, _, options["group"] = sampler.partition("=")
+    elif sampler == "worst_group":
+        options["losses"] = pool_losses(model, architectures.Normalized(pool.images), pool.target)
+    elif sampler == "core_set":
+        options["features"] = pool_features(model, architectures.Normalized(pool.images))
+    elif sampler == "matched":
+        train = faces(params).subset("train").groups
+        options["population"] = shares(params, run.settings["attributes"], train)
+    return calibration.draw(
+        sampler,
+        pool.groups,
+        pool.target,
+        int(run.calibration_images or 0),
+        seed=int(run.calibration_seed or 0),
+        attributes=run.settings.get("attributes", ("gender", "age")),
+        **options,
+    )
+
+
+def calibrated(
+    params: Params, runs: Sequence[Run], model: torch.nn.Module, data: FaceData
+) -> Observed:
+    """What the FP32 model did on the calibration pictures that runs of one kind share."""
+    pool = data.subset("calibration")
+    first = runs[0]
+    if first.sampler is None:  # the control: nothing is calibrated, batch norms are folded
+        return observe(model, [_example(model, data)])
+    rows = torch.from_numpy(calibration_rows(params, first, pool, model))
+    batches = architectures.Normalized(pool.images, device_of(model)).take(rows).split(CHUNK)
+    specs = [_spec(run) for run in runs]
+    return observe(
+        model,
+        batches,
+        [spec.activation_range for spec in specs],
+        equalization=specs[0].equalization,
+        residuals=any(spec.residuals for spec in specs),
+        attention_products=any(spec.attention_products for spec in specs),
+        gates=any(spec.gates for spec in specs),
+        keep=any(spec.bias_correction or spec.rounding != "nearest" for spec in specs)
+        or any(run.method == "mixed" or run.method in FAIR for run in runs),
+    )

@@ -1,0 +1,263 @@
+"""One run: train or quantize a model, let it answer about the test pictures, write what it said."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import time
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fairq_utils.data.faces import FaceData
+from fairq_utils.errors import Fault
+from fairq_utils.quantizers.layers import use_integers
+from fairq_utils.quantizers.precision import full_precision
+from fairq_utils.study import run_models, tracking, weights
+from fairq_utils.study.devices import device, devices
+from fairq_utils.study.ledger import Run, RunRecord
+from fairq_utils.study.params.study import Params
+from fairq_utils.study.people import faces
+from fairq_utils.study.progress import Listener
+from fairq_utils.study.storage import ledger, unfinished
+from fairq_utils.training import architectures, checkpoints, loop, objectives
+from fairq_utils.training.distributed import Ranks, together
+
+INITIAL_IMAGES = 2000  # training pictures that a data-dependent initialisation looks at
+EVALUATED = 64  # test pictures at a time: what more of them leave behind is slow to allocate
+
+
+def train_baseline(params: Params, run: Run, bars: Listener | None = None) -> str:
+    """Train one FP32 model unless its checkpoint is there, evaluate it, and return its key."""
+    store = ledger(params)
+    path = weights.fetch(store, run.key)
+    there = path.exists() and weights.sound(store, run.key)
+    if there:
+        weights.keep(store, run.key)
+        if store.contains(run.key):
+            return run.key
+    data = pictures_of(params, [run])
+    target = device(params)
+    began = time.perf_counter()
+    measures: dict[str, float] = {}
+    if there:
+        model = checkpoints.load_checkpoint(_built(params, run), path)
+    else:
+        count = devices(params)
+        progress = tracking.reporting(params, run, bars)
+        model, history = together(
+            _trained, (params, run), count=count, device=target, first={"progress": progress}
+        )
+        measures["train_seconds"], measures["train_devices"] = history.seconds, float(count)
+        measures |= {f"loss_{i + 1}": value for i, value in enumerate(history.loss)}
+        checkpoints.save_checkpoint(model, path, {"run": run.key})
+        weights.keep(store, run.key)
+        checkpoints.load_checkpoint(model, path)
+    measures["parameters"] = float(sum(p.numel() for p in model.parameters()))
+    scores = _scores(model, data, target)
+    size = round(architectures.float_megabytes(model) * 2**20)
+    answered = record(run, data, scores, scores, size, began, measures, {})
+    _finish(params, answered, bars)
+    return run.key
+
+
+def _built(params: Params, run: Run) -> torch.nn.Module:
+    return architectures.build(
+        run.architecture, image_size=params.data.size, pretrained=params.training.pretrained
+    )
+
+
+def _trained(
+    ranks: Ranks, params: Params, run: Run, progress: loop.Progress | None = None
+) -> tuple[torch.nn.Module, loop.History]:
+    """A trained FP32 model, and its losses; every process that takes part calls this."""
+    seed = int(run.training["seed"])
+    torch.manual_seed(ranks.stream(seed))
+    model = _built(params, run)
+    recipe = loop.Recipe(**params.training.models[run.architecture].model_dump())
+    train = faces(params).subset("train")
+    if not params.training.pretrained:
+        architectures.initialise(model, train.images[:INITIAL_IMAGES])
+    weight = params.training.auxiliary
+    if weight and train.factors is not None:
+        objective: objectives.Classification = objectives.WithFactors(
+            train, model, weight, recipe.label_smoothing
+        )
+    else:
+        objective = objectives.Classification(train, recipe.label_smoothing)
+    history = loop.fit(
+        model,
+        train,
+        recipe,
+        objective,
+        seed=seed,
+        device=ranks.device,
+        progress=progress,
+        checkpoints=unfinished(params, run),
+        ranks=ranks,
+    )
+    if isinstance(objective, objectives.WithFactors):
+        objective.close()
+    return model, history
+
+
+def _finish(params: Params, answered: RunRecord, bars: Listener | None) -> None:
+    """Write a run; then nothing of its training needs to be kept, and it can be shown."""
+    ledger(params).write(answered)
+    kept = unfinished(params, answered.run)
+    if kept is not None:
+        kept.remove()
+    tracking.tracker(params).show(answered, params)
+    if bars is not None:
+        bars.finish(answered.run)
+
+
+@full_precision()
+def evaluate_quantized(
+    params: Params, runs: Sequence[Run], baseline: str, bars: Listener | None = None
+) -> None:
+    """Quantize one trained model in several ways that share a calibration, and evaluate each.
+
+    Static models run on integer kernels where the processor has exact ones, and as a float
+    simulation elsewhere; the run's provenance says which.
+    """
+    store = ledger(params)
+    runs = [run for run in runs if not store.contains(run.key)]
+    if not runs:
+        return
+    data = pictures_of(params, runs)
+    target = device(params)
+    model = run_models.trained(params, runs[0].architecture, baseline).to(target)
+    reference = store.read(baseline).scores
+    began = time.perf_counter()
+    dynamic = runs[0].method == "dynamic"
+    seen = None if dynamic else run_models.calibrated(params, runs, model, data)
+    calibrating = time.perf_counter() - began
+    for run in runs:
+        began = time.perf_counter()
+        quantized, size, report, measures = run_models.quantized_model(
+            params, run, model, seen, data, bars
+        )
+        layers = use_integers(quantized)
+        # What runs share is counted in full for each: it is what the method costs alone.
+        seconds = calibrating + time.perf_counter() - began
+        scores = _scores(quantized, data, target)
+        measures |= {
+            "integer_layers": float(layers),
+            "quantize_seconds": seconds,
+            "calibrate_seconds": calibrating,
+        }
+        answered = record(run, data, reference, scores, size, began, measures, report)
+        _finish(params, answered, bars)
+
+
+def pictures_of(params: Params, wanted: Sequence[Run]) -> FaceData:
+    """The study's pictures, if they are those that runs were planned with.
+
+    Raises
+    ------
+    Fault
+        Photographs that changed since, or that another machine has another copy of.
+    """
+    data = faces(params)
+    for run in wanted:
+        planned = run.data.get("people", {})
+        if any(data.meta["contents"].get(split) != said for split, said in planned.items()):
+            raise Fault(
+                f"data.root: the pictures here are not those that run {run.key} was planned with; "
+                "plan again, and give every machine the same pictures"
+            )
+    return data
+
+
+def _scores(model: torch.nn.Module, data: FaceData, target: str) -> NDArray[np.float16]:
+    """Margins on the test split as they are kept; a prediction is the sign of the kept margin."""
+    test = data.subset("test").images
+    with full_precision():
+        return kept(loop.predict(model, test, batch_size=EVALUATED, device=target))
+
+
+def kept(margins: NDArray[np.float32]) -> NDArray[np.float16]:
+    """Margins as a record holds them."""
+    limit = float(np.finfo(np.float16).max)
+    return np.clip(margins, -limit, limit).astype(np.float16)
+
+
+def cells(data: FaceData) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Names of the group cells, and the cell of each image: all attributes crossed."""
+    names, code = [""], np.zeros(len(data), np.int64)
+    for attribute in data.groups:
+        column = data.groups[attribute].cat
+        names = [f"{n}|{v}".lstrip("|") for n in names for v in column.categories]
+        code = code * len(column.categories) + column.codes.to_numpy()
+    return tuple(names), code
+
+
+def record(
+    run: Run,
+    data: FaceData,
+    reference: NDArray[np.float16],
+    scores: NDArray[np.float16],
+    size_bytes: int,
+    began: float,
+    measures: dict[str, float],
+    report: dict[str, Any],
+) -> RunRecord:
+    """What a run leaves behind.
+
+    Parameters
+    ----------
+    data : all splits; what counts is the test split
+    reference, scores : margins on the test split, of the FP32 model and of this run's
+    began : when the run began, in seconds of :func:`time.perf_counter`
+    """
+    test = data.subset("test")
+    if not len(reference) == len(scores) == len(test):
+        raise Fault(
+            f"run {run.key}: {len(reference)} answers of the FP32 model and {len(scores)} of this "
+            f"one do not belong to {len(test)} test pictures; name a new folder in execution.ledger"
+        )
+    names, cell = cells(test)
+    label = cell * 2 + test.target
+    joint = (label * 2 + (reference > 0)) * 2 + (scores > 0)
+    counts = np.bincount(joint, minlength=len(names) * 8).reshape(len(names), 2, 2, 2)
+    return RunRecord(
+        run=run,
+        attributes=tuple(map(str, data.groups)),
+        groups=names,
+        counts=counts,
+        scores=scores,
+        cells=label.astype(np.int16),
+        size_bytes=size_bytes,
+        seconds=time.perf_counter() - began,
+        measures=measures,
+        provenance=provenance(),
+        report=report,
+    )
+
+
+@lru_cache(maxsize=1)
+def provenance() -> dict[str, str]:
+    """Where a run was computed: versions, commit, processor, accelerator."""
+    root = Path(__file__).resolve().parents[2]
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"
+    return {
+        "fairq_utils": version("fairq-utils"),
+        "commit": commit,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+    }

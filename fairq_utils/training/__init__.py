@@ -1,0 +1,1 @@
+"""Training: architectures, the one loop, and stopped trainings that go on."""

@@ -1,0 +1,277 @@
+"""A training that was killed goes on from its last checkpoint, to the weights it would have had.
+
+Everything that decides the next step is in one safetensors file: weights, optimiser, schedule, what
+the objective has learnt, the random states of dropout and of the order, and how far the pass is.
+Scalars are JSON in its header. It is written under a temporary name and renamed, so a kill leaves
+the file before or the file after.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+import warnings
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fairq_utils.training.distributed import ALONE, Ranks
+
+FORMAT = "1"  # of the file; one of another format is set aside
+AGREED = 10  # several processes decide every so many steps whether to write
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Where the state of one training is kept until it is finished.
+
+    Attributes
+    ----------
+    path : of the file
+    minutes : between two writes; 0 writes at every step
+    run : key of the run; a file of another run is set aside with a warning
+    """
+
+    path: Path
+    minutes: float
+    run: str
+
+    def remove(self) -> None:
+        """Take the file away: the training is finished, and its run is kept."""
+        self.path.unlink(missing_ok=True)
+
+
+@dataclass
+class Place:
+    """How far a training is.
+
+    Attributes
+    ----------
+    epoch, step : finished passes, and finished batches of the present one
+    total : sum of the present pass's losses, a scalar
+    history : mean loss of each finished pass
+    seconds : of earlier processes
+    """
+
+    total: Tensor
+    epoch: int = 0
+    step: int = 0
+    history: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What a training changes."""
+
+    model: nn.Module
+    objective: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    scaler: torch.amp.GradScaler
+
+
+class Passes(Protocol):
+    """Passes over the data whose order a generator decides, the first of them from any batch on."""
+
+    generator: torch.Generator
+    first: int  # batches of the next pass that are left out: drawn, but not read
+
+
+class Keeper:
+    """Writes a training's state now and then, and reads it back.
+
+    Parameters
+    ----------
+    checkpoints : Checkpoints
+    passes : gives the batches; batches must not draw from the global random state
+    ranks : the processes that train together; the first one writes
+    """
+
+    def __init__(self, checkpoints: Checkpoints, passes: Passes, ranks: Ranks = ALONE) -> None:
+        self.checkpoints, self.passes, self.ranks = checkpoints, passes, ranks
+        self.began = self.written = time.perf_counter()
+        self.order = passes.generator.get_state()
+
+    def start(self) -> None:
+        """Note that a pass begins: its order is drawn next."""
+        self.order = self.passes.generator.get_state()
+
+    def offer(self, learner: Learner, place: Place) -> None:
+        """Write the state if it is time to; called between two steps."""
+        if self.ranks.count > 1 and place.step % AGREED:
+            return
+        due = time.perf_counter() - self.written >= 60 * self.checkpoints.minutes
+        if not self.ranks.agreed(due):
+            return
+        tensors = self._tensors(learner, place)
+        if self.ranks.rank == 0:
+            _write(self.checkpoints.path, tensors, self._scalars(learner, place))
+        self.written = time.perf_counter()
+
+    def resume(self, learner: Learner) -> Place:
+        """Put a training where its file says, or at its beginning where there is none.
+
+        A file that is damaged, or of another run, number of processes, kind of device or version
+        of PyTorch, is set aside with a warning.
+        """
+        device = learner.optimizer.param_groups[0]["params"][0].device
+        start = Place(torch.zeros((), device=device))
+        content = self._read() if self.ranks.rank == 0 else None
+        if not self.ranks.agreed(content is not None):
+            return start
+        tensors, scalars = content or _content(self.checkpoints.path)
+        _restore(learner, tensors, scalars)
+        rank = self.ranks.rank
+        # Cloned, because a state is read from the beginning of its memory.
+        torch.set_rng_state(tensors["random.cpu"][rank].clone())
+        if "random.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["random.cuda"][rank].clone(), device)
+        self.passes.generator.set_state(tensors["order"])
+        self.passes.first = scalars["step"]
+        start.total += tensors["totals"][rank].to(device)
+        start.epoch, start.step = scalars["epoch"], scalars["step"]
+        start.history, start.seconds = scalars["history"], scalars["seconds"]
+        return start
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "run": self.checkpoints.run,
+            "processes": self.ranks.count,
+            "device": torch.device(self.ranks.device).type,
+            "torch": str(torch.__version__),
+        }
+
+    def _read(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        path = self.checkpoints.path
+        if not path.exists():
+            return None
+        try:
+            tensors, scalars = _content(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            _set_aside(path, f"is damaged ({error})")
+            return None
+        for name, mine in self._identity().items():
+            if scalars.get(name) != mine:
+                _set_aside(path, f"is of another training ({name} {scalars.get(name)}, not {mine})")
+                return None
+        return tensors, scalars
+
+    def _tensors(self, learner: Learner, place: Place) -> dict[str, Tensor]:
+        tensors = {
+            f"{kind}.{name}": value.detach()
+            for kind in ("model", "objective")
+            for name, value in getattr(learner, kind).state_dict().items()
+        }
+        for number, parameter in enumerate(_parameters(learner.optimizer)):
+            for name, value in learner.optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{number}.{name}"] = value
+        tensors["order"] = self.order
+        tensors["totals"] = self.ranks.gathered(place.total)
+        tensors["random.cpu"] = self.ranks.gathered(torch.get_rng_state())
+        if place.total.device.type == "cuda":
+            state = torch.cuda.get_rng_state(place.total.device)
+            tensors["random.cuda"] = self.ranks.gathered(state)
+        return tensors
+
+    def _scalars(self, learner: Learner, place: Place) -> dict[str, Any]:
+        schedule = learner.schedule.state_dict()
+        return {
+            **self._identity(),
+            "epoch": place.epoch,
+            "step": place.step,
+            "history": place.history,
+            "seconds": place.seconds + time.perf_counter() - self.began,
+            "schedule": {
+                name: schedule[name] for name in ("last_epoch", "_step_count", "_last_lr")
+            },
+            "groups": [
+                {name: group[name] for name in ("lr", "betas")}
+                for group in learner.optimizer.param_groups
+            ],
+            "scaler": learner.scaler.state_dict(),
+        }
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _restore(learner: Learner, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
+    for kind in ("model", "objective"):
+        prefix = f"{kind}."
+        state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        getattr(learner, kind).load_state_dict(state)
+    parameters = _parameters(learner.optimizer)
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, number, what = name.split(".")
+            parameter = parameters[int(number)]
+            # Moments lie in memory as their parameter does; a fused step reads them side by side.
+            like = torch.empty_like(parameter) if what != "step" else value.to(parameter.device)
+            learner.optimizer.state[parameter][what] = like.copy_(value)
+    for group, saved in zip(learner.optimizer.param_groups, scalars["groups"], strict=True):
+        group["lr"], group["betas"] = saved["lr"], tuple(saved["betas"])
+    learner.schedule.load_state_dict(scalars["schedule"])
+    learner.scaler.load_state_dict(scalars["scaler"])
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    held = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    text = json.dumps({**scalars, "checksum": _checksum(held)})
+    try:
+        save_file(held, temporary, metadata={"training": text})
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        warnings.warn(
+            f"{path}: this checkpoint could not be written ({error}); the training goes on, and "
+            "would begin again from the checkpoint before if it were stopped",
+            stacklevel=2,
+        )
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _content(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and scalars of a file; raises ``SafetensorError``, ``OSError`` or ``ValueError``."""
+    with safe_open(path, "pt") as stream:
+        text = (stream.metadata() or {}).get("training", "{}")
+        names = stream.keys()
+        tensors = {name: stream.get_tensor(name) for name in names}
+    scalars: dict[str, Any] = json.loads(text)
+    if scalars.get("checksum") != _checksum(tensors):
+        raise ValueError("its checksum is another")
+    return tensors, scalars
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> int:
+    found = 0
+    for name in sorted(tensors):
+        value = tensors[name].reshape(-1).contiguous()
+        found = zlib.crc32(name.encode(), found)
+        found = zlib.crc32(value.view(torch.uint8).numpy().data, found)
+    return found
+
+
+def _set_aside(path: Path, reason: str) -> None:
+    aside = path.with_name(f"{path.name}.aside")
+    warnings.warn(
+        f"{path}: this checkpoint {reason}; it is set aside as {aside.name} and the training "
+        "begins again",
+        stacklevel=4,
+    )
+    path.replace(aside)
