@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from fairq_utils.registry import Registry
+
 Indices = NDArray[np.int64]
 
 
@@ -40,43 +42,119 @@ class Pool:
         return found
 
 
-Sampler = Callable[[Pool], Indices]
+Draw = Callable[[Pool], Indices]
 
 
+@dataclass(frozen=True)
+class Sampler:
+    """One way to draw a calibration set.
+
+    Attributes
+    ----------
+    name, label : by which it is asked for; how figures and tables call it
+    draw : from a :class:`Pool` to the rows that are drawn
+    needs : the argument of :func:`draw` without which it cannot draw, or ""
+        ``losses`` and ``features`` are what a float model makes of the pool.
+    meaning : what that is
+    source : of the method
+    """
+
+    name: str
+    label: str
+    draw: Draw
+    needs: str = ""
+    meaning: str = ""
+    source: str = ""
+
+    @property
+    def looks(self) -> bool:
+        """Whether it needs a float model's view of the whole pool."""
+        return self.needs in ("losses", "features")
+
+
+SAMPLERS: Registry[Sampler] = Registry("sampler", "fairq_utils.calibration")
+
+
+def sampler(
+    name: str, *, label: str, needs: str = "", meaning: str = "", source: str = ""
+) -> Callable[[Draw], Draw]:
+    """Register a function from a :class:`Pool` to rows of it as a sampler.
+
+    Parameters
+    ----------
+    name, label, needs, meaning, source : see :class:`Sampler`
+    """
+
+    def registered(drawn: Draw) -> Draw:
+        SAMPLERS.add(name, Sampler(name, label, drawn, needs, meaning, source))
+        return drawn
+
+    return registered
+
+
+@sampler("random", label="random")
 def _at_random(pool: Pool) -> Indices:
     return pool.rng.permutation(len(pool.target))[: pool.count]
 
 
+@sampler("label_balanced", label="labels alike")
 def _label_balanced(pool: Pool) -> Indices:
     return _evenly(np.array([f"label {y}" for y in pool.target]), pool)
 
 
+@sampler("group_balanced", label="groups alike")
 def _group_balanced(pool: Pool) -> Indices:
     return _evenly(pool.cells(), pool)
 
 
+@sampler("intersection_balanced", label="all attributes crossed alike")
 def _intersection_balanced(pool: Pool) -> Indices:
     return _evenly(pool.cells(list(pool.groups.columns)), pool)
 
 
+@sampler(
+    "worst_group",
+    label="worst group only",
+    needs="losses",
+    meaning="the float model's loss of every image of the pool",
+)
 def _worst_group(pool: Pool) -> Indices:
     cells = pool.cells()
     means = pd.Series(pool.losses).groupby(cells).mean()  # by name, so of equals the first
     return _by_quota(cells, {str(means.idxmax()): pool.count}, pool.rng)
 
 
+@sampler(
+    "one_group",
+    label="one group only",
+    needs="group",
+    meaning="the name of the group to draw from, such as 'female old'",
+)
 def _one_group(pool: Pool) -> Indices:
     cells = pool.cells()
     _refuse_unknown([str(pool.group)], cells)
     return _by_quota(cells, {str(pool.group): pool.count}, pool.rng)
 
 
+@sampler(
+    "matched",
+    label="as in the population",
+    needs="population",
+    meaning="a mapping of group to weight, such as {'female old': 0.2}",
+)
 def _matched(pool: Pool) -> Indices:
     cells, weights = pool.cells(), dict(pool.population or {})
     _refuse_unknown([name for name, weight in weights.items() if weight != 0], cells)
     return _by_quota(cells, apportion(weights, pool.count), pool.rng)
 
 
+@sampler(
+    "core_set",
+    label="core-set",
+    needs="features",
+    meaning="the float model's features (N, D) of the pool",
+    source="Sener and Savarese 2018, algorithm 1",
+)
 def _core_set(pool: Pool) -> Indices:
     """k-centre greedy: each next image is the one furthest from all that were taken."""
     assert pool.features is not None
@@ -164,25 +242,6 @@ def _by_quota(
     return rng.permutation(np.concatenate(parts))
 
 
-SAMPLERS: dict[str, Sampler] = {
-    "random": _at_random,
-    "label_balanced": _label_balanced,
-    "group_balanced": _group_balanced,
-    "intersection_balanced": _intersection_balanced,
-    "worst_group": _worst_group,
-    "one_group": _one_group,
-    "matched": _matched,
-    "core_set": _core_set,
-}
-# The option of draw without which a sampler cannot draw, and what it is.
-NEEDS: dict[str, tuple[str, str]] = {
-    "worst_group": ("losses", "the float model's loss of every image of the pool"),
-    "one_group": ("group", "the name of the group to draw from, such as 'female old'"),
-    "matched": ("population", "a mapping of group to weight, such as {'female old': 0.2}"),
-    "core_set": ("features", "the float model's features (N, D) of the pool"),
-}
-
-
 def draw(
     sampler: str,
     groups: pd.DataFrame,
@@ -246,17 +305,16 @@ def draw(
     >>> sorted(pool["gender"].iloc[rows])
     ['f', 'm', 'm']
     """
-    if sampler not in SAMPLERS:
-        raise ValueError(f"calibration: sampler {sampler!r} is not one of {', '.join(SAMPLERS)}")
+    chosen = SAMPLERS.find(sampler, "calibration: sampler")
     if not 1 <= count <= len(target):
         raise ValueError(
             f"calibration: {count} images are asked for from a pool of {len(target)}; "
             "ask for at least 1 and no more than there are"
         )
     given = {"group": group, "losses": losses, "features": features, "population": population}
-    need, meaning = NEEDS.get(sampler, ("", ""))
+    need = chosen.needs
     if need and given[need] is None:
-        raise ValueError(f"calibration: sampler {sampler!r} needs {need}: {meaning}")
+        raise ValueError(f"calibration: sampler {sampler!r} needs {need}: {chosen.meaning}")
     pool = Pool(
         groups,
         target,
@@ -268,7 +326,7 @@ def draw(
         _of_pool(features, "features", 2, len(target)) if need == "features" else None,
         population,
     )
-    return SAMPLERS[sampler](pool)
+    return chosen.draw(pool)
 
 
 def _of_pool(values: ArrayLike | None, name: str, ndim: int, images: int) -> NDArray[np.float64]:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fairq_utils.calibration import NEEDS, SAMPLERS, apportion, draw
+from fairq_utils.calibration import SAMPLERS, apportion, draw
 from fairq_utils.study.params.study import Sampler
 
 
@@ -178,9 +178,9 @@ def test_a_group_that_is_too_small_is_named(pool) -> None:
         draw("group_balanced", groups, target, 400, seed=0)
 
 
-@pytest.mark.parametrize("sampler", NEEDS)
+@pytest.mark.parametrize("sampler", [n for n, s in SAMPLERS.items() if s.needs])
 def test_a_sampler_without_what_it_needs_is_refused(sampler, pool, options) -> None:
-    need, _ = NEEDS[sampler]
+    need = SAMPLERS[sampler].needs
     del options[need]
     with pytest.raises(ValueError, match=f"sampler '{sampler}' needs {need}: "):
         draw(sampler, *pool, 20, seed=0, **options)
@@ -207,7 +207,7 @@ def test_impossible_options_are_refused(sampler, given, sentence, pool) -> None:
 @pytest.mark.parametrize(
     ("sampler", "count", "sentence"),
     [
-        ("fair", 10, "sampler 'fair' is not one of random"),
+        ("fair", 10, "sampler: 'fair' is unknown; it is one of random"),
         ("random", 1001, "1001 images are asked for from a pool of 1000"),
         ("random", 0, "0 images are asked for"),
     ],

@@ -264,7 +264,7 @@ def calibration_draws(params: Params) -> pd.DataFrame:
     attributes = list(params.analysis.attributes)
     columns = {}
     for sampler in ("random", *params.mitigation.samplers):
-        if sampler in calibration.NEEDS:  # a model's answers, or a population
+        if calibration.SAMPLERS[sampler].needs:  # a model's answers, or a population
             continue
         rows = calibration.draw(
             sampler,
