@@ -7,6 +7,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,19 +17,33 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fairq_utils import calibration
+from fairq_utils.calibration import SAMPLERS
 from fairq_utils.data.batches import Batch, gather, read, rows_of
 from fairq_utils.errors import BadInput
 from fairq_utils.metrics.model_metrics import device_of, evaluating
-from fairq_utils.mitigation.published_methods import METHODS, Task, known
+from fairq_utils.mitigation.balancing_act import affordable_memory
+from fairq_utils.mitigation.fine_tuning import train_under
 from fairq_utils.mitigation.sample import Sample, of_batch
+from fairq_utils.quantizers.calibrate import Observed, observe
 from fairq_utils.quantizers.checks import check_model
+from fairq_utils.quantizers.methods import METHODS, Task
 from fairq_utils.quantizers.precision import full_precision
-from fairq_utils.quantizers.qat import folded_float
+from fairq_utils.quantizers.sensitivity import classification_loss
 from fairq_utils.quantizers.spec import WIDTHS, QuantSpec
-from fairq_utils.training.loop import Recipe
+from fairq_utils.registry import unknown
+from fairq_utils.training.loop import Recipe, optimise
 
 CHUNK = 64  # images per forward pass of calibration
+PUBLISHED = "bias_aware_calibration"  # the published study's name of balanced calibration
+SETTINGS = ("budget", "max_drop", "max_reverted")  # of methods, not of their specs
 FEW = 8  # images of a group in a balanced draw, below which a user should know
+
+
+class _OnLabels(nn.Module):
+    """The loss of batches that bring their labels."""
+
+    def forward(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        return classification_loss(model(images), labels)
 
 
 @full_precision()
@@ -38,6 +53,7 @@ def apply_quantization(
     bit_width: int | str = 8,
     calibration_data: Iterable[Any] | None = None,
     *,
+    sampler: str | None = None,
     sensitive_attrs: Sequence[str] = (),
     calibration_images: int = 512,
     pool_images: int = 4096,
@@ -45,7 +61,6 @@ def apply_quantization(
     epochs: int = 1,
     learning_rate: float = 1e-4,
     batch_size: int = 64,
-    budget: int | float | None = None,
     seed: int = 0,
     **options: Any,
 ) -> nn.Module:
@@ -56,42 +71,10 @@ def apply_quantization(
     model : module of one tensor argument that returns logits
         It is not changed, traced or moved; batches are moved to it.
     method : str
-        ``ptq`` : static ranges from images drawn at random
-
-        ``bias_aware_calibration`` : the same, from as many images of each group, all attributes
-        crossed
-
-        ``dynamic`` : inputs by each sample's own range; ``calibration_data`` may be left out
-
-        ``weight_only`` : inputs stay in float; images show the order of the layers
-
-        ``qat`` : static ranges, then training with quantization in the forward pass
-
-        ``mixed_precision`` : bits layer by layer within ``budget``, by the noise that each layer
-        leaves in the output
-
-        ``float_classifier`` : the last layer stays in float
-
-        ``adaround``, ``reconstruction`` : roundings learnt layer by layer, or block by block
-
-        ``equalization`` : cross-layer equalization and bias correction
-
-        ``group_ranges`` : ranges by least squared error, that of each group counted alike
-
-        ``preservation`` : output channels that the worst group needs most stay at 8 bits, or in
-        float where all have 8, within ``budget``, a share of the quantized size (0.05)
-
-        ``group_mixed_precision`` : as ``mixed_precision``, by the noise that the worst group sees
-
-        ``accuracy_control`` : layers go back to float until no group loses more than a point of
-        accuracy
-
-        ``fairness_finetuning`` : as ``qat``, and no group may lose more than the average and a
-        point (Balancing Act)
-
-        The last five look at labels and groups. All but ``ptq``, ``bias_aware_calibration``,
-        ``dynamic``, ``weight_only``, ``mixed_precision`` and ``float_classifier`` set ranges by
-        least squared error; these by the extremes.
+        Of :data:`fairq_utils.quantizers.methods.METHODS` (``fairq list methods`` prints them with
+        what they need), or ``bias_aware_calibration``, the published study's name of ``ptq`` with
+        ``sampler="group_balanced"``: static ranges from as many images of each group, all
+        attributes crossed. Methods that are group-aware look at labels and groups.
     bit_width : int or str
         8 is W8A8, 4 is W4A4 (weights alone for ``weight_only``, W4A8 for ``dynamic``); or as
         ``"W4A8"``. The first and the last layer have at least 8 bits unless
@@ -100,6 +83,9 @@ def apply_quantization(
         Of (images, labels, groups), (images, labels), (images,), or tensors of images. Groups are a
         mapping or DataFrame of attribute to values, or values without names: (N,) codes or words of
         one attribute, (N, K) of several.
+    sampler : str, optional
+        Of :data:`fairq_utils.calibration.SAMPLERS`: how images are drawn for calibration; at random
+        if not given.
     sensitive_attrs : names of attributes
         To balance over; all if none is given. They also name values that come without names.
     calibration_images : int
@@ -108,18 +94,17 @@ def apply_quantization(
     pool_images : int
         At most so many images of ``calibration_data`` are held in memory, to draw from.
     train_data : iterable of (images, labels), optional
-        For ``qat``: one pass per epoch, batches as they come. For ``fairness_finetuning``: with
-        groups too, and held in memory. Without it, the pool is trained on.
-    epochs, learning_rate, batch_size : for ``qat`` and ``fairness_finetuning``
+        For methods that train: one pass per epoch, batches as they come. Under a constraint on
+        groups with these too, and held in memory. Without it, the pool is trained on.
+    epochs, learning_rate, batch_size : for methods that train
         AdamW with a one-cycle schedule. ``batch_size`` is that of the pool.
-    budget : int or float, optional
-        For mixed precision: bytes, or a fraction of the float model's; the size at uniform
-        ``bit_width`` if not given (6 bits instead of 8, which would leave no choice). For
-        ``preservation``: see there.
     seed : int
         Of the draw and of the training's order.
     **options
-        Further attributes of :class:`~fairq_utils.quantizers.QuantSpec`.
+        Settings of the method, such as ``budget`` (for mixed precision bytes, or a fraction of the
+        float model's, the size at uniform ``bit_width`` if not given, 6 bits instead of 8, which
+        would leave no choice; for ``channels_worst`` and its kind a share of the quantized size) or
+        ``max_drop``; and further attributes of :class:`~fairq_utils.quantizers.QuantSpec`.
 
     Returns
     -------
@@ -143,26 +128,38 @@ def apply_quantization(
     >>> apply_quantization(network, bit_width=8, calibration_data=loader).report.layers
     {'0': 'W8A8', '2': 'W8A8'}
     """
-    name = known(method)
+    name, drawn_by = _named(method, sampler)
     if isinstance(sensitive_attrs, str):
         sensitive_attrs = (sensitive_attrs,)
-    spec = _spec(name, bit_width, options)
     chosen = METHODS[name]
-    if budget is not None:
-        _check_budget(name, budget)
+    settings = {**chosen.settings, **{k: v for k, v in options.items() if k in chosen.settings}}
+    _check_settings(name, options)
+    spec = _spec(name, bit_width, {k: v for k, v in options.items() if k not in SETTINGS})
     recipe = Recipe(epochs, learning_rate, batch_size)
     pool = None
     if calibration_data is not None:
         pool = gather(calibration_data, pool_images, "calibration_data", sensitive_attrs)
-    elif chosen.calibrates:
+    elif chosen.calibrates or chosen.trains:
         raise BadInput(
             f"apply_quantization: method {name!r} looks at images; give calibration_data, a loader "
             "of (images, labels, groups), (images, labels) or images"
         )
-    task = _task(
-        model, name, spec, pool, recipe, train_data, sensitive_attrs, calibration_images, seed
+    source = _Source(
+        model,
+        name,
+        spec,
+        pool,
+        recipe,
+        train_data,
+        sensitive_attrs,
+        drawn_by,
+        calibration_images,
+        settings,
+        seed,
     )
-    module, report = chosen.quantize(dataclasses.replace(task, budget=budget))
+    module, report = chosen.fit(source.task())
+    if report is None:  # the FP32 fine-tuning control
+        return module.eval().requires_grad_(False)
     if not report.layers:
         reasons = [f"{layer or 'the model'}: {why}" for layer, why in report.left_float.items()]
         raise BadInput(
@@ -172,28 +169,6 @@ def apply_quantization(
         )
     module.report = report  # type: ignore[assignment]
     return module.eval()
-
-
-def train_in_float(
-    model: nn.Module,
-    calibration_data: Iterable[Any],
-    *,
-    train_data: Iterable[Any] | None = None,
-    epochs: int = 1,
-    learning_rate: float = 1e-4,
-    batch_size: int = 64,
-    pool_images: int = 4096,
-    seed: int = 0,
-    **_: Any,
-) -> nn.Module:
-    """The control that belongs to ``qat``: the same training without quantization.
-
-    Parameters as in :func:`apply_quantization`; others are ignored.
-    """
-    pool = gather(calibration_data, pool_images, "calibration_data")
-    recipe = Recipe(epochs, learning_rate, batch_size)
-    task = _task(model, "qat", QuantSpec(), pool, recipe, train_data, (), CHUNK, seed)
-    return task.train(folded_float(task.observed())).requires_grad_(False)
 
 
 def balanced_size(groups: pd.DataFrame) -> int:
@@ -224,14 +199,40 @@ def attributes_of(
     return pd.DataFrame({name: pool.groups[name] for name in sensitive_attrs or pool.groups})
 
 
-def _check_budget(name: str, budget: object) -> None:
-    if not METHODS[name].budgeted:
-        spending = [other for other, method in METHODS.items() if method.budgeted]
+def _named(method: str, sampler: str | None) -> tuple[str, str]:
+    """Method and sampler as the registries have them."""
+    name = str(method).lower()
+    if name == PUBLISHED:
+        if sampler not in (None, "group_balanced"):
+            raise BadInput(
+                f"apply_quantization: {PUBLISHED} is ptq with sampler='group_balanced'; use "
+                f"method='ptq' with sampler={sampler!r}"
+            )
+        name, sampler = "ptq", "group_balanced"
+    if name not in METHODS:
+        raise BadInput(f"apply_quantization: method {unknown(name, [*METHODS, PUBLISHED])}")
+    drawn_by = sampler or "random"
+    needs = SAMPLERS.find(drawn_by, "apply_quantization: sampler").needs
+    if needs:
         raise BadInput(
-            f"apply_quantization: {name} spends no budget; leave it out, or use one of "
-            f"{', '.join(spending)}"
+            f"apply_quantization: sampler {drawn_by!r} needs {needs}; draw rows with "
+            "fairq_utils.calibration.draw and give a loader of these"
         )
-    if isinstance(budget, bool) or not isinstance(budget, int | float):
+    return name, drawn_by
+
+
+def _check_settings(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse settings that are other methods', and a budget that is none."""
+    others = [other for other in SETTINGS if other in options]
+    for other in others:
+        if other not in METHODS[name].settings:
+            having = [found for found, method in METHODS.items() if other in method.settings]
+            raise BadInput(
+                f"apply_quantization: {name} has no {other}; leave it out, or use one of "
+                f"{', '.join(having)}"
+            )
+    budget = options.get("budget")
+    if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int | float)):
         raise BadInput(
             f"apply_quantization: budget: {budget!r} is no number; give bytes, or a fraction such "
             "as 0.05"
@@ -240,10 +241,10 @@ def _check_budget(name: str, budget: object) -> None:
 
 def _spec(name: str, bit_width: int | str, options: Mapping[str, Any]) -> QuantSpec:
     fields = [entry.name for entry in dataclasses.fields(QuantSpec)]
-    unknown = [option for option in options if option not in fields]
-    if unknown:
+    odd = [option for option in options if option not in fields]
+    if odd:
         raise BadInput(
-            f"apply_quantization: {unknown[0]!r} is neither a parameter nor one of QuantSpec's: "
+            f"apply_quantization: {odd[0]!r} is neither a parameter nor one of QuantSpec's: "
             f"{', '.join(fields)}"
         )
     if isinstance(bit_width, str):
@@ -264,48 +265,106 @@ def _spec(name: str, bit_width: int | str, options: Mapping[str, Any]) -> QuantS
     return spec
 
 
-def _task(
-    model: nn.Module,
-    name: str,
-    spec: QuantSpec,
-    pool: Batch | None,
-    recipe: Recipe,
-    train_data: Iterable[Any] | None,
-    sensitive_attrs: Sequence[str],
-    calibration_images: int,
-    seed: int,
-) -> Task:
-    check_model(model, "apply_quantization")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise BadInput(
-            f"apply_quantization: this model is scripted ({type(model).__name__}), and its layers "
-            "cannot be replaced; give the module that it was made from"
-        )
-    device = device_of(model)
-    if isinstance(train_data, Iterator):  # gone through more than once
-        train_data = list(train_data)
-    batches, rows = [], list[int]()
-    classes = 1
-    if pool is not None:
-        rows = _drawn(
-            pool, METHODS[name].sampler, sensitive_attrs, calibration_images, seed
-        ).tolist()
-        drawn = rows_of(pool, rows)
-        batches = [part.to(device) for part in drawn.images.split(CHUNK)]
-        classes = _classes(model, batches[0][:1])
-    epoch, steps = _training(pool, train_data, recipe, classes, device, seed)
-    if METHODS[name].trains and recipe.epochs < 1:
-        raise BadInput(f"apply_quantization: epochs: {recipe.epochs} is not at least 1")
-    if METHODS[name].trains and not steps:
-        raise BadInput(
-            f"apply_quantization: {name} learns from labels, and calibration_data has none; let it "
-            "yield (images, labels), or give train_data that does"
+@dataclass(frozen=True)
+class _Source:
+    """What a call of :func:`apply_quantization` brings, and the task that a method makes of it."""
+
+    model: nn.Module
+    name: str
+    spec: QuantSpec
+    pool: Batch | None
+    recipe: Recipe
+    train_data: Iterable[Any] | None
+    sensitive_attrs: Sequence[str]
+    sampler: str
+    calibration_images: int
+    settings: Mapping[str, Any]
+    seed: int
+
+    def task(self) -> Task:
+        """The method's task; refuses what it cannot work on before anything is computed."""
+        check_model(self.model, "apply_quantization")
+        if isinstance(self.model, torch.jit.ScriptModule):
+            raise BadInput(
+                f"apply_quantization: this model is scripted ({type(self.model).__name__}), and "
+                "its layers cannot be replaced; give the module that it was made from"
+            )
+        device, pool = device_of(self.model), self.pool
+        train_data = self.train_data
+        if isinstance(train_data, Iterator):  # gone through more than once
+            train_data = list(train_data)
+        batches, rows = list[Tensor](), list[int]()
+        classes = 1
+        if pool is not None:
+            count, attributes = self.calibration_images, self.sensitive_attrs
+            rows = _drawn(pool, self.sampler, attributes, count, self.seed).tolist()
+            images = rows_of(pool, rows).images
+            batches = [part.to(device) for part in images.split(CHUNK)]
+            classes = _classes(self.model, batches[0][:1])
+        trains, recipe = METHODS[self.name].trains, self.recipe
+        epoch, steps = _training(pool, train_data, recipe, classes, device, self.seed)
+        if trains and recipe.epochs < 1:
+            raise BadInput(f"apply_quantization: epochs: {recipe.epochs} is not at least 1")
+        if trains and not steps:
+            raise BadInput(
+                f"apply_quantization: {self.name} learns from labels, and calibration_data has "
+                "none; let it yield (images, labels), or give train_data that does"
+            )
+
+        def people(training: bool = False) -> Sample:
+            given = train_data if training else None
+            return _people(pool, given, self.name, self.sensitive_attrs)
+
+        def train(network: nn.Module, constraint: str | None) -> Mapping[str, Any]:
+            if constraint is not None:
+                return self._train_under(constraint, network, people(True))
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                torch.manual_seed(self.seed)
+                optimise(network, _OnLabels(), epoch, steps, recipe, device=device)
+            return {}
+
+        return Task(
+            self.model,
+            self.spec,
+            batches[0] if batches else None,
+            lambda: self._observed(batches),
+            lambda: people().take(rows),
+            people,
+            train,
+            self.settings,
+            seed=self.seed,
         )
 
-    def people(training: bool) -> Sample:
-        return _people(pool, train_data if training else None, name, sensitive_attrs)
+    def _observed(self, batches: list[Tensor]) -> Observed:
+        """Statistics of calibration; images are kept for methods that look at them again."""
+        spec = self.spec
+        keep = "kept" in METHODS[self.name].needs
+        return observe(
+            self.model,
+            batches,
+            [spec.activation_range],
+            equalization=spec.equalization,
+            residuals=spec.residuals,
+            attention_products=spec.attention_products,
+            gates=spec.gates,
+            keep=keep or spec.bias_correction or spec.rounding != "nearest",
+        )
 
-    return Task(model, spec, batches, rows, epoch, steps, recipe, people, None, seed)
+    def _train_under(self, constraint: str, network: nn.Module, people: Sample) -> dict[str, Any]:
+        """Train in place under a constraint on groups; notes for the report."""
+        batch = min(self.recipe.batch_size, len(people))
+        options: dict[str, Any] = {}
+        if constraint == "balancing_act":
+            options["memory"] = affordable_memory(people.sizes)
+        return train_under(
+            constraint,
+            network,
+            self.model,
+            people,
+            dataclasses.replace(self.recipe, batch_size=batch),
+            self.seed,
+            **options,
+        )
 
 
 def _people(

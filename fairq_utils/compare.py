@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import nn
 
-from fairq_utils.apply import apply_quantization, attributes_of, balanced_size, train_in_float
+from fairq_utils.apply import PUBLISHED, apply_quantization, attributes_of, balanced_size
 from fairq_utils.data.batches import Batch, gather, joined, read, rows_of
 from fairq_utils.errors import BadInput, Fault
 from fairq_utils.metrics.counts import Counts, count
@@ -24,15 +24,15 @@ from fairq_utils.metrics.criteria import FAIRNESS
 from fairq_utils.metrics.gaps import LeftOutWarning, left_out
 from fairq_utils.metrics.model_metrics import answers, size_mebibytes
 from fairq_utils.metrics.rates import overall
-from fairq_utils.mitigation.published_methods import METHODS
 from fairq_utils.quantizers.layers import Quantized
+from fairq_utils.quantizers.methods import CONTROL, METHODS
 from fairq_utils.quantizers.report import QuantReport
 from fairq_utils.stats.floors import exchange_floors
 from fairq_utils.stats.paired import paired_bootstrap
 
 GAPS = ("demographic_parity_difference", "equalized_odds_difference")
-ALIASES = {"bias_aware": "bias_aware_calibration", "mixed": "mixed_precision"}
-CONTROL = "QAT_FP32"
+ALIASES = {"bias_aware": PUBLISHED, "mixed_precision": "mixed"}
+QAT_CONTROL = "QAT_FP32"
 CROSSED = " x "  # joins attributes in the name of a scope
 Statistic = Callable[[NDArray[Any]], NDArray[Any]]
 
@@ -167,7 +167,7 @@ def compare_quantization_methods(
     else:
         pool, rest = _taken(test_loader, calibration_images, attributes)
     size = min(calibration_images, len(pool.images))
-    if any(method == "bias_aware_calibration" for method, _ in parsed.values()):
+    if any(method == PUBLISHED for method, _ in parsed.values()):
         size = min(size, balanced_size(attributes_of(pool, attributes)))
     if train_loader is None and any(name == "qat" for name, _ in parsed.values()):
         warnings.warn(
@@ -188,9 +188,6 @@ def compare_quantization_methods(
             "seed": seed,
             **options,
         }
-        if bits == "FP32":
-            models[name] = train_in_float(model, **settings)
-            continue
         models[name] = apply_quantization(
             model,
             method,
@@ -199,7 +196,9 @@ def compare_quantization_methods(
             calibration_images=size,
             **settings,
         )
-        reports[name] = models[name].report  # type: ignore[assignment]
+        report = getattr(models[name], "report", None)
+        if report is not None:  # the FP32 fine-tuning control has none
+            reports[name] = report
     found = answers(models, rest, attributes, argument="sensitive_attrs")
     counts = {
         name: count(
@@ -256,15 +255,15 @@ def _accuracy(table: NDArray[Any]) -> NDArray[Any]:
 def _parsed(name: str) -> tuple[str, int | str]:
     """The method and the bits of a name such as ``PTQ_INT8``."""
     found = re.fullmatch(r"(.+?)(?:_(?:INT(\d+)|(W\d+(?:A\d+)?)))?", name, re.IGNORECASE)
-    if name.upper() == CONTROL:
-        return "qat", "FP32"
+    if name.upper() == QAT_CONTROL:
+        return CONTROL, 8
     method = found[1].lower() if found else ""
     method = ALIASES.get(method, method)
-    if found is None or method not in METHODS:
-        every = ", ".join(sorted({*map(str.upper, METHODS), *ALIASES}, key=str.lower))
+    if found is None or method not in {*METHODS, PUBLISHED}:
+        every = ", ".join(sorted({*map(str.upper, METHODS), *ALIASES, PUBLISHED}, key=str.lower))
         raise BadInput(
             f"methods: {name!r} is not known; a name is one of {every}, and its bits: PTQ_INT8, "
-            f"bias_aware_INT4, RECONSTRUCTION_W4A8; or {CONTROL}, the control of QAT"
+            f"bias_aware_INT4, BLOCK_W4A8; or {QAT_CONTROL}, the FP32 fine-tuning control of QAT"
         )
     return method, int(found[2]) if found[2] else found[3].upper() if found[3] else 8
 

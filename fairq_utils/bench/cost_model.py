@@ -121,7 +121,6 @@ def study(
                 "iterations": ITERATIONS,
                 "calibration_images": CALIBRATION_IMAGES,
             },
-            "mitigation": {"samplers": ["label_balanced"]},
             "execution": {"device": "cpu", "threads": 1},
         }
     )

@@ -24,7 +24,7 @@ from fairq_utils.deploy import engines
 from fairq_utils.quantizers.calibrate import Observed, observe
 from fairq_utils.quantizers.methods import METHODS
 from fairq_utils.quantizers.post_training import quantize_observed
-from fairq_utils.quantizers.spec import QuantSpec
+from fairq_utils.study import planning
 from fairq_utils.study.params.study import Params
 from fairq_utils.study.people import faces
 from fairq_utils.training import architectures, loop
@@ -89,7 +89,7 @@ def bench_deployment(params: Params) -> tuple[dict[str, Any], str, dict[str, pd.
     """
     threads = pinned_threads(params)
     data, found = faces(params), Found()
-    bits = [b for b in params.quantization.bits if QuantSpec.parse(b).activation == "static"]
+    bits = list(planning.bits_of(params))
     for architecture, model in trained_models(params).items():
         _deploy(found, params, architecture, model, bits, data, threads)
     table = pd.DataFrame([asdict(one) for one in found.deployed])

@@ -47,7 +47,7 @@ METHOD = "ptq"
 def bench_study(params: Params) -> tuple[dict[str, Any], str, dict[str, pd.DataFrame]]:
     """Evaluate the static runs of a study by the study, and by a plain loop.
 
-    They are those of ``quantization.bits``, its ``ranges`` and ``mitigation.samplers``. The plain
+    They are those of the grid's entries of ``ptq``. The plain
     loop is timed on one calibration sampler; the others cost it the same.
 
     Returns
@@ -123,8 +123,7 @@ def static_runs(params: Params, architecture: str) -> Params:
     """The same study of one architecture, with nothing but the static runs of every sampler."""
     given = params.model_dump()
     given["training"]["models"] = {architecture: given["training"]["models"][architecture]}
-    given["quantization"] |= {"methods": [METHOD], "further": {}, "further_models": []}
-    given["mitigation"] |= {"methods": [], "models": []}
+    given["grid"] = [entry for entry in given["grid"] if entry["method"] == (METHOD,)]
     given["dials"] = {"models": []}
     return type(params).model_validate(given)
 

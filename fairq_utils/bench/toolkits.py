@@ -22,6 +22,7 @@ from fairq_utils.quantizers.calibrate import observe
 from fairq_utils.quantizers.methods import METHODS
 from fairq_utils.quantizers.post_training import quantize_static
 from fairq_utils.quantizers.spec import QuantSpec
+from fairq_utils.study import planning
 from fairq_utils.study.params.study import Params
 from fairq_utils.study.people import faces
 from fairq_utils.training import architectures, loop
@@ -76,7 +77,7 @@ def bench_toolkits(params: Params) -> tuple[Accuracies, str]:
     by_architecture = trained_models(params)
     data = faces(params)
     pictures = calibration_pictures(params, data, BATCH)
-    bits = [b for b in params.quantization.bits if QuantSpec.parse(b).activation == "static"]
+    bits = list(planning.bits_of(params))
     found = Comparison()
     for architecture, model in by_architecture.items():
         compare(found, architecture, model, bits, pictures, data.subset("test"))

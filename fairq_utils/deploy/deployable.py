@@ -125,7 +125,7 @@ def choose(params: Params, model: str, engine: str) -> Run:
     """
     if model in params.training.models:
         seed, draw = params.training.seeds[0], params.quantization.calibration_seeds[0]
-        return planning.further_run(params, model, seed, ENGINES[engine].method, BITS, draw)
+        return planning.single(params, model, seed, ENGINES[engine].method, BITS, draw)
     names = ", ".join(params.training.models)
     if not HEX.fullmatch(model):
         raise BadInput(

@@ -17,6 +17,7 @@ from fairq_utils.errors import BadInput
 from fairq_utils.mitigation.group_sensitivity import Floats
 from fairq_utils.mitigation.sample import Sample, chosen, logits_of, refuse_few, refuse_labels
 from fairq_utils.quantizers.calibrate import Observed
+from fairq_utils.quantizers.methods import MSE, Fit, Result, Size, Task, method
 from fairq_utils.quantizers.post_training import layer_specs, quantize_observed
 from fairq_utils.quantizers.report import QuantReport
 from fairq_utils.quantizers.sensitivity import noise_over_signal, squares
@@ -79,6 +80,7 @@ def _means(values: Tensor, sample: Sample) -> Floats:
 
 Criterion = Literal["overall", "worst_group", "gap"]
 WHAT = "control_accuracy"
+RANKED = 300  # images that layers are ranked by
 ROUNDING = 1e-12  # of a difference of rates; one answer is more
 
 
@@ -89,7 +91,7 @@ def control_accuracy(
     *,
     max_drop: float = 0.01,
     criterion: Criterion = "worst_group",
-    ranking: int = 300,
+    ranking: int = RANKED,
     max_reverted: int | None = None,
     least: int = 20,
 ) -> tuple[nn.Module, QuantReport]:
@@ -304,3 +306,47 @@ def _check(
             f"{WHAT}: sample: a gap is between groups, and all images are of "
             f"{sample.name(sample.present[0])!r}; add images of another, or take 'overall'"
         )
+
+
+def _fit(criterion: Criterion) -> Fit:
+    def fit(task: Task) -> Result:
+        return control_accuracy(
+            task.observed(),
+            task.spec,
+            task.validation(),
+            max_drop=task.settings["max_drop"],
+            max_reverted=task.settings["max_reverted"],
+            criterion=criterion,
+            least=task.least,
+        )
+
+    return fit
+
+
+def _ranked_and_reverted(size: Size) -> int:
+    most = size.settings["max_reverted"]
+    # The float model, plain quantization, and each step, counted as if all were taken.
+    steps = 2 + (size.layers if most is None else int(most))
+    return steps * size.validation + size.layers * min(RANKED, size.validation)
+
+
+method(
+    "control_overall",
+    label="by everybody",
+    family="accuracy control",
+    fit=_fit("overall"),
+    options=MSE,
+    needs="images kept groups validation",
+    settings={"max_drop": 0.01, "max_reverted": None},
+    images=_ranked_and_reverted,
+)
+method(
+    "control_worst",
+    label="by the worst group",
+    family="accuracy control",
+    fit=_fit("worst_group"),
+    options=MSE,
+    needs="images kept groups validation",
+    settings={"max_drop": 0.01, "max_reverted": None},
+    images=_ranked_and_reverted,
+)

@@ -18,6 +18,7 @@ from fairq_utils.mitigation.constraints import CONSTRAINTS
 from fairq_utils.mitigation.group_facts import GroupFacts, counted, facts, groups_of
 from fairq_utils.mitigation.sample import Sample
 from fairq_utils.quantizers.calibrate import Observed
+from fairq_utils.quantizers.methods import MSE, Fit, Result, Task, method
 from fairq_utils.quantizers.qat import finish_qat, folded_float, prepare_qat
 from fairq_utils.quantizers.report import QuantReport, float_bytes
 from fairq_utils.quantizers.spec import QuantSpec
@@ -150,17 +151,44 @@ def fine_tune(
     """
     _check(sample, constraint, epochs, learning_rate, batch_size, options)
     work = folded_float(seen) if spec is None else prepare_qat(seen, spec)
-    known = facts(seen.model, sample)
-    objective = CONSTRAINTS[constraint](known, **options)
-    _train(work, objective, sample, Recipe(epochs, learning_rate, batch_size), seed)
+    recipe = Recipe(epochs, learning_rate, batch_size)
+    notes = train_under(constraint, work, seen.model, sample, recipe, seed, **options)
     if spec is None:
         module = work.eval().requires_grad_(False)
         report = _float_report(module, seen)
     else:
         module, report = finish_qat(work, seen, spec)
-    notes = _notes(constraint, options, known, objective)
     corrections = {**report.corrections, "fine_tuning": notes}
     return module, dataclasses.replace(report, corrections=corrections)
+
+
+def train_under(
+    constraint: str,
+    network: nn.Module,
+    reference: nn.Module,
+    sample: Sample,
+    recipe: Recipe,
+    seed: int,
+    **options: Any,
+) -> dict[str, Any]:
+    """Train a network in place under a constraint on its groups.
+
+    Parameters
+    ----------
+    constraint, sample, seed, options : see :func:`fine_tune`
+    reference : the float model that the groups' accuracies are measured of
+    recipe : Recipe
+
+    Returns
+    -------
+    dict
+        Notes for the report: the constraint, its options, the reference's accuracy of each group,
+        and the final weights or multipliers, where there are any.
+    """
+    known = facts(reference, sample)
+    objective = CONSTRAINTS[constraint](known, **options)
+    _train(network, objective, sample, recipe, seed)
+    return _notes(constraint, options, known, objective)
 
 
 def _train(
@@ -234,3 +262,61 @@ def _check(
 
 def _shown(names: Sequence[str]) -> str:
     return ", ".join(name.replace("|", " ") for name in names)
+
+
+def _fit(constraint: str) -> Fit:
+    def fit(task: Task) -> Result:
+        seen = task.observed()
+        network = prepare_qat(seen, task.spec)
+        notes = task.train(network, constraint)
+        module, report = finish_qat(network, seen, task.spec)
+        corrections = {**report.corrections, **({"fine_tuning": notes} if notes else {})}
+        return module, dataclasses.replace(report, corrections=corrections)
+
+    return fit
+
+
+method(
+    "qat_parity",
+    label="parity penalty",
+    family="group-aware fine-tuning",
+    fit=_fit("parity"),
+    options=MSE,
+    needs="images kept groups labels",
+    trains=True,
+    constraint="parity",
+    source="Buyl et al. 2024 (fairret)",
+)
+method(
+    "qat_odds",
+    label="odds penalty",
+    family="group-aware fine-tuning",
+    fit=_fit("odds"),
+    options=MSE,
+    needs="images kept groups labels",
+    trains=True,
+    constraint="odds",
+    source="Buyl et al. 2024 (fairret)",
+)
+method(
+    "qat_group_dro",
+    label="group DRO",
+    family="group-aware fine-tuning",
+    fit=_fit("group_dro"),
+    options=MSE,
+    needs="images kept groups labels",
+    trains=True,
+    constraint="group_dro",
+    source="Sagawa et al. 2020",
+)
+method(
+    "qat_balancing_act",
+    label="Balancing Act",
+    family="group-aware fine-tuning",
+    fit=_fit("balancing_act"),
+    options=MSE,
+    needs="images kept groups labels",
+    trains=True,
+    constraint="balancing_act",
+    source="Hashemizadeh et al. 2024",
+)

@@ -38,17 +38,19 @@ from fairq_utils.mitigation.group_sensitivity import (
 )
 from fairq_utils.mitigation.sample import Sample
 from fairq_utils.quantizers.calibrate import Observed
+from fairq_utils.quantizers.methods import MSE, Fit, Result, Size, Task, method
 from fairq_utils.quantizers.mixed_precision import (
     Further,
     allocate,
     in_bytes,
     solve,
+    uniform_budget,
     weight_widths,
     within_budget,
 )
 from fairq_utils.quantizers.post_training import edge_spec
 from fairq_utils.quantizers.report import QuantReport
-from fairq_utils.quantizers.spec import QuantSpec
+from fairq_utils.quantizers.spec import WIDTHS, QuantSpec
 
 
 def allocate_for_groups(
@@ -252,3 +254,50 @@ def _refuse_another(
             f"{what}: table: is of the groups {', '.join(found.names)}, and the sample's are "
             f"{', '.join(sorted(groups))}; give the table of this sample"
         )
+
+
+def _fit(objective: Reducer) -> Fit:
+    def fit(task: Task) -> Result:
+        seen, budget = task.observed(), task.settings["budget"]
+        allowed = uniform_budget(seen, task.spec) if budget is None else budget
+        return quantize_mixed_for_groups(
+            seen, allowed, task.spec, task.calibration(), objective=objective, measure="layer"
+        )
+
+    return fit
+
+
+def _each_width(size: Size) -> int:
+    return (1 + len(WIDTHS)) * size.calibration
+
+
+method(
+    "mixed_overall",
+    label="overall",
+    family="group-aware mixed precision",
+    fit=_fit("overall"),
+    options=MSE,
+    needs="images kept groups",
+    settings={"budget": None},
+    images=_each_width,
+)
+method(
+    "mixed_worst",
+    label="worst group",
+    family="group-aware mixed precision",
+    fit=_fit("worst_group"),
+    options=MSE,
+    needs="images kept groups",
+    settings={"budget": None},
+    images=_each_width,
+)
+method(
+    "mixed_cvar",
+    label="worst half of groups",
+    family="group-aware mixed precision",
+    fit=_fit("cvar"),
+    options=MSE,
+    needs="images kept groups",
+    settings={"budget": None},
+    images=_each_width,
+)

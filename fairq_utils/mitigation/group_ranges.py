@@ -18,8 +18,9 @@ from fairq_utils.metrics.model_metrics import device_of
 from fairq_utils.mitigation.sample import Sample
 from fairq_utils.quantizers.calibrate import Observed, observe
 from fairq_utils.quantizers.grids import input_grid
+from fairq_utils.quantizers.methods import MSE, Fit, Result, Task, method
 from fairq_utils.quantizers.observers import Counts, central, filled
-from fairq_utils.quantizers.post_training import edge_spec
+from fairq_utils.quantizers.post_training import edge_spec, quantize_observed
 from fairq_utils.quantizers.ranges import (
     InputStatistics,
     clipping_error,
@@ -371,3 +372,35 @@ def _check(seen: Observed, ranges: Ranges) -> None:
                 f"clipped: ranges: that of {name!r} is {low} to {high}; give two finite numbers, "
                 "the smaller first"
             )
+
+
+def _fit(weighting: Weighting) -> Fit:
+    def fit(task: Task) -> Result:
+        spec = task.spec
+        options = {"equalization": spec.equalization, "keep": spec.bias_correction}
+        seen = observe_groups(
+            task.model, task.calibration(), [spec.activation_range], weighting=weighting, **options
+        )
+        return quantize_observed(seen, spec)
+
+    return fit
+
+
+method(
+    "ranges_mean",
+    label="each group's error alike",
+    family="group-aware ranges",
+    fit=_fit("mean"),
+    options=MSE,
+    needs="images kept groups",
+    images=lambda size: size.calibration,
+)
+method(
+    "ranges_worst",
+    label="worst group's error",
+    family="group-aware ranges",
+    fit=_fit("worst"),
+    options=MSE,
+    needs="images kept groups",
+    images=lambda size: size.calibration,
+)

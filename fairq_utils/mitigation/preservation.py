@@ -30,6 +30,7 @@ from fairq_utils.mitigation.precision import (
 )
 from fairq_utils.mitigation.sample import Sample
 from fairq_utils.quantizers.calibrate import Observed
+from fairq_utils.quantizers.methods import MSE, Fit, Result, Size, Task, method
 from fairq_utils.quantizers.report import QuantReport
 from fairq_utils.quantizers.spec import QuantSpec
 
@@ -123,6 +124,8 @@ __all__ = [
     "preserve_layers",
 ]
 
+BUDGET = 0.05  # of the bytes of the plainly quantized model
+BACKWARD = 2  # a backward pass costs about two forward passes
 UNITS = ("layers", "channels")
 RANDOM = "random"
 
@@ -132,7 +135,7 @@ def preservation(
     spec: QuantSpec,
     sample: Sample,
     *,
-    budget: float = 0.05,
+    budget: float = BUDGET,
     unit: str = "channels",
     by: str = "worst_group",
     kept: Kept = "more",
@@ -246,3 +249,83 @@ def _check_choices(budget: float, unit: str, by: str, measure: str) -> None:
     for argument, (name, known) in named.items():
         if name not in known:
             raise BadInput(f"preservation: {argument} {name!r} is not one of {', '.join(known)}")
+
+
+def _fit(unit: str, by: str) -> Fit:
+    def fit(task: Task) -> Result:
+        # Ablation passes over the images once for every layer; a gradient, once.
+        images = task.calibration() if unit == "layers" else task.validation()
+        budget = task.settings["budget"]
+        return preservation(
+            task.observed(), task.spec, images, budget=budget, unit=unit, by=by, seed=task.seed
+        )
+
+    return fit
+
+
+def _ablated(size: Size) -> int:
+    return size.layers * size.calibration
+
+
+def _differentiated(size: Size) -> int:
+    return (1 + BACKWARD) * size.validation
+
+
+method(
+    "layers_random",
+    label="layers, at random",
+    family="preservation",
+    fit=_fit("layers", "random"),
+    options=MSE,
+    needs="images kept groups everybody",
+    settings={"budget": BUDGET},
+)
+method(
+    "layers_overall",
+    label="layers, by everybody",
+    family="preservation",
+    fit=_fit("layers", "overall"),
+    options=MSE,
+    needs="images kept groups everybody",
+    settings={"budget": BUDGET},
+    images=_ablated,
+)
+method(
+    "layers_worst",
+    label="layers, by the worst group",
+    family="preservation",
+    fit=_fit("layers", "worst_group"),
+    options=MSE,
+    needs="images kept groups everybody",
+    settings={"budget": BUDGET},
+    images=_ablated,
+)
+method(
+    "channels_random",
+    label="channels, at random",
+    family="preservation",
+    fit=_fit("channels", "random"),
+    options=MSE,
+    needs="images kept groups everybody validation",
+    settings={"budget": BUDGET},
+)
+method(
+    "channels_overall",
+    label="channels, by everybody",
+    family="preservation",
+    fit=_fit("channels", "overall"),
+    options=MSE,
+    needs="images kept groups everybody validation",
+    settings={"budget": BUDGET},
+    images=_differentiated,
+)
+method(
+    "channels_worst",
+    label="channels, by the worst group",
+    family="preservation",
+    fit=_fit("channels", "worst_group"),
+    options=MSE,
+    needs="images kept groups everybody validation",
+    settings={"budget": BUDGET},
+    images=_differentiated,
+)

@@ -13,10 +13,19 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import nn
 
 from fairq_utils.quantizers.calibrate import Observed
+from fairq_utils.quantizers.methods import MSE, Result, Task, method
 from fairq_utils.quantizers.post_training import edge_spec, quantize_observed
 from fairq_utils.quantizers.report import QuantReport
-from fairq_utils.quantizers.sensitivity import Labelled, Measure, bytes_of_the_rest, sensitivities
+from fairq_utils.quantizers.sensitivity import (
+    Labelled,
+    Measure,
+    bytes_of_the_rest,
+    nearest,
+    sensitivities,
+)
 from fairq_utils.quantizers.spec import WIDTHS, QuantSpec
+
+FEWER = 2  # bits below eight of the uniform model that sets the budget
 
 
 def allocate(table: pd.DataFrame, budget: int) -> dict[str, str]:
@@ -337,3 +346,43 @@ def in_bytes(budget: int | float, float_bytes: int, what: str) -> int:
         f"{what}: budget: {budget!r} is neither a whole number of bytes nor a fraction in "
         "(0, 1] of the float model's size, such as 0.2"
     )
+
+
+def uniform_budget(seen: Observed, spec: QuantSpec) -> int:
+    """Bytes for mixed precision: of uniform bits, or of six where uniform is eight.
+
+    Uniform eight bits would leave it no choice.
+    """
+    width = spec.weight_bits - (FEWER if spec.weight_bits == max(WIDTHS) else 0)
+    uniform = dataclasses.replace(nearest(spec), weight_bits=width)
+    return quantize_observed(seen, uniform)[1].size_bytes
+
+
+def _mixed(task: Task) -> Result:
+    seen, budget = task.observed(), task.settings["budget"]
+    allowed = uniform_budget(seen, task.spec) if budget is None else budget
+    # Not by the loss, though there may be labels: of a calibration set, it is mostly chance.
+    return quantize_mixed(seen, allowed, task.spec, measure="layer")
+
+
+def _float_classifier(task: Task) -> Result:
+    return float_classifier(task.observed(), task.spec)
+
+
+method(
+    "mixed",
+    label="mixed precision",
+    family="mixed precision",
+    fit=_mixed,
+    options=MSE,
+    needs="images kept",
+    settings={"budget": None},
+    images=lambda size: (1 + len(WIDTHS)) * size.calibration,
+)
+method(
+    "float_classifier",
+    label="float classifier",
+    family="mixed precision",
+    fit=_float_classifier,
+    options=MSE,
+)

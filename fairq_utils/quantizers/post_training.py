@@ -15,6 +15,7 @@ from fairq_utils.quantizers.checks import check_model, refuse_not_finite
 from fairq_utils.quantizers.corrections import correct_biases
 from fairq_utils.quantizers.folding import fold_batch_norms
 from fairq_utils.quantizers.layers import quantizable, quantized, refuse_quantized
+from fairq_utils.quantizers.methods import MSE, Result, Task, method
 from fairq_utils.quantizers.operations import (
     OPTIONS,
     Operations,
@@ -36,6 +37,8 @@ from fairq_utils.quantizers.tracing import (
 from fairq_utils.quantizers.weights import KeptRows, check_kept
 
 LayerSpecs = Mapping[str, QuantSpec | None]
+OPERATIONS = {**MSE, "residuals": True, "attention_products": True}
+BLOCK = 3  # layers of a usual block whose roundings are learnt together
 
 
 @full_precision()
@@ -269,3 +272,82 @@ def quantize_dynamic(
     for name in order:
         work = replace(work, name, quantized(layers[name], edge_spec(spec, name, order)))
     return work.eval(), report(work, spec, folded, left, before, 0, {})
+
+
+def _static(task: Task) -> Result:
+    return quantize_observed(task.observed(), task.spec)
+
+
+def _dynamic(task: Task) -> Result:
+    return quantize_dynamic(task.model, task.spec, task.example)
+
+
+method("ptq", label="static", family="static", fit=_static)
+method(
+    "naive",
+    label="min-max, per tensor",
+    family="static",
+    fit=_static,
+    options={"weight_granularity": "tensor", "first_last_bits": None},
+)
+method(
+    "equalized",
+    label="equalized, bias-corrected",
+    family="static",
+    fit=_static,
+    options={**MSE, "equalization": True, "bias_correction": True},
+    needs="images kept",
+    images=lambda size: 2 * size.calibration,
+    source="Nagel et al. 2019",
+)
+method(
+    "operations",
+    label="additions and attention too",
+    family="static",
+    fit=_static,
+    options=OPERATIONS,
+)
+method(
+    "gates",
+    label="additions, attention and gates too",
+    family="static",
+    fit=_static,
+    options={**OPERATIONS, "gates": True},
+)
+method(
+    "weight_only",
+    label="weights only",
+    family="static",
+    fit=_static,
+    options={"activation": "float"},
+)
+method(
+    "dynamic",
+    label="dynamic",
+    family="dynamic",
+    fit=_dynamic,
+    options={"activation": "dynamic"},
+    needs="",
+)
+method(
+    "adaround",
+    label="AdaRound",
+    family="learnt rounding",
+    fit=_static,
+    options={**MSE, "rounding": "adaround"},
+    needs="images kept",
+    settings={"iterations": 300},
+    images=lambda size: size.layers * size.calibration,
+    source="Nagel et al. 2020",
+)
+method(
+    "block",
+    label="block reconstruction",
+    family="learnt rounding",
+    fit=_static,
+    options={**MSE, "rounding": "block"},
+    needs="images kept",
+    settings={"iterations": 300},
+    images=lambda size: size.layers * size.calibration // BLOCK,
+    source="Li et al. 2021 (BRECQ), Wei et al. 2022 (QDrop)",
+)

@@ -20,6 +20,7 @@ from fairq_utils.quantizers.calibrate import Observed
 from fairq_utils.quantizers.checks import check_model, refuse_not_finite
 from fairq_utils.quantizers.grids import input_grid
 from fairq_utils.quantizers.learned import LearnedLayer, StepInput, StepWeight
+from fairq_utils.quantizers.methods import MSE, Result, Task, method
 from fairq_utils.quantizers.operations import float_operations, quantize_operations
 from fairq_utils.quantizers.post_training import LayerSpecs, layer_specs, restore_bypassed
 from fairq_utils.quantizers.report import QuantReport, report
@@ -96,3 +97,36 @@ def finish_qat(
     left = {**seen.left, **asked, **float_operations(work, seen.operations.found)}
     result = report(work.eval(), spec, seen.folded, left, seen.float_bytes, seen.images, notes)
     return work, result
+
+
+def _trained(task: Task) -> Result:
+    seen = task.observed()
+    network = prepare_qat(seen, task.spec)
+    task.train(network, None)
+    return finish_qat(network, seen, task.spec)
+
+
+def _trained_in_float(task: Task) -> Result:
+    network = folded_float(task.observed())
+    task.train(network, None)
+    return network, None
+
+
+method(
+    "qat",
+    label="QAT (LSQ)",
+    family="fine-tuning",
+    fit=_trained,
+    options=MSE,
+    needs="images labels",
+    trains=True,
+    source="Esser et al. 2020",
+)
+method(
+    "fp32_finetuning",
+    label="FP32 fine-tuning",
+    family="fine-tuning",
+    fit=_trained_in_float,
+    needs="labels",
+    trains=True,
+)

@@ -12,10 +12,10 @@ from matplotlib.ticker import ScalarFormatter
 from fairq_utils.data.loading import RENDERER
 from fairq_utils.fingerprint import code_version, fingerprint
 from fairq_utils.mitigation.group_ranges import clipped, observe_groups
-from fairq_utils.mitigation.methods import RANGES
 from fairq_utils.mitigation.sample import Sample, sample
 from fairq_utils.quantizers.spec import QuantSpec
 from fairq_utils.report.chapter import POINT, Chapter, glue, of, static
+from fairq_utils.report.effects import RANGES
 from fairq_utils.report.figures import finished
 from fairq_utils.study.people import described
 from fairq_utils.study.planning import TRAINING

@@ -22,8 +22,7 @@ from fairq_utils.data.faces import FaceData
 from fairq_utils.data.loading import RENDERER
 from fairq_utils.data.population import Population
 from fairq_utils.fingerprint import code_version, fingerprint
-from fairq_utils.mitigation.methods import METHODS as FAIR
-from fairq_utils.quantizers.methods import CONTROL
+from fairq_utils.quantizers.methods import CONTROL, METHODS
 from fairq_utils.report import anatomy, effects, figures, population, tables
 from fairq_utils.report.notebooks import refuse_unknown_in
 from fairq_utils.study import devices, execution, statistics, storage
@@ -209,7 +208,7 @@ def open_chapter(
     ----------
     params_file : path
     overrides : mapping, optional
-        Values by dotted key, such as ``{"quantization.bits": ["W8A8"]}``, in place of the file's.
+        Values by dotted key, such as ``{"data.test": 500}``, in place of the file's.
 
     Raises
     ------
@@ -246,7 +245,8 @@ def accuracy(frame: pd.DataFrame, scope: str) -> pd.DataFrame:
 
 def static(frame: pd.DataFrame) -> pd.DataFrame:
     """Quantized configurations before mitigation: calibrated at random, or not at all."""
-    others = ["fp32", CONTROL, *FAIR]
+    aware = [name for name, method in METHODS.items() if method.group_aware]
+    others = ["fp32", CONTROL, *aware]
     return frame[~frame.method.isin(others) & frame.sampler.isin(["", "random"])]
 
 

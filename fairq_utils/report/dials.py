@@ -18,10 +18,10 @@ from scipy.stats import norm
 from fairq_utils import metrics, stats
 from fairq_utils.data.questions import ATTRIBUTES
 from fairq_utils.fingerprint import code_version, fingerprint
-from fairq_utils.mitigation.methods import METHODS
+from fairq_utils.quantizers.methods import METHODS
 from fairq_utils.report.chapter import POINT, Chapter, glue
 from fairq_utils.report.figures import finished, title
-from fairq_utils.report.mitigation import CONTROL_LABELS, LEVEL, family_and_label
+from fairq_utils.report.mitigation import LEVEL, family_and_label
 from fairq_utils.report.tables import intervals, note, shown, width
 from fairq_utils.stats.paired import Statistic
 from fairq_utils.study import execution, statistics
@@ -266,9 +266,7 @@ def called(line: str) -> str:
     """A mitigation of the dials in words."""
     if line == PLAIN:
         return "plain quantization"
-    return ": ".join(
-        family_and_label(line if line in METHODS or line in CONTROL_LABELS else "ptq", line)
-    )
+    return ": ".join(family_and_label(line if line in METHODS else "ptq", line))
 
 
 def dial_figure(frame: pd.DataFrame, statistic: str) -> Figure | HTML:

@@ -15,12 +15,10 @@ import numpy as np
 import pandas as pd
 
 from fairq_utils import metrics, stats
-from fairq_utils.mitigation.methods import METHODS as FAIR
-from fairq_utils.mitigation.methods import RANGES
-from fairq_utils.quantizers.methods import CONTROL
+from fairq_utils.quantizers.methods import CONTROL, METHODS, MSE
 from fairq_utils.study.ledger import Run, RunRecord
 from fairq_utils.study.params.study import Params
-from fairq_utils.study.planning import baseline_of
+from fairq_utils.study.planning import baseline_of, beside_random
 from fairq_utils.study.statistics import (
     CONFIGURATION,
     STATISTICS,
@@ -31,6 +29,8 @@ from fairq_utils.study.statistics import (
     scopes,
     shared,
 )
+
+RANGES = MSE["activation_range"]  # of plain quantization, and of what is compared with it
 
 
 def by_configuration(runs: list[RunRecord], params: Params) -> pd.DataFrame:
@@ -62,7 +62,7 @@ def of_mitigation(runs: list[RunRecord], params: Params) -> pd.DataFrame:
     twins = {
         key: pairs
         for key, pairs in _twins(runs).items()
-        if pairs[0][1].run.sampler in params.mitigation.samplers
+        if pairs[0][1].run.sampler in beside_random(params)
     }
     frame = _compared(twins, params)
     if frame.empty:
@@ -126,6 +126,10 @@ def _beside_plain(runs: list[RunRecord]) -> dict[tuple[Any, ...], list[Pair]]:
     def place(run: Run, bits: str | None) -> tuple[Any, ...]:
         return (run.architecture, bits, json.dumps(run.training, sort_keys=True))
 
+    def as_many(run: Run, reference: Run) -> bool:
+        """Whether both are calibrated on the same number of images; the control is on none."""
+        return run.calibration_images in (None, reference.calibration_images)
+
     def plain(run: Run) -> bool:
         return run.method == "ptq" and run.sampler == "random" and run.ranges == RANGES
 
@@ -137,13 +141,15 @@ def _beside_plain(runs: list[RunRecord]) -> dict[tuple[Any, ...], list[Pair]]:
     found: dict[tuple[Any, ...], list[Pair]] = {}
     for record in runs:
         run = record.run
+        if run.method == "fp32":
+            continue
         sampled = run.method == "ptq" and run.ranges == RANGES and not plain(run)
-        if not (sampled or run.method in FAIR or run.method in ("qat", CONTROL)):
+        if not (sampled or METHODS[run.method].group_aware or run.method in ("qat", CONTROL)):
             continue
         for width in [run.bits] if run.bits else bits:
             for reference in references.get(place(run, width), []):
                 drawn = run.calibration_seed in (None, reference.run.calibration_seed)
-                if drawn:
+                if drawn and as_many(run, reference.run):
                     key = tuple({**configuration(run), "bits": width}.values())
                     found.setdefault(key, []).append((reference, record))
     return found
@@ -197,7 +203,7 @@ def _twins(runs: list[RunRecord]) -> dict[tuple[Any, ...], list[Pair]]:
     def twin(record: RunRecord) -> tuple[Any, ...]:
         run = record.run
         seeds = (run.calibration_seed, json.dumps(run.training, sort_keys=True))
-        return (run.architecture, run.bits, run.ranges, *seeds)
+        return (run.architecture, run.bits, run.ranges, run.calibration_images, *seeds)
 
     static = [record for record in runs if record.run.method == "ptq"]
     at_random = {twin(r): r for r in static if r.run.sampler == "random"}

@@ -10,36 +10,20 @@ from IPython.display import HTML
 from matplotlib.figure import Figure
 
 from fairq_utils import stats
+from fairq_utils.calibration import SAMPLERS
 from fairq_utils.errors import BadInput
-from fairq_utils.mitigation.methods import METHODS, ONE_GROUP
-from fairq_utils.quantizers.methods import CONTROL
+from fairq_utils.quantizers.methods import CONTROL, FAMILIES, METHODS
 from fairq_utils.report import effects
 from fairq_utils.report.chapter import POINT, Chapter, glue, of
 from fairq_utils.report.figures import COLOURS, finished, title
 from fairq_utils.report.tables import LABELS, intervals, note, shown, width
+from fairq_utils.study.planning import mitigations
 from fairq_utils.training.architectures import DISPLAY_NAMES
 
 STATISTICS = (
     "demographic_parity_difference",
     "equalized_odds_difference",
     "worst_group_accuracy",
-)
-SAMPLER_LABELS = {
-    "label_balanced": "labels alike",
-    "group_balanced": "groups alike",
-    "intersection_balanced": "gender x age x ancestry alike",
-    "worst_group": "worst group only",
-    "matched": "as in the population",
-    "core_set": "core-set",
-}
-CONTROL_LABELS = {"qat": "no constraint (QAT)", CONTROL: "no constraint, in float"}
-FAMILIES = (
-    "calibration",
-    "ranges",
-    "preservation",
-    "mixed precision",
-    "accuracy control",
-    "fine-tuning",
 )
 
 
@@ -51,16 +35,13 @@ def names(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
 
 def family_and_label(method: str, sampler: str) -> tuple[str, str]:
     """Family and label of a method, or of a sampler of plain quantization."""
-    if method in METHODS:
+    if method != "ptq":
         return METHODS[method].family, METHODS[method].label
-    if method in CONTROL_LABELS:
-        return "fine-tuning", CONTROL_LABELS[method]
-    if sampler.startswith(ONE_GROUP):
-        return "calibration", f"{sampler.removeprefix(ONE_GROUP)} only"
-    return "calibration", SAMPLER_LABELS[sampler]
+    name, _, group = sampler.partition("=")
+    return "calibration", f"{group} only" if group else SAMPLERS[name].label
 
 
-NOTHING = "This study names no mitigation.methods, so there is nothing to compare."
+NOTHING = "The grid of this study has no group-aware method, so there is nothing to compare."
 
 
 def table(frame: pd.DataFrame, scope: str) -> HTML:
@@ -289,4 +270,4 @@ def _balance(rows: pd.DataFrame) -> str:
 
 def fewest_bits(chapter: Chapter) -> str:
     """The fewest bits at which methods are compared."""
-    return min(chapter.params.mitigation.bits, key=width)
+    return min((str(found.bits) for found in mitigations(chapter.params) if found.bits), key=width)

@@ -12,7 +12,7 @@ from fairq_utils.study import statistics
 from fairq_utils.study.dials import worlds
 from fairq_utils.study.ledger import RunRecord
 from fairq_utils.study.params.study import Params
-from fairq_utils.study.planning import plan, with_dials
+from fairq_utils.study.planning import mitigations, plan, with_dials
 from fairq_utils.study.recorded import FOLDER, RecordError, _paths
 from fairq_utils.study.storage import ledger
 
@@ -67,7 +67,7 @@ def _record_mitigation(params: Params, folder: Path) -> list[Path]:
     """What minds the groups, against plain quantization; what seeds alone do; and the dials."""
     store = ledger(params)
     tables = {}
-    if params.mitigation.methods:
+    if mitigations(params):
         runs = statistics.records(store, params)
         crossed = list(statistics.scopes(params))[-1]
         for name, frame in (

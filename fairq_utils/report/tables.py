@@ -12,7 +12,6 @@ import pandas as pd
 import torch
 from IPython.display import HTML
 
-from fairq_utils.mitigation.methods import METHODS as FAIR
 from fairq_utils.quantizers.methods import CONTROL, METHODS
 from fairq_utils.study.statistics import CONFIGURATION
 from fairq_utils.training import architectures
@@ -29,9 +28,10 @@ LABELS = {
 RATIOS = ("disparate_impact",)
 METHOD_LABELS = {
     "fp32": "FP32",
-    CONTROL: "FP32 trained on",
-    **{name: method.label for name, method in METHODS.items()},
-    **{name: f"{method.family}: {method.label}" for name, method in FAIR.items()},
+    **{
+        name: f"{method.family}: {method.label}" if method.group_aware else method.label
+        for name, method in METHODS.items()
+    },
 }
 TOOLKITS = {
     "fp32": "FP32",
@@ -42,7 +42,7 @@ TOOLKITS = {
     "onnxruntime": "ONNX Runtime",
     "brevitas": "Brevitas",
 }
-RULES = {"minmax": "min-max", "moving_average": "moving average", "mse": "least error"}
+RULES = {"minmax": "min-max", "moving_average": "moving average", "mse": "MSE"}
 
 # The published study's FP32 sizes (its README, Phase 1), in the megabytes it prints.
 PUBLISHED_SIZES = {

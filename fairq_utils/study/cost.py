@@ -17,7 +17,7 @@ from fairq_utils.data.photographs import celeba, fairface, utkface
 from fairq_utils.data.photographs.terms import PUBLISHED
 from fairq_utils.data.population import SPLITS
 from fairq_utils.errors import BadInput
-from fairq_utils.mitigation.methods import METHODS as FAIR
+from fairq_utils.quantizers.methods import METHODS
 from fairq_utils.study import recorded
 from fairq_utils.study.execution import by_calibration
 from fairq_utils.study.ledger import Run, RunRecord
@@ -89,9 +89,9 @@ def counted(params: Params) -> Params:
     """
     if not isinstance(params.data, Photographs):
         return params
-    if "one_group" in params.mitigation.methods:
+    if any("one_group" in entry.sampler for entry in params.grid):
         raise BadInput(
-            f"mitigation.methods: one_group has a run for each group, and which there are in "
+            f"grid: one_group has a run for each group, and which there are in "
             f"{params.data.name} only its files say; leave it out to count the cost"
         )
     images: dict[str, Any] = counts(params)
@@ -205,15 +205,15 @@ def one_more(
     -------
     dict
         ``seed`` of training, ``architecture``, ``draw`` of calibration images, and
-        ``method`` of those that mind groups (:data:`fairq_utils.mitigation.methods.METHODS`).
+        ``method`` of those that are group-aware.
     """
     frame = seconds(planned, rates)
-    minding = frame[frame.method.isin(FAIR)]
+    aware = frame[frame.method.isin([m for m in METHODS if METHODS[m].group_aware])]
     parts = {
         "seed": (frame, len(params.training.seeds)),
         "architecture": (frame, len(params.training.models)),
         "draw": (frame[frame.draw.notna()], len(params.quantization.calibration_seeds)),
-        "method": (minding, minding.method.nunique()),
+        "method": (aware, aware.method.nunique()),
     }
     return {
         what: float(rows.seconds.sum()) / HOUR / many if many else 0.0

@@ -14,7 +14,7 @@ from itertools import product
 
 from fairq_utils.data.questions import ATTRIBUTES
 from fairq_utils.study.params.data import Data, OfGroup
-from fairq_utils.study.params.study import Dials, Mitigation, Params, Quantization
+from fairq_utils.study.params.study import Dials, Params, Quantization
 
 EVEN = 0.5  # share of the group, and of smiles in it
 
@@ -124,7 +124,7 @@ def worlds(params: Params) -> list[World]:
 
 
 def _study(params: Params, data: Data) -> Params:
-    """The small study of a world: plain quantization and the methods of ``dials``."""
+    """Small study of a world: the grid of ``dials`` and what it is compared with."""
     dials = params.dials
     recipes = {
         name: params.training.models[name].model_copy(
@@ -133,19 +133,11 @@ def _study(params: Params, data: Data) -> Params:
         for name in dials.models
     }
     quantization = Quantization(
-        bits=dials.bits,
-        methods=("ptq",),
-        ranges=("mse",),
+        percentile=params.quantization.percentile,
+        iterations=params.quantization.iterations,
         tuning=params.quantization.tuning.model_copy(update={"images": None}),
         calibration_images=dials.calibration_images,
         calibration_seeds=params.quantization.calibration_seeds,
-    )
-    mitigation = Mitigation(
-        methods=dials.methods,
-        bits=dials.bits,
-        kept=params.mitigation.kept,
-        max_drop=params.mitigation.max_drop,
-        max_reverted=params.mitigation.max_reverted,
     )
     return params.model_copy(
         update={
@@ -154,7 +146,7 @@ def _study(params: Params, data: Data) -> Params:
                 update={"models": recipes, "seeds": dials.seeds}
             ),
             "quantization": quantization,
-            "mitigation": mitigation,
+            "grid": dials.grid,
             "dials": Dials(),
             "analysis": params.analysis.model_copy(update={"attributes": (attribute_of(dials),)}),
         }

@@ -12,14 +12,16 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fairq_utils import calibration
+from fairq_utils.calibration import SAMPLERS
 from fairq_utils.data.faces import FaceData
 from fairq_utils.data.population import SPLITS
 from fairq_utils.metrics.base_rates import decides
-from fairq_utils.mitigation.methods import METHODS as FAIR
+from fairq_utils.quantizers.methods import METHODS
 from fairq_utils.study.dials import LABELS, worlds
 from fairq_utils.study.params.data import Photographs
 from fairq_utils.study.params.study import Params, ParamsError
 from fairq_utils.study.people import faces, people, shares, values
+from fairq_utils.study.planning import mitigations
 
 Who = Callable[[str], tuple[NDArray[np.int8], pd.DataFrame]]
 
@@ -145,8 +147,8 @@ def _check_photographs(params: Params, who: Who) -> None:
 
 def _check_tuning(params: Params, who: Who, attributes: Sequence[str]) -> None:
     """Refuse methods that need a picture of each group where there is none."""
-    fair = [FAIR[name] for name in params.mitigation.methods if name in FAIR]
-    if any(method.validates for method in fair):
+    methods = [METHODS[name] for name in {found.method: None for found in mitigations(params)}]
+    if any("validation" in method.needs for method in methods):
         target, groups = who("validation")
         empty = _empty(groups, attributes)
         if empty is not None:
@@ -154,10 +156,13 @@ def _check_tuning(params: Params, who: Who, attributes: Sequence[str]) -> None:
                 f"data.validation: none of {len(target)} pictures shows the group {empty!r}, which "
                 "methods look at there; enlarge it"
             )
-    if not any(method.trains for method in fair):
+    trained = [found for found in mitigations(params) if METHODS[found.method].constraint]
+    if not trained:
         return
     target, groups = who("train")
-    images = params.quantization.tuning.images or len(target)
+    shared = params.quantization.tuning.images
+    asked = [dict(found.settings).get("images", shared) or len(target) for found in trained]
+    images = min(asked)
     empty = _empty(groups[:images], attributes)
     if empty is not None:
         raise ParamsError(
@@ -167,44 +172,43 @@ def _check_tuning(params: Params, who: Who, attributes: Sequence[str]) -> None:
 
 
 def _check_samplers(params: Params, who: Who, attributes: Sequence[str]) -> None:
-    """Refuse samplers that the calibration pool has too few pictures for."""
+    """Refuse samplers that the calibration pool has too few images for."""
     target, groups = who("calibration")
-    wanted = params.quantization.calibration_images
-    named = [name for name in params.mitigation.methods if name not in FAIR]
-    for sampler in dict.fromkeys(("random", *params.mitigation.samplers, *named)):
-        key = "methods" if sampler in named else "samplers"
-        options: list[dict[str, Any]] = [{}]
-        drawn = sampler
-        if sampler in ("one_group", "worst_group"):
-            # Which group is the worst is known only after training.
-            drawn = "one_group"
-            cells = product(*(values(params)[attribute] for attribute in attributes))
-            options = [{"group": " ".join(cell)} for cell in cells]
-        elif sampler == "matched":
-            options = [{"population": shares(params, attributes, who("train")[1])}]
-        elif sampler == "core_set":
-            continue  # it needs no more than a pool that is large enough, as random does
-        try:
-            for option in options:
-                calibration.draw(
-                    drawn, groups, target, wanted, seed=0, attributes=attributes, **option
-                )
-        except ValueError as error:
-            raise ParamsError(f"mitigation.{key}: {sampler}: {error}") from None
+    shared = params.quantization.calibration_images
+    for at, entry in enumerate(params.grid):
+        for sampler in entry.sampler:
+            needs, drawn = SAMPLERS[sampler].needs, sampler
+            options: list[dict[str, Any]] = [{}]
+            if needs in ("group", "losses"):
+                # Which group has the highest loss is known only after training.
+                drawn = "one_group"
+                cells = product(*(values(params)[attribute] for attribute in attributes))
+                options = [{"group": " ".join(cell)} for cell in cells]
+            elif needs == "population":
+                options = [{"population": shares(params, attributes, who("train")[1])}]
+            elif needs == "features":
+                continue  # no more than a pool that is large enough, as random does
+            for wanted, option in product(entry.calibration_images or (shared,), options):
+                try:
+                    calibration.draw(
+                        drawn, groups, target, wanted, seed=0, attributes=attributes, **option
+                    )
+                except ValueError as error:
+                    raise ParamsError(f"grid[{at}].sampler: {sampler}: {error}") from None
 
 
 def _check_draws(params: Params, who: Who, attributes: Sequence[str]) -> None:
     """Refuse draws without a group that a method looks at."""
-    needy = [m for m in params.mitigation.methods if m in FAIR and FAIR[m].needs_everybody]
-    if not needy:
-        return
     target, groups = who("calibration")
-    wanted = params.quantization.calibration_images
-    for seed in params.quantization.calibration_seeds:
+    shared = params.quantization.calibration_images
+    for found in mitigations(params):
+        if "everybody" not in METHODS[found.method].needs or found.sampler != "random":
+            continue
+        wanted, seed = found.calibration_images or shared, int(found.calibration_seed or 0)
         rows = calibration.draw("random", groups, target, wanted, seed=seed, attributes=attributes)
         empty = _empty(groups.iloc[rows], attributes)
         if empty is not None:
             raise ParamsError(
                 f"quantization.calibration_images: {wanted} images drawn at random (seed {seed}) "
-                f"show nobody of the group {empty!r}, whom {needy[0]} looks at; draw more"
+                f"show nobody of the group {empty!r}, whom {found.method} looks at; draw more"
             )

@@ -2,66 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
 import pandas as pd
 
 from fairq_utils import calibration
+from fairq_utils.calibration import SAMPLERS
 from fairq_utils.data.loading import RENDERER
 from fairq_utils.fingerprint import code_version
-from fairq_utils.mitigation.methods import METHODS as FAIR
-from fairq_utils.mitigation.methods import ONE_GROUP, RANGES
 from fairq_utils.quantizers.methods import CONTROL, METHODS
 from fairq_utils.study.dials import worlds
 from fairq_utils.study.ledger import Run
+from fairq_utils.study.params.grid import Configuration, Entry, expanded
 from fairq_utils.study.params.study import Params
 from fairq_utils.study.people import described, people, values
 
 PHASES = ("baseline", "quantization", "mitigation")
 TRAINING = ("fairq_utils.training.loop", "fairq_utils.training.objectives")
-MADE_BY = {
-    "mixed": ("fairq_utils.quantizers.mixed_precision",),
-    "float_classifier": ("fairq_utils.quantizers.mixed_precision",),
-    "qat": ("fairq_utils.quantizers.qat",),
-    CONTROL: ("fairq_utils.quantizers.qat",),
-}
-CALIBRATION = ("fairq_utils.calibration", "fairq_utils.quantizers.post_training")
+ONE_GROUP = "one_group="  # a run's sampler begins so, and the group's name follows
 
 
 def plan(params: Params, phases: Sequence[str] = PHASES) -> list[Run]:
-    """All runs of these phases, in the order in which they are worth having."""
+    """All runs of these phases, in the order of the grid.
+
+    With a run come those that it is compared with: balanced calibration with a random draw of equal
+    size, a group-aware method with plain quantization at its bits, one that trains with QAT and the
+    FP32 fine-tuning control.
+    """
     runs: list[Run] = []
-    q, cells = params.quantization, params.mitigation.samplers
+    found = list(configurations(params))
     for architecture, seed in _models(params):
         if "baseline" in phases:
             runs.append(_run(params, architecture, seed))
-        for bits in q.bits:
-            for ranges in q.ranges:
-                for draw in q.calibration_seeds:
-                    for sampler in ("random", *cells):
-                        phase = "quantization" if sampler == "random" else "mitigation"
-                        if phase in phases:
-                            runs.append(
-                                _run(
-                                    params,
-                                    architecture,
-                                    seed,
-                                    method="ptq",
-                                    bits=bits,
-                                    ranges=ranges,
-                                    sampler=sampler,
-                                    calibration_seed=draw,
-                                )
-                            )
-        if "mitigation" in phases:
-            runs += _fair(params, architecture, seed)
-        if "quantization" in phases:
-            if "dynamic" in q.methods:
-                bits = next(b for b in q.bits if b.endswith("A8"))
-                runs.append(_run(params, architecture, seed, method="dynamic", bits=bits))
-            runs += _further(params, architecture, seed)
+        for configuration in found:
+            if _is_on(configuration, architecture, seed) and phase_of(configuration) in phases:
+                for each in (configuration, *compared_with(configuration)):
+                    runs.append(_run(params, architecture, seed, each))
     return list(dict.fromkeys(runs))
 
 
@@ -74,105 +53,91 @@ def with_dials(params: Params, phases: Sequence[str] = PHASES) -> dict[Run, Para
     return found
 
 
-def _fair(params: Params, architecture: str, seed: int) -> list[Run]:
-    """Plain quantization and what is compared with it, one run for each calibration draw."""
-    m = params.mitigation
-    if not m.methods or (m.models and architecture not in m.models):
-        return []
-    names = ["ptq", *_expanded(params, m.methods)]
-    if any(name in FAIR and FAIR[name].trains for name in names):
-        names.append("qat")
-    runs = [
-        _fair_run(params, architecture, seed, name, bits, draw)
-        for bits in m.bits
-        for name in names
-        for draw in params.quantization.calibration_seeds
-    ]
-    if "qat" in names:
-        runs.append(_run(params, architecture, seed, method=CONTROL))
-    return runs
-
-
-def _expanded(params: Params, names: Sequence[str]) -> list[str]:
-    """Names of methods, ``one_group`` as a sampler for each group."""
-    out: list[str] = []
-    for name in names:
-        if name != "one_group":
-            out.append(name)
+def configurations(params: Params) -> Iterator[Configuration]:
+    """The grid's configurations; ``one_group`` as a sampler of each group."""
+    for found in expanded(params.grid, params.quantization.calibration_seeds):
+        if found.sampler != "one_group":
+            yield found
             continue
-        cells = product(*(values(params)[attribute] for attribute in params.analysis.attributes))
-        out += [f"{ONE_GROUP}{' '.join(cell)}" for cell in cells]
-    return out
+        for cell in product(*(values(params)[name] for name in params.analysis.attributes)):
+            yield replace(found, sampler=f"{ONE_GROUP}{' '.join(cell)}")
 
 
-def _fair_run(params: Params, architecture: str, seed: int, name: str, bits: str, draw: int) -> Run:
-    """A method's run; a name that is no method is that of the sampler of plain quantization."""
-    method = name if name in FAIR or name == "qat" else "ptq"
-    return _run(
-        params,
-        architecture,
-        seed,
-        method=method,
-        bits=bits,
-        ranges=RANGES,
-        sampler="random" if method != "ptq" or name == "ptq" else name,
-        calibration_seed=draw,
-        validates=name in FAIR and FAIR[name].validates,
-    )
+def phase_of(configuration: Configuration) -> str:
+    """``mitigation`` where groups have a say in it, else ``quantization``."""
+    balanced = configuration.sampler not in (None, "random")
+    aware = METHODS[configuration.method].group_aware
+    return "mitigation" if aware or balanced else "quantization"
 
 
-def _further(params: Params, architecture: str, seed: int) -> list[Run]:
-    """Runs of the further methods, one for each calibration draw; and QAT's control."""
-    q = params.quantization
-    runs: list[Run] = []
-    if q.further_models and architecture not in q.further_models:
-        return runs
-    for method, widths in q.further.items():
-        for bits in widths:
-            for draw in q.calibration_seeds:
-                runs.append(further_run(params, architecture, seed, method, bits, draw))
-    if "qat" in q.further:
-        runs.append(_run(params, architecture, seed, method=CONTROL))
-    return runs
+def compared_with(configuration: Configuration) -> list[Configuration]:
+    """Configurations without which one says nothing: its controls."""
+    found: list[Configuration] = []
+    method = METHODS[configuration.method]
+    plain = replace(configuration, sampler="random")
+    if configuration.sampler not in (None, "random"):
+        found.append(plain)
+    if method.group_aware:
+        found.append(replace(plain, method="ptq", settings=()))
+    if method.trains and method.name != CONTROL:
+        if method.name != "qat":
+            found.append(replace(plain, method="qat"))
+        float_ = dict.fromkeys(("bits", "range", "sampler", "calibration_seed"))
+        found.append(replace(plain, method=CONTROL, calibration_images=None, **float_))
+    return found
 
 
-def further_run(
-    params: Params, architecture: str, seed: int, method: str, bits: str, draw: int
-) -> Run:
-    """A run of a further method, calibrated on pictures drawn at random.
+def single(params: Params, architecture: str, seed: int, method: str, bits: str, draw: int) -> Run:
+    """A run by itself, calibrated on images drawn at random, whether or not the grid has it.
 
     Parameters
     ----------
     seed, draw : of the training, and of the calibration draw
     """
-    return _run(
-        params,
-        architecture,
-        seed,
-        method=method,
-        bits=bits,
-        ranges=METHODS[method].spec(bits).activation_range,
-        sampler="random",
-        calibration_seed=draw,
-    )
+    entry = Entry(method=(method,), bits=(bits,), calibration_seeds=(draw,))
+    return _run(params, architecture, seed, next(expanded([entry], [draw])))
 
 
-def _settings(params: Params, method: str, sampler: str | None) -> dict[str, Any]:
-    """What decides a result beyond the spec: of learnt rounding, further training, and groups."""
-    q, found = params.quantization, dict[str, Any]()
-    if method in (CONTROL, "qat") or (method in FAIR and FAIR[method].trains):
-        found |= q.tuning.model_dump(mode="json")
-    if method in METHODS and METHODS[method].spec("W8A8").rounding != "nearest":
-        found["iterations"] = q.iterations
-    if method in FAIR:
-        found |= {name: getattr(params.mitigation, name) for name in FAIR[method].settings}
-    if method in FAIR or sampler not in (None, "random"):
-        found["attributes"] = list(params.analysis.attributes)
-    return found
+def bits_of(params: Params, method: str = "ptq") -> tuple[str, ...]:
+    """Bits at which the grid has a method."""
+    found = (e.bits for e in params.grid if method in e.method)
+    return tuple(dict.fromkeys(width for widths in found for width in widths))
 
 
-def code_of(method: str, sampler: str | None, data: Mapping[str, Any]) -> str:
-    """Version of the code that makes a run: of its people, its training, its method, its sampler.
+def beside_random(params: Params) -> tuple[str, ...]:
+    """Samplers that the grid names beside ``random``, for plain quantization."""
+    entries = [e for e in params.grid if "ptq" in e.method and "random" in e.sampler]
+    return tuple(dict.fromkeys(s for e in entries for s in e.sampler if s != "random"))
+
+
+def mitigations(params: Params) -> list[Configuration]:
+    """Configurations in which groups have a say."""
+    return [found for found in configurations(params) if phase_of(found) == "mitigation"]
+
+
+def _is_on(configuration: Configuration, architecture: str, seed: int) -> bool:
+    models, seeds = configuration.models, configuration.seeds
+    return (not models or architecture in models) and (not seeds or seed in seeds)
+
+
+def _settings(params: Params, found: Configuration) -> dict[str, Any]:
+    """Settings that decide a result beyond the spec: the entry's, the study's, the method's."""
+    shared = params.quantization.tuning.model_dump(mode="json")
+    shared |= {"iterations": params.quantization.iterations}
+    method, own = METHODS[found.method], dict(found.settings)
+    settings = {
+        name: own.get(name, shared.get(name, default)) for name, default in method.settings.items()
+    }
+    if method.group_aware or found.sampler not in (None, "random"):
+        settings["attributes"] = list(params.analysis.attributes)
+    return settings
+
+
+def code_of(method: str, sampler: str | None, architecture: str, data: Mapping[str, Any]) -> str:
+    """Version of the code that makes a run: what the modules of its parts import.
+
+    These are the renderer of its people, the training and the architecture, the method, the
+    sampler.
 
     Parameters
     ----------
@@ -180,12 +145,14 @@ def code_of(method: str, sampler: str | None, data: Mapping[str, Any]) -> str:
         Of photographs the renderer is no part; their contents stand there.
     """
     entries = [*TRAINING, *(() if _listed(data) else RENDERER)]
+    entries.append("fairq_utils.training.architectures")
     if method != "fp32":
-        entries += [*CALIBRATION, *MADE_BY.get(method, ())]
-    if method in FAIR:
-        entries += ["fairq_utils.mitigation.methods", "fairq_utils.mitigation.fine_tuning"]
-    if sampler in ("core_set", "worst_group"):  # look at what the FP32 model makes of the pool
-        entries.append("fairq_utils.mitigation.pool")
+        entries.append(METHODS.home(method))
+    if sampler is not None:
+        name = sampler.partition("=")[0]
+        entries.append(SAMPLERS.home(name))
+        if SAMPLERS[name].looks:  # at what the FP32 model makes of the pool
+            entries.append("fairq_utils.mitigation.pool")
     return code_version(*entries)
 
 
@@ -198,23 +165,18 @@ def _models(params: Params) -> list[tuple[str, int]]:
     return [(name, seed) for name in params.training.models for seed in params.training.seeds]
 
 
-def _run(
-    params: Params,
-    architecture: str,
-    seed: int,
-    *,
-    method: str = "fp32",
-    bits: str | None = None,
-    ranges: str | None = None,
-    sampler: str | None = None,
-    calibration_seed: int | None = None,
-    validates: bool = False,
-) -> Run:
-    # Calibration and validation pictures matter only to runs that look at them.
+def _run(params: Params, architecture: str, seed: int, found: Configuration | None = None) -> Run:
+    """The run of a configuration, or without one of the FP32 model."""
+    sampler = None if found is None else found.sampler
+    validates = found is not None and "validation" in METHODS[found.method].needs
+    # Calibration and validation images matter only to runs that look at them.
     looked_at = {"train": True, "test": True, "calibration": sampler, "validation": validates}
     data = described(params, [split for split, looks in looked_at.items() if looks])
     # Photographs come without the coefficients that an auxiliary loss would tell.
     auxiliary = 0.0 if _listed(data) else params.training.auxiliary
+    method = "fp32" if found is None else found.method
+    ranges = None if found is None else found.range
+    images = None if found is None else found.calibration_images
     return Run(
         data=data,
         architecture=architecture,
@@ -225,14 +187,14 @@ def _run(
             **params.training.models[architecture].model_dump(mode="json"),
         },
         method=method,
-        bits=bits,
+        bits=None if found is None else found.bits,
         ranges=ranges,
         percentile=params.quantization.percentile if ranges == "percentile" else None,
         sampler=sampler,
-        calibration_images=params.quantization.calibration_images if sampler else None,
-        calibration_seed=calibration_seed,
-        settings=_settings(params, method, sampler),
-        code=code_of(method, sampler, data),
+        calibration_images=(images or params.quantization.calibration_images) if sampler else None,
+        calibration_seed=None if found is None else found.calibration_seed,
+        settings={} if found is None else _settings(params, found),
+        code=code_of(method, sampler, architecture, data),
     )
 
 
@@ -254,7 +216,7 @@ def baseline_of(run: Run) -> Run:
         calibration_images=None,
         calibration_seed=None,
         settings={},
-        code=code_of("fp32", None, data),
+        code=code_of("fp32", None, run.architecture, data),
     )
 
 
@@ -263,7 +225,7 @@ def calibration_draws(params: Params) -> pd.DataFrame:
     target, groups = people(params, "calibration")
     attributes = list(params.analysis.attributes)
     columns = {}
-    for sampler in ("random", *params.mitigation.samplers):
+    for sampler in ("random", *beside_random(params)):
         if calibration.SAMPLERS[sampler].needs:  # a model's answers, or a population
             continue
         rows = calibration.draw(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, TextIO
 
-from fairq_utils.mitigation.methods import METHODS as FAIR
+from fairq_utils.quantizers.methods import METHODS
 from fairq_utils.study.ledger import Run
 from fairq_utils.study.workload import Rates, work
 from fairq_utils.training import architectures
@@ -143,7 +143,7 @@ class Progress:
         """The phase that a run belongs to."""
         if run.method == "fp32":
             return "baseline"
-        plain = run.sampler in (None, "random") and run.method not in FAIR
+        plain = run.sampler in (None, "random") and not METHODS[run.method].group_aware
         return "quantization" if plain else "mitigation"
 
     def finish(self, run: Run) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fairq_utils import calibration
+from fairq_utils.calibration import SAMPLERS
 from fairq_utils.data.faces import FaceData
 from fairq_utils.errors import BadInput, Fault
 from fairq_utils.metrics.model_metrics import device_of
@@ -20,16 +21,11 @@ from fairq_utils.mitigation.balancing_act import affordable_memory
 from fairq_utils.mitigation.constraints import CONSTRAINTS
 from fairq_utils.mitigation.fine_tuning import OnFaces
 from fairq_utils.mitigation.group_facts import facts_of_faces
-from fairq_utils.mitigation.methods import METHODS as FAIR
-from fairq_utils.mitigation.methods import ONE_GROUP, Task
 from fairq_utils.mitigation.pool import pool_features, pool_losses
 from fairq_utils.mitigation.sample import CHUNK, Sample, sample
 from fairq_utils.quantizers.calibrate import Observed, observe
-from fairq_utils.quantizers.methods import BEST_RANGES, CONTROL, METHODS
-from fairq_utils.quantizers.mixed_precision import float_classifier, quantize_mixed
-from fairq_utils.quantizers.post_training import quantize_dynamic, quantize_observed
+from fairq_utils.quantizers.methods import METHODS, Task
 from fairq_utils.quantizers.precision import full_precision
-from fairq_utils.quantizers.qat import finish_qat, folded_float, prepare_qat
 from fairq_utils.quantizers.spec import QuantSpec
 from fairq_utils.study import tracking, weights
 from fairq_utils.study.devices import device
@@ -44,7 +40,7 @@ from fairq_utils.training import architectures, checkpoints, loop, objectives
 
 def calibration_kind(run: Run) -> str:
     """Runs of one kind can share what one calibration saw."""
-    if run.method in ("dynamic", CONTROL):
+    if not METHODS[run.method].calibrates:
         return run.method
     return "equalized" if _spec(run).equalization else "static"
 
@@ -90,7 +86,7 @@ def rebuild(params: Params, run: Run) -> Rebuilt:
     if params.execution.device != "cuda" or torch.cuda.is_available():
         model.to(device(params))
     with full_precision():
-        seen = None if run.method == "dynamic" else calibrated(params, [run], model, data)
+        seen = calibrated(params, [run], model, data) if observes(run.method) else None
         quantized, _, report, _ = quantized_model(params, run, model, seen, data, None)
     return Rebuilt(model.cpu(), quantized.eval().cpu(), report)
 
@@ -134,32 +130,12 @@ def quantized_model(
         The quantizer works on its device.
     seen : what :func:`calibrated` gave; none for a dynamic method
     """
-    if seen is None:
-        example = _example(model, data)
-        quantized, report = quantize_dynamic(model, METHODS["dynamic"].spec(str(run.bits)), example)
-        return quantized, report.size_bytes, report.to_dict(), {}
-    if run.method == CONTROL:
-        tuned = folded_float(seen)
-        history = _tune(params, run, tuned, data, bars)
-        return tuned, round(architectures.float_megabytes(tuned) * 2**20), {}, history
-    spec = _spec(run)
-    make = FAIR[run.method].make if run.method in FAIR else None
-    if make is not None:
-        quantized, report = make(_task(params, run, model, spec, seen, data))
-        return quantized, report.size_bytes, report.to_dict(), {}
-    if trains_on(run.method):
-        tuned = prepare_qat(seen, spec)
-        history = _tune(params, run, tuned, data, bars, model)
-        quantized, report = finish_qat(tuned, seen, spec)
-        return quantized, report.size_bytes, report.to_dict(), history
-    if run.method == "mixed":  # as large as uniform bits, and with as many bits for inputs
-        budget = quantize_observed(seen, spec)[1].size_bytes
-        quantized, report = quantize_mixed(seen, budget, spec, measure="layer")
-    elif run.method == "float_classifier":
-        quantized, report = float_classifier(seen, spec)
-    else:
-        quantized, report = quantize_observed(seen, spec)
-    return quantized, report.size_bytes, report.to_dict(), {}
+    measures: dict[str, float] = {}
+    task = _task(params, run, model, seen, data, bars, measures)
+    quantized, report = METHODS[run.method].fit(task)
+    if report is None:
+        return quantized, round(architectures.float_megabytes(quantized) * 2**20), {}, measures
+    return quantized, report.size_bytes, report.to_dict(), measures
 
 
 def _example(model: torch.nn.Module, data: FaceData) -> Tensor:
@@ -171,23 +147,44 @@ def _task(
     params: Params,
     run: Run,
     model: torch.nn.Module,
-    spec: QuantSpec,
-    seen: Observed,
+    seen: Observed | None,
     data: FaceData,
+    bars: Listener | None,
+    measures: dict[str, float],
 ) -> Task:
-    """What a group-aware method works on; images are read where it asks for them."""
-    attributes, place = run.settings["attributes"], device_of(model)
-    pool = data.subset("calibration")
-    drawn = pool.take(calibration_rows(params, run, pool, model))
+    """What a run's method works on; images are read where it asks for them.
+
+    Parameters
+    ----------
+    measures : where seconds and losses of training are noted
+    """
+    attributes, place = run.settings.get("attributes", ()), device_of(model)
+
+    def observed() -> Observed:
+        assert seen is not None, f"{run.method} looks at no calibration images"
+        return seen
+
+    def drawn() -> Sample:
+        pool = data.subset("calibration")
+        rows = calibration_rows(params, run, pool, model)
+        # A draw may lack a rare group; a method that cannot do without says so.
+        return _sample(pool.take(rows), attributes, 0, place)
+
+    def train(network: torch.nn.Module, constraint: str | None) -> dict[str, Any]:
+        measures.update(_tune(params, run, network, data, bars, model, constraint))
+        return {}
+
     return Task(
         model,
-        spec,
-        seen,
-        # A draw may lack a rare group; a method that cannot do without says so.
-        partial(_sample, drawn, attributes, 0, place),
+        _spec(run),
+        _example(model, data) if seen is None else None,
+        observed,
+        drawn,
         partial(_sample, data.subset("validation"), attributes, 1, place),
+        train,
         run.settings,
-        int(run.calibration_seed or 0),
+        least=1,
+        seed=int(run.calibration_seed or 0),
     )
 
 
@@ -202,9 +199,10 @@ def _tune(
     model: torch.nn.Module,
     data: FaceData,
     bars: Listener | None,
-    fp32: torch.nn.Module | None = None,
+    fp32: torch.nn.Module,
+    constraint: str | None,
 ) -> dict[str, float]:
-    """Train on from where the FP32 model stands, on the same batches for all that train on."""
+    """Fine-tune from where the FP32 model stands, on the same batches for all that do."""
     train = data.subset("train")
     if run.settings["images"] is not None:
         train = train.take(np.arange(run.settings["images"]))
@@ -217,15 +215,14 @@ def _tune(
     )
     seed = int(run.training["seed"]) + 1
     objective: torch.nn.Module = objectives.Classification(train, recipe.label_smoothing)
-    if run.method in FAIR and fp32 is not None:
+    if constraint is not None:
         attributes = run.settings["attributes"]
         about = facts_of_faces(fp32, train, attributes)
-        name = str(FAIR[run.method].constraint)
         # A group's accuracy cannot be estimated from more answers than it has pictures.
         memory = affordable_memory(about.sizes)
-        options = {"memory": memory} if name == "balancing_act" else {}
-        constraint = CONSTRAINTS[name](about, label_smoothing=recipe.label_smoothing, **options)
-        objective = OnFaces(train, constraint, attributes)
+        options = {"memory": memory} if constraint == "balancing_act" else {}
+        kept = CONSTRAINTS[constraint](about, label_smoothing=recipe.label_smoothing, **options)
+        objective = OnFaces(train, kept, attributes)
     torch.manual_seed(seed)  # dropout
     history = loop.fit(
         model,
@@ -243,7 +240,7 @@ def _tune(
 
 def _spec(run: Run) -> QuantSpec:
     options: dict[str, Any] = {}
-    if run.method == "ptq":
+    if run.ranges is not None:
         options["activation_range"] = run.ranges
         # Weights do not move: their average range is their range.
         options["weight_range"] = "minmax" if run.ranges == "moving_average" else run.ranges
@@ -251,32 +248,33 @@ def _spec(run: Run) -> QuantSpec:
         options["percentile"] = run.percentile
     if "iterations" in run.settings:
         options["iterations"] = run.settings["iterations"]
-    if run.method in FAIR:
-        options |= BEST_RANGES
-        return QuantSpec.parse(str(run.bits), **options)
-    return METHODS[run.method].spec(str(run.bits), **options)
+    return METHODS[run.method].spec(str(run.bits or "W8A8"), **options)
+
+
+def observes(method: str) -> bool:
+    """Whether a method works on a model that was observed, if only to fold its batch norms."""
+    return METHODS[method].calibrates or METHODS[method].trains
 
 
 def trains_on(method: str) -> bool:
-    """Whether a method trains on after the FP32 checkpoint."""
-    return method == CONTROL or any(
-        method in known and known[method].trains for known in (METHODS, FAIR)
-    )
+    """Whether a method fine-tunes after the FP32 checkpoint."""
+    return method != "fp32" and METHODS[method].trains
 
 
 def calibration_rows(
     params: Params, run: Run, pool: FaceData, model: torch.nn.Module
 ) -> NDArray[np.int64]:
     """Rows of the calibration pool that a run is calibrated on."""
-    sampler = str(run.sampler)
+    sampler, _, group = str(run.sampler).partition("=")
     options: dict[str, Any] = {}
-    if sampler.startswith(ONE_GROUP):
-        sampler, _, options["group"] = sampler.partition("=")
-    elif sampler == "worst_group":
+    needs = SAMPLERS[sampler].needs
+    if needs == "group":
+        options["group"] = group
+    elif needs == "losses":
         options["losses"] = pool_losses(model, architectures.Normalized(pool.images), pool.target)
-    elif sampler == "core_set":
+    elif needs == "features":
         options["features"] = pool_features(model, architectures.Normalized(pool.images))
-    elif sampler == "matched":
+    elif needs == "population":
         train = faces(params).subset("train").groups
         options["population"] = shares(params, run.settings["attributes"], train)
     return calibration.draw(
@@ -310,5 +308,5 @@ def calibrated(
         attention_products=any(spec.attention_products for spec in specs),
         gates=any(spec.gates for spec in specs),
         keep=any(spec.bias_correction or spec.rounding != "nearest" for spec in specs)
-        or any(run.method == "mixed" or run.method in FAIR for run in runs),
+        or any("kept" in METHODS[run.method].needs for run in runs),
     )

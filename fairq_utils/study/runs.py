@@ -136,8 +136,8 @@ def evaluate_quantized(
     model = run_models.trained(params, runs[0].architecture, baseline).to(target)
     reference = store.read(baseline).scores
     began = time.perf_counter()
-    dynamic = runs[0].method == "dynamic"
-    seen = None if dynamic else run_models.calibrated(params, runs, model, data)
+    observes = run_models.observes(runs[0].method)
+    seen = run_models.calibrated(params, runs, model, data) if observes else None
     calibrating = time.perf_counter() - began
     for run in runs:
         began = time.perf_counter()

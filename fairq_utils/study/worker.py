@@ -125,7 +125,7 @@ def _at_work(params: Params, terms: Terms, wanted: Iterable[Run]) -> Iterator[No
                 "cluster reaches"
             )
         for run in wanted:
-            if code_of(run.method, run.sampler, run.data) != run.code:
+            if code_of(run.method, run.sampler, run.architecture, run.data) != run.code:
                 raise Fault(
                     f"cluster: the worker {get_worker().address} has another version of "
                     "fairq_utils; install the same one there"

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import nn
 
-from fairq_utils.mitigation.methods import METHODS as FAIR
+from fairq_utils.calibration import SAMPLERS
 from fairq_utils.quantizers.layers import quantizable
-from fairq_utils.quantizers.methods import CONTROL
+from fairq_utils.quantizers.methods import CONTROL, METHODS, Size
 from fairq_utils.quantizers.reconstruction import BATCH
-from fairq_utils.quantizers.spec import WIDTHS
 from fairq_utils.study.ledger import Run
 from fairq_utils.training import architectures
 from fairq_utils.training.loop import SETTLING
 
-BACKWARD = 2  # a backward pass costs about two forward passes
-BLOCK = 3  # layers of a usual block whose roundings are learnt together
-RANKED = 300  # images that accuracy control ranks layers by
-POOLED = ("core_set", "worst_group")  # samplers that look at the whole calibration pool
 KINDS = {
     "train": "train FP32 models",
     "quantize": "quantize, evaluate",
@@ -154,11 +149,8 @@ def pictures(run: Run, split: str) -> int:
 def work(run: Run) -> Work:
     """What a run works through, from its parameters alone.
 
-    Methods that choose look again: mixed precision once in float and once for every width of a
-    layer's weights; ablation of layers once for each; learnt roundings on the way to each layer or
-    block, on average half of the network, in float and quantized; accuracy control at the
-    validation images before every step and once for every layer that it ranks, counted as if it
-    took all of its steps and ranked once.
+    Methods say how often they look again (:attr:`fairq_utils.quantizers.methods.Method.images`),
+    where that depends on what is found, the most that it may be.
     """
     test = pictures(run, "test")
     if run.method == "fp32":
@@ -166,67 +158,27 @@ def work(run: Run) -> Work:
         settled = min(train, SETTLING) if structure(run.architecture).normed else 0
         trained = train * int(run.training["epochs"])
         return Work("train", trained=trained, evaluated=test + settled, quantizes=False)
-    if run.method == "dynamic":
+    method = METHODS[run.method]
+    if method.family == "dynamic":
         return Work("quantize", dynamic=test)
     calibrated = float(run.calibration_images or 0)
-    if run.sampler in POOLED:
+    if run.sampler is not None and SAMPLERS[run.sampler.partition("=")[0]].looks:
         calibrated += pictures(run, "calibration")
-    if "epochs" in run.settings:
+    if method.trains:
         images = run.settings["images"] or pictures(run, "train")
         passed = images * int(run.settings["epochs"])
         if run.method == CONTROL:
             return Work("train_on", trained_on=passed, evaluated=test, quantizes=False)
-        facts = images if run.method in FAIR else 0  # what the float model makes of the groups
+        facts = images if method.constraint else 0  # what the float model makes of the groups
         return Work("train_on", tuned=passed, quantized=test, calibrated=calibrated, looked=facts)
-    again = LOOKS[_family(run.method)](run) if _family(run.method) in LOOKS else 0
+    again = method.images(
+        Size(
+            structure(run.architecture).layers,
+            int(run.calibration_images or 0),
+            pictures(run, "validation") if "validation" in method.needs else 0,
+            run.settings,
+        )
+    )
     learnt = int(run.settings.get("iterations", 0)) * BATCH
     kind = "learn" if learnt else "choose" if again else "quantize"
     return Work(kind, learnt=learnt, quantized=test, calibrated=calibrated, looked=again)
-
-
-def _family(method: str) -> str:
-    return method.split("_")[0] if method in FAIR else method
-
-
-def _drawn(run: Run) -> int:
-    return int(run.calibration_images or 0)
-
-
-def _each_layer(run: Run) -> int:
-    return structure(run.architecture).layers * _drawn(run)
-
-
-def _each_block(run: Run) -> int:
-    return _each_layer(run) // BLOCK
-
-
-def _each_width(run: Run) -> int:
-    return (1 + len(WIDTHS)) * _drawn(run)
-
-
-def _preserved_layers(run: Run) -> int:
-    return 0 if run.method.endswith("random") else _each_layer(run)
-
-
-def _preserved_channels(run: Run) -> int:
-    return 0 if run.method.endswith("random") else (1 + BACKWARD) * pictures(run, "validation")
-
-
-def _controlled(run: Run) -> int:
-    images = pictures(run, "validation")
-    steps = 2 + int(run.settings["max_reverted"])  # the float model, plain quantization, each step
-    return steps * images + structure(run.architecture).layers * min(RANKED, images)
-
-
-# Images that a method looks at beyond its calibration, by its name or, of those that mind groups,
-# by how its name begins. Other methods look at none.
-LOOKS: dict[str, Callable[[Run], int]] = {
-    "equalized": lambda run: 2 * _drawn(run),
-    "adaround": _each_layer,
-    "block": _each_block,
-    "mixed": _each_width,
-    "ranges": _drawn,
-    "layers": _preserved_layers,
-    "channels": _preserved_channels,
-    "control": _controlled,
-}

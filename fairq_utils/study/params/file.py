@@ -12,7 +12,10 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
+from fairq_utils.errors import BadInput
+from fairq_utils.registry import load_plugins
 from fairq_utils.study.params.data import Collection, Data, Photographs
+from fairq_utils.study.params.earlier import replaced
 from fairq_utils.study.params.study import ModelRecipe, Params, ParamsError
 
 KINDS = {"population": Data, "photographs": Photographs}  # of the data section
@@ -27,7 +30,7 @@ def load_params(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
     ----------
     path : path of a YAML file
     overrides : mapping, optional
-        Values by dotted key, such as ``{"quantization.bits": ["W8A8"]}``, that take the place of
+        Values by dotted key, such as ``{"data.test": 500}``, that take the place of
         the file's. A mapping given as a value replaces the file's mapping whole.
 
     Relative paths in ``execution`` and ``tracking``, of ``data.root`` and of a scheduler file are
@@ -62,6 +65,13 @@ def load_params(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
         )
     for key, value in (overrides or {}).items():
         _put(content, str(key), value)
+    earlier = replaced(content)
+    if earlier is not None:
+        raise ParamsError(f"{path}: {earlier}")
+    try:
+        load_plugins(_plugins(content), path.resolve().parent)
+    except BadInput as error:
+        raise ParamsError(f"{path}: {error}") from None
     try:
         params = Params.model_validate(content)
     except ValidationError as error:
@@ -89,6 +99,13 @@ def load_params(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
     return params.model_copy(update=update)
 
 
+def _plugins(content: Mapping[str, Any]) -> tuple[str, ...]:
+    """Modules that are imported before a file is checked, whose names it may use."""
+    found = content.get("plugins", ())
+    named = isinstance(found, list | tuple) and all(isinstance(name, str) for name in found)
+    return tuple(found) if named else ()  # what else it may be is refused with the rest
+
+
 def _put(content: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
     for parent in parents:
@@ -104,8 +121,8 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
 
     Examples
     --------
-    >>> parse_overrides(["quantization.bits=[W8A8, W4A8]", "data.test=500"])
-    {'quantization.bits': ['W8A8', 'W4A8'], 'data.test': 500}
+    >>> parse_overrides(["training.seeds=[0, 1]", "data.test=500"])
+    {'training.seeds': [0, 1], 'data.test': 500}
     """
     found = {}
     for text in texts:

@@ -9,68 +9,16 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 from fairq_utils.errors import BadInput
 from fairq_utils.study.params.cluster import Cluster
 from fairq_utils.study.params.data import RENDERED, Data, Photographs, data_kind
+from fairq_utils.study.params.grid import Entry
 from fairq_utils.study.params.section import Section, Seed, Weight, unique
 
-# Those of calibration.SAMPLERS that need no more than a study can give: no group by name.
-Sampler = Literal[
-    "label_balanced",
-    "group_balanced",
-    "intersection_balanced",
-    "worst_group",
-    "matched",
-    "core_set",
-]
 Attribute = Annotated[str, Field(min_length=1)]
 Architecture = Literal["resnet50", "mobilenet_v2", "efficientnet_b0", "vit_small", "squeezenet1_1"]
-Rule = Literal["minmax", "moving_average", "percentile", "mse", "entropy"]
-Further = Literal[
-    "naive",
-    "equalized",
-    "adaround",
-    "block",
-    "mixed",
-    "float_classifier",
-    "operations",
-    "qat",
-]
-# Of fairq_utils.mitigation.methods.METHODS, and a sampler that stands for one run per group.
-Minding = Literal[
-    "one_group",
-    "ranges_mean",
-    "ranges_worst",
-    "layers_random",
-    "layers_overall",
-    "layers_worst",
-    "channels_random",
-    "channels_overall",
-    "channels_worst",
-    "mixed_overall",
-    "mixed_worst",
-    "mixed_cvar",
-    "control_overall",
-    "control_worst",
-    "qat_parity",
-    "qat_odds",
-    "qat_group_dro",
-    "qat_balancing_act",
-]
-Method = Literal[Sampler, Minding]
 ARCHITECTURES = get_args(Architecture)
-WIDTHS = (2, 3, 4, 6, 8)
 
 
 class ParamsError(BadInput):
     """A params file that cannot be used; one sentence with the file, the key and the way out."""
-
-
-def _bits(value: str) -> str:
-    allowed = [f"W{w}A{a}" for w in WIDTHS for a in WIDTHS]
-    if value not in allowed:
-        raise ValueError(
-            f"{value!r} is not W<bits>A<bits> with bits of weights and activations among "
-            f"{', '.join(map(str, WIDTHS))}, such as W8A8 or W4A8"
-        )
-    return value
 
 
 def _known(models: dict[str, ModelRecipe]) -> dict[str, ModelRecipe]:
@@ -78,9 +26,6 @@ def _known(models: dict[str, ModelRecipe]) -> dict[str, ModelRecipe]:
     if unknown:
         raise ValueError(f"{unknown[0]!r} is not one of {', '.join(ARCHITECTURES)}")
     return models
-
-
-Bits = Annotated[str, AfterValidator(_bits)]
 
 
 class ModelRecipe(Section):
@@ -119,72 +64,20 @@ class Tuning(Section):
 
 
 class Quantization(Section):
-    """Which quantizers are tried.
+    """Settings of all entries of the grid, but those that name their own.
 
-    ``bits`` are those of the method ptq; dynamic has the first of them with A8. ``further`` names
-    other methods of :data:`fairq_utils.quantizers.methods.METHODS`, each with its own bits; those
-    of mixed are the ones whose uniform size is its budget. ``further_models`` are those of the
-    models that these are tried on, all if none is named. ``iterations`` is per layer or block of a
+    ``percentile`` is that of the range rule of this name. ``iterations`` is per layer or block of a
     learnt rounding; ``tuning.rate`` multiplies the learning rate that the FP32 model was trained
-    with.
+    with. Every sampler draws ``calibration_images``, once for each of ``calibration_seeds``.
     """
 
-    bits: Annotated[tuple[Bits, ...], Field(min_length=1), AfterValidator(unique)]
-    methods: Annotated[
-        tuple[Literal["ptq", "dynamic"], ...], Field(min_length=1), AfterValidator(unique)
-    ] = ("ptq", "dynamic")
-    ranges: Annotated[tuple[Rule, ...], Field(min_length=1), AfterValidator(unique)] = ("minmax",)
     percentile: Annotated[float, Field(gt=50, lt=100)] = 99.9
-    further: dict[
-        Further, Annotated[tuple[Bits, ...], Field(min_length=1), AfterValidator(unique)]
-    ] = Field(default={})
-    further_models: Annotated[tuple[Architecture, ...], AfterValidator(unique)] = ()
     iterations: Annotated[int, Field(ge=1, le=100_000)] = 300
     tuning: Tuning = Tuning()
     calibration_images: Annotated[int, Field(ge=1)] = 256
     calibration_seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(unique)] = (
         0,
     )
-
-    @model_validator(mode="after")
-    def _possible(self) -> Quantization:
-        if "ptq" not in self.methods:
-            raise ValueError(
-                "methods: ptq is missing; calibration, which the mitigation phase is about, exists "
-                "only there. Add it"
-            )
-        if "dynamic" in self.methods and not any(b.endswith("A8") for b in self.bits):
-            raise ValueError(
-                "methods: dynamic quantizes activations to 8 bits, but no entry of "
-                "quantization.bits has A8; add W8A8, or take dynamic out"
-            )
-        return self
-
-
-class Mitigation(Section):
-    """What is compared with plain quantization.
-
-    ``samplers`` draw the calibration set in every configuration of the method ptq. ``methods`` are
-    all compared with it at ``bits`` and least-error ranges, on ``models`` (all if none is named):
-    other samplers (``one_group`` once for each group), and those of
-    :data:`fairq_utils.mitigation.methods.METHODS`. Those that train on do so by
-    ``quantization.tuning``, beside their two controls. ``kept`` is the budget of preservation, a
-    share of the quantized model's bytes; ``max_drop`` the tolerance of accuracy control, which puts
-    no more than ``max_reverted`` layers back to float.
-    """
-
-    samplers: Annotated[tuple[Sampler, ...], Field(min_length=1), AfterValidator(unique)] = (
-        "group_balanced",
-    )
-    methods: Annotated[tuple[Method, ...], AfterValidator(unique)] = ()
-    bits: Annotated[tuple[Bits, ...], Field(min_length=1), AfterValidator(unique)] = (
-        "W8A8",
-        "W4A4",
-    )
-    models: Annotated[tuple[Architecture, ...], AfterValidator(unique)] = ()
-    kept: Annotated[float, Field(gt=0, le=1)] = 0.05
-    max_drop: Annotated[float, Field(gt=0, lt=1)] = 0.01
-    max_reverted: Annotated[int, Field(ge=1)] = 10
 
 
 Share = Annotated[float, Field(gt=0, le=0.5)]
@@ -210,11 +103,9 @@ class Dials(Section):
     epochs: Annotated[int, Field(ge=1)] | None = None
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(unique)] = (0,)
     calibration_images: Annotated[int, Field(ge=2)] = 64
-    bits: Annotated[tuple[Bits, ...], Field(min_length=1), AfterValidator(unique)] = (
-        "W8A8",
-        "W4A4",
+    grid: Annotated[tuple[Entry, ...], Field(min_length=1)] = (
+        Entry(method=("ptq",), bits=("W8A8", "W4A4"), range=("mse",), sampler=("group_balanced",)),
     )
-    methods: Annotated[tuple[Method, ...], AfterValidator(unique)] = ("group_balanced",)
     training_share: Annotated[tuple[Share, ...], AfterValidator(unique)] = ()
     calibration_share: Annotated[tuple[Share, ...], AfterValidator(unique)] = ()
     base_rate: Annotated[
@@ -271,13 +162,18 @@ AnyData = Annotated[
 
 
 class Params(Section):
-    """A whole study."""
+    """A whole study.
+
+    ``plugins`` are modules that add entries to the registries: methods, samplers, architectures,
+    metrics, engines, collections.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+    plugins: Annotated[tuple[str, ...], AfterValidator(unique)] = ()
     data: AnyData = Data()
     training: Training
-    quantization: Quantization
-    mitigation: Mitigation = Mitigation()
+    grid: Annotated[tuple[Entry, ...], Field(min_length=1)]
+    quantization: Quantization = Quantization()
     dials: Dials = Dials()
     analysis: Analysis = Analysis()
     execution: Execution = Execution()
@@ -291,15 +187,18 @@ class Params(Section):
                 f"data.size: {self.data.size} pixels do not divide into vit_small's patches of 16; "
                 "take a multiple of 16, or leave vit_small out"
             )
-        for key, named in (
-            ("quantization.further_models", self.quantization.further_models),
-            ("mitigation.models", self.mitigation.models),
-        ):
-            for model in named:
+        for at, entry in enumerate(self.grid):
+            for model in entry.models:
                 if model not in self.training.models:
                     raise ValueError(
-                        f"{key}: {model!r} is not trained in this study; training.models has "
-                        f"{', '.join(self.training.models)}"
+                        f"grid[{at}].models: {model!r} is not trained in this study; "
+                        f"training.models has {', '.join(self.training.models)}"
+                    )
+            for seed in entry.seeds:
+                if seed not in self.training.seeds:
+                    raise ValueError(
+                        f"grid[{at}].seeds: {seed} is not trained in this study; training.seeds "
+                        f"has {', '.join(map(str, self.training.seeds))}"
                     )
         if isinstance(self.data, Photographs):
             if self.dials.models:
@@ -321,12 +220,15 @@ def _check_rendered(params: Params, data: Data) -> None:
             f"analysis.attributes: {unknown[0]!r} is no attribute of rendered people; they have "
             f"{', '.join(RENDERED)}"
         )
-    wanted, pool = params.quantization.calibration_images, data.calibration
-    if wanted > pool:
-        raise ValueError(
-            f"quantization.calibration_images: {wanted} images are asked for, but "
-            f"data.calibration holds {pool}; ask for fewer, or make the pool larger"
-        )
+    asked = {"quantization.calibration_images": params.quantization.calibration_images}
+    for at, entry in enumerate(params.grid):
+        asked |= {f"grid[{at}].calibration_images": n for n in entry.calibration_images}
+    for key, wanted in asked.items():
+        if wanted > data.calibration:
+            raise ValueError(
+                f"{key}: {wanted} images are asked for, but data.calibration holds "
+                f"{data.calibration}; ask for fewer, or make the pool larger"
+            )
     tuned = params.quantization.tuning.images
     if tuned is not None and tuned > data.train:
         raise ValueError(
