@@ -82,8 +82,17 @@ def compared_with(configuration: Configuration) -> list[Configuration]:
     if method.trains and method.name != CONTROL:
         if method.name != "qat":
             found.append(replace(plain, method="qat"))
-        float_ = dict.fromkeys(("bits", "range", "sampler", "calibration_seed"))
-        found.append(replace(plain, method=CONTROL, calibration_images=None, **float_))
+        found.append(
+            replace(
+                plain,
+                method=CONTROL,
+                bits=None,
+                range=None,
+                sampler=None,
+                calibration_images=None,
+                calibration_seed=None,
+            )
+        )
     return found
 
 
