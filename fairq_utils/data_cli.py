@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from fairq_utils.data.photographs.registry import COLLECTIONS
 from fairq_utils.errors import BadInput, say_and_stop
-from fairq_utils.study.params.data import Collection, Margin
 
 app = typer.Typer(
     no_args_is_help=True, help="Photographs: fetch a collection, vouch for it, describe it."
@@ -23,12 +23,24 @@ SHOWN = 20  # findings that are printed
 ANY = sys.maxsize  # findings that a reader may make: how many are too many is not for it to say
 
 
-Name = Annotated[Collection, typer.Argument(help="The collection.")]
+Name = Annotated[str, typer.Argument(help=f"The collection: {', '.join(COLLECTIONS)}.")]
 Root = Annotated[Path, typer.Option("--root", metavar="DIR", help="The folder that holds it.")]
 Target = Annotated[
     str | None, typer.Option(help="The attribute that is predicted; the collection's usual one.")
 ]
-Margins = Annotated[Margin | None, typer.Option(help="Of FairFace's pictures.")]
+Groups = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAMES",
+        help="Sensitive attributes, as gender,age; another one as hat=Wearing_Hat.",
+    ),
+]
+Options = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="An option of the collection's own, as margin=1.25."
+    ),
+]
 
 
 @app.command()
@@ -38,7 +50,7 @@ def get(
     accept_licence: Annotated[
         bool, typer.Option("--accept-licence", help="You have read the terms and keep to them.")
     ] = False,
-    margin: Margins = None,
+    options: Options = None,
 ) -> None:
     """State a collection's terms, and fetch it once they are accepted.
 
@@ -47,10 +59,11 @@ def get(
 
     def action() -> None:
         from fairq_utils.data.download import get as fetch_all
-        from fairq_utils.data.photographs.terms import source
-        from fairq_utils.errors import BadInput
 
-        wanted = source(name) if margin is None else source(name, margin)
+        entry = COLLECTIONS.find(name, "collection")
+        wanted = entry.source(**entry.checked(_own(options)))
+        if not wanted.files:
+            raise BadInput(f"{name}: this is {entry.title}, of which there is nothing to fetch")
         typer.echo(wanted.terms())
         if not accept_licence:
             raise BadInput(
@@ -74,7 +87,8 @@ def check(
     name: Name,
     root: Root,
     target: Target = None,
-    margin: Margins = None,
+    groups: Groups = None,
+    options: Options = None,
     max_bad: Annotated[
         int, typer.Option(min=0, help="Pictures that may be unusable, or missing from a count.")
     ] = 0,
@@ -96,12 +110,11 @@ def check(
 
     def action() -> None:
         nonlocal sound
-        from fairq_utils.data.photographs.terms import PUBLISHED
         from fairq_utils.data.vouch import vouch
 
         _refuse_missing_folder("--findings", findings)
-        listing = _listing(name, root, target, margin)
-        published = None if part else PUBLISHED[name]
+        listing = _listing(name, root, target, groups, options)
+        published = None if part else COLLECTIONS[name].published
         report = vouch(
             listing,
             pixels=pixels,
@@ -137,14 +150,8 @@ def describe(
     name: Name,
     root: Root,
     target: Target = None,
-    margin: Margins = None,
-    groups: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAMES",
-            help="Sensitive attributes, as gender,age; another one as hat=Wearing_Hat.",
-        ),
-    ] = None,
+    groups: Groups = None,
+    options: Options = None,
     table: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write all groups, crossed in every split, as CSV."),
@@ -156,7 +163,7 @@ def describe(
         from fairq_utils.metrics.base_rates import CROSSED, WHOLE, base_rates, decides
 
         _refuse_missing_folder("--table", table)
-        listing = _listing(name, root, target, margin, groups)
+        listing = _listing(name, root, target, groups, options)
         asked = listing.meta["target"]
         same = [name for name in listing.groups if decides(listing.groups[name], listing.target)]
         if len(same) == len(listing.groups.columns):
@@ -199,30 +206,36 @@ def _printed(rows: Any, fraction: str) -> str:
 
 
 def _listing(
-    name: Collection,
+    name: str,
     root: Path,
     target: str | None,
-    margin: Margin | None,
-    groups: str | None = None,
+    groups: str | None,
+    options: list[str] | None,
 ) -> Any:
-    from fairq_utils.data.photographs.registry import listing
+    from fairq_utils.data.photographs.reading import listing
 
     return listing(
         name,
         root,
         target=target,
         groups=None if groups is None else _groups(name, groups),
-        margin=margin,
         max_bad=ANY,
+        **_own(options),
     )
 
 
-def _groups(name: Collection, text: str) -> dict[str, str]:
-    """Our name -> the collection's, of ``gender,hat=Wearing_Hat``."""
-    from fairq_utils.data.photographs.registry import GROUPS
+def _own(options: list[str] | None) -> dict[str, Any]:
+    """Options of a collection's own, of ``KEY=VALUE``."""
+    from fairq_utils.study.params.file import parse_overrides
 
+    return parse_overrides(options or ())
+
+
+def _groups(name: str, text: str) -> dict[str, str]:
+    """Our name -> the collection's, of ``gender,hat=Wearing_Hat``."""
+    usual = COLLECTIONS.find(name, "collection").groups
     pairs = [part.strip().partition("=") for part in text.split(",")]
-    return {ours: theirs or GROUPS[name].get(ours, ours) for ours, _, theirs in pairs}
+    return {ours: theirs or usual.get(ours, ours) for ours, _, theirs in pairs}
 
 
 def _ticker(what: str, unit: str, scale: float = 1.0) -> Callable[[int, int], None]:

@@ -18,7 +18,7 @@ from fairq_utils.data import pixel_cache as pixels
 from fairq_utils.data.decoding import decode
 from fairq_utils.data.faces import Pictures
 from fairq_utils.data.photographs import utkface
-from fairq_utils.data.photographs.registry import listing
+from fairq_utils.data.photographs.reading import listing
 from fairq_utils.errors import BadInput
 
 
@@ -46,7 +46,7 @@ def test_nobody_is_tested_on_who_was_trained_on(root: Path, tmp_path: Path) -> N
     with pytest.raises(BadInput) as refusal:
         load("utkface", **options)
     assert str(refusal.value).startswith(
-        f"{root}: 1 picture or label of UTKFace cannot be used and max_bad allows 0: {trained}: is "
+        f"{root}: 1 image or label of UTKFace cannot be used and max_bad allows 0: {trained}: is "
         f"the same picture as {tested}, which is in test and this one in train"
     )
     data = load("utkface", max_bad=1, **options)

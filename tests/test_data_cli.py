@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -12,8 +13,8 @@ from typer.testing import CliRunner
 
 from fairq_utils.bench import photograph_folders as folders
 from fairq_utils.cli import app
-from fairq_utils.data.photographs import terms
-from fairq_utils.data.photographs.registry import listing
+from fairq_utils.data.photographs.reading import listing
+from fairq_utils.data.photographs.registry import COLLECTIONS
 from fairq_utils.data.photographs.terms import Published
 from fairq_utils.metrics.base_rates import base_rates
 
@@ -35,7 +36,8 @@ def celeba(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         target="Smiling",
         size=(178, 218),
     )
-    monkeypatch.setitem(terms.PUBLISHED, "celeba", small)
+    entry = replace(COLLECTIONS["celeba"], published=small)
+    monkeypatch.setitem(COLLECTIONS._entries, "celeba", entry)
     return folders.celeba(tmp_path / "faces", n=1)
 
 
@@ -101,13 +103,14 @@ def test_input_that_cannot_be_used(command: str, tmp_path: Path) -> None:
     for name, root, options, what in (
         ("celeba", empty, (), "list_attr_celeba.txt"),
         ("utkface", tmp_path / "nowhere", (), "there is no such folder"),
-        ("celeba", empty, ("--margin", "0.25"), "only fairface has margins"),
+        ("celeba", empty, ("--set", "margin=0.25"), "margin: celeba has no options of its own"),
     ):
         answer = data(command, name, root, *options)
         assert answer.exit_code == 2, answer.output
         assert what in answer.stderr
         assert answer.stderr.count("\n") == 1
-    assert data(command, "lfw", empty).exit_code == 2
+    answer = data(command, "celebra", empty)
+    assert answer.exit_code == 2 and "did you mean 'celeba'?" in answer.stderr
 
 
 def test_describe(celeba: Path, tmp_path: Path) -> None:

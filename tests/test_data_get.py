@@ -9,6 +9,7 @@ import threading
 import zipfile
 from collections import namedtuple
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,7 @@ from typer.testing import CliRunner
 from fairq_utils.cli import app
 from fairq_utils.data import download
 from fairq_utils.data.download import fetch, get, unpack
-from fairq_utils.data.photographs import terms as sources
-from fairq_utils.data.photographs.fairface import MARGINS
+from fairq_utils.data.photographs.registry import COLLECTIONS
 from fairq_utils.data.photographs.terms import RemoteFile, Source
 from fairq_utils.errors import BadInput, Fault
 
@@ -296,9 +296,9 @@ def test_an_archive_that_is_too_large(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
 
 
-@pytest.mark.parametrize("name", sources.SOURCES)
+@pytest.mark.parametrize("name", [name for name, c in COLLECTIONS.items() if c.published])
 def test_sources_say_their_terms(name: str) -> None:
-    source = sources.source(name)
+    source = COLLECTIONS[name].source()
     assert all(file.url.startswith("https://drive.") for file in source.files)
     terms = source.terms()
     for line in (source.title, source.home, source.licence, source.citation):
@@ -311,24 +311,29 @@ def test_sources_say_their_terms(name: str) -> None:
 def test_sources_are_what_others_hold() -> None:
     from torchvision.datasets import CelebA
 
-    ours = {file.name: file for file in sources.source("celeba").files}
+    ours = {file.name: file for file in COLLECTIONS["celeba"].source().files}
     for identifier, md5, name in CelebA.file_list:
         if name in ours:
             assert identifier in ours[name].url
             assert ours[name].md5 == md5
     assert set(ours) == {"img_align_celeba.zip", "list_attr_celeba.txt", "list_eval_partition.txt"}
-    wide, narrow = (sources.source("fairface", m).files[-1] for m in ("1.25", "0.25"))
+    source = COLLECTIONS["fairface"].source
+    wide, narrow = (source(margin=margin).files[-1] for margin in ("1.25", "0.25"))
     assert wide.name != narrow.name
-    assert wide.into == MARGINS["1.25"] == "fairface-img-margin125-trainval"
-    assert narrow.into == MARGINS["0.25"] == "fairface-img-margin025-trainval"
+    assert wide.into == "fairface-img-margin125-trainval"
+    assert narrow.into == "fairface-img-margin025-trainval"
     assert wide.url != narrow.url
 
 
-def test_unknown_sources() -> None:
-    with pytest.raises(BadInput, match="'lfw' is not one of celeba, utkface, fairface"):
-        sources.source("lfw")
+def test_options_of_a_collection_are_checked() -> None:
+    fairface = COLLECTIONS["fairface"]
+    assert fairface.checked({"margin": 1.25}) == {"margin": "1.25"}
     with pytest.raises(BadInput, match=r"margin: '2' is not one of 0.25, 1.25"):
-        sources.source("fairface", "2")
+        fairface.checked({"margin": "2"})
+    with pytest.raises(BadInput, match=r"margn: 'margn' is unknown; did you mean 'margin'\?"):
+        fairface.checked({"margn": "0.25"})
+    with pytest.raises(BadInput, match="margin: celeba has no options of its own"):
+        COLLECTIONS["celeba"].checked({"margin": "0.25"})
 
 
 def test_the_command_asks_for_the_licence_first(remote: Remote, tmp_path: Path) -> None:
@@ -342,7 +347,8 @@ def test_the_command_asks_for_the_licence_first(remote: Remote, tmp_path: Path) 
 
 
 def test_the_command_gets(remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sources.SOURCES, "celeba", lambda margin: collection(remote))
+    entry = replace(COLLECTIONS["celeba"], source=lambda: collection(remote))
+    monkeypatch.setitem(COLLECTIONS._entries, "celeba", entry)
     asked = ["data", "get", "celeba", "--root", str(tmp_path), "--accept-licence"]
     answer = CliRunner().invoke(app, asked)
     assert answer.exit_code == 0, answer.output
@@ -354,7 +360,8 @@ def test_the_command_gets(remote: Remote, tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_command_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     away = RemoteFile("labels.txt", "http://127.0.0.1:9/labels")  # where nothing listens
     source = Source("Faces", "https://faces.example", "free", "A (2015)", (away,))
-    monkeypatch.setitem(sources.SOURCES, "utkface", lambda margin: source)
+    entry = replace(COLLECTIONS["utkface"], source=lambda: source)
+    monkeypatch.setitem(COLLECTIONS._entries, "utkface", entry)
     asked = ["data", "get", "utkface", "--root", str(tmp_path), "--accept-licence"]
     answer = CliRunner().invoke(app, asked)
     assert answer.exit_code == 1

@@ -20,8 +20,8 @@ from fairq_utils.bench.flaws import (
     edited,
 )
 from fairq_utils.data.listing import KINDS
-from fairq_utils.data.photographs import registry
-from fairq_utils.data.photographs.registry import listing
+from fairq_utils.data.photographs.reading import listing
+from fairq_utils.data.photographs.registry import COLLECTIONS
 from fairq_utils.errors import BadInput
 
 Expected = list[tuple[str, str, str]]
@@ -240,9 +240,9 @@ def named(case: tuple) -> str:
 
 def too_many(root: str | Path, flaw: Flaw, expected: Expected, allowed: int) -> str:
     quoted = "; ".join(f"{place}: {problem}" for place, _, problem in expected[:3])
-    noun = "picture or label" if len(expected) == 1 else "pictures or labels"
+    noun = "image or label" if len(expected) == 1 else "images or labels"
     return (
-        f"{root}: {len(expected)} {noun} of {registry.TITLES[flaw.collection]} cannot be used "
+        f"{root}: {len(expected)} {noun} of {COLLECTIONS[flaw.collection].title} cannot be used "
         f"and max_bad allows {allowed}: {quoted}. Mend them, or leave them out with "
         f"max_bad: {len(expected)}"
     )
@@ -268,7 +268,7 @@ def test_many_findings_are_counted_and_three_are_quoted(tmp_path: Path) -> None:
     with pytest.raises(BadInput) as refusal:
         listing("celeba", root)
     assert str(refusal.value) == (
-        f"{root}: 5 pictures or labels of CelebA cannot be used and max_bad allows 0: "
+        f"{root}: 5 images or labels of CelebA cannot be used and max_bad allows 0: "
         f"{ATTR}:5: {IMG}/000003.jpg is not there; {ATTR}:6: {IMG}/000004.jpg is not there; "
         f"{ATTR}:9: {IMG}/000007.jpg is not there; and 2 more. Mend them, or leave them out with "
         "max_bad: 5"

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from fairq_utils.bench import photograph_folders
 from fairq_utils.calibration import draw
 from fairq_utils.cli import app
-from fairq_utils.data.photographs.terms import PUBLISHED
+from fairq_utils.data.photographs.registry import COLLECTIONS
 from fairq_utils.report import effects
 from fairq_utils.study import execution, planning, run_models
 from fairq_utils.study.feasibility import check
@@ -249,7 +249,8 @@ def test_celeba_has_enough_people_for_its_profile() -> None:
     params = load_params(ROOT / "params" / "celeba.yaml")
     assert isinstance(params.data, Photographs)
     assert params.data.held_out is not None
-    published = PUBLISHED["celeba"]
+    published = COLLECTIONS["celeba"].published
+    assert published is not None
     of_group: dict[str, float] = {}
     for cell, images in published.joint.items():
         group = cell.rsplit("|", 1)[0]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
@@ -14,11 +16,9 @@ import pytest
 
 from fairq_utils.bench import photograph_folders as folders
 from fairq_utils.data import listing as data_listing
-from fairq_utils.data import population, splits
-from fairq_utils.data import population as data_population
-from fairq_utils.data.photographs import celeba, fairface, registry, terms, utkface
-from fairq_utils.data.photographs.registry import listing
-from fairq_utils.data.photographs.terms import PUBLISHED
+from fairq_utils.data import load, population, splits
+from fairq_utils.data.photographs import celeba, fairface, utkface
+from fairq_utils.data.photographs.reading import listing
 from fairq_utils.errors import BadInput
 from fairq_utils.study.params import data
 
@@ -96,11 +96,17 @@ def test_celeba_labels_are_those_of_the_files(kept: Callable[[str, str], Path]) 
         wanted = {"0": {"train"}, "1": {"calibration", "validation"}, "2": {"test"}}
         assert split in wanted[official[key]]
     assert list(found.groups.hair.cat.categories) == ["no black hair", "black hair"]
-    assert found.meta["answers"] == ("no hat", "hat") and "non-commercial" in found.meta["licence"]
+    assert found.meta["classes"] == ("no hat", "hat") and "non-commercial" in found.meta["licence"]
 
 
-def test_celeba_groups_have_the_order_of_rendered_people() -> None:
-    assert registry.attributes("celeba") == {
+def categories(found: data_listing.Listing) -> dict[str, tuple[str, ...]]:
+    return {name: tuple(found.groups[name].cat.categories) for name in found.groups}
+
+
+def test_celeba_groups_have_the_order_of_rendered_people(
+    kept: Callable[[str, str], Path],
+) -> None:
+    assert categories(listing("celeba", kept("celeba", "text"))) == {
         "gender": ("female", "male"),
         "age": ("old", "young"),
     }
@@ -141,9 +147,10 @@ def test_fairface_has_seven_races_and_nine_bands_in_order(kept: Callable[[str, s
         start = int(row.age.split("-")[0].split(" ")[-1])
         assert found.target[i] == (start < 40)
         assert group.o == ("age<60" if start < 60 else "age>=60")
-    assert registry.attributes("fairface")["race"][:3] == ("white", "black", "latino hispanic")
-    assert registry.attributes("fairface")["age"] == tuple(fairface.BANDS.values())
-    assert len(registry.attributes("fairface")["age"]) == 9
+    usual = categories(listing("fairface", root))
+    assert usual["race"][:3] == ("white", "black", "latino hispanic")
+    assert usual["age"] == tuple(fairface.BANDS.values())
+    assert len(usual["age"]) == 9
 
 
 def test_a_split_depends_on_the_name_alone(tmp_path: Path) -> None:
@@ -254,30 +261,30 @@ def test_groups_that_cannot_be_are_refused(
     name: str, groups: object, sentence: str, kept: Callable[[str, str], Path]
 ) -> None:
     fields = ["race", "gender", "age", "young", "age>=N", "age<N"]
-    for ask in (
-        lambda: registry.attributes(name, groups),
-        lambda: listing(name, kept(name, LAYOUTS[name][0]), groups=groups),
-    ):
-        with pytest.raises(BadInput) as refusal:
-            ask()
-        assert str(refusal.value) == sentence.format(known=", ".join(fields))
+    with pytest.raises(BadInput) as refusal:
+        listing(name, kept(name, LAYOUTS[name][0]), groups=groups)
+    assert str(refusal.value) == sentence.format(known=", ".join(fields))
 
 
-def test_names_are_the_same_wherever_they_stand() -> None:
-    """Params files are read without PyTorch, hence without the readers."""
-    names = get_args(data.Collection)
-    for table in (registry.READERS, registry.TITLES, terms.SOURCES, PUBLISHED):
-        assert tuple(table) == names
-    assert tuple(terms.MARGINS) == tuple(fairface.MARGINS) == get_args(data.Margin)
-    assert (
-        data_population.SPLITS is population.SPLITS
-        and get_args(data.Split) == data_population.SPLITS
+def test_names_are_listed_without_a_reader() -> None:
+    """The command line and params files name collections before pandas or PyTorch is there."""
+    asked = (
+        "import sys\n"
+        "from fairq_utils.data.photographs.registry import COLLECTIONS\n"
+        "print(*COLLECTIONS, 'numpy' in sys.modules, 'torch' in sys.modules)"
     )
+    found = subprocess.run([sys.executable, "-c", asked], capture_output=True, check=True)
+    assert found.stdout.decode().split() == ["celeba", "fairface", "utkface", "False", "False"]
 
 
-def test_an_unknown_collection_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"data.name: 'lfw' is not one of celeba, utkface, fairface"):
-        listing("lfw", tmp_path)
+def test_splits_of_params_are_those_of_the_data() -> None:
+    assert get_args(data.Split) == population.SPLITS
+
+
+@pytest.mark.parametrize("ask", [listing, lambda name, root: load(name, root=root)])
+def test_an_unknown_collection_is_refused(ask: Callable[..., object], tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"data.name: 'utk' is unknown; did you mean 'utkface'\?"):
+        ask("utk", tmp_path)
 
 
 def test_a_link_within_the_root_is_followed(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from fairq_utils.bench import photograph_folders as folders
 from fairq_utils.data import FaceData, load
 from fairq_utils.data.faces import Pictures
-from fairq_utils.data.photographs.registry import load_photographs
+from fairq_utils.data.photographs.reading import load_photographs
 from fairq_utils.report import population
 from fairq_utils.training import architectures, loop, objectives
 

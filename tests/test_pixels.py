@@ -24,7 +24,7 @@ from fairq_utils.data import load, parquet_images
 from fairq_utils.data import pixel_cache as pixels
 from fairq_utils.data.decoding import decode
 from fairq_utils.data.photographs import celeba, utkface
-from fairq_utils.data.photographs.registry import listing
+from fairq_utils.data.photographs.reading import listing
 from fairq_utils.data.pixel_cache import decoded
 from fairq_utils.errors import BadInput, Fault
 
@@ -203,8 +203,8 @@ def test_an_interrupted_decoding_goes_on(
 KILLED = """
 import sys, time
 from pathlib import Path
-from fairq_utils.data import pixels
-from fairq_utils.data.photographs.registry import listing
+from fairq_utils.data import pixel_cache as pixels
+from fairq_utils.data.photographs.reading import listing
 pixels.CHUNK, pixels.SYNCED = 8, 1
 plain = pixels.decode
 pixels.decode = lambda content, size: (time.sleep(0.05), plain(content, size))[1]
@@ -242,7 +242,7 @@ def test_pictures_that_cannot_be_decoded_are_named(root: Path, tmp_path: Path) -
     with pytest.raises(BadInput) as refusal:
         load("utkface", root=root, size=32, cache=tmp_path / "c", max_bad=1)
     assert str(refusal.value).startswith(
-        f"{root}: 2 pictures or labels of UTKFace cannot be used and max_bad allows 1: "
+        f"{root}: 2 images or labels of UTKFace cannot be used and max_bad allows 1: "
         f"{names[0]}: is empty (0 bytes); {names[9]}: cannot be decoded (image file is truncated)"
     )
     data = load("utkface", root=root, size=32, cache=tmp_path / "c", max_bad=2)

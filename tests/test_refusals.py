@@ -26,8 +26,9 @@ from fairq_utils.bench.flaws import (
 )
 from fairq_utils.bench.refusals import said
 from fairq_utils.data import load
-from fairq_utils.data.photographs import celeba, registry
-from fairq_utils.data.photographs.registry import listing
+from fairq_utils.data.photographs import celeba
+from fairq_utils.data.photographs.reading import listing
+from fairq_utils.data.photographs.registry import COLLECTIONS
 from fairq_utils.errors import BadInput
 from fairq_utils.report import photographs as photograph_chapter
 from fairq_utils.study import recorded
@@ -132,7 +133,7 @@ REFUSED: list[tuple[Flaw, str]] = [
     ),
     (
         Flaw("utkface", "a margin, where there are none", options={"margin": "0.25"}),
-        "margin: only fairface has margins, utkface has none; leave it out",
+        "margin: utkface has no options of its own; leave it out",
     ),
     (
         recorded_flaw("fairface", "a target that cuts a band"),
@@ -175,7 +176,7 @@ REFUSED: list[tuple[Flaw, str]] = [
     ),
     (
         Flaw("celeba", "fewer bad pictures than none", options={"max_bad": -1}),
-        "max_bad: -1 is no number of pictures; name 0 or more",
+        "max_bad: -1 is no number of images; name 0 or more",
     ),
     (
         recorded_flaw("celeba", "an archive as the root"),
@@ -251,7 +252,7 @@ def test_the_recorded_refusals_are_those_of_a_fresh_run(tmp_path: Path) -> None:
 
 
 def test_every_collection_is_spoiled_and_none_without_a_flaw_is_refused() -> None:
-    for name in registry.READERS:
+    for name in COLLECTIONS:
         assert any(flaw.collection == name for flaw in FLAWS)
         assert said(Flaw(name, "none")) == "accepted"
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from fairq_utils.bench import photograph_folders
 from fairq_utils.cli import app
-from fairq_utils.data.photographs.registry import TITLES
+from fairq_utils.data.photographs.registry import COLLECTIONS
 from fairq_utils.deploy import engines, model_card
 from fairq_utils.report import measuring
 from fairq_utils.study import execution, people, storage
@@ -142,7 +142,7 @@ def test_null_bands_say_whom_they_count(trained: Params) -> None:
     }
 
 
-@pytest.mark.parametrize("name", TITLES)
+@pytest.mark.parametrize("name", COLLECTIONS)
 def test_every_collection_has_limits_of_its_own(name: str, tmp_path: Path) -> None:
     folder = getattr(photograph_folders, name)(tmp_path / name, 1)
     changed = {"data.root": str(folder), "data.max_bad": 0}
@@ -150,8 +150,8 @@ def test_every_collection_has_limits_of_its_own(name: str, tmp_path: Path) -> No
         changed |= {"data.target": "Wearing_Hat"}
     params = load_params(ROOT / "params" / f"{name}.yaml", changed)
     text = "\n".join(model_card.limits(params))
-    assert TITLES[name] in text
-    assert model_card.LABELLED[name] in text
+    assert COLLECTIONS[name].title in text
+    assert COLLECTIONS[name].labelled in text
     assert "ImageNet" in text  # these studies begin from its weights
     assert ("Young is below 40" in text) == (name != "celeba")
     assert ("in no product" in text) == (name != "fairface")

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from fairq_utils.data.listing import KINDS, Finding, Listing
-from fairq_utils.data.photographs.terms import PUBLISHED, Published
+from fairq_utils.data.photographs.registry import COLLECTIONS
+from fairq_utils.data.photographs.terms import Published
 from fairq_utils.data.population import CELEBA_JOINT
 from fairq_utils.data.vouch import vouch
 
@@ -226,12 +227,13 @@ def test_a_negative_limit(sound: list[bytes]) -> None:
 
 
 def test_published_counts_are_consistent() -> None:
-    celeba = PUBLISHED["celeba"]
+    counts = {name: entry.published for name, entry in COLLECTIONS.items() if entry.published}
+    celeba = counts["celeba"]
     assert celeba.joint == CELEBA_JOINT
     assert sum(celeba.joint.values()) == celeba.images == 202_599
-    for published in PUBLISHED.values():
+    for published in counts.values():
         assert published.source
         if published.splits:
             assert sum(published.splits.values()) == published.images
     assert celeba.cells(("age", "race"), "Smiling")["old|1"] == 10191 + 13326
-    assert PUBLISHED["utkface"].cells(("gender",), "gender") == {}
+    assert counts["utkface"].cells(("gender",), "gender") == {}

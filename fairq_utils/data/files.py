@@ -278,19 +278,18 @@ def standing_in(folder: Path) -> str:
     return f"there is {', '.join(names[:SHOWN])}{more}"
 
 
-def checked_root(root: str | os.PathLike[str], name: str, what: str) -> Path:
+def checked_root(root: str | os.PathLike[str], what: str, command: str = "") -> Path:
     """The root of a collection as a path; a missing one, or a file, is refused.
 
     Parameters
     ----------
-    name, what : of the collection, as commands and as people say it
+    what : the collection's title
+    command : that fetches it into a folder, up to the folder; empty where nothing does
     """
     path = Path(root).expanduser()
     if not path.exists():
-        raise BadInput(
-            f"{path}: there is no such folder; name the one that holds {what}, or fetch it with "
-            f"fairq data get {name} --root {path}"
-        )
+        fetched = f", or fetch it with {command} {path}" if command else ""
+        raise BadInput(f"{path}: there is no such folder; name the one that holds {what}{fetched}")
     if not path.is_dir():
         raise BadInput(f"{path}: this is a file; unpack it and name the folder that holds {what}")
     return path

@@ -1,4 +1,4 @@
-"""Where pictures come from: a registry of sources, and the cache of what was rendered."""
+"""Loading a data set by name, and the cache of rendered people."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,18 @@ import pandas as pd
 import torch
 
 from fairq_utils.data.faces import FaceData
-from fairq_utils.data.photographs.registry import READERS, load_photographs
+from fairq_utils.data.photographs.reading import load_photographs
+from fairq_utils.data.photographs.registry import COLLECTIONS
+from fairq_utils.data.pixel_cache import Progress
 from fairq_utils.data.population import SPLITS, Population
 from fairq_utils.data.questions import ATTRIBUTES
+from fairq_utils.errors import BadInput
 from fairq_utils.fingerprint import code_version, fingerprint
+from fairq_utils.registry import unknown
 
-Progress = Callable[[str, int, int], None]
-ANSWERS = ("not smiling", "smiling")  # what a target of 0 and of 1 means of rendered people
+CLASSES = ("not smiling", "smiling")  # what a target of 0 and of 1 means of rendered people
 RENDERER = ("fairq_utils.data.population", "fairq_utils.data.render")  # and what they import
+FILES = ("images.npy", "people.parquet")  # of a rendered split
 
 
 def load(name: str, **options: Any) -> FaceData:
@@ -36,18 +39,20 @@ def load(name: str, **options: Any) -> FaceData:
     Parameters
     ----------
     name : str
-        ``population``, the rendered people; options as in :func:`load_population`. Or ``celeba``,
-        ``utkface`` or ``fairface``, photographs; options as in
-        :func:`fairq_utils.data.photographs.registry.load_photographs`.
+        ``population``, the rendered people; options as in :func:`load_population`. Or one of
+        :data:`~fairq_utils.data.photographs.registry.COLLECTIONS`, such as ``celeba``; options as
+        in :func:`fairq_utils.data.photographs.reading.load_photographs`.
 
     Raises
     ------
     ValueError
         Unknown name, or an option out of range.
     """
-    if name not in SOURCES:
-        raise ValueError(f"data.name: {name!r} is not one of {', '.join(SOURCES)}")
-    return SOURCES[name](**options)
+    if name == "population":
+        return load_population(**options)
+    if name not in COLLECTIONS:
+        raise BadInput(f"data.name: {unknown(name, ['population', *COLLECTIONS])}")
+    return load_photographs(name, **options)
 
 
 def load_population(
@@ -112,7 +117,7 @@ def load_population(
         meta={
             "source": "rendered population (Anny, Warp)",
             "licence": "CC0-1.0 (MakeHuman assets)",
-            "answers": ANSWERS,
+            "classes": CLASSES,
             "population": {split: asdict(people[split]) for split in sizes},
             "size": size,
         },
@@ -186,9 +191,6 @@ def _split(
     return images, table
 
 
-FILES = ("images.npy", "people.parquet")
-
-
 def _damage(folder: Path, recipe: dict[str, Any]) -> str | None:
     """What is wrong with a cached split, or None."""
     try:
@@ -208,9 +210,3 @@ def _damage(folder: Path, recipe: dict[str, Any]) -> str | None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-SOURCES: dict[str, Callable[..., FaceData]] = {
-    "population": load_population,
-    **{name: partial(load_photographs, name) for name in READERS},
-}

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from fairq_utils import metrics, stats
 from fairq_utils.data.faces import FaceData
-from fairq_utils.data.photographs.registry import TITLES
-from fairq_utils.data.photographs.terms import source
+from fairq_utils.data.photographs.registry import COLLECTIONS
 from fairq_utils.data.questions import YOUNG_BELOW
 from fairq_utils.deploy import processor
 from fairq_utils.deploy.engines import ENGINES, files
@@ -39,20 +38,6 @@ RENDERED = (
     "ancestry are settings of a human model, not identities.",
     "Mechanisms carry over from them to photographs; magnitudes need not.",
 )
-# Who says what is in a photograph, as the collections' papers and pages tell it.
-LABELLED = {
-    "celeba": "a labelling company looked at each picture and said which of forty attributes it "
-    "shows",
-    "utkface": "a network estimated age, gender and race, and a person checked them",
-    "fairface": "three crowd workers guessed age, gender and race, and a network trained on their "
-    "answers revised them",
-}
-RESEARCH = "take a model trained on them to be for that alone, and ship it in no product"
-SHIPPED = {
-    "celeba": RESEARCH,
-    "utkface": RESEARCH,
-    "fairface": "whoever passes on a model trained on them names them and that licence",
-}
 EVERYBODY = (
     "No figure here clears a system for use on people, and none may be held against a group."
 )
@@ -91,35 +76,35 @@ def licence(params: Params, code: str) -> str:
     if isinstance(params.data, Data):
         return code
     return (
-        f"that of its training pictures ({TITLES[params.data.name]}), which are "
+        f"that of its training pictures ({COLLECTIONS[params.data.name].title}), which are "
         f"{_terms(params.data.name)}"
     )
 
 
 def _of_photographs(params: Params, data: Photographs) -> tuple[str, ...]:
-    title, found = TITLES[data.name], source(data.name)
+    entry = COLLECTIONS[data.name]
+    cited = entry.source().citation
     terms = (
-        f"The photographs in its training, calibration and test splits are those of {title}, "
-        f"{_terms(data.name)}: {SHIPPED[data.name]}. Cite {found.citation}."
+        f"The photographs in its training, calibration and test splits are those of {entry.title}, "
+        f"{_terms(data.name)}: {entry.passing_on}." + f" Cite {cited}." * bool(cited)
     )
     labels = (
-        f"Labels and groups are how people looked to others, not identities: {LABELLED[data.name]}"
+        f"Labels and groups are how people looked to others, not identities: {entry.labelled}"
         ". What is measured here is agreement with that, by groups of that."
     )
     words = {*answers(params), *(value for names in values(params).values() for value in names)}
     young = f"Young is below {YOUNG_BELOW} years, old is everybody else."
     framed = (
-        f"It knows faces framed as {title} frames them; `fairq predict` takes the middle of a "
-        "picture and looks for no face."
+        f"It knows faces framed as {entry.title} frames them; `fairq predict` takes the middle of "
+        "a picture and looks for no face."
     )
-    # CelebA's annotators said who is young without naming an age.
-    aged = (young,) * (data.name != "celeba" and "young" in words)
+    aged = (young,) * (entry.ages and "young" in words)
     return (terms, labels, *aged, framed)
 
 
 def _terms(name: str) -> str:
     """A collection's licence, to follow ``are``."""
-    found = source(name).licence
+    found = COLLECTIONS[name].source().licence
     return found if found.startswith("for ") else f"under {found}"
 
 
@@ -161,7 +146,7 @@ def card(
     """
     listed = files(answering.engine, folder)
     test = data.subset("test")
-    classes = data.meta["answers"]  # in the order of the logits
+    classes = data.meta["classes"]  # in the order of the logits
     return {
         "format": FORMAT,
         "name": f"{architectures.DISPLAY_NAMES[run.architecture]} {run.bits or 'FP32'}",

@@ -10,6 +10,7 @@ import pandas as pd
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
+from fairq_utils.data.photographs.registry import COLLECTIONS
 from fairq_utils.report.chapter import DEFAULT, glue
 from fairq_utils.report.figures import finished, panels
 from fairq_utils.report.tables import METHOD_LABELS, named, shown
@@ -147,7 +148,6 @@ def rates(published: pd.DataFrame) -> HTML:
 
 
 STUDIES = ("celeba", "utkface", "fairface")  # of params/
-LABELS = {"celeba": "CelebA", "utkface": "UTKFace", "fairface": "FairFace"}
 GPUS = (1, 4, 8)
 DOUBT = (1.0, 3.0)  # least and most that single precision may be slower by
 
@@ -183,7 +183,7 @@ def overview(studies: Mapping[str, Planned]) -> pd.DataFrame:
         counts = cost.counts(found.params)
         sums = cost.seconds(found.jobs, rates)
         row: dict[str, Any] = {
-            "study": LABELS[name],
+            "study": COLLECTIONS[name].title,
             "train": counts["train"],
             "test": counts["test"],
             "runs": len(found.jobs),

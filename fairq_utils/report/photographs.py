@@ -8,8 +8,7 @@ import pandas as pd
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
-from fairq_utils.data.photographs.registry import TITLES
-from fairq_utils.data.photographs.terms import PUBLISHED, source
+from fairq_utils.data.photographs.registry import COLLECTIONS
 from fairq_utils.metrics.base_rates import base_rates
 from fairq_utils.report import population
 from fairq_utils.report.chapter import Chapter, glue
@@ -24,21 +23,22 @@ def whose_faces(chapter: Chapter) -> str:
     if isinstance(data, Data):
         return "The people of this chapter are those of all other chapters."
     return (
-        f"The other chapters are about the photographs of {TITLES[data.name]}; the people of this "
-        "chapter are rendered, and stand beside them."
+        f"The other chapters are about the photographs of {COLLECTIONS[data.name].title}; the "
+        "people of this chapter are rendered, and stand beside them."
     )
 
 
 def collections() -> HTML:
-    """The collections that are read: how many pictures, of whom, and under which terms."""
+    """Published collections that are read: how many images, and under which terms."""
     rows = [
         {
-            "collection": TITLES[name],
-            "pictures": f"{PUBLISHED[name].images:,}",
-            "licence": source(name).licence,
-            "source": source(name).home,
+            "collection": entry.title,
+            "pictures": f"{entry.published.images:,}",
+            "licence": entry.source().licence,
+            "source": entry.source().home,
         }
-        for name in TITLES
+        for entry in COLLECTIONS.values()
+        if entry.published is not None
     ]
     return shown(pd.DataFrame(rows), wrapped=True)
 
@@ -53,7 +53,7 @@ def refusals(rows: pd.DataFrame) -> HTML:
     return shown(
         pd.DataFrame(
             {
-                "collection": rows.collection.map(TITLES),
+                "collection": [COLLECTIONS[name].title for name in rows.collection],
                 "what is wrong": rows.fault,
                 "what is said": rows.said,
             }
@@ -105,7 +105,7 @@ def whose(chapter: Chapter) -> str:
     findings = chapter.faces().meta["findings"]
     lost = sum(finding["counts"] for finding in findings)
     return (
-        f"These are photographs of {TITLES[data.name]}; the question is "
+        f"These are photographs of {COLLECTIONS[data.name].title}; the question is "
         f"{listing(chapter.params).meta['target']}. {lost} pictures or labels were left out, "
         f"{len(findings) - lost} more things were told of."
     )

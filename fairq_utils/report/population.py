@@ -123,7 +123,7 @@ def face_sheet(data: FaceData, rows: int = 4, columns: int = 10, titles: bool = 
             axis.imshow(data.images[i].permute(1, 2, 0).numpy(), interpolation="bicubic")
             if titles:
                 group = [str(value) for value in data.groups.iloc[i]]
-                answer = data.meta["answers"][data.target[i]]
+                answer = data.meta["classes"][data.target[i]]
                 lines = [", ".join(group[:2]), *group[2:], answer]
                 axis.set_title("\n".join(lines), fontsize=6)
     figure.subplots_adjust(wspace=0.05, hspace=0.5 if titles else 0.05)
@@ -160,7 +160,7 @@ def composition(data: FaceData) -> Figure:
     right.errorbar(
         rates.index, rates["mean"] * 100, yerr=error * 100, fmt="o", color="0.25", capsize=3
     )
-    right.set(ylabel=f"{data.meta['answers'][1]} (%)", ylim=(0, 100))
+    right.set(ylabel=f"{data.meta['classes'][1]} (%)", ylim=(0, 100))
     right.margins(x=0.2)
     right.tick_params(axis="x", rotation=20)
     figure.tight_layout()

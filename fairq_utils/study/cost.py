@@ -13,8 +13,7 @@ import numpy as np
 import pandas as pd
 import torchvision
 
-from fairq_utils.data.photographs import celeba, fairface, utkface
-from fairq_utils.data.photographs.terms import PUBLISHED
+from fairq_utils.data.photographs.registry import COLLECTIONS
 from fairq_utils.data.population import SPLITS
 from fairq_utils.errors import BadInput
 from fairq_utils.quantizers.methods import METHODS
@@ -23,18 +22,13 @@ from fairq_utils.study.execution import by_calibration
 from fairq_utils.study.ledger import Run, RunRecord
 from fairq_utils.study.params.data import Data, Photographs
 from fairq_utils.study.params.study import Params
+from fairq_utils.study.people import listing
 from fairq_utils.study.planning import PHASES, with_dials
 from fairq_utils.study.progress import GRIDS
 from fairq_utils.study.workload import Rates, Work, work
 
 HOUR = 3600.0
 PARTS = ("training_seconds", "quantizer_seconds")
-# Shares that the readers carve where a params file names none, and out of which official split.
-DEFAULTS: dict[str, dict[str, float]] = {
-    "celeba": celeba.HELD_OUT,
-    "utkface": utkface.HELD_OUT,
-    "fairface": fairface.HELD_OUT,
-}
 # How much slower single precision is than mixed precision, for which the GPU's rates are published:
 # our assumption, since the peak rates of the GPU's two kinds of units differ by it.
 SINGLE = 2.0
@@ -56,12 +50,12 @@ def counts(params: Params) -> dict[str, int]:
     """
     if isinstance(params.data, Data):
         return {split: int(getattr(params.data, split)) for split in SPLITS}
-    published = PUBLISHED[params.data.name]
+    collection = COLLECTIONS[params.data.name]
+    published = collection.published
+    if published is None:
+        return {split: int((listing(params).split == split).sum()) for split in SPLITS}
     given = {str(split): share for split, share in (params.data.held_out or {}).items()}
-    shares = DEFAULTS[params.data.name] | given
-    if params.data.name == "celeba":  # two parts of one official split: naming one names both
-        part = given.get("calibration", 1 - given.get("validation", shares["validation"]))
-        shares = {"calibration": part, "validation": 1 - part}
+    shares = collection.shares(given)
     found: dict[str, int] = {}
     for together, images in (published.splits or {SPLITS: published.images}).items():
         carved = {split: round(images * shares[split]) for split in together if split in shares}

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from fairq_utils.data.faces import FaceData
 from fairq_utils.data.group_dials import GroupDials
 from fairq_utils.data.listing import Listing
-from fairq_utils.data.loading import ANSWERS, load
-from fairq_utils.data.photographs import registry
+from fairq_utils.data.loading import CLASSES, load
+from fairq_utils.data.photographs import reading
 from fairq_utils.data.population import CELEBA_JOINT, SPLITS, Population, demographics
 from fairq_utils.data.questions import ATTRIBUTES
 from fairq_utils.errors import BadInput
@@ -80,7 +80,7 @@ def _faces(data: Data | Photographs, cache: str) -> FaceData:
 def _listing(data: Photographs) -> Listing:
     options = data.options()
     try:
-        return registry.listing(data.name, data.root, **options)
+        return reading.listing(data.name, data.root, **options)
     except BadInput as error:
         key = str(error).partition(":")[0]
         if key.partition(".")[0] not in options:
@@ -103,7 +103,7 @@ def listing(params: Params) -> Listing:
     TypeError
         The study's people are rendered.
     BadInput
-        See :func:`fairq_utils.data.photographs.registry.listing`.
+        See :func:`fairq_utils.data.photographs.reading.listing`.
     """
     if not isinstance(params.data, Photographs):
         raise TypeError(f"{params.name}: the people of this study are rendered")
@@ -132,8 +132,8 @@ def values(params: Params) -> dict[str, tuple[str, ...]]:
 def answers(params: Params) -> tuple[str, str]:
     """What a target of 0 and of 1 means, in words."""
     if isinstance(params.data, Data):
-        return ANSWERS
-    absent, present = listing(params).meta["answers"]
+        return CLASSES
+    absent, present = listing(params).meta["classes"]
     return str(absent), str(present)
 
 

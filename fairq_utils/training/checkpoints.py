@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Mapping
-from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+from fairq_utils.data.whole_files import written_whole
 
 
 def save_checkpoint(
@@ -20,20 +20,9 @@ def save_checkpoint(
     A file that is there already stays: where two processes trained the same model, the first one's
     weights are those that everybody evaluates.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     state = {k: v.detach().contiguous().cpu() for k, v in model.state_dict().items()}
-    try:
-        save_file(state, temporary, metadata=dict(metadata or {}))
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return
-        except OSError:  # a file system without links
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path, first_stays=True) as place:
+        save_file(state, place, metadata=dict(metadata or {}))
 
 
 def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:

@@ -24,6 +24,15 @@ from fairq_utils.data.files import (
 )
 from fairq_utils.data.listing import Finding, Listing
 from fairq_utils.data.parquet_images import ParquetBytes, gather
+from fairq_utils.data.photographs.registry import collection
+from fairq_utils.data.photographs.terms import (
+    DRIVE,
+    RESEARCH_ONLY,
+    Published,
+    RemoteFile,
+    Source,
+)
+from fairq_utils.data.population import CELEBA_JOINT
 from fairq_utils.data.questions import ATTRIBUTES as OURS
 from fairq_utils.data.questions import check_names
 from fairq_utils.errors import BadInput
@@ -52,6 +61,16 @@ PARTITIONS = {"0": "train", "1": "valid", "2": "test"}
 VALUES = frozenset({"-1", "0", "1"})  # some copies have 0 for absent
 SHARDS = {"train": "train", "valid": "valid", "validation": "valid", "test": "test"}
 PARQUET = ("", "data", "img_align+identity+attr")
+PUBLISHED = Published(
+    images=202_599,
+    source="Liu et al. 2015, Deep Learning Face Attributes in the Wild: list_attr_celeba.txt and "
+    "list_eval_partition.txt",
+    splits={("train",): 162_770, ("calibration", "validation"): 19_867, ("test",): 19_962},
+    joint={cell: int(images) for cell, images in CELEBA_JOINT.items()},
+    attributes=GROUPS,
+    target=TARGET,
+    size=(178, 218),
+)
 META = {
     "source": "CelebA (Liu et al. 2015), mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
     "licence": "non-commercial research only",
@@ -101,12 +120,12 @@ def listing(
     chosen = dict(GROUPS if groups is None else groups)
     named = categories(chosen)
     columns = [target, *(c for c in dict.fromkeys(chosen.values()) if c != target)]
-    share = _calibration_share(held_out)
+    parts = shares(held_out)
     held = _files(root, columns)
     split = held.official.copy()
     valid = np.flatnonzero(split == "valid")
     split[valid] = carving.carve(
-        [held.keys[i] for i in valid], {"calibration": share}, rest="validation"
+        [held.keys[i] for i in valid], {"calibration": parts["calibration"]}, rest="validation"
     )
     return Listing(
         name="celeba",
@@ -129,22 +148,20 @@ def listing(
             **META,
             "layout": held.layout,
             "target": target,
-            "answers": categories({"target": target})["target"],
+            "classes": categories({"target": target})["target"],
             "groups": chosen,
             "splits": "official; calibration and validation by SHA-256 of the name, out of valid",
-            "held_out": {"calibration": share, "validation": 1 - share},
+            "held_out": parts,
         },
     )
 
 
-def _known(attribute: str, place: str) -> str:
-    if attribute not in ATTRIBUTES:
-        raise BadInput(f"{place}: {attribute!r} is not one of {', '.join(ATTRIBUTES)}")
-    return attribute
+def shares(held_out: Mapping[str, float] | None = None) -> dict[str, float]:
+    """Shares of the official valid split: naming one of its two parts names both.
 
-
-def _calibration_share(held_out: Mapping[str, float] | None) -> float:
-    """The share of the official valid split that becomes ``calibration``."""
+    >>> shares({"validation": 0.75})
+    {'calibration': 0.25, 'validation': 0.75}
+    """
     found = dict(held_out or {})
     for split, share in found.items():
         if split not in HELD_OUT:
@@ -159,7 +176,49 @@ def _calibration_share(held_out: Mapping[str, float] | None) -> float:
             "name one of them"
         )
     rest = 1 - found.get("validation", HELD_OUT["validation"])
-    return float(found.get("calibration", rest))
+    share = float(found.get("calibration", rest))
+    return {"calibration": share, "validation": 1 - share}
+
+
+def source() -> Source:
+    """Terms and files; identifiers and checksums are torchvision's, which follows CelebA's page."""
+    from torchvision.datasets import CelebA
+
+    known = {name: (identifier, md5) for identifier, md5, name in CelebA.file_list}
+    files = []
+    for name in ("list_attr_celeba.txt", "list_eval_partition.txt", "img_align_celeba.zip"):
+        identifier, md5 = known[name]
+        gives = ("img_align_celeba",) if name.endswith(".zip") else ()
+        files.append(RemoteFile(name, DRIVE.format(identifier), md5, gives))
+    return Source(
+        title="CelebA (Large-scale CelebFaces Attributes), aligned and cropped",
+        home="https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
+        licence="for non-commercial research and education only; the pictures belong to others, "
+        "and may not be passed on or published",
+        citation="Liu, Luo, Wang and Tang (2015), Deep Learning Face Attributes in the Wild, ICCV",
+        files=tuple(files),
+    )
+
+
+collection(
+    "celeba",
+    title="CelebA",
+    listing=listing,
+    groups=GROUPS,
+    shares=shares,
+    source=source,
+    labelled="a labelling company looked at each picture and said which of forty attributes it "
+    "shows",
+    passing_on=RESEARCH_ONLY,
+    ages=False,  # its annotators said who is young without naming an age
+    published=PUBLISHED,
+)
+
+
+def _known(attribute: str, place: str) -> str:
+    if attribute not in ATTRIBUTES:
+        raise BadInput(f"{place}: {attribute!r} is not one of {', '.join(ATTRIBUTES)}")
+    return attribute
 
 
 def _files(root: Path, columns: Sequence[str]) -> Held:

@@ -7,6 +7,7 @@ Bias Measurement and Mitigation", WACV.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,8 @@ from fairq_utils.data.files import (
 )
 from fairq_utils.data.listing import Finding, Listing
 from fairq_utils.data.parquet_images import ParquetBytes, class_names, gather
-from fairq_utils.data.photographs import terms
+from fairq_utils.data.photographs.registry import collection
+from fairq_utils.data.photographs.terms import DRIVE, Published, RemoteFile, Source
 from fairq_utils.errors import BadInput
 
 # Labels as the files have them -> our names, in the order of the published classifier's outputs.
@@ -55,8 +57,15 @@ GENDERS = {"Female": "female", "Male": "male"}
 VALUES = {"age": tuple(BANDS), "gender": tuple(GENDERS), "race": tuple(RACES)}
 GROUPS = {"gender": "gender", "age": "age", "race": "race"}
 HELD_OUT = {"calibration": 0.05, "validation": 0.05}  # of the official train split
-# Margin -> the folder that its archive unpacks to.
-MARGINS = {m: archive.removesuffix(".zip") for m, (_, archive) in terms.MARGINS.items()}
+# Margin -> the folder that its archive unpacks to, and the archive's identifier.
+MARGINS = {
+    "0.25": ("fairface-img-margin025-trainval", "1Z1RqRo0_JiavaZw2yzZG6WETdZQ8qX86"),
+    "1.25": ("fairface-img-margin125-trainval", "1g7qNOZz9wC7OfOhcPqH1EZ5bk1UFGmlL"),
+}
+LABELS = {
+    "fairface_label_train.csv": "1i1L3Yqwaio7YSOCj7ftgk8ZZchPG7dmH",
+    "fairface_label_val.csv": "1wOdja-ezstMEp81tX1a-EYkFebev4h7D",
+}
 SHARDS = {"train": "train", "validation": "val"}
 META = {
     "source": "FairFace (Karkkainen and Joo 2021), github.com/joojs/fairface",
@@ -65,28 +74,13 @@ META = {
 }
 
 
-def categories(
-    groups: Mapping[str, str] | Sequence[str] | None = None,
-) -> dict[str, tuple[str, ...]]:
-    """Names of each sensitive attribute's values.
-
-    >>> categories(["gender"])
-    {'gender': ('female', 'male')}
-    """
-    nobody = np.zeros(0, np.int64)
-    table = _groups(
-        questions.chosen(groups, GROUPS), {"age": nobody, "gender": nobody, "race": nobody}
-    )
-    return {name: tuple(table[name].cat.categories) for name in table}
-
-
 def listing(
     root: Path,
     *,
     target: str | None = None,
     groups: Mapping[str, str] | Sequence[str] | None = None,
     held_out: Mapping[str, float] | None = None,
-    margin: str | float | None = None,
+    margin: str | None = None,
 ) -> Listing:
     """What a folder with FairFace holds.
 
@@ -109,7 +103,7 @@ def listing(
     found = carving.shares(held_out, HELD_OUT, "train")
     if question != "gender":
         questions.threshold(question, "target", STARTS[1:])
-    held = _files(root, None if margin is None else str(margin))
+    held = _files(root, margin)
     split = np.array(["test"] * len(held.files), "U11")
     train = np.flatnonzero(held.official == "train")
     split[train] = carving.carve([held.keys[i] for i in train], found, rest="train")
@@ -128,13 +122,49 @@ def listing(
             **META,
             "layout": held.layout,
             "target": question,
-            "answers": questions.sayings(question),
+            "classes": questions.sayings(question),
             "groups": chosen,
             "splits": "official val is test; calibration and validation by SHA-256 of the name, "
             "out of train",
             "held_out": found,
         },
     )
+
+
+def source(margin: str = "0.25") -> Source:
+    """Terms and files, of the images with that margin around the face."""
+    folder, identifier = MARGINS[margin]
+    images = RemoteFile(f"{folder}.zip", DRIVE.format(identifier), gives=("train", "val"),
+                        into=folder)  # fmt: skip
+    return Source(
+        title=f"FairFace, margin {margin}",
+        home="https://github.com/joojs/fairface",
+        licence="CC BY 4.0",
+        citation="Karkkainen and Joo (2021), FairFace: Face Attribute Dataset for Balanced Race, "
+        "Gender, and Age for Bias Measurement and Mitigation, WACV",
+        files=(*(RemoteFile(name, DRIVE.format(drive)) for name, drive in LABELS.items()), images),
+    )
+
+
+collection(
+    "fairface",
+    title="FairFace",
+    listing=listing,
+    groups=GROUPS,
+    shares=partial(carving.shares, defaults=HELD_OUT, rest="train"),
+    source=source,
+    labelled="three crowd workers guessed age, gender and race, and a network trained on their "
+    "answers revised them",
+    passing_on="whoever passes on a model trained on them names them and that licence",
+    options={"margin": tuple(MARGINS)},
+    # The paper counts 108,501 images; the labels of these were published.
+    published=Published(
+        images=97_698,
+        source="Karkkainen and Joo 2021, FairFace: fairface_label_train.csv and "
+        "fairface_label_val.csv",
+        splits={("train", "calibration", "validation"): 86_744, ("test",): 10_954},
+    ),
+)
 
 
 def _groups(chosen: Mapping[str, str], codes: Mapping[str, NDArray[np.int64]]) -> pd.DataFrame:
@@ -152,9 +182,7 @@ def _groups(chosen: Mapping[str, str], codes: Mapping[str, NDArray[np.int64]]) -
 
 
 def _files(root: Path, margin: str | None) -> Held:
-    if margin is not None and margin not in MARGINS:
-        raise BadInput(f"margin: {margin!r} is not one of {', '.join(MARGINS)}")
-    shown = {m: root / folder for m, folder in MARGINS.items() if (root / folder).is_dir()}
+    shown = {m: root / folder for m, (folder, _) in MARGINS.items() if (root / folder).is_dir()}
     parquet = {m: root / m for m in MARGINS if any((root / m).glob("*.parquet"))}
     there = shown or parquet
     if len(there) > 1 and margin is None:
@@ -166,10 +194,7 @@ def _files(root: Path, margin: str | None) -> Held:
     if parquet and not shown:
         return _parquet(root, parquet[margin or next(iter(parquet))])
     base = shown[margin or next(iter(shown))] if shown else root
-    labels = [
-        first_that_is([root / name, base / name])
-        for name in ("fairface_label_train.csv", "fairface_label_val.csv")
-    ]
+    labels = [first_that_is([root / name, base / name]) for name in LABELS]
     if labels == [None, None]:
         if any(root.glob("*.parquet")):
             return _parquet(root, root)

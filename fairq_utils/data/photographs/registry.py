@@ -1,180 +1,81 @@
-"""Collections of real photographs by name: what is there, and the pictures as :class:`FaceData`."""
+"""Registry of collections: each reader's entry, with what a study must know of it before it reads.
+
+A collection is one statement, ``collection("celeba", title=..., listing=..., ...)``, at the end of
+the module that reads it; nothing else names it.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from fairq_utils.data import splits
-from fairq_utils.data.faces import FaceData
-from fairq_utils.data.files import checked_root
-from fairq_utils.data.listing import Finding, Listing
-from fairq_utils.data.photographs import celeba, fairface, utkface
-from fairq_utils.data.pixel_cache import Progress, decoded
-from fairq_utils.data.splits import duplicates
+from fairq_utils.data.photographs.terms import Published, Source
 from fairq_utils.errors import BadInput
+from fairq_utils.registry import Registry, unknown
 
-MODULES = {"celeba": celeba, "utkface": utkface, "fairface": fairface}
-READERS: dict[str, Callable[..., Listing]] = {n: m.listing for n, m in MODULES.items()}
-CATEGORIES: dict[str, Callable[..., dict[str, tuple[str, ...]]]] = {
-    name: module.categories for name, module in MODULES.items()
-}
-GROUPS: dict[str, dict[str, str]] = {name: module.GROUPS for name, module in MODULES.items()}
-TITLES = {"celeba": "CelebA", "utkface": "UTKFace", "fairface": "FairFace"}
-LEAST, MOST = 16, 512  # pixels per side
-SHOWN = 3  # findings that an error quotes
-
-Groups = Mapping[str, str] | Sequence[str]
+if TYPE_CHECKING:
+    from fairq_utils.data.listing import Listing
 
 
-def attributes(name: str, groups: Groups | None = None) -> dict[str, tuple[str, ...]]:
-    """Sensitive attributes of a collection and the values of each, without reading it."""
-    return CATEGORIES[_known(name)](groups)
+@dataclass(frozen=True)
+class Collection:
+    """A collection of photographs.
+
+    Attributes
+    ----------
+    name, title : by which it is asked for; how tables and sentences call it
+    listing : ``listing(root, *, target, groups, held_out, **options)`` lists its images
+        The first three may be None, which stands for the collection's usual ones.
+    groups : our name -> the collection's, of the attributes that are read unless others are named
+    shares : split -> share that is carved by hash, from the shares that somebody asks for
+    source : its terms and files, by the same ``options``
+    labelled : who says what is in its images, as a sentence's end
+    passing_on : what its terms ask of whoever passes on a model that was trained on it, likewise
+    ages : whether young is told from an age in years
+    options : further arguments of ``listing`` and ``source``, with the values that each may have
+    published : counts as it was published; None of a folder of one's own
+    """
+
+    name: str
+    title: str
+    listing: Callable[..., Listing]
+    groups: Mapping[str, str]
+    shares: Callable[[Mapping[str, float] | None], dict[str, float]]
+    source: Callable[..., Source]
+    labelled: str
+    passing_on: str
+    ages: bool = True
+    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    published: Published | None = None
+
+    def checked(self, options: Mapping[str, object]) -> dict[str, str]:
+        """Options of this collection alone, as its reader takes them.
+
+        Raises
+        ------
+        BadInput
+            It has no such option, or the value is none of the option's.
+        """
+        for name, value in options.items():
+            if not self.options:
+                raise BadInput(f"{name}: {self.name} has no options of its own; leave it out")
+            if name not in self.options:
+                raise BadInput(f"{name}: {unknown(name, self.options)}")
+            if str(value) not in self.options[name]:
+                known = ", ".join(self.options[name])
+                raise BadInput(f"{name}: {str(value)!r} is not one of {known}")
+        return {name: str(value) for name, value in options.items()}
 
 
-def listing(
-    name: str,
-    root: str | os.PathLike[str],
-    *,
-    target: str | None = None,
-    groups: Groups | None = None,
-    held_out: Mapping[str, float] | None = None,
-    images: Mapping[str, int] | None = None,
-    margin: str | float | None = None,
-    max_bad: int = 0,
-) -> Listing:
-    """Which pictures a folder holds and who is in them; no picture is read.
+COLLECTIONS: Registry[Collection] = Registry("collection", "fairq_utils.data.photographs")
+
+
+def collection(name: str, **entry: Any) -> None:
+    """Register a reader as a collection.
 
     Parameters
     ----------
-    name : one of :data:`READERS`
-    root : folder that holds the collection
-    target, groups, held_out
-        As in the readers, :func:`~fairq_utils.data.photographs.celeba.listing`,
-        :func:`~fairq_utils.data.photographs.utkface.listing`,
-        :func:`~fairq_utils.data.photographs.fairface.listing`.
-    images : split -> how many of its pictures are kept, the first by SHA-256 of their names
-    margin : of FairFace's pictures around the face
-    max_bad : how many pictures may be left out because of what is wrong with them
-
-    Returns
-    -------
-    Listing
-        In the order of SHA-256 of the pictures' names, whatever the layout: the first pictures of
-        a split are a sample of it. Its findings say what was left out and why.
-
-    Raises
-    ------
-    BadInput
-        The folder does not hold the collection, an option cannot be, or more than ``max_bad``
-        pictures cannot be used.
+    name, entry : see :class:`Collection`
     """
-    options: dict[str, Any] = {"target": target, "groups": groups, "held_out": held_out}
-    if margin is not None:
-        if name != "fairface":
-            raise BadInput(f"margin: only fairface has margins, {name} has none; leave it out")
-        options["margin"] = margin
-    reader = READERS[_known(name)]
-    place = checked_root(root, name, TITLES[name])
-    found = reader(place, **options)
-    if len(found):
-        refuse(found.name, place, found.findings, max_bad)
-    else:
-        why = f" ({found.findings[0].place}: {found.findings[0].problem})" if found.findings else ""
-        raise BadInput(
-            f"{place}: no picture there can be used as one of {TITLES[name]}{why}; name the folder "
-            f"that holds {TITLES[name]}, or mend its pictures"
-        )
-    keys = list(found.keys if found.keys is not None else found.files)
-    return found.take(splits.ordered(keys, found.split, images))
-
-
-def refuse(name: str, root: Path, findings: Sequence[Finding], max_bad: int) -> None:
-    """Refuse a collection of which more than ``max_bad`` pictures cannot be used."""
-    if isinstance(max_bad, bool) or not isinstance(max_bad, int) or max_bad < 0:
-        raise BadInput(f"max_bad: {max_bad!r} is no number of pictures; name 0 or more")
-    lost = [finding for finding in findings if finding.counts]
-    if len(lost) <= max_bad:
-        return
-    quoted = "; ".join(f"{finding.place}: {finding.problem}" for finding in lost[:SHOWN])
-    more = f"; and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
-    what = "picture or label" if len(lost) == 1 else "pictures or labels"
-    raise BadInput(
-        f"{root}: {len(lost)} {what} of {TITLES[name]} cannot be used and max_bad allows "
-        f"{max_bad}: {quoted}{more}. Mend them, or leave them out with max_bad: {len(lost)}"
-    )
-
-
-def load_photographs(
-    name: str,
-    *,
-    root: str | os.PathLike[str],
-    size: int = 64,
-    cache: str | os.PathLike[str] = "build/cache",
-    progress: Progress | None = None,
-    threads: int | None = None,
-    max_bad: int = 0,
-    **options: Any,
-) -> FaceData:
-    """Decode a collection, or read it from the cache where it was decoded before.
-
-    Parameters
-    ----------
-    name : one of :data:`READERS`
-    root : folder that holds the collection
-    size : pixels per side, 16 to 512
-    cache : folder of decoded pictures; each has the checksums of what it holds
-    progress : called as ``progress(name, done, total)``
-    threads : that decode; as many as there are processors unless named
-    max_bad, options : of :func:`listing`
-
-    Returns
-    -------
-    FaceData
-        Its pictures stay on disk and are read as they are used. Of a picture that is in two splits
-        one is left out; see :func:`~fairq_utils.data.splits.duplicates`.
-        ``meta["contents"]`` has for each split the SHA-256 of names, pixels, targets and groups of
-        the pictures that are in it.
-    """
-    if isinstance(size, bool) or not isinstance(size, int) or not LEAST <= size <= MOST:
-        raise BadInput(f"data.size: {size} pixels is not between {LEAST} and {MOST}")
-    found = listing(name, root, max_bad=max_bad, **options)
-    kept = decoded(found, size, Path(cache), threads=threads, progress=progress)
-    found = found.take(kept.rows)
-    twice = duplicates(found, {i: str(kept.digests[i]) for i in found.as_stored().tolist()})
-    everything = (*found.findings, *kept.findings, *twice.values())
-    refuse(name, checked_root(root, name, TITLES[name]), everything, max_bad)
-    lost = [i for i, finding in twice.items() if finding.counts]
-    rows = np.delete(np.arange(len(found)), lost)
-    found = replace(found.take(rows), findings=everything)
-    return FaceData(
-        images=kept.pictures.take(rows),
-        target=found.target,
-        groups=found.groups,
-        split=found.split,
-        meta={
-            **found.meta,
-            "size": size,
-            "pictures": len(found),
-            "findings": [
-                {"place": f.place, "kind": f.kind, "problem": f.problem, "counts": f.counts}
-                for f in everything
-            ],
-            "digest": found.digest,
-            "contents": {
-                str(split): found.digest_of(split, kept.digests[rows])
-                for split in np.unique(found.split)
-            },
-        },
-    )
-
-
-def _known(name: str) -> str:
-    if name not in READERS:
-        raise BadInput(f"data.name: {name!r} is not one of {', '.join(READERS)}")
-    return name
+    COLLECTIONS.add(name, Collection(name, **entry))

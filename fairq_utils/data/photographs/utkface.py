@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,14 @@ from fairq_utils.data import questions
 from fairq_utils.data import splits as carving
 from fairq_utils.data.files import FileBytes, images_in, nowhere
 from fairq_utils.data.listing import Finding, Listing
+from fairq_utils.data.photographs.registry import collection
+from fairq_utils.data.photographs.terms import (
+    DRIVE,
+    RESEARCH_ONLY,
+    Published,
+    RemoteFile,
+    Source,
+)
 
 RACES = ("white", "black", "asian", "indian", "others")  # 0 to 4 in a name
 OLDEST = 116
@@ -32,19 +41,6 @@ META = {
     "licence": "non-commercial research only",
     "citation": "zhang2017age",
 }
-
-
-def categories(
-    groups: Mapping[str, str] | Sequence[str] | None = None,
-) -> dict[str, tuple[str, ...]]:
-    """Names of each sensitive attribute's values.
-
-    >>> categories(["age"])
-    {'age': ('old', 'young')}
-    """
-    nobody = np.zeros(0, np.int64)
-    table = _groups(questions.chosen(groups, GROUPS), nobody == 1, nobody, nobody)
-    return {name: tuple(table[name].cat.categories) for name in table}
 
 
 def listing(
@@ -93,12 +89,44 @@ def listing(
             **META,
             "layout": PATTERN,
             "target": question,
-            "answers": questions.sayings(question),
+            "classes": questions.sayings(question),
             "groups": chosen,
             "splits": "by SHA-256 of the name",
             "held_out": found,
         },
     )
+
+
+def source() -> Source:
+    """Terms and files."""
+    archive = RemoteFile(
+        "UTKFace.tar.gz", DRIVE.format("0BxYys69jI14kYVM3aVhKS1VhRUk"), gives=("UTKFace",)
+    )
+    return Source(
+        title="UTKFace, aligned and cropped",
+        home="https://susanqq.github.io/UTKFace/",
+        licence="for non-commercial research only; the pictures belong to their original owners",
+        citation="Zhang, Song and Qi (2017), Age Progression/Regression by Conditional "
+        "Adversarial Autoencoder, CVPR",
+        files=(archive,),
+    )
+
+
+collection(
+    "utkface",
+    title="UTKFace",
+    listing=listing,
+    groups=GROUPS,
+    shares=partial(carving.shares, defaults=HELD_OUT, rest="train"),
+    source=source,
+    labelled="a network estimated age, gender and race, and a person checked them",
+    passing_on=RESEARCH_ONLY,
+    published=Published(
+        images=23_708,
+        source="the files of UTKFace.tar.gz, aligned and cropped; Zhang, Song and Qi 2017 say "
+        "over 20,000",
+    ),
+)
 
 
 def _groups(

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import product
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from fairq_utils.data.photographs.registry import COLLECTIONS
+from fairq_utils.errors import BadInput
+from fairq_utils.registry import unknown
 from fairq_utils.study.params.section import Section, Weight
 
 CELLS = tuple(f"{g}|{a}|{y}" for g, a, y in product(("female", "male"), ("old", "young"), "01"))
@@ -76,38 +80,48 @@ def _check_joint(place: str, joint: Mapping[str, float]) -> None:
             )
 
 
-Collection = Literal["celeba", "utkface", "fairface"]
-Margin = Literal["0.25", "1.25"]  # how much FairFace shows around a face, as a share of it
 HeldOut = Literal["calibration", "validation", "test"]
 
 
 class Photographs(Section):
-    """Which photographs, what is asked about them, and how they are split.
+    """Photographs, what is told from them, and how they are split.
 
-    ``root`` is their folder. ``target`` is what is told from a picture, ``groups`` are the
-    sensitive attributes, with a name of ours such as ``{gender: Male}``; the readers
-    (:mod:`fairq_utils.data.photographs.celeba`, ``utkface``, ``fairface``) say what there is.
+    ``name`` is one of :data:`fairq_utils.data.photographs.registry.COLLECTIONS` and ``root`` its
+    folder. ``target`` is what is told from an image, ``groups`` are the sensitive attributes, with
+    a name of ours such as ``{gender: Male}``; the collection's reader says what there is.
     ``held_out`` are the shares that are carved, by the hash of a file's name, out of what the
     collection itself does not hold out; ``images`` keeps the first so many of a split, by the same
-    hash. ``max_bad`` pictures may be unusable before a study stops. ``seed`` is that of the
-    resampling.
+    hash. ``max_bad`` images may be unusable before a study stops. ``seed`` is that of the
+    resampling. Other keys are options of the collection alone, such as ``margin`` of FairFace.
     """
 
-    name: Collection
+    model_config = ConfigDict(extra="allow")
+
+    name: str
     root: Annotated[str, Field(min_length=1)]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 2026
     size: Annotated[int, Field(ge=32, le=512)] = 224
     target: str | None = None
     groups: dict[str, str] | tuple[str, ...] | None = None
-    margin: Margin | None = None
     held_out: dict[HeldOut, Annotated[float, Field(gt=0, lt=1)]] | None = None
     images: dict[Split, Annotated[int, Field(ge=1)]] = Field(default={})
     max_bad: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
-    def _of_this_collection(self) -> Photographs:
-        if self.margin is not None and self.name != "fairface":
-            raise ValueError(f"margin: {self.name} comes with one margin; leave the key out")
+    def _its_own_options(self) -> Photographs:
+        entry = COLLECTIONS.find(self.name, "name")
+        for key, value in self._own().items():
+            if key not in entry.options:
+                known = [*type(self).model_fields, *entry.options]
+                raise _refusal(key, value, unknown(key, known))
+            try:
+                entry.checked({key: value})
+            except BadInput as error:
+                raise _refusal(key, value, str(error).removeprefix(f"{key}: ")) from None
+        return self
+
+    @model_validator(mode="after")
+    def _each_group_once(self) -> Photographs:
         names = list(self.groups or ())
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
@@ -115,15 +129,29 @@ class Photographs(Section):
         return self
 
     def options(self) -> dict[str, Any]:
-        """Arguments of :func:`fairq_utils.data.photographs.registry.listing`, without the root."""
-        kept = ("target", "groups", "margin", "held_out", "images", "max_bad")
-        return {name: value for name in kept if (value := getattr(self, name)) is not None}
+        """Arguments of :func:`fairq_utils.data.photographs.reading.listing`, without the root."""
+        kept = ("target", "groups", "held_out", "images", "max_bad")
+        common = {name: value for name in kept if (value := getattr(self, name)) is not None}
+        return common | COLLECTIONS[self.name].checked(self._own())
+
+    def _own(self) -> dict[str, Any]:
+        """Keys beside those that every collection has."""
+        return {key: value for key, value in (self.model_extra or {}).items() if value is not None}
+
+
+def _refusal(key: str, value: object, why: str) -> ValidationError:
+    """Refusal of a key's value, where it stands."""
+    kind = PydanticCustomError("value_error", "{error}", {"error": why})
+    return ValidationError.from_exception_data(
+        "data", [InitErrorDetails(type=kind, loc=(key,), input=value)]
+    )
 
 
 def data_kind(section: Any) -> str:
-    """Which of the two a ``data`` section is: by its name, rendered people if it has none."""
+    """Kind of a ``data`` section: by its name, rendered people if it has none."""
     if isinstance(section, Mapping):
         name = section.get("name", "population")
     else:
         name = getattr(section, "name", "population")
-    return "photographs" if name in get_args(Collection) else "population"
+    known = isinstance(name, str) and name in COLLECTIONS
+    return "photographs" if known else "population"

@@ -12,10 +12,15 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
+<<<<<<< HEAD
 from fairq_utils.errors import BadInput
 from fairq_utils.registry import load_plugins
 from fairq_utils.study.params.data import Collection, Data, Photographs
 from fairq_utils.study.params.earlier import replaced
+=======
+from fairq_utils.data.photographs.registry import COLLECTIONS
+from fairq_utils.study.params.data import Data, Photographs
+>>>>>>> main
 from fairq_utils.study.params.study import ModelRecipe, Params, ParamsError
 
 KINDS = {"population": Data, "photographs": Photographs}  # of the data section
@@ -156,7 +161,7 @@ def _sentence(error: ValidationError) -> str:
     if kind == "literal_error":
         allowed = re.findall(r"'([^']*)'", str(first["ctx"]["expected"]))
         if place == "data.name":  # which of the two kinds a section is, goes by its name
-            allowed += get_args(Collection)
+            allowed += COLLECTIONS
         near = difflib.get_close_matches(str(value), allowed, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"it is one of {', '.join(allowed)}"
         return f"{place}: {value!r} will not do; {hint}"
