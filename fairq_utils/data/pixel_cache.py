@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from fairq_utils.data.decoding import Unreadable, decode
 from fairq_utils.data.faces import Pictures
 from fairq_utils.data.listing import Finding, Listing
+from fairq_utils.data.whole_files import written_whole
 from fairq_utils.errors import BadInput, Fault
 from fairq_utils.fingerprint import code_version, fingerprint
 
@@ -278,9 +279,9 @@ def _journal(folder: Path, total: int) -> list[dict[str, Any]]:
 
 
 def _replace(path: Path, entries: list[dict[str, Any]]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
-    temporary.replace(path)
+    with written_whole(path) as place:
+        text = "".join(json.dumps(entry) + "\n" for entry in entries)
+        place.write_text(text, encoding="utf-8")
 
 
 def _finish(scratch: Path, folder: Path, recipe: dict[str, Any], listing: Listing) -> None:

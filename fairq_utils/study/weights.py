@@ -16,6 +16,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from fairq_utils.data.whole_files import written_whole
 from fairq_utils.study.ledger import Ledger, LedgerError
 
 # What stores say of a file that is another where its content is another.
@@ -41,22 +42,18 @@ def fetch(store: Ledger, key: str) -> Path:
     version = _version(store, key)
     if version is None or (path.exists() and _noted(path) == version):
         return path
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        store.fs.get_file(kept, str(temporary))
-        # A kill between these leaves weights without a note, which are fetched again.
-        _note(path).unlink(missing_ok=True)
-        temporary.replace(path)
-        temporary.write_text(version, encoding="utf-8")
-        temporary.replace(_note(path))
+        with written_whole(path) as place:
+            store.fs.get_file(kept, str(place))
+            # A kill between the two leaves weights without a note, which are fetched again.
+            _note(path).unlink(missing_ok=True)
+        with written_whole(_note(path)) as place:
+            place.write_text(version, encoding="utf-8")
     except OSError as error:
         raise LedgerError(
             f"{kept}: could not be copied to {path} ({error.strerror or error}); free some space, "
             "or name another folder in execution.cache"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

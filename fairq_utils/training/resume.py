@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import time
-import uuid
 import warnings
 import zlib
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from fairq_utils.data.whole_files import written_whole
 from fairq_utils.training.distributed import ALONE, Ranks
 
 FORMAT = "1"  # of the file; one of another format is set aside
@@ -227,23 +227,19 @@ def _restore(learner: Learner, tensors: Mapping[str, Tensor], scalars: Mapping[s
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     held = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     text = json.dumps({**scalars, "checksum": _checksum(held)})
     try:
-        save_file(held, temporary, metadata={"training": text})
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        temporary.replace(path)
+        with written_whole(path) as place:
+            save_file(held, place, metadata={"training": text})
+            with place.open("rb") as stream:
+                os.fsync(stream.fileno())
     except (OSError, SafetensorError) as error:
         warnings.warn(
             f"{path}: this checkpoint could not be written ({error}); the training goes on, and "
             "would begin again from the checkpoint before if it were stopped",
             stacklevel=2,
         )
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _content(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

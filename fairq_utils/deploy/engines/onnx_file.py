@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from fairq_utils.data.whole_files import written_whole
 from fairq_utils.deploy.engines.answering import NotExact
 from fairq_utils.deploy.engines.exported import export
 from fairq_utils.quantizers.layers import Quantized
@@ -143,15 +144,9 @@ def to_onnx(
 
 def write_onnx(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> Path:
     """Write under a temporary name first: a kill leaves no half file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        onnx.save_model(proto, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    with written_whole(path) as place:
+        onnx.save_model(proto, place)
+    return Path(path)
 
 
 def _separate_zero_points(graph: onnx.GraphProto) -> None:

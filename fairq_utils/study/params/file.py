@@ -12,15 +12,11 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-<<<<<<< HEAD
+from fairq_utils.data.photographs.registry import COLLECTIONS
 from fairq_utils.errors import BadInput
 from fairq_utils.registry import load_plugins
-from fairq_utils.study.params.data import Collection, Data, Photographs
-from fairq_utils.study.params.earlier import replaced
-=======
-from fairq_utils.data.photographs.registry import COLLECTIONS
 from fairq_utils.study.params.data import Data, Photographs
->>>>>>> main
+from fairq_utils.study.params.earlier import replaced
 from fairq_utils.study.params.study import ModelRecipe, Params, ParamsError
 
 KINDS = {"population": Data, "photographs": Photographs}  # of the data section
