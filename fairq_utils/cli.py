@@ -148,17 +148,29 @@ def notebooks(
 
 
 @app.command()
-def plan(params: ParamsFile = DEFAULT, overrides: Overrides = None) -> None:
-    """List the study's runs, and which of them are in the ledger."""
+def plan(
+    params: ParamsFile = DEFAULT,
+    overrides: Overrides = None,
+    each: Annotated[
+        bool, typer.Option("--runs", help="Every run with its key, and whether it is there.")
+    ] = False,
+) -> None:
+    """Print the grid with its runs, those in the ledger, and about how long the others take."""
     settings = _read(params, overrides)
 
     def action() -> None:
-        from fairq_utils.study import dials, planning, storage
+        from fairq_utils.study import dials, overview, planning, storage
         from fairq_utils.study.feasibility import check, check_decoded
 
         check(settings)
         check_decoded(settings)
         store = storage.ledger(settings)
+        if not each:
+            typer.echo(overview.text(overview.overview(settings, store)))
+            typer.echo(
+                "Times are those of two cores, or go by this study's own runs once some are done."
+            )
+            return
         runs = planning.with_dials(settings)
         turned = {
             world.params: [f"{dials.LABELS[world.dial]} {world.level:g}" if world.dial else "even"]
@@ -227,6 +239,36 @@ def bench(
         _, path = benchmarks.run(name, params=settings, root=root)
         typer.echo(path.with_suffix(".txt").read_text(), nl=False)
         typer.echo(str(path))
+
+    _say_and_stop(action)
+
+
+class Kind(StrEnum):
+    """What can be named in a params file or a call."""
+
+    methods = "methods"
+    samplers = "samplers"
+    models = "models"
+    metrics = "metrics"
+    engines = "engines"
+    data = "data"
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[Kind, typer.Argument(help="What to list.")],
+    plugins: Annotated[
+        list[str] | None, typer.Option("--plugin", help="A module with entries of its own.")
+    ] = None,
+) -> None:
+    """List what can be named: each name with its label, its source, and what it needs."""
+
+    def action() -> None:
+        from fairq_utils.registry import load_plugins
+        from fairq_utils.report import names
+
+        load_plugins(plugins or [], Path.cwd())
+        typer.echo(names.text(kind.value))
 
     _say_and_stop(action)
 

@@ -137,6 +137,12 @@ class Method:
         return "images" in self.needs
 
     @property
+    def place(self) -> tuple[int, int]:
+        """Where tables have it: by its family, those that are not group-aware first."""
+        families = (*FAMILIES, self.family)
+        return int(self.group_aware), families.index(self.family)
+
+    @property
     def budgeted(self) -> bool:
         """Whether it spends a budget of bytes."""
         return "budget" in self.settings

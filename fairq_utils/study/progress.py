@@ -35,8 +35,8 @@ def _rates(training: float, answer: float) -> Rates:
     )
 
 
-# Milliseconds per image seen on two cores (training pass, evaluation pass). They only weigh the
-# estimate of the time left, which corrects itself as runs finish.
+# Milliseconds per image of 64 pixels on two cores (training pass, evaluation pass). They only weigh
+# estimates of time, which correct themselves as runs finish.
 COST = {
     "resnet50": _rates(10.0, 4.0),
     "mobilenet_v2": _rates(4.0, 1.2),
@@ -44,6 +44,14 @@ COST = {
     "vit_small": _rates(11.0, 4.0),
     "squeezenet1_1": _rates(1.2, 0.7),
 }
+OTHERS = _rates(5.0, 2.0)  # of architectures that were not timed
+PIXELS = 64
+
+
+def seconds_on_two_cores(run: Run) -> float:
+    """Seconds that a run is expected to take on two cores, in proportion to its pixels."""
+    share = (float(run.data.get("size", PIXELS)) / PIXELS) ** 2
+    return share * work(run).seconds(COST.get(run.architecture, OTHERS))
 
 
 Tick = Callable[[int, int, float], None]
@@ -93,7 +101,7 @@ class Progress:
 
     def cost(self, run: Run) -> float:
         """Seconds that a run is expected to take; only their ratios matter."""
-        return work(run).seconds(COST[run.architecture])
+        return seconds_on_two_cores(run)
 
     def say(self, text: str) -> None:
         """Write one line."""
