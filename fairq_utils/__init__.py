@@ -1,4 +1,4 @@
-"""What quantizing a face classifier does to its fairness, measured on people one can render."""
+"""Fairness of quantized classifiers: quantizers, metrics, statistics, certificates, and a study."""
 
 from __future__ import annotations
 

@@ -244,7 +244,7 @@ def bench(
 
 
 class Kind(StrEnum):
-    """What can be named in a params file or a call."""
+    """Registries of what can be named in a params file or a call."""
 
     methods = "methods"
     samplers = "samplers"
@@ -258,7 +258,8 @@ class Kind(StrEnum):
 def list_(
     kind: Annotated[Kind, typer.Argument(help="What to list.")],
     plugins: Annotated[
-        list[str] | None, typer.Option("--plugin", help="A module with entries of its own.")
+        list[str] | None,
+        typer.Option("--plugin", help="A module with entries of its own, or its .py file."),
     ] = None,
 ) -> None:
     """List what can be named: each name with its label, its source, and what it needs."""
@@ -267,7 +268,7 @@ def list_(
         from fairq_utils.registry import load_plugins
         from fairq_utils.report import names
 
-        load_plugins(plugins or [], Path.cwd())
+        load_plugins(plugins or [])
         typer.echo(names.text(kind.value))
 
     _say_and_stop(action)

@@ -157,7 +157,7 @@ def describe(
         typer.Option(metavar="FILE", help="Write all groups, crossed in every split, as CSV."),
     ] = None,
 ) -> None:
-    """Who is in a collection: groups, base rates, and a perfect classifier's parity gap."""
+    """Describe a collection: groups, base rates, and a perfect classifier's parity gap."""
 
     def action() -> None:
         from fairq_utils.metrics.base_rates import CROSSED, WHOLE, base_rates, decides

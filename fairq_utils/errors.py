@@ -1,4 +1,4 @@
-"""What a user can mend: errors that the command line says in one sentence, and how it ends.
+"""Errors that a user can mend: the command line says them in one sentence, and ends.
 
 It ends with 0, or with one sentence and 1, 2 or 130.
 """
@@ -17,7 +17,7 @@ class Fault(RuntimeError):
 
 
 class BadInput(Fault, ValueError):
-    """What was given cannot be used; nothing was computed or written."""
+    """Input that cannot be used; nothing was computed or written."""
 
     exit_code = 2
 

@@ -140,30 +140,32 @@ def unknown(name: object, known: Iterable[str]) -> str:
     return f"{name!r} is unknown; {hint}"
 
 
-def load_plugins(modules: Iterable[str], folder: Path | None = None) -> None:
+def load_plugins(modules: Iterable[str]) -> None:
     """Import modules that add entries of their own.
 
     Parameters
     ----------
-    modules : names, as an import statement has them
-    folder : where they are looked for besides the usual places
+    modules : names, as an import statement has them, or paths that end in ``.py``
 
     Raises
     ------
     BadInput
-        One cannot be found, or fails while it is imported.
+        One cannot be found, or imports what is not there.
     """
-    if folder is not None and str(folder) not in sys.path:
-        sys.path.append(str(folder))
-    for name in modules:
+    for module in modules:
+        path, name = Path(module), module
+        if path.suffix == ".py":
+            name = path.stem
+            if str(path.parent) not in sys.path:
+                sys.path.append(str(path.parent))
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name != name:
                 raise BadInput(f"plugins: {name}: needs {error.name}, which is not there") from None
-            where = f" in {folder} or" if folder else ""
             raise BadInput(
-                f"plugins: there is no module {name!r}{where} on Python's path; put {name}.py there"
+                f"plugins: there is no module {name!r} on Python's path, nor {name}.py beside the "
+                "params file; put it there"
             ) from None
 
 

@@ -54,7 +54,7 @@ def client(params: Params) -> Iterator[Client]:
 
 
 def _configuration(settings: Cluster) -> dict[str, Any]:
-    """What processes that are started from here inherit."""
+    """Environment that processes started from here inherit."""
     kept = dask.config.get("distributed.nanny.pre-spawn-environ")
     return {
         "distributed.scheduler.allowed-failures": DEATHS,

@@ -1,4 +1,4 @@
-"""What a study costs: its plan, run by run, in images; and images in seconds.
+"""Cost of a study: its plan, run by run, in images; and images in seconds.
 
 Nothing is trained and no photograph needs to be there: a collection is counted as published.
 """
@@ -138,7 +138,7 @@ def jobs(params: Params, phases: Sequence[str] = PHASES) -> list[Job]:
 
 
 def seconds(planned: Sequence[Job], rates: Mapping[str, Rates]) -> pd.DataFrame:
-    """What every run costs.
+    """Seconds of every run.
 
     Parameters
     ----------

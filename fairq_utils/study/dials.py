@@ -1,4 +1,4 @@
-"""Which dial makes quantization unequal? One is turned at a time, all else stays the same.
+"""Dials: one property of a group is varied at a time, all else stays the same.
 
 Only people that are rendered allow this. In the world that all levels depart from, half of the
 people are of the dialled group, half of them smile, everybody is lit alike, and training,

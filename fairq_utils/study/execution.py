@@ -87,7 +87,7 @@ def execute(
 
 
 def _say_what_was_left_out(params: Params, bars: Progress) -> None:
-    """How many photographs are not in the study, and what the first of them lacks."""
+    """Report how many photographs were left out, and what the first of them lacks."""
     if not isinstance(params.data, Photographs):
         return
     lost = [finding for finding in faces(params).meta["findings"] if finding["counts"]]

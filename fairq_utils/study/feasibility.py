@@ -1,4 +1,4 @@
-"""Whether a study's people can serve it: asked before anything is rendered, decoded or written."""
+"""Feasibility of a study: checked before anything is rendered, decoded or written."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _check(params: Params, who: Who) -> None:
 
 
 def _more(params: Params) -> str:
-    """How a group gets test images."""
+    """Advice on giving a group test images."""
     if isinstance(params.data, Photographs):
         return "keep more pictures in data.images or data.held_out"
     return "enlarge data.test, give the group more weight in data.joint or data.race"

@@ -77,7 +77,7 @@ class Run:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run left behind.
+    """Record of a run: predictions, counts, sizes and provenance.
 
     Attributes
     ----------
@@ -147,11 +147,11 @@ class Ledger:
             raise LedgerError(f"execution.ledger: {folder} cannot be written; name another folder")
 
     def path(self, key: str) -> str:
-        """Where a run's file is."""
+        """Path of a run's file."""
         return posixpath.join(self.root, "runs", f"{key}.parquet")
 
     def contains(self, key: str) -> bool:
-        """Whether a run is there and whole; a damaged file is set aside with a warning."""
+        """True if a run is there and whole; a damaged file is set aside with a warning."""
         path = self.path(key)
         if not self.fs.exists(path):
             return False
@@ -303,7 +303,7 @@ class Ledger:
         return self.cache / "checkpoints" / fingerprint(self.url, 12) / f"{key}.safetensors"
 
     def kept_checkpoint(self, key: str) -> str:
-        """Where the store has a trained model's weights."""
+        """Path of a trained model's weights in the store."""
         return posixpath.join(self.root, "checkpoints", f"{key}.safetensors")
 
     @contextmanager
@@ -318,7 +318,7 @@ class Ledger:
                 self.fs.rm(self._mark(name))
 
     def sees(self, name: str) -> bool:
-        """Whether a mark is in this store."""
+        """True if a mark is in this store."""
         return bool(self.fs.exists(self._mark(name)))
 
     def _mark(self, name: str) -> str:
@@ -326,12 +326,12 @@ class Ledger:
 
     @property
     def alone(self) -> bool:
-        """Whether the ledger lives in this process's memory, where no other process sees it."""
+        """True if the ledger lives in this process's memory, where no other process sees it."""
         return "memory" in self._protocols
 
     @property
     def local(self) -> bool:
-        """Whether the ledger is a folder of this machine, or mounted on it."""
+        """True if the ledger is a folder of this machine, or mounted on it."""
         return "file" in self._protocols
 
     @property

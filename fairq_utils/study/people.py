@@ -130,7 +130,7 @@ def values(params: Params) -> dict[str, tuple[str, ...]]:
 
 
 def answers(params: Params) -> tuple[str, str]:
-    """What a target of 0 and of 1 means, in words."""
+    """Meanings of a target of 0 and of 1, in words."""
     if isinstance(params.data, Data):
         return CLASSES
     absent, present = listing(params).meta["classes"]
@@ -138,7 +138,7 @@ def answers(params: Params) -> tuple[str, str]:
 
 
 def described(params: Params, splits: Sequence[str]) -> dict[str, Any]:
-    """What decides the people and pictures of these splits, as JSON.
+    """Description of the subjects and images of these splits, as JSON.
 
     A run depends on the people that it is trained, calibrated, validated and tested on, and on no
     others. Photographs are decoded for it, if they are not yet: what is in the pictures decides.

@@ -1,4 +1,4 @@
-"""What a study consists of: its runs."""
+"""Plan of a study: its runs."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def code_of(method: str, sampler: str | None, architecture: str, data: Mapping[s
 
 
 def _listed(data: Mapping[str, Any]) -> bool:
-    """Whether a run's pictures are photographs."""
+    """True if a run's images are photographs."""
     return "people" in data
 
 

@@ -1,4 +1,4 @@
-"""What a study says while it works: which phase, which model, how long still."""
+"""Progress of a study: its phase, its model, and the time left."""
 
 from __future__ import annotations
 

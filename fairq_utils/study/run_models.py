@@ -152,7 +152,7 @@ def _task(
     bars: Listener | None,
     measures: dict[str, float],
 ) -> Task:
-    """What a run's method works on; images are read where it asks for them.
+    """Task of a run's method; images are read where it asks for them.
 
     Parameters
     ----------
@@ -252,12 +252,12 @@ def _spec(run: Run) -> QuantSpec:
 
 
 def observes(method: str) -> bool:
-    """Whether a method works on a model that was observed, if only to fold its batch norms."""
+    """True if a method works on an observed model, if only to fold its batch norms."""
     return METHODS[method].calibrates or METHODS[method].trains
 
 
 def trains_on(method: str) -> bool:
-    """Whether a method fine-tunes after the FP32 checkpoint."""
+    """True if a method fine-tunes after the FP32 checkpoint."""
     return method != "fp32" and METHODS[method].trains
 
 
@@ -291,7 +291,7 @@ def calibration_rows(
 def calibrated(
     params: Params, runs: Sequence[Run], model: torch.nn.Module, data: FaceData
 ) -> Observed:
-    """What the FP32 model did on the calibration pictures that runs of one kind share."""
+    """Calibration statistics of the FP32 model that runs of one kind share."""
     pool = data.subset("calibration")
     first = runs[0]
     if first.sampler is None:  # the control: nothing is calibrated, batch norms are folded

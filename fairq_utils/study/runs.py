@@ -209,7 +209,7 @@ def record(
     measures: dict[str, float],
     report: dict[str, Any],
 ) -> RunRecord:
-    """What a run leaves behind.
+    """Make the record of a run.
 
     Parameters
     ----------
@@ -244,7 +244,7 @@ def record(
 
 @lru_cache(maxsize=1)
 def provenance() -> dict[str, str]:
-    """Where a run was computed: versions, commit, processor, accelerator."""
+    """Provenance of a run: versions, commit, processor, accelerator."""
     root = Path(__file__).resolve().parents[2]
     try:
         commit = subprocess.run(

@@ -45,7 +45,7 @@ def counts(record: RunRecord, attributes: Iterable[str]) -> metrics.Counts:
 
 
 def configuration(run: Run) -> dict[str, Any]:
-    """What tells two configurations apart, ready to be shown; seeds are replicates."""
+    """Configuration of a run, ready to be shown; seeds are replicates."""
     return {
         "architecture": run.architecture,
         "method": run.method,

@@ -60,7 +60,7 @@ def prepare(params: Params) -> None:
 
 
 def unfinished(params: Params, run: Run) -> Checkpoints | None:
-    """Where a run's training keeps how far it is, or None where it shall not."""
+    """Checkpoints of a run's training, or None where none are kept."""
     minutes = params.training.checkpoint_minutes
     return Checkpoints(_unfinished(ledger(params), run), minutes, run.key) if minutes else None
 

@@ -28,13 +28,13 @@ from fairq_utils.study.progress import Listener
 
 
 class Sink(Protocol):
-    """Where runs are shown."""
+    """Place where runs are shown."""
 
     def step(self, run: Run, step: int, loss: float) -> None:
         """Mean loss of the epoch so far, nats, after a step of a run's training."""
 
     def show(self, run: Run, scalars: Mapping[str, float], settings: Mapping[str, str]) -> None:
-        """What a run left behind, and what it was; the run is finished."""
+        """Show a finished run: its parameters and its results."""
 
 
 def scalars(record: RunRecord, params: Params) -> dict[str, float]:
@@ -55,7 +55,7 @@ def scalars(record: RunRecord, params: Params) -> dict[str, float]:
 
 
 def settings(run: Run) -> dict[str, str]:
-    """What decided a run, by dotted name; what lies deeper than two levels is JSON."""
+    """Parameters of a run by dotted name; what lies deeper than two levels is JSON."""
     found: dict[str, str] = {"key": run.key}
     for name, value in asdict(run).items():
         inner = {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else None

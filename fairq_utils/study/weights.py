@@ -86,7 +86,7 @@ def keep(store: Ledger, key: str) -> None:
 
 
 def sound(store: Ledger, key: str) -> bool:
-    """Whether a model's weights can be read; what is damaged goes out of the way with a warning.
+    """True if a model's weights can be read; damaged ones are set aside with a warning.
 
     Damaged weights in the cache are fetched again, and only where the store's own are damaged too
     are they set aside, here and there.

@@ -1,4 +1,4 @@
-"""What a worker of a cluster does: a study's task, on its own threads and GPU, with word of it."""
+"""A worker of a cluster: a study's tasks, on its own threads and GPU, with word of them."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import torch
 from distributed import get_worker
 
 from fairq_utils.errors import Fault
+from fairq_utils.registry import load_plugins
 from fairq_utils.study import devices, people, runs
 from fairq_utils.study.ledger import Ledger, Run
 from fairq_utils.study.params.study import Params
@@ -62,7 +63,7 @@ class Relay:
 
 @dataclass(frozen=True)
 class Terms:
-    """What a task wants of its worker.
+    """Terms on which a worker takes a task.
 
     Attributes
     ----------
@@ -110,6 +111,7 @@ def _at_work(params: Params, terms: Terms, wanted: Iterable[Run]) -> Iterator[No
     """One task at a time, on its threads and its GPU, where worker and client agree."""
     with _alone:
         _keep_memory()
+        load_plugins(params.plugins)
         torch.set_num_threads(terms.threads)
         if params.execution.device != "cpu" and torch.cuda.is_available():
             torch.cuda.set_device(_gpu())

@@ -1,4 +1,4 @@
-"""What a run works through, in images, and how long that takes at given rates."""
+"""Workload of a run, in images, and its seconds at given rates."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Rates:
-    """How fast one architecture is at one picture size on one machine.
+    """Rates of one architecture at one image size on one machine.
 
     Images per second, but for ``overhead``.
 
@@ -117,7 +117,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Structure:
-    """What of an architecture decides how often it is passed through.
+    """Properties of an architecture that decide how often it is passed through.
 
     Attributes
     ----------
@@ -147,7 +147,7 @@ def pictures(run: Run, split: str) -> int:
 
 
 def work(run: Run) -> Work:
-    """What a run works through, from its parameters alone.
+    """Workload of a run, from its parameters alone.
 
     Methods say how often they look again (:attr:`fairq_utils.quantizers.methods.Method.images`),
     where that depends on what is found, the most that it may be.

@@ -40,7 +40,7 @@ def _memory(value: str) -> str:
 
 
 class Cluster(BaseModel):
-    """Where workers are; with ``kind: none`` the study runs in the process that was started.
+    """Workers of a study; with ``kind: none`` it runs in the process that was started.
 
     ``workers`` are all of them. Each answers one task at a time, with ``threads`` of PyTorch and,
     where ``gpus`` is 1, a GPU of its own, which it offers as the Dask resource ``GPU``. ``memory``

@@ -70,7 +70,8 @@ def load_params(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
     if earlier is not None:
         raise ParamsError(f"{path}: {earlier}")
     try:
-        load_plugins(_plugins(content), path.resolve().parent)
+        content |= _plugins(content, path.resolve().parent)
+        load_plugins(content["plugins"])
     except BadInput as error:
         raise ParamsError(f"{path}: {error}") from None
     try:
@@ -100,11 +101,16 @@ def load_params(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
     return params.model_copy(update=update)
 
 
-def _plugins(content: Mapping[str, Any]) -> tuple[str, ...]:
-    """Modules that are imported before a file is checked, whose names it may use."""
-    found = content.get("plugins", ())
-    named = isinstance(found, list | tuple) and all(isinstance(name, str) for name in found)
-    return tuple(found) if named else ()  # what else it may be is refused with the rest
+def _plugins(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Modules that are imported before the file is checked, whose names it may use.
+
+    One that lies beside the file is named by its path, so that a worker elsewhere finds it too.
+    """
+    found = content.get("plugins", [])
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise BadInput("plugins: name modules in a list, such as [my_module]")
+    beside = {name: folder / f"{name}.py" for name in found}
+    return {"plugins": [str(p) if p.is_file() else name for name, p in beside.items()]}
 
 
 def _put(content: dict[str, Any], key: str, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""What all sections of a params file share."""
+"""Base of all sections of a params file, and the types that they share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a params file may say: typed, and refused where it cannot mean anything."""
+"""Sections of a params file: typed, and refused where they cannot mean anything."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _known(models: dict[str, ModelRecipe]) -> dict[str, ModelRecipe]:
 
 
 class ModelRecipe(Section):
-    """How one architecture is trained."""
+    """Recipe by which one architecture is trained."""
 
     epochs: Annotated[int, Field(ge=1)]
     learning_rate: Annotated[float, Field(gt=0, lt=10, allow_inf_nan=False)]
@@ -39,7 +39,7 @@ class ModelRecipe(Section):
 
 
 class Training(Section):
-    """Which models are trained, from which seeds.
+    """Models that are trained, and from which seeds.
 
     A training that takes longer than ``checkpoint_minutes`` keeps where it is so often, and goes
     on from there if it is stopped; 0 is never.
@@ -53,7 +53,7 @@ class Training(Section):
 
 
 class Tuning(Section):
-    """How quantization-aware training goes on from the calibrated model.
+    """Fine-tuning that goes on from the calibrated model.
 
     ``images`` are the first so many of the training pictures; all, if it is not given.
     """
@@ -84,7 +84,7 @@ Share = Annotated[float, Field(gt=0, le=0.5)]
 
 
 class Dials(Section):
-    """What is turned, one at a time, in a population that is otherwise the same for everybody.
+    """Properties of a group, varied one at a time in a population that is else the same for all.
 
     Without any of it half of the people are of ``group``, half of them smile, and all are lit
     alike. ``training_share`` and ``calibration_share`` are those of the group, ``base_rate`` is by
@@ -121,7 +121,7 @@ class Dials(Section):
 
 
 class Analysis(Section):
-    """How sure to be."""
+    """Confidence, replicates and margins of the analysis."""
 
     replicates: Annotated[int, Field(ge=100, le=100_000)] = 2000
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
@@ -133,7 +133,7 @@ class Analysis(Section):
 
 
 class Execution(Section):
-    """Where it runs, and where results are kept.
+    """Device, threads, and folders of results.
 
     ``devices`` train an FP32 model together, each on its part of every batch; ``auto`` is all GPUs
     that there are. Everything else is on one of them. Their number decides the masks of dropout,
@@ -149,7 +149,7 @@ class Execution(Section):
 
 
 class Tracking(Section):
-    """Where runs are shown besides the ledger: a folder of TensorBoard's, a server of MLflow's."""
+    """Trackers of runs besides the ledger: a folder of TensorBoard's, a server of MLflow's."""
 
     tensorboard: Annotated[str, Field(min_length=1)] | None = None
     mlflow: Annotated[str, Field(min_length=1)] | None = None
