@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from fairq_utils.calibration import SAMPLERS, apportion, draw
-from fairq_utils.study.params.study import Sampler
 
 
 @pytest.fixture
@@ -155,10 +154,6 @@ def test_a_core_set_covers_the_pool_as_no_random_draw_does(pool, options) -> Non
 
     core = radius(draw("core_set", *pool, 50, seed=0, features=features))
     assert core < 0.7 * min(radius(draw("random", *pool, 50, seed=s)) for s in range(10))
-
-
-def test_a_params_file_names_samplers_that_exist() -> None:
-    assert set(get_args(Sampler)) == set(SAMPLERS) - {"random", "one_group"}
 
 
 def test_random_follows_the_pool(pool) -> None:

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import io
 import re
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
 
 from fairq_utils.bench import cost_model as bench_cost
 from fairq_utils.errors import BadInput
-from fairq_utils.mitigation.accuracy_control import control_accuracy
-from fairq_utils.mitigation.methods import METHODS as FAIR
+from fairq_utils.quantizers.methods import CONTROL, METHODS, Method, Size
 from fairq_utils.report import cost as cost_chapter
 from fairq_utils.report import cost as cost_display
 from fairq_utils.study import cost, planning, recorded, workload
 from fairq_utils.study.ledger import Run, RunRecord
 from fairq_utils.study.params.file import load_params
-from fairq_utils.study.params.study import Further, Params
+from fairq_utils.study.params.study import Params
 from fairq_utils.study.progress import Progress
 from fairq_utils.study.workload import Rates
 from fairq_utils.training import architectures
 from fairq_utils.training.loop import SETTLING
 
+AWARE = [name for name, method in METHODS.items() if method.group_aware]
 PARAMS = recorded.FOLDER.parents[1] / "params"
 SMALL: dict[str, Any] = {
     "name": "small",
@@ -35,19 +34,17 @@ SMALL: dict[str, Any] = {
         "seeds": [0, 1],
         "models": {"squeezenet1_1": {"epochs": 3, "learning_rate": 0.001, "batch_size": 32}},
     },
+    "grid": [
+        {"method": "ptq", "bits": "W8A8", "sampler": ["random", "label_balanced"]},
+        {"method": "dynamic", "bits": "W8A8"},
+        {"method": ["block", "qat"], "bits": "W4A4"},
+        {"method": ["adaround", "mixed"], "bits": "W4A8"},
+        {"method": AWARE, "bits": "W4A4", "max_reverted": 5},
+    ],
     "quantization": {
-        "bits": ["W8A8"],
-        "methods": ["ptq", "dynamic"],
-        "further": {"block": ["W4A4"], "adaround": ["W4A8"], "qat": ["W4A4"], "mixed": ["W4A8"]},
         "iterations": 7,
         "tuning": {"epochs": 2, "images": 300},
         "calibration_images": 40,
-    },
-    "mitigation": {
-        "samplers": ["label_balanced"],
-        "methods": list(FAIR),
-        "bits": ["W4A4"],
-        "max_reverted": 5,
     },
 }
 # One second for every image that is trained on, ten for every one trained on further, and so on:
@@ -102,7 +99,7 @@ def test_an_fp32_run_trains_every_epoch_and_answers_once(params: Params) -> None
         ),
         ("mixed", workload.Work("choose", quantized=200, calibrated=40, looked=6 * 40)),
         ("qat", workload.Work("train_on", tuned=600, quantized=200, calibrated=40)),
-        ("control", workload.Work("train_on", trained_on=600, evaluated=200, quantizes=False)),
+        (CONTROL, workload.Work("train_on", trained_on=600, evaluated=200, quantizes=False)),
         ("ranges_worst", workload.Work("choose", quantized=200, calibrated=40, looked=40)),
         ("layers_worst", workload.Work("choose", quantized=200, calibrated=40, looked=LAYERS * 40)),
         ("layers_random", workload.Work("quantize", quantized=200, calibrated=40)),
@@ -124,19 +121,22 @@ def test_what_a_method_works_through(params: Params, method: str, wanted: worklo
 
 
 def test_samplers_that_look_at_the_pool_pay_for_it(params: Params) -> None:
-    methods = {"methods": ["core_set", "worst_group", "matched"], "bits": ["W4A4"]}
-    given = Params.model_validate(SMALL | {"mitigation": methods})
-    for sampler, images in {"core_set": 440, "worst_group": 440, "matched": 40}.items():
+    looked = {"core_set": 440, "worst_group": 440, "matched": 40}
+    entry = {"method": "ptq", "bits": "W4A4", "range": "mse", "sampler": list(looked)}
+    given = Params.model_validate(SMALL | {"grid": [entry]})
+    for sampler, images in looked.items():
         assert workload.work(of(given, "ptq", sampler=sampler)).calibrated == images
 
 
 def test_every_method_that_chooses_is_counted() -> None:
-    families = {name.split("_")[0] for name in FAIR}
-    assert families - {"qat"} <= set(workload.LOOKS)
-    assert {"adaround", "block", "mixed", "equalized"} <= set(workload.LOOKS) & set(
-        get_args(Further)
-    )
-    assert inspect.signature(control_accuracy).parameters["ranking"].default == workload.RANKED
+    def looked(method: Method, **settings: int) -> int:
+        return method.images(Size(5, 40, 50, {**method.settings, **settings}))
+
+    counted = {name for name, method in METHODS.items() if looked(method)}
+    choose = {name for name in AWARE if not METHODS[name].trains and not name.endswith("random")}
+    assert counted == choose | {"adaround", "block", "mixed", "equalized"}
+    worst = METHODS["control_worst"]  # which may put every layer back where no limit is named
+    assert looked(worst) == looked(worst, max_reverted=5) > looked(worst, max_reverted=4)
 
 
 @pytest.mark.parametrize(("name", "layers", "normed"), [
@@ -203,9 +203,9 @@ def test_one_more_of_each(params: Params) -> None:
     whole = frame.seconds.sum() / cost.HOUR
     assert more["seed"] == pytest.approx(whole / 2)
     assert more["architecture"] == pytest.approx(whole)
-    minding = frame[frame.method.isin(FAIR)].seconds.sum() / cost.HOUR
-    assert more["method"] == pytest.approx(minding / len(FAIR))
-    without = frame[~frame.method.isin(["fp32", "control", "dynamic"])].seconds.sum() / cost.HOUR
+    aware = frame[frame.method.isin(AWARE)].seconds.sum() / cost.HOUR
+    assert more["method"] == pytest.approx(aware / len(AWARE))
+    without = frame[~frame.method.isin(["fp32", CONTROL, "dynamic"])].seconds.sum() / cost.HOUR
     assert more["draw"] == pytest.approx(without)
 
 
@@ -261,8 +261,8 @@ def test_a_study_of_fewer_photographs_and_other_shares() -> None:
 
 def test_what_cannot_be_counted_is_refused(params: Params) -> None:
     data = {"name": "utkface", "root": "nowhere", "size": 32}
-    methods = {"methods": ["one_group"]}
-    given = Params.model_validate(SMALL | {"data": data, "mitigation": methods})
+    entry = {"method": "ptq", "bits": "W8A8", "sampler": "one_group"}
+    given = Params.model_validate(SMALL | {"data": data, "grid": [entry]})
     with pytest.raises(BadInput, match="one_group has a run for each group"):
         cost.jobs(given)
     with pytest.raises(BadInput, match="no rates of squeezenet1_1"):
@@ -314,7 +314,8 @@ def test_progress_weighs_runs_by_the_same_count(params: Params) -> None:
     runs = planning.plan(params)
     bars = Progress(runs, io.StringIO(), len(runs))
     fp32, block = of(params, "fp32"), of(params, "block")
-    assert bars.cost(fp32) == pytest.approx(3000 * 1.2e-3 + 200 * 0.7e-3)
+    pixels = (32 / 64) ** 2  # of the size that rates are of
+    assert bars.cost(fp32) == pytest.approx(pixels * (3000 * 1.2e-3 + 200 * 0.7e-3))
     assert bars.cost(block) > bars.cost(of(params, "ptq"))
 
 

@@ -122,7 +122,7 @@ def test_impossible_dials_are_refused(make: Callable[[], object], said: str) -> 
         ("dials.group", "tall", "dials.group"),
         ("data.of_group", {"tall": {"light": 0.5}}, "of_group"),
         ("data.joint_of", {"train": {"female|old|1": 1}}, "joint_of.train: 'female|old|0'"),
-        ("mitigation.methods", ["hope"], "mitigation.methods"),
+        ("grid", [{"method": "hope", "bits": "W8A8"}], r"grid\[0\]\.method"),
         ("quantization.tuning", {"images": 10_000}, "tuning.images: 10000 is more than the 600"),
     ],
 )
@@ -223,8 +223,7 @@ def test_harm_is_signed_and_belongs_to_the_group(params: Params, tmp_path: Path)
             "dials": params.dials.model_copy(
                 update={
                     "models": ("squeezenet1_1",),
-                    "bits": ("W4A4",),
-                    "methods": ("group_balanced",),
+                    "grid": params.dials.grid[:1],
                     "training_share": (),
                     "base_rate": (),
                     "light": (),

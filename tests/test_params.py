@@ -18,7 +18,11 @@ SMALL = {
     "name": "small",
     "data": {"size": 32, "train": 100, "calibration": 40, "validation": 10, "test": 60},
     "training": {"models": {"squeezenet1_1": {"epochs": 1, "learning_rate": 0.001}}},
-    "quantization": {"bits": ["W8A8"], "calibration_images": 20},
+    "grid": [
+        {"method": "ptq", "bits": "W8A8", "sampler": ["random", "group_balanced"]},
+        {"method": "dynamic", "bits": "W8A8"},
+    ],
+    "quantization": {"calibration_images": 20},
 }
 
 
@@ -33,6 +37,11 @@ def changed(**sections: dict[str, object]) -> dict[str, object]:
         **SMALL,
         **{k: {**SMALL.get(k, {}), **v} for k, v in sections.items()},  # type: ignore[dict-item]
     }
+
+
+def planned(**entry: object) -> dict[str, object]:
+    """The study with one more entry in its grid, of plain quantization where it says no other."""
+    return {**SMALL, "grid": [*SMALL["grid"], {"method": "ptq", "bits": "W8A8", **entry}]}
 
 
 @pytest.mark.parametrize("profile", PROFILES, ids=lambda p: p.stem)
@@ -56,8 +65,16 @@ def test_default_covers_all_five_architectures() -> None:
 
 BAD = {
     "unknown key": (
-        changed(quantization={"bit": ["W8A8"]}),
-        "quantization.bit: unknown key; did you mean 'bits'?",
+        changed(quantization={"calibration_image": 2}),
+        "quantization.calibration_image: unknown key; did you mean 'calibration_images'?",
+    ),
+    "unknown key of an entry": (
+        planned(bit="W4A4"),
+        "grid[2]: bit: 'bit' is unknown; did you mean 'bits'?",
+    ),
+    "a setting of another method": (
+        planned(budget=0.1),
+        "grid[2]: budget: 'budget' is unknown; it is one of method, bits, range, sampler",
     ),
     "unknown key, nothing near": (
         changed(analysis={"zzz": 1}),
@@ -68,36 +85,65 @@ BAD = {
         "training.models.resnet50.epoch",
     ),
     "wrong type": (changed(data={"train": "many"}), "data.train: 'many' will not do"),
-    "missing": ({"name": "x", "quantization": {"bits": ["W8A8"]}}, "training: this key is req"),
-    "bits": (changed(quantization={"bits": ["W5A8"]}), "quantization.bits[0]: 'W5A8' is not"),
-    "twice": (changed(quantization={"bits": ["W8A8", "W8A8"]}), "'W8A8' stands there twice"),
+    "missing": ({"name": "x", "grid": SMALL["grid"]}, "training: this key is req"),
+    "no grid": ({k: SMALL[k] for k in SMALL if k != "grid"}, "grid: this key is required; add it"),
+    "no method": ({**SMALL, "grid": [{"bits": "W8A8"}]}, "grid[0].method: this key is required"),
+    "bits": (planned(bits="W5A8"), "grid[2].bits[0]: 'W5A8' is not W<bits>A<bits>"),
+    "no bits": (planned(bits=[]), "grid[2]: bits: ptq needs them; add such as bits: [W8A8, W4A4]"),
+    "twice": (planned(bits=["W8A8", "W8A8"]), "grid[2].bits: 'W8A8' stands there twice"),
     "architecture": (
         changed(training={"models": {"vgg": {"epochs": 1, "learning_rate": 0.1}}}),
         "training.models: 'vgg' is not one of resnet50",
     ),
     "dynamic without eight bits": (
-        changed(quantization={"bits": ["W4A4"]}),
-        "quantization: methods: dynamic quantizes activations to 8 bits",
+        planned(method="dynamic", bits=["W8A8", "W4A4"]),
+        "grid[2]: bits: dynamic quantizes activations to 8 bits, and W4A4 has others",
     ),
-    "a further method's model": (
-        changed(quantization={"further_models": ["vgg"]}),
-        "quantization.further_models[0]: 'vgg' will not do; it is one of resnet50, mobilenet_v2",
+    "ranges of what has none": (
+        planned(method=["ptq", "dynamic"], range="mse"),
+        "grid[2]: range: dynamic looks at no calibration images; take it out, or give the method "
+        "an entry of its own",
     ),
-    "a further method's model that is not trained": (
-        changed(quantization={"further_models": ["vit_small"]}),
-        "quantization.further_models: 'vit_small' is not trained in this study",
+    "calibration images of what has none": (
+        planned(method="dynamic", calibration_images=8),
+        "grid[2]: calibration_images: dynamic looks at no calibration images",
     ),
-    "a mitigation's model that is not trained": (
-        changed(mitigation={"models": ["vit_small"]}),
-        "mitigation.models: 'vit_small' is not trained in this study",
+    "a range": (
+        planned(range="min-max"),
+        "grid[2].range[0]: 'min-max' is unknown; did you mean 'minmax'?",
     ),
-    "a mitigation": (
-        changed(mitigation={"methods": ["qat_paritY"]}),
-        "mitigation.methods[0]: 'qat_paritY' will not do; did you mean 'qat_parity'?",
+    "a sampler": (
+        planned(sampler=["random", "fair"]),
+        "grid[2].sampler[1]: 'fair' is unknown; it is one of random, label_balanced",
+    ),
+    "a model that there is not": (
+        planned(models="vgg"),
+        "grid[2].models: 'vgg' is not trained in this study; training.models has squeezenet1_1",
+    ),
+    "a model that is not trained": (
+        planned(method="ranges_worst", models=["squeezenet1_1", "vit_small"]),
+        "grid[2].models: 'vit_small' is not trained in this study",
+    ),
+    "a seed that is not trained": (
+        planned(seeds=[0, 3]),
+        "grid[2].seeds: 3 is not trained in this study; training.seeds has 0",
+    ),
+    "a method": (
+        planned(method="qat_paritY"),
+        "grid[2].method[0]: 'qat_paritY' is unknown; did you mean 'qat_parity'?",
+    ),
+    "a method of a dial": (
+        changed(dials={"grid": [{"method": "hope", "bits": "W8A8"}]}),
+        "dials.grid[0].method[0]: 'hope' is unknown; it is one of",
     ),
     "no list": (
-        changed(mitigation={"methods": "group_balanced"}),
-        "mitigation.methods: 'group_balanced' will not do: it is a list; write [group_balanced]",
+        changed(analysis={"attributes": "gender"}),
+        "analysis.attributes: 'gender' will not do: it is a list; write [gender]",
+    ),
+    "no list of entries": (
+        {**SMALL, "grid": SMALL["grid"][0]},
+        "grid: {'bits': 'W8A8', 'method': 'ptq', 'sampler': ['random', 'group_balanced']} will not "
+        "do: it is a list",
     ),
     "a collection misspelt": (
         changed(data={"name": "celebra"}),
@@ -108,10 +154,11 @@ BAD = {
         "analysis.attributes: has 1; name at least 2",
     ),
     "no section": (
-        {**changed(), "mitigation": 3},
-        "mitigation: 3 will not do: it holds keys with values",
+        {**changed(), "quantization": 3},
+        "quantization: 3 will not do: it holds keys with values",
     ),
-    "an empty list": (changed(mitigation={"bits": []}), "mitigation.bits: has 0; name at least 1"),
+    "an empty grid": ({**SMALL, "grid": []}, "grid: has 0; name at least 1"),
+    "an empty list": (planned(method=[]), "grid[2].method: has 0; name at least 1"),
     "a dial's calibration images": (
         changed(dials={"models": ["resnet50"], "calibration_images": 300, "calibration": 200}),
         "dials.calibration_images: 300 images are asked for, but dials.calibration holds 200",
@@ -119,6 +166,10 @@ BAD = {
     "more calibration images than exist": (
         changed(quantization={"calibration_images": 41}),
         "quantization.calibration_images: 41 images are asked for, but data.calibration holds 40",
+    ),
+    "more calibration images of an entry than exist": (
+        planned(calibration_images=[20, 50]),
+        "grid[2].calibration_images: 50 images are asked for, but data.calibration holds 40",
     ),
     "a group with none": (
         changed(
@@ -210,8 +261,9 @@ def test_params_are_hashable_values() -> None:
 
 def test_overrides_take_the_place_of_the_files_values(tmp_path: Path) -> None:
     path = written(tmp_path, SMALL)
-    params = load_params(path, parse_overrides(["quantization.bits=[W4A8]", "data.test=70"]))
-    assert params.quantization.bits == ("W4A8",)
+    given = ["grid=[{method: ptq, bits: W4A8}]", "data.test=70"]
+    params = load_params(path, parse_overrides(given))
+    assert [entry.bits for entry in params.grid] == [("W4A8",)]
     assert params.data.test == 70
     assert params.data.train == 100
 
@@ -241,7 +293,7 @@ def test_bad_overrides_are_refused(tmp_path: Path, text: str, said: str) -> None
         ),
         (
             changed(quantization={"calibration_images": 40}),
-            "mitigation.samplers: group_balanced: calibration: the group",
+            "grid[0].sampler: group_balanced: calibration: the group",
         ),
     ],
 )

@@ -49,22 +49,22 @@ STUDY = {
             "mobilenet_v2": {"epochs": 1, "learning_rate": 0.002, "batch_size": 16},
         }
     },
-    "quantization": {
-        "bits": ["W8A8", "W4A4"],
-        "ranges": ["minmax", "percentile"],
-        "calibration_images": 16,
-        "further": {
-            "naive": ["W4A8"],
-            "equalized": ["W4A8"],
-            "adaround": ["W4A8"],
-            "block": ["W4A4"],
-            "mixed": ["W4A8"],
-            "float_classifier": ["W4A8"],
-            "operations": ["W8A8"],
-            "qat": ["W4A4"],
+    "grid": [
+        {
+            "method": "ptq",
+            "bits": ["W8A8", "W4A4"],
+            "range": ["minmax", "percentile"],
+            "sampler": ["random", "group_balanced"],
         },
-        "iterations": 3,
-    },
+        {"method": "dynamic", "bits": "W8A8"},
+        {
+            "method": ["naive", "equalized", "adaround", "mixed", "float_classifier"],
+            "bits": "W4A8",
+        },
+        {"method": ["block", "qat"], "bits": "W4A4"},
+        {"method": "operations", "bits": "W8A8"},
+    ],
+    "quantization": {"calibration_images": 16, "iterations": 3},
     "analysis": {"replicates": 100},
 }
 
@@ -89,8 +89,8 @@ def params(small: Path) -> Params:
 
 def test_the_plan_is_the_grid(params: Params) -> None:
     planned = planning.plan(params)
-    # For each model: FP32, two bits x two ranges x two samplers, dynamic at W8A8, eight further
-    # methods and the control of the one that trains.
+    # For each model: FP32, two bits x two ranges x two samplers, dynamic at W8A8, eight other
+    # methods and the FP32 fine-tuning that the one that trains is compared with.
     assert len(planned) == 2 * (1 + 2 * 2 * 2 + 1 + 8 + 1)
     assert len({run.key for run in planned}) == len(planned)
     by_phase = {phase: planning.plan(params, [phase]) for phase in planning.PHASES}
@@ -110,7 +110,7 @@ def test_every_run_is_in_the_ledger_and_counts_every_image(params: Params) -> No
         assert record.counts.sum(axis=(0, 1, 2))[1] == predicted.sum()
         np.testing.assert_array_equal(record.cells % 2, test.target)
         if run.method != "fp32":
-            assert record.report.get("layers") or run.method == "control"
+            assert record.report.get("layers") or run.method == "fp32_finetuning"
             base = store.read(planning.baseline_of(run).key)
             assert record.counts.sum(axis=(0, 1, 3))[1] == (base.scores > 0).sum()
 
@@ -229,7 +229,7 @@ def test_results_are_written_as_the_published_study_names_them(small: Path) -> N
     assert set(base.architecture) == {"squeezenet1_1", "mobilenet_v2"}
     rows = json.loads((folder / "quantization_results.json").read_text())
     assert {r["bits"] for r in rows} == {"W8A8", "W4A8", "W4A4", "FP32"}
-    assert {r["method"] for r in rows if r["bits"] == "FP32"} == {"control"}
+    assert {r["method"] for r in rows if r["bits"] == "FP32"} == {"fp32_finetuning"}
     text = (folder / "quantization_table.tex").read_text()
     assert text.count("\\toprule") == text.count("\\bottomrule") == 1
 
@@ -400,7 +400,7 @@ def test_a_recorded_study_is_read_as_it_was_written(params: Params, tmp_path: Pa
 
 def test_what_training_on_does_is_in_the_ledger(params: Params) -> None:
     runs = statistics.records(storage.ledger(params), params)
-    tuned = [r for r in runs if r.run.method in ("qat", "control")]
+    tuned = [r for r in runs if r.run.method in ("qat", "fp32_finetuning")]
     assert len(tuned) == 4
     for record in tuned:
         assert record.run.settings == {"epochs": 1, "rate": 0.1, "images": None}
@@ -408,8 +408,8 @@ def test_what_training_on_does_is_in_the_ledger(params: Params) -> None:
     quantized = [r for r in runs if r.run.method not in ("fp32", "dynamic")]
     for record in quantized:
         assert 0 < record.measures["calibrate_seconds"] < record.measures["quantize_seconds"]
-    qat, control = tuned[0], tuned[1]
-    assert qat.size_bytes < control.size_bytes / 3
+    qat, finetuned = tuned[0], tuned[1]
+    assert qat.size_bytes < finetuned.size_bytes / 3
     mixed, classifier, operations = (
         next(r for r in runs if r.run.method == name)
         for name in ("mixed", "float_classifier", "operations")
@@ -431,7 +431,7 @@ def test_recovery_by_hand() -> None:
             ("b", "W4A4", "naive", -0.01),
             ("b", "W4A4", "block", 0.00),
             ("b", "W8A8", "ptq", 0.00),
-            ("b", "FP32", "control", 0.01),
+            ("b", "FP32", "fp32_finetuning", 0.01),
         ],
         columns=["architecture", "bits", "method", "change"],
     )

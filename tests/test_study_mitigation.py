@@ -1,11 +1,11 @@
-"""Every method that minds groups, in a study: planned, run, compared with plain, recorded."""
+"""Every group-aware method, in a study: planned, run, compared with plain, recorded."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,8 +18,7 @@ from fairq_utils.bench.certificate import rates
 from fairq_utils.calibration import SAMPLERS
 from fairq_utils.errors import BadInput
 from fairq_utils.fingerprint import closure
-from fairq_utils.mitigation.methods import METHODS
-from fairq_utils.quantizers.methods import CONTROL
+from fairq_utils.quantizers.methods import CONTROL, METHODS
 from fairq_utils.report import calibration, certificates, dials, effects, mitigation
 from fairq_utils.report import chapter as chapters
 from fairq_utils.report import record as report_record
@@ -28,10 +27,12 @@ from fairq_utils.study import execution, people, planning, recorded, run_models,
 from fairq_utils.study.ledger import RunRecord
 from fairq_utils.study.params.data import CELLS
 from fairq_utils.study.params.file import load_params
-from fairq_utils.study.params.study import Dials, Minding, Params, Sampler
+from fairq_utils.study.params.study import Dials, Params
 from fairq_utils.training import architectures
 
-NAMES = (*get_args(Sampler), *get_args(Minding))
+AWARE = {name: method for name, method in METHODS.items() if method.group_aware}
+CONTROLS = [name for name in AWARE if name.startswith("control")]
+GROUPS = [f"one_group={g} {a}" for g in ("female", "male") for a in ("old", "young")]
 SCOPE = "gender x age"
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,13 +40,13 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="module")
 def params(tmp_path_factory: pytest.TempPathFactory) -> Params:
     """A study of all methods, which has run once; groups are even, so that each can be drawn."""
-    folder = tmp_path_factory.mktemp("minding")
-    path = folder / "minding.yaml"
+    folder = tmp_path_factory.mktemp("aware")
+    path = folder / "aware.yaml"
     path.write_text("{}")
     found = load_params(
         path,
         {
-            "name": "minding",
+            "name": "aware",
             "data": {
                 "size": 32,
                 "train": 64,
@@ -59,14 +60,12 @@ def params(tmp_path_factory: pytest.TempPathFactory) -> Params:
                 "squeezenet1_1": {"epochs": 1, "learning_rate": 0.0003, "batch_size": 16}
             },
             "training.seeds": [0, 1],
-            "quantization": {
-                "bits": ["W4A4"],
-                "ranges": ["mse"],
-                "methods": ["ptq"],
-                "calibration_images": 16,
-                "tuning": {"images": 64},
-            },
-            "mitigation": {"methods": list(NAMES), "bits": ["W4A4"], "max_reverted": 2},
+            "grid": [
+                {"method": "ptq", "bits": "W4A4", "range": "mse", "sampler": list(SAMPLERS)},
+                {"method": [n for n in AWARE if n not in CONTROLS], "bits": "W4A4"},
+                {"method": CONTROLS, "bits": "W4A4", "max_reverted": 2},
+            ],
+            "quantization": {"calibration_images": 16, "tuning": {"images": 64}},
             "analysis.replicates": 100,
         },
     )
@@ -83,10 +82,6 @@ def of_method(records: list[RunRecord], name: str, seed: int = 0) -> RunRecord:
     return next(r for r in records if r.run.method == name and r.run.training["seed"] == seed)
 
 
-def test_every_name_of_a_params_file_is_a_method_or_a_sampler() -> None:
-    assert set(NAMES) == set(METHODS) | (set(SAMPLERS) - {"random"})
-
-
 def test_samples_of_a_study_are_read_in_parts(params: Params) -> None:
     data = people.faces(params).subset("validation")
     found = run_models._sample(data, ("gender", "age"), 1, torch.device("cpu"))
@@ -99,9 +94,8 @@ def test_the_plan_has_every_method_once(params: Params, records: list[RunRecord]
     assert len(records) == len(planned) == len({run.key for run in planned})
     of_one = [run for run in planned if run.training["seed"] == 0]
     samplers = {run.sampler for run in of_one if run.method == "ptq"}
-    groups = {f"one_group={g} {a}" for g in ("female", "male") for a in ("old", "young")}
-    assert samplers == (set(SAMPLERS) - {"one_group"}) | groups
-    assert {run.method for run in of_one} == {"fp32", "ptq", "qat", CONTROL, *METHODS}
+    assert samplers == {*SAMPLERS, *GROUPS} - {"one_group"}
+    assert {run.method for run in of_one} == {"fp32", "ptq", "qat", CONTROL, *AWARE}
 
 
 def test_the_benchmark_times_the_static_runs_that_it_counts(
@@ -111,7 +105,7 @@ def test_the_benchmark_times_the_static_runs_that_it_counts(
     assert len(planning.with_dials(dialled)) > len(planning.plan(params))
     alone = throughput.static_runs(dialled, "squeezenet1_1")
     counted = planning.plan(alone, planning.PHASES[1:])
-    seeds, samplers = params.training.seeds, ("random", *params.mitigation.samplers)
+    seeds, samplers = params.training.seeds, {*SAMPLERS, *GROUPS} - {"one_group"}
     assert {(run.training["seed"], run.sampler) for run in counted} == set(product(seeds, samplers))
     assert {run.method for run in counted} == {"ptq"}
     timed: list[str] = []
@@ -126,7 +120,7 @@ def test_the_benchmark_times_the_static_runs_that_it_counts(
     assert sorted(timed) == sorted(run.key for run in counted)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", AWARE)
 def test_a_method_leaves_what_it_did(records: list[RunRecord], name: str) -> None:
     record = of_method(records, name)
     plain = next(r for r in records if r.run.method == "ptq" and r.run.sampler == "random")
@@ -137,12 +131,12 @@ def test_a_method_leaves_what_it_did(records: list[RunRecord], name: str) -> Non
         notes = record.report["corrections"]
         assert notes["preservation"]["by"] in ("random", "overall", "worst_group")
         assert plain.size_bytes < record.size_bytes <= 1.05 * plain.size_bytes
-    elif family == "mixed precision":
+    elif family == "group-aware mixed precision":
         assert record.size_bytes <= plain.size_bytes
         assert len(set(record.report["layers"].values())) > 1
     elif family == "accuracy control":
         assert record.report["corrections"]["accuracy_control"]["tolerance"] == 0.01
-    elif family == "fine-tuning":
+    elif family == "group-aware fine-tuning":
         assert np.isfinite(record.measures["loss_1"])
         assert record.run.settings["images"] == 64
         assert record.size_bytes == plain.size_bytes
@@ -184,7 +178,7 @@ def test_methods_are_paired_with_plain_of_the_same_seed(
     frame = effects.against_plain(records, params)
     rows = frame[(frame.statistic == "accuracy") & (frame["scope"] == SCOPE)]
     assert (rows.seeds == 2).all()
-    assert set(rows.method) == {"ptq", "qat", CONTROL, *METHODS}
+    assert set(rows.method) == {"ptq", "qat", CONTROL, *AWARE}
     assert len(rows) == len(set(zip(rows.method, rows.sampler, strict=True)))
     assert "random" not in set(rows[rows.method == "ptq"].sampler)
     accuracy = {
@@ -222,7 +216,8 @@ def test_seeds_alone_make_a_difference(params: Params, records: list[RunRecord])
 @pytest.fixture
 def glued(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, float | str]]:
     kept: dict[str, float | str] = {}
-    monkeypatch.setattr(mitigation, "glue", kept.__setitem__)
+    for chapter in (mitigation, certificates):
+        monkeypatch.setattr(chapter, "glue", kept.__setitem__)
     yield kept
 
 
@@ -230,8 +225,8 @@ def test_recorded_tables_are_read_as_they_were_written(
     params: Params, records: list[RunRecord], tmp_path: Path, glued: dict[str, float | str]
 ) -> None:
     names = [path.name for path in report_record.record(params, tmp_path)]
-    assert names[3:] == ["minding_methods.csv", "minding_seeds.csv"]
-    frame = recorded.read_part("minding", "methods", tmp_path)
+    assert names[3:] == ["aware_methods.csv", "aware_seeds.csv"]
+    frame = recorded.read_part("aware", "methods", tmp_path)
     direct = effects.against_plain(records, params)
     direct = direct[(direct["scope"] == SCOPE) & direct.statistic.isin(report_record.KEPT)]
     direct = direct.reset_index(drop=True)
@@ -253,7 +248,7 @@ def test_pictures_and_tables_are_drawn(params: Params, records: list[RunRecord])
     frame = effects.against_plain(records, params)
     assert isinstance(mitigation.forest(frame, "worst_group_accuracy", SCOPE), Figure)
     text = mitigation.table(frame, SCOPE).data
-    for method in METHODS.values():
+    for method in AWARE.values():
         assert method.label in text
     assert "female old only" in text
     chapter = chapters.Chapter(params, storage.ledger(params))
@@ -267,8 +262,8 @@ def test_pictures_and_tables_are_drawn(params: Params, records: list[RunRecord])
 
 def test_a_study_without_methods_says_so(glued: dict[str, float | str]) -> None:
     none = pd.DataFrame(columns=["scope", "statistic"])
-    assert "no mitigation.methods" in str(mitigation.table(none, SCOPE).data)
-    assert "no mitigation.methods" in str(mitigation.forest(none, "accuracy", SCOPE).data)
+    assert "no group-aware method" in str(mitigation.table(none, SCOPE).data)
+    assert "no group-aware method" in str(mitigation.forest(none, "accuracy", SCOPE).data)
     assert "no dial was turned" in str(dials.dial_figure(none, "behind").data)
     assert "no dial was turned" in str(dials.dial_table(none).data)
     mitigation.glue_methods(none, SCOPE, "x", 100)
@@ -295,26 +290,33 @@ def test_a_blatant_effect_among_many_is_shown() -> None:
 
 def test_a_run_is_made_by_all_that_its_method_imports(params: Params) -> None:
     for run in planning.plan(params):
-        assert run.code == planning.code_of(run.method, run.sampler, run.data)
-    made = closure(["fairq_utils.mitigation.methods"])
-    assert {f"fairq_utils.mitigation.{name}" for name in ("group_ranges", "precision")} <= made
-    assert "fairq_utils.mitigation.betting" not in made
+        code = planning.code_of(run.method, run.sampler, run.architecture, run.data)
+        assert run.code == code
+    for name, module in (("ranges_worst", "group_ranges"), ("layers_worst", "precision")):
+        made = closure([METHODS.home(name)])
+        assert f"fairq_utils.mitigation.{module}" in made
+        assert "fairq_utils.mitigation.betting" not in made
 
 
 def test_what_decides_a_result_is_in_its_key(params: Params) -> None:
-    def keys(**changes: object) -> dict[tuple[str, str | None], str]:
-        other = params
+    def keys(**changes: Any) -> dict[tuple[str, str | None], str]:
+        given = params.model_dump(mode="json")
         for name, change in changes.items():
-            section = getattr(params, name).model_copy(update=change)
-            other = other.model_copy(update={name: section})
-        return {(r.method, r.sampler): r.key for r in planning.plan(other) if r.bits}
+            given[name] = given[name] | change if isinstance(change, dict) else change
+        found = planning.plan(Params.model_validate(given))
+        return {(r.method, r.sampler): r.key for r in found if r.bits}
+
+    def settings(entry: int, **change: object) -> dict[tuple[str, str | None], str]:
+        grid = [found.model_dump(mode="json") for found in params.grid]
+        grid[entry] |= change
+        return keys(grid=grid)
 
     own = keys()
     for changed, methods in (
-        (keys(mitigation={"kept": 0.1}), {m for m in METHODS if "layers" in m or "channels" in m}),
-        (keys(mitigation={"max_reverted": 3}), {m for m in METHODS if m.startswith("control")}),
-        (keys(data={"validation": 130}), {m for m in METHODS if METHODS[m].validates}),
-        (keys(analysis={"attributes": ("gender", "race")}), set(METHODS)),
+        (settings(1, budget=0.1), {m for m in AWARE if AWARE[m].budgeted}),
+        (settings(2, max_reverted=3), set(CONTROLS)),
+        (keys(data={"validation": 130}), {m for m in AWARE if "validation" in AWARE[m].needs}),
+        (keys(analysis={"attributes": ("gender", "race")}), set(AWARE)),
     ):
         moved = {key[0] for key in own if changed.get(key) != own[key]} - {"ptq"}
         assert moved == methods
