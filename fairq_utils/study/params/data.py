@@ -22,7 +22,7 @@ Split = Literal["train", "calibration", "validation", "test"]
 
 
 class OfGroup(Section):
-    """What is different in the pictures of one group; see ``GroupDials`` of the population."""
+    """Differences of one group's images; see ``GroupDials`` of the population."""
 
     difficulty: Annotated[float, Field(ge=0, le=3)] | None = None
     light: Annotated[float, Field(gt=0, le=2)] = 1.0
@@ -30,10 +30,10 @@ class OfGroup(Section):
 
 
 class Data(Section):
-    """Who is in the pictures, and how many of them.
+    """Rendered people: who is in the images, and how many of them.
 
     ``joint_of`` gives single splits a distribution of their own; ``of_group`` says what is
-    different in the pictures of a group.
+    different in the images of a group.
     """
 
     name: Literal["population"] = "population"
