@@ -90,10 +90,10 @@ def check(
     groups: Groups = None,
     options: Options = None,
     max_bad: Annotated[
-        int, typer.Option(min=0, help="Pictures that may be unusable, or missing from a count.")
+        int, typer.Option(min=0, help="Images that may be unusable, or missing from a count.")
     ] = 0,
     pixels: Annotated[
-        bool, typer.Option("--pixels/--no-pixels", help="Decode every picture.")
+        bool, typer.Option("--pixels/--no-pixels", help="Decode every image.")
     ] = True,
     part: Annotated[
         bool, typer.Option("--part", help="The folder holds a part: compare no published counts.")
@@ -120,7 +120,7 @@ def check(
             pixels=pixels,
             max_bad=max_bad,
             published=published,
-            progress=_ticker(name, "pictures"),
+            progress=_ticker(name, "images"),
         )
         typer.echo(
             report.table.assign(ok=report.table.ok.map({True: "", False: "NO"})).to_string(
@@ -157,7 +157,7 @@ def describe(
         typer.Option(metavar="FILE", help="Write all groups, crossed in every split, as CSV."),
     ] = None,
 ) -> None:
-    """Describe a collection: groups, base rates, and a perfect classifier's parity gap."""
+    """Describe who is in a collection: groups, base rates, a perfect classifier's parity gap."""
 
     def action() -> None:
         from fairq_utils.metrics.base_rates import CROSSED, WHOLE, base_rates, decides
@@ -184,7 +184,7 @@ def describe(
         lost = sum(finding.counts for finding in listing.findings)
         if lost:
             typer.echo(
-                f"\n{lost} pictures or labels are left out of this; `fairq data check` lists them"
+                f"\n{lost} images or labels are left out of this; `fairq data check` lists them"
             )
         if table is not None:
             found.cells.to_csv(table, index=False)

@@ -1,4 +1,4 @@
-"""What pictures show: nobody in two splits, and a name for what is in each."""
+"""What images show: nobody in two splits, and a name for what is in each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fairq_utils.bench import photograph_folders as folders
 from fairq_utils.data import load, population
 from fairq_utils.data import pixel_cache as pixels
 from fairq_utils.data.decoding import decode
-from fairq_utils.data.faces import Pictures
+from fairq_utils.data.faces import StoredImages
 from fairq_utils.data.photographs import utkface
 from fairq_utils.data.photographs.reading import listing
 from fairq_utils.errors import BadInput
@@ -31,7 +31,7 @@ HELD_OUT = {"calibration": 0.2, "validation": 0.1, "test": 0.3}
 
 
 def copied(root: Path, one: str, other: str, split: NDArray[np.str_]) -> tuple[str, str]:
-    """Put the first picture of one split under the name of the last one of another."""
+    """Put the first image of one split under the name of the last one of another."""
     names = utkface.listing(root, held_out=HELD_OUT).files
     source, place = names[split == one][0], names[split == other][-1]
     (root / place).write_bytes((root / source).read_bytes())
@@ -47,7 +47,7 @@ def test_nobody_is_tested_on_who_was_trained_on(root: Path, tmp_path: Path) -> N
         load("utkface", **options)
     assert str(refusal.value).startswith(
         f"{root}: 1 image or label of UTKFace cannot be used and max_bad allows 0: {trained}: is "
-        f"the same picture as {tested}, which is in test and this one in train"
+        f"the same image as {tested}, which is in test and this one in train"
     )
     data = load("utkface", max_bad=1, **options)
     assert sorted((f["place"], f["kind"]) for f in data.meta["findings"]) == sorted(
@@ -55,9 +55,9 @@ def test_nobody_is_tested_on_who_was_trained_on(root: Path, tmp_path: Path) -> N
     )
     assert len(data) == 59 and (data.split == "test").sum() == (split == "test").sum()
     assert (data.split == "train").sum() == (split == "train").sum() - 1
-    shown = {picture.numpy().tobytes() for picture in data.subset("test").images}
+    shown = {image.numpy().tobytes() for image in data.subset("test").images}
     assert not any(p.numpy().tobytes() in shown for p in data.subset("train").images)
-    assert len({picture.numpy().tobytes() for picture in data.images}) == 58
+    assert len({image.numpy().tobytes() for image in data.images}) == 58
     found = listing("utkface", root, held_out=HELD_OUT)
     left = [i for i, name in enumerate(found.files) if name != trained]
     for row, i in enumerate(left):
@@ -104,6 +104,6 @@ def test_contents_are_known_without_a_look_at_the_pixels(
     seen = count_decodings(monkeypatch)
     monkeypatch.setattr(os, "pread", None)
     monkeypatch.setattr(pixels, "_digest", None)
-    monkeypatch.setattr(Pictures, "__getitem__", None)
+    monkeypatch.setattr(StoredImages, "__getitem__", None)
     again = load("utkface", root=root, size=32, cache=tmp_path / "c").meta["contents"]
     assert again == first and not seen

@@ -25,7 +25,7 @@ def data(command: str, name: str, root: Path, *options: str) -> Result:
 
 @pytest.fixture
 def celeba(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A CelebA of 24 pictures, published as such."""
+    """A CelebA of 24 images, published as such."""
     cells = [f"{g}|{a}|{y}" for g in ("female", "male") for a in ("old", "young") for y in "01"]
     small = Published(
         images=24,
@@ -45,17 +45,17 @@ def test_a_sound_folder(celeba: Path) -> None:
     answer = data("check", "celeba", celeba)
     assert answer.exit_code == 0, answer.output
     assert answer.output.endswith("Published counts: this test\nsound\n")
-    assert "celeba · 24 of 24 pictures" in answer.stderr
+    assert "celeba · 24 of 24 images" in answer.stderr
     assert "gender|age|Smiling" in answer.output
     assert data("check", "celeba", celeba, "--target", "Young", "--no-pixels").exit_code == 0
 
 
 def test_damage_and_loss(celeba: Path, tmp_path: Path) -> None:
-    pictures = celeba / "img_align_celeba"
-    whole = (pictures / "000001.jpg").read_bytes()
-    (pictures / "000001.jpg").write_bytes(whole[: len(whole) // 2])
-    (pictures / "000002.jpg").unlink()
-    (pictures / "000009.jpg").write_bytes((pictures / "000024.jpg").read_bytes())
+    images = celeba / "img_align_celeba"
+    whole = (images / "000001.jpg").read_bytes()
+    (images / "000001.jpg").write_bytes(whole[: len(whole) // 2])
+    (images / "000002.jpg").unlink()
+    (images / "000009.jpg").write_bytes((images / "000024.jpg").read_bytes())
     found = tmp_path / "findings.csv"
     answer = data("check", "celeba", celeba, "--findings", str(found))
     assert answer.exit_code == 1
@@ -67,7 +67,7 @@ def test_damage_and_loss(celeba: Path, tmp_path: Path) -> None:
         assert f"{place}: {problem}" in answer.output
     assert data("check", "celeba", celeba, "--max-bad", "3").exit_code == 0
     assert data("check", "celeba", celeba, "--max-bad", "2").exit_code == 1
-    # The half picture is one to those who do not look.
+    # The half image is one to those who do not look.
     blind = data("check", "celeba", celeba, "--max-bad", "2", "--no-pixels")
     assert blind.exit_code == 0, blind.output
     assert "(not looked at)" in blind.output
@@ -83,7 +83,7 @@ def test_a_part_of_a_collection(tmp_path: Path) -> None:
     assert "Published counts" not in part.output
 
 
-def test_pictures_that_are_trained_on_and_tested_on(tmp_path: Path) -> None:
+def test_images_that_are_trained_on_and_tested_on(tmp_path: Path) -> None:
     root = folders.fairface(tmp_path / "faces")
     assert data("check", "fairface", root, "--part").exit_code == 0
     for i in (2, 5, 9):
@@ -91,9 +91,9 @@ def test_pictures_that_are_trained_on_and_tested_on(tmp_path: Path) -> None:
     answer = data("check", "fairface", root, "--part")
     assert answer.exit_code == 1
     assert (
-        "train/5.jpg: is the same picture as val/5.jpg, which is in test and this one in train"
+        "train/5.jpg: is the same image as val/5.jpg, which is in test and this one in train"
     ) in answer.output
-    assert re.search(r"duplicate +the same picture twice +3\b", answer.output)
+    assert re.search(r"duplicate +the same image twice +3\b", answer.output)
 
 
 @pytest.mark.parametrize("command", ["check", "describe"])
@@ -126,7 +126,7 @@ def test_describe(celeba: Path, tmp_path: Path) -> None:
     words = [line.split() for line in answer.output.splitlines()]
     gap = found.gaps.set_index(["split", "attribute"]).gap["all", "gender x hat"]
     assert ["all", "gender", "x", "hat", f"{gap * 100:.2f}", "4"] in [line[:6] for line in words]
-    # Crossed groups are printed for all pictures; those of every split stand in the file.
+    # Crossed groups are printed for all images; those of every split stand in the file.
     crossed = found.cells[found.cells.attribute == "gender x hat"]
     printed = [line for line in words if line[1:4] == ["gender", "x", "hat"] and len(line) > 7]
     assert len(printed) == (crossed.split == "all").sum()

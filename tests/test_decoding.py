@@ -42,8 +42,8 @@ def test_resizing_averages_over_what_it_leaves_out() -> None:
 
 
 def test_drafts_change_little() -> None:
-    picture = folders.jpeg(5, (700, 900))
-    quick, whole = decode(picture, 64), decode(picture, 64, draft=False)
+    image = folders.jpeg(5, (700, 900))
+    quick, whole = decode(image, 64), decode(image, 64, draft=False)
     difference = np.abs(quick.astype(float) - whole)
     assert 0 < difference.mean() < 1.5
 
@@ -108,7 +108,7 @@ def bomb() -> bytes:
         ),
     ],
 )
-def test_what_is_no_picture_is_refused(
+def test_what_is_no_image_is_refused(
     content: bytes | Callable[..., bytes], kind: str, sentence: str
 ) -> None:
     if content is folders.jpeg:
@@ -121,7 +121,7 @@ def test_what_is_no_picture_is_refused(
 
 
 @pytest.mark.parametrize("left", ["1 byte", "7 bytes", "0 bytes"])
-def test_why_a_picture_cannot_be_decoded_is_said_without_pillow_s_numbers(
+def test_why_an_image_cannot_be_decoded_is_said_without_pillow_s_numbers(
     left: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(image: Image.Image) -> Image.Image:

@@ -221,7 +221,7 @@ FINDINGS: list[tuple[Flaw, Expected, int]] = [
             edited(TRAIN, 3, lambda line: line.replace("train/2.jpg", "val/2.jpg")),
         ),
         [
-            (f"{TRAIN}:3", "name", "'val/2.jpg' is no picture of train"),
+            (f"{TRAIN}:3", "name", "'val/2.jpg' is no image of train"),
             ("train/2.jpg", "unlabelled", f"has no row in {TRAIN}"),
         ],
         27,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fairq_utils.data.faces import Pictures
+from fairq_utils.data.faces import StoredImages
 from fairq_utils.mitigation.accuracy_control import control_accuracy
 from fairq_utils.mitigation.group_facts import facts
 from fairq_utils.mitigation.group_ranges import (
@@ -591,7 +591,7 @@ def test_pictures_are_normalised_a_batch_at_a_time(
     stored, labels = rng.integers(0, 256, (80, 3, 32, 32)).astype(np.uint8), np.arange(65) % 2
     np.save(tmp_path / "images.npy", stored)
     rows = rng.permutation(80)[:65]  # the last batch is of one picture
-    on_disk, images = Pictures(tmp_path / "images.npy", rows), torch.from_numpy(stored[rows])
+    on_disk, images = StoredImages(tmp_path / "images.npy", rows), torch.from_numpy(stored[rows])
     whole = architectures.normalize(images)
     features, losses = pool_features(net, whole), pool_losses(net, whole, labels)
     sizes = noted_sizes(monkeypatch)
@@ -611,7 +611,7 @@ def test_a_sample_of_pictures_on_disk_is_read_in_parts(
     ).eval()
     rng = np.random.default_rng(0)
     np.save(tmp_path / "images.npy", rng.integers(0, 256, (300, 3, 16, 16)).astype(np.uint8))
-    pictures = Pictures(tmp_path / "images.npy")
+    pictures = StoredImages(tmp_path / "images.npy")
     labels, groups = rng.integers(0, 2, 300), {"gender": rng.choice(["f", "m"], 300)}
     whole = sample(architectures.normalize(pictures[:]), labels, groups)
     sizes = noted_sizes(monkeypatch)

@@ -222,7 +222,7 @@ def test_what_decides_a_run_is_said_in_numbers(folders: Path) -> None:
             "quantization.tuning.images: 9999 images are asked for, but the split train",
         ),
         ("celeba", {"data.images": {"test": 2}}, "none of 2 test images shows the group"),
-        ("celeba", {"data.images": {"test": 9999}}, r"^data.images.test: 9999 pictures are asked"),
+        ("celeba", {"data.images": {"test": 9999}}, r"^data.images.test: 9999 images are asked"),
         ("celeba", {"data.target": "Smile"}, r"^data.target: 'Smile' is "),
         (
             "utkface",

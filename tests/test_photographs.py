@@ -57,18 +57,16 @@ def test_all_layouts_have_the_same_people(name: str, kept: Callable[[str, str], 
         options = {"margin": 1.25} if layout == "margins" else {}
         found = listing(name, kept(name, layout), **options)
         assert not found.findings
-        if layout == "parquet" and name == "fairface":  # its pictures come without names
+        if layout == "parquet" and name == "fairface":  # its images come without names
             columns = [*expected.groups.columns, "y"]
             want, got = people(expected)[columns], people(found)[columns]
             assert got.value_counts().to_dict() == want.value_counts().to_dict()
             assert (found.split == "test").sum() == (expected.split == "test").sum()
         else:
             pd.testing.assert_frame_equal(people(found), people(expected))
-            pictures = dict(
-                zip(expected.keys, map(expected.read, range(len(expected))), strict=True)
-            )
+            images = dict(zip(expected.keys, map(expected.read, range(len(expected))), strict=True))
             for i in range(len(found)):
-                assert found.read(i) == pictures[found.keys[i]]
+                assert found.read(i) == images[found.keys[i]]
         assert found.read(0)[:2] == b"\xff\xd8"
         assert found.state is not None and found.state() == found.state()
 
@@ -207,7 +205,7 @@ def test_the_first_images_are_the_same_people(kept: Callable[[str, str], Path]) 
     assert few.digest != more.digest
 
 
-def test_the_first_pictures_are_a_sample(tmp_path: Path) -> None:
+def test_the_first_images_are_a_sample(tmp_path: Path) -> None:
     """Names of UTKFace begin with an age, so that by their names the first are the youngest."""
     ages = np.random.default_rng(0).integers(1, 100, 1200)
     for i, age in enumerate(ages):
@@ -230,7 +228,7 @@ def test_all_layouts_have_the_same_order(name: str, kept: Callable[[str, str], P
         found = listing(name, kept(name, layout), **options)
         places.append(found.keys.tolist())
         assert (np.diff(splits.positions(places[-1])) > 0).all()
-    if name == "fairface":  # whose pictures in Parquet come without names
+    if name == "fairface":  # whose images in Parquet come without names
         places.pop()
     assert all(keys == places[0] for keys in places)
 

@@ -1,4 +1,4 @@
-"""Pictures that stay on disk: they read like a tensor, train alike, and take no memory."""
+"""Images that stay on disk: they read like a tensor, train alike, and take no memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from fairq_utils.bench import photograph_folders as folders
 from fairq_utils.data import FaceData, load
-from fairq_utils.data.faces import Pictures
+from fairq_utils.data.faces import StoredImages
 from fairq_utils.data.photographs.reading import load_photographs
 from fairq_utils.report import population
 from fairq_utils.training import architectures, loop, objectives
@@ -24,10 +24,10 @@ def root(tmp_path: Path) -> Path:
     return folders.utkface(tmp_path / "utkface", n=3)
 
 
-def test_pictures_index_as_a_tensor_does(root: Path, tmp_path: Path) -> None:
+def test_images_index_as_a_tensor_does(root: Path, tmp_path: Path) -> None:
     data = load("utkface", root=root, size=16, cache=tmp_path / "c")
     lazy = data.images
-    assert isinstance(lazy, Pictures)
+    assert isinstance(lazy, StoredImages)
     lazy = lazy.take(np.random.default_rng(0).permutation(60)[:50])
     eager = torch.stack(list(lazy))
     assert (lazy.shape, lazy.dtype, lazy.ndim, len(lazy)) == (eager.shape, eager.dtype, 4, 50)
@@ -65,7 +65,7 @@ def test_pictures_index_as_a_tensor_does(root: Path, tmp_path: Path) -> None:
 
 def both(root: Path, cache: Path) -> tuple[FaceData, FaceData]:
     lazy = load_photographs("utkface", root=root, size=16, cache=cache)
-    assert isinstance(lazy.images, Pictures)
+    assert isinstance(lazy.images, StoredImages)
     return lazy, replace(lazy, images=lazy.images[:])
 
 
@@ -73,7 +73,7 @@ def test_face_data_is_the_same_on_disk_and_in_memory(root: Path, tmp_path: Path)
     lazy, eager = both(root, tmp_path / "c")
     for split in ("train", "test"):
         one, two = lazy.subset(split), eager.subset(split)
-        assert isinstance(one.images, Pictures) and torch.equal(one.images[:], two.images[:])
+        assert isinstance(one.images, StoredImages) and torch.equal(one.images[:], two.images[:])
         assert one.describe().equals(two.describe())
     rows = np.array([5, 2, 59])
     assert torch.equal(lazy.take(rows).images[:], eager.take(rows).images[:])
@@ -108,7 +108,7 @@ def anonymous() -> int:
     raise AssertionError("no RssAnon in /proc/self/status")
 
 
-def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     folder = tmp_path / "utkface"
     folder.mkdir()
     for i in range(2000):

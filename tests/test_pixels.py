@@ -1,4 +1,4 @@
-"""Photographs decoded once: a cache that heals, and keeps what is wrong with a picture alone."""
+"""Photographs decoded once: a cache that heals, and keeps what is wrong with an image alone."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def count_decodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-def test_pictures_are_decoded_once(
+def test_images_are_decoded_once(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = count_decodings(monkeypatch)
@@ -60,7 +60,7 @@ def test_pictures_are_decoded_once(
         "utkface", root=root, size=32, cache=tmp_path / "c", progress=lambda *a: told.append(a)
     )
     assert len(seen) == len(first) == 60 and told[-1] == ("utkface", 60, 60)
-    # Another question about the same pictures needs no other pixels.
+    # Another question about the same images needs no other pixels.
     again = load("utkface", root=root, size=32, cache=tmp_path / "c", target="age>=60")
     assert len(seen) == 60 and torch.equal(again.images[:], first.images[:])
     for i in (0, 17, 59):
@@ -100,7 +100,7 @@ def grown(folder: Path) -> None:
 
 
 def said_to_be_otherwise(folder: Path) -> None:
-    """The same number of bytes, but the header tells of other pictures."""
+    """The same number of bytes, but the header tells of other images."""
     path = folder / "images.npy"
     content = path.read_bytes()
     path.write_bytes(content.replace(b"(60, 3, 32, 32)", b"(3, 60, 32, 32)", 1))
@@ -127,7 +127,7 @@ def journal_cut(folder: Path) -> None:
         (flipped, 8, "images.npy does not match its checksums"),
         (shortened, 60, "images.npy has 5000 bytes, not 184448"),
         (grown, 60, "images.npy has 184451 bytes, not 184448"),
-        (said_to_be_otherwise, 60, "images.npy is not the array of these pictures"),
+        (said_to_be_otherwise, 60, "images.npy is not the array of these images"),
         (lambda folder: (folder / "images.npy").unlink(), 60, "it cannot be read"),
         (lambda folder: (folder / "manifest.json").write_text("{"), 0, "it cannot be read"),
         (journal_cut, 4, "journal.jsonl does not match its checksum"),
@@ -193,11 +193,11 @@ def test_an_interrupted_decoding_goes_on(
         decoded(replace(found, read=interrupted), 32, tmp_path, threads=1)
     assert not [p for p in (tmp_path / "photographs").iterdir() if not p.name.startswith(".")]
     seen = count_decodings(monkeypatch)
-    pictures, rows, _, left_out = decoded(found, 32, tmp_path, threads=1)
+    images, rows, _, left_out = decoded(found, 32, tmp_path, threads=1)
     assert len(seen) == 60 - 32 and not left_out and rows.tolist() == list(range(60))
     assert done == found.as_stored()[:35].tolist() != list(range(35))
     for i in range(60):
-        np.testing.assert_array_equal(pictures[i].numpy(), decode(read(i), 32))
+        np.testing.assert_array_equal(images[i].numpy(), decode(read(i), 32))
 
 
 KILLED = """
@@ -230,12 +230,12 @@ def test_a_killed_decoding_goes_on(
     before = len(journal.read_text().splitlines())
     assert 2 <= before < 8
     seen = count_decodings(monkeypatch)
-    pictures = decoded(listing("utkface", root), 32, tmp_path, threads=1).pictures
+    images = decoded(listing("utkface", root), 32, tmp_path, threads=1).images
     assert len(seen) == 60 - 8 * before
-    np.testing.assert_array_equal(pictures[0].numpy(), decode(listing("utkface", root).read(0), 32))
+    np.testing.assert_array_equal(images[0].numpy(), decode(listing("utkface", root).read(0), 32))
 
 
-def test_pictures_that_cannot_be_decoded_are_named(root: Path, tmp_path: Path) -> None:
+def test_images_that_cannot_be_decoded_are_named(root: Path, tmp_path: Path) -> None:
     names = sorted(path.name for path in root.iterdir())
     (root / names[0]).write_bytes(b"")
     (root / names[9]).write_bytes(folders.jpeg(0)[:700])
@@ -260,7 +260,7 @@ def test_pictures_that_cannot_be_decoded_are_named(root: Path, tmp_path: Path) -
     [(OSError(5, "Input/output error"), "Input/output error"), (MemoryError(), "memory is short")],
 )
 @pytest.mark.parametrize("where", ["reading", "decoding"])
-def test_what_is_not_the_picture_s_fault_is_not_kept(
+def test_what_is_not_the_image_s_fault_is_not_kept(
     where: str,
     error: Exception,
     said: str,
@@ -289,7 +289,7 @@ def test_what_is_not_the_picture_s_fault_is_not_kept(
     monkeypatch.setattr(pixels, "CHUNK", 8)
     seen = count_decodings(monkeypatch)
     healthy = decoded(found, 32, tmp_path / "c", threads=1)
-    assert not healthy.findings and len(healthy.pictures) == 60
+    assert not healthy.findings and len(healthy.images) == 60
     assert len(seen) == (44 if where == "reading" else 60)
 
 
@@ -305,7 +305,7 @@ def spoilt_group(root: Path) -> Path:
     return path
 
 
-def test_a_damaged_shard_costs_its_pictures_and_an_ill_disk_none(
+def test_a_damaged_shard_costs_its_images_and_an_ill_disk_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = folders.celeba(tmp_path / "celeba", n=1, layout="parquet")
@@ -324,7 +324,7 @@ def test_a_damaged_shard_costs_its_pictures_and_an_ill_disk_none(
         load("celeba", root=root, size=16, cache=tmp_path / "c", max_bad=24)
 
 
-def test_a_link_to_nothing_is_a_missing_picture(root: Path, tmp_path: Path) -> None:
+def test_a_link_to_nothing_is_a_missing_image(root: Path, tmp_path: Path) -> None:
     first = sorted(root.iterdir())[0]
     first.unlink()
     first.symlink_to(root / "nobody.jpg")
@@ -339,7 +339,7 @@ def test_a_link_to_nothing_is_a_missing_picture(root: Path, tmp_path: Path) -> N
     assert len(data) == 59
 
 
-def test_a_row_without_a_picture_is_named(tmp_path: Path) -> None:
+def test_a_row_without_an_image_is_named(tmp_path: Path) -> None:
     root = folders.celeba(tmp_path / "celeba", n=1, layout="parquet")
     path = root / "img_align+identity+attr/test-00000-of-00001.parquet"
     table = pq.read_table(path)
@@ -407,7 +407,7 @@ def test_a_full_disk_is_said(root: Path, tmp_path: Path, monkeypatch: pytest.Mon
         load("utkface", root=root, size=32, cache=tmp_path / "c")
 
 
-def test_a_manifest_says_what_the_pictures_are(root: Path, tmp_path: Path) -> None:
+def test_a_manifest_says_what_the_images_are(root: Path, tmp_path: Path) -> None:
     load("utkface", root=root, size=32, cache=tmp_path / "c")
     manifest = json.loads((only_folder(tmp_path / "c") / "manifest.json").read_text())
     assert manifest["listing"] == utkface.listing(root).digest

@@ -47,7 +47,7 @@ REFUSED: list[tuple[Flaw, str]] = [
     ),
     (
         recorded_flaw("utkface", "an empty folder"),
-        "{root}: no UTKFace here; looked for pictures named [age]_[gender]_[race]_[date&time].jpg, "
+        "{root}: no UTKFace here; looked for images named [age]_[gender]_[race]_[date&time].jpg, "
         "such as 26_1_3_20170117175041574.jpg, here or in folders, and the folder is empty; name "
         "the folder that holds them",
     ),
@@ -88,13 +88,13 @@ REFUSED: list[tuple[Flaw, str]] = [
     ),
     (
         recorded_flaw("celeba", "no pictures"),
-        f"{{root}}/{IMG}: there are no pictures here, and {ATTR} names 24; unpack them into this "
+        f"{{root}}/{IMG}: there are no images here, and {ATTR} names 24; unpack them into this "
         "folder",
     ),
     (
         Flaw("celeba", "a link in place of the folder of pictures", linked(IMG)),
         f"{{root}}/{IMG}: this link leads out of {{root}}, to {{root}}-outside; name a root "
-        "that holds the pictures, or copy them there",
+        "that holds the images, or copy them there",
     ),
     (
         recorded_flaw("celeba", "a shard missing"),
@@ -153,7 +153,7 @@ REFUSED: list[tuple[Flaw, str]] = [
             "shares of more than all",
             options={"held_out": {"calibration": 0.5, "test": 0.5}},
         ),
-        "held_out: calibration, validation, test take 1.05 of the pictures together, which leaves "
+        "held_out: calibration, validation, test take 1.05 of the images together, which leaves "
         "none for train; name smaller shares",
     ),
     (
@@ -171,7 +171,7 @@ REFUSED: list[tuple[Flaw, str]] = [
     ),
     (
         Flaw("celeba", "more pictures than there are", options={"images": {"train": 100}}),
-        "images.train: 100 pictures are asked for and there are 8; name fewer, or give this split "
+        "images.train: 100 images are asked for and there are 8; name fewer, or give this split "
         "a larger share in held_out",
     ),
     (
@@ -193,7 +193,7 @@ UNDECODED = {
     "a truncated JPEG": "cannot be decoded (image file is truncated)",
     "a picture of zero bytes": "is empty (0 bytes)",
     "a web page in place of a picture": "is no image in a known format",
-    "a picture of test in train": f"is the same picture as {IMG}/000018.jpg, which is in test and "
+    "a picture of test in train": f"is the same image as {IMG}/000018.jpg, which is in test and "
     "this one in train",
     "an image bomb": "has 64000 x 1001 pixels, more than 64,000,000",
 }

@@ -20,7 +20,7 @@ from fairq_utils.data.vouch import vouch
 SPLITS = ("train", "calibration", "validation", "test")
 
 
-def picture(seed: int, size: tuple[int, int] = (12, 16), kind: str = "JPEG") -> bytes:
+def image(seed: int, size: tuple[int, int] = (12, 16), kind: str = "JPEG") -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, kind)
@@ -28,7 +28,7 @@ def picture(seed: int, size: tuple[int, int] = (12, 16), kind: str = "JPEG") -> 
 
 
 def listing(contents: list[bytes], findings: tuple[Finding, ...] = (), **meta: Any) -> Listing:
-    """Pictures of women and men, old and young, in all four splits."""
+    """Images of women and men, old and young, in all four splits."""
     n = len(contents)
     rows = np.arange(n)
 
@@ -73,7 +73,7 @@ WHOLE = Published(
 
 @pytest.fixture(scope="module")
 def sound() -> list[bytes]:
-    return [picture(i) for i in range(32)]
+    return [image(i) for i in range(32)]
 
 
 def found(report: Any, check: str, of: str) -> Any:
@@ -88,10 +88,10 @@ def test_a_sound_collection(sound: list[bytes]) -> None:
     assert report.ok
     assert (report.lost, report.findings) == (0, ())
     assert seen == [(i, 32) for i in range(1, 33)]
-    whole = found(report, "pictures", "all")
+    whole = found(report, "images", "all")
     assert (whole.found, whole.expected) == (32, "32")
     # An official split is compared as a whole, whatever its reader makes of it.
-    assert found(report, "pictures", "train + calibration").found == 16
+    assert found(report, "images", "train + calibration").found == 16
     assert found(report, "group", "gender=male").found == 16
     assert found(report, "gender|age|Smiling", "male|old|1").found == 4
     assert set(KINDS) <= set(report.table.check)
@@ -121,9 +121,9 @@ def test_another_target_is_compared_without_labels(sound: list[bytes]) -> None:
 DAMAGE: list[tuple[str, Callable[[bytes], bytes], str]] = [
     ("unreadable", lambda whole: whole[: len(whole) // 2], "cannot be decoded"),
     ("unreadable", lambda whole: b"", "is empty"),
-    ("unreadable", lambda whole: b"<html>no picture</html>", "is no image"),
+    ("unreadable", lambda whole: b"<html>no image</html>", "is no image"),
     ("unreadable", lambda whole: b"gone", "No such file"),
-    ("size", lambda whole: picture(99, (16, 12)), "is 16 x 12 pixels, where"),
+    ("size", lambda whole: image(99, (16, 12)), "is 16 x 12 pixels, where"),
 ]
 
 
@@ -169,9 +169,9 @@ def test_duplicates_within_and_across_splits(sound: list[bytes]) -> None:
     assert [f.place for f in report_of] == ["000.jpg", "004.jpg", "030.jpg"]
     assert {f.kind for f in report_of} == {"duplicate"}
     assert [f.counts for f in report_of] == [True, True, False]
-    across = "is the same picture as 024.jpg, which is in test and this one in train"
+    across = "is the same image as 024.jpg, which is in test and this one in train"
     assert (first.problem, second.problem) == (across, f"{across}, with other labels")
-    assert within.problem == "is the same picture as 024.jpg, with other labels"
+    assert within.problem == "is the same image as 024.jpg, with other labels"
     report = vouch(listing(contents))
     assert report.lost == 2
     assert not report.ok
@@ -190,10 +190,10 @@ def test_of_copies_the_one_that_is_held_out_furthest_stays(
     *others, stays = (f"{i:03d}.jpg" for i in there)
     report = vouch(listing(contents))
     assert [f.place for f in report.findings] == others and report.lost == len(others)
-    assert all(f"same picture as {stays}" in f.problem for f in report.findings)
+    assert all(f"same image as {stays}" in f.problem for f in report.findings)
 
 
-def test_the_same_picture_in_another_encoding(sound: list[bytes]) -> None:
+def test_the_same_image_in_another_encoding(sound: list[bytes]) -> None:
     stream = io.BytesIO()
     Image.open(io.BytesIO(sound[0])).save(stream, "PNG")
     contents = [*sound]

@@ -73,7 +73,7 @@ def bench_data(root: Path | None = None) -> dict[str, Any]:
         weight = statistics.mean((folder / name).stat().st_size for name in names)
         cache = work / "cache"
         for listing in (small, large):
-            pictures = decoded(listing, SIZE, cache).pictures
+            pictures = decoded(listing, SIZE, cache).images
         # Of the larger set, whose pixels no processor's cache holds.
         order = np.random.default_rng(0).permutation(len(pictures))
         reading = _rate(lambda: _read(pictures, order), len(pictures))
@@ -162,6 +162,6 @@ def _memory(listing: Listing, cache: Path) -> int | None:
     before = anonymous_memory()
     if before is None:
         return None
-    pictures = decoded(listing, SIZE, cache).pictures
+    pictures = decoded(listing, SIZE, cache).images
     order = np.random.default_rng(0).permutation(len(pictures))
     return max(_read(pictures, order) - before, 0)

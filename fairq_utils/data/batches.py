@@ -1,4 +1,4 @@
-"""What a loader yields: images, labels and sensitive attributes, in any of the usual forms."""
+"""Batches of a loader: images, labels and sensitive attributes, in any of the usual forms."""
 
 from __future__ import annotations
 

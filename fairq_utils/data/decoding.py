@@ -1,4 +1,4 @@
-"""From the bytes of an image file to the pixels that a network sees."""
+"""Decoding an image file: from its bytes to the pixels that a network sees."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fairq_utils.errors import BadInput
 
-# More than any of the collections' pictures; 200 MB as RGB. Below Pillow's own limit, between one
+# More than any of the collections' images; 200 MB as RGB. Below Pillow's own limit, between one
 # and two times which it only warns.
 MOST_PIXELS = 64_000_000
 # A JPEG decoder can leave out detail by powers of two for a fraction of the work. Twice the
@@ -22,7 +22,7 @@ EIGHT_BITS = frozenset("1 L LA P PA RGB RGBA RGBX CMYK YCbCr LAB HSV".split())
 
 
 class Unreadable(BadInput):
-    """Bytes that are no usable picture; the message is half a sentence, without the file's name.
+    """Bytes that are no usable image; the message is half a sentence, without the file's name.
 
     Attributes
     ----------
@@ -35,10 +35,10 @@ class Unreadable(BadInput):
 
 
 def decode(encoded: bytes, size: int, *, draft: bool = True) -> NDArray[np.uint8]:
-    """A picture upright, in RGB: its middle square, resized with antialiasing.
+    """An image upright, in RGB: its middle square, resized with antialiasing.
 
     The same as resizing the shorter side to ``size`` and cropping the centre, without the long
-    sides that a strip of a picture would grow. Grey, palette and CMYK become RGB, transparency is
+    sides that a strip of an image would grow. Grey, palette and CMYK become RGB, transparency is
     dropped, and the orientation that a camera noted (EXIF) is applied, as in
     :func:`fairq_utils.deploy.predict.picture`.
 
@@ -69,7 +69,7 @@ def decode(encoded: bytes, size: int, *, draft: bool = True) -> NDArray[np.uint8
 
 
 def upright(encoded: bytes, least: int | None = None) -> Image.Image:
-    """A picture upright, in RGB, of its own size.
+    """An image upright, in RGB, of its own size.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def upright(encoded: bytes, least: int | None = None) -> Image.Image:
     Unreadable
         As in :func:`decode`.
     MemoryError
-        Memory is short, which is not the picture's fault.
+        Memory is short, which is not the image's fault.
     """
     if not encoded:
         raise Unreadable("is empty (0 bytes)")
@@ -111,7 +111,7 @@ def upright(encoded: bytes, least: int | None = None) -> Image.Image:
 
 
 def _reason(error: Exception) -> str:
-    """What Pillow said, without an address in memory, or how much of its buffer was left.
+    """Pillow's reason, without an address in memory, or how much of its buffer was left.
 
     Both are other ones in another run or release, and tell nothing about the file.
     """

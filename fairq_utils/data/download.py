@@ -26,6 +26,7 @@ from fairq_utils.errors import Fault
 CHUNK = 1 << 20  # bytes
 TRIES = 3  # connections that break off, one after the other, without a further byte
 SILENCE = 60.0  # seconds without a byte that end a connection
+DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError)
 
 Progress = Callable[[str, int, int], None]
 
@@ -132,91 +133,6 @@ def fetch(
     return path
 
 
-def _receive(file: RemoteFile, part: Path, progress: Progress | None, advice: str) -> bool:
-    """Append what is missing to a part; whether all of it is there now."""
-    have = _size(part)
-    request = urllib.request.Request(file.url, headers={"User-Agent": "fairq"})
-    if have:
-        request.add_header("Range", f"bytes={have}-")
-    try:
-        answer = urllib.request.urlopen(request, timeout=SILENCE)
-    except urllib.error.HTTPError as error:
-        if error.code != 416 or not have:
-            raise
-        # There is nothing after what we have: all is there, or the part is of something else.
-        whole = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range") or "")
-        if whole is None or int(whole[1]) != have:
-            part.unlink()
-            return False
-        return True
-    with answer:
-        if answer.headers.get_content_type() == "text/html":
-            raise Fault(
-                f"{file.name}: {file.url} answers with a page in the place of the file, as Google "
-                f"Drive does when too many have fetched it today; try again tomorrow{advice}"
-            )
-        length = int(answer.headers.get("Content-Length") or 0)
-        goes_on = getattr(answer, "status", None) == 206
-        start = have if goes_on else 0
-        total = start + length if length else 0
-        _room(part, length, file.name)
-        done = start
-        with part.open("ab" if goes_on else "wb") as stream:
-            while chunk := answer.read(CHUNK):
-                stream.write(chunk)
-                done += len(chunk)
-                if progress is not None:
-                    progress(file.name, done, total)
-    return not total or done == total
-
-
-def _check(file: RemoteFile, part: Path, advice: str) -> None:
-    """Refuse, and remove, what is not the file."""
-    if file.md5:
-        found = _md5(part)
-        problem = "" if found == file.md5 else f"its MD5 is {found} in the place of {file.md5}"
-    else:
-        problem = "" if _size(part) else "it is empty"
-    if problem:
-        part.unlink()
-        raise Fault(
-            f"{file.name}: what {file.url} gave is not the collection's file: {problem}; it was "
-            f"removed, the same command fetches it again{advice}"
-        )
-
-
-def _room(part: Path, needed: int, name: str) -> None:
-    free = shutil.disk_usage(part.parent).free
-    if needed > free:
-        raise Fault(
-            f"{name}: needs {needed / 1e6:.0f} MB more, but {part.parent} has "
-            f"{free / 1e6:.0f} MB free; choose another --root or free some space"
-        )
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-
-
-DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError)
-
-
-@dataclass(frozen=True)
-class Member:
-    """One entry of an archive: its name, bytes when unpacked, whether it is a file, a folder."""
-
-    name: str
-    size: int
-    is_file: bool
-    is_folder: bool
-    open: Callable[[], IO[bytes]]
-
-
 def unpack(archive: Path, root: Path, folders: tuple[str, ...]) -> list[Path]:
     """Unpack these folders of a zip or tar archive under ``root``.
 
@@ -244,7 +160,9 @@ def unpack(archive: Path, root: Path, folders: tuple[str, ...]) -> list[Path]:
     try:
         with _opened(archive) as members:
             places = _places(archive, members, folders)
-            _room_for(archive, root, sum(member.size for member, _ in places))
+            size = sum(member.size for member, _ in places)
+            whole = f"{archive}: unpacked it takes {size / 1e6:.0f} MB"
+            _room(root, size, whole, "free some space and run the same command")
             for member, place in places:
                 target = scratch / place
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -267,6 +185,87 @@ def unpack(archive: Path, root: Path, folders: tuple[str, ...]) -> list[Path]:
         ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _receive(file: RemoteFile, part: Path, progress: Progress | None, advice: str) -> bool:
+    """Append what is missing to a part; whether all of it is there now."""
+    have = _size(part)
+    request = urllib.request.Request(file.url, headers={"User-Agent": "fairq"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    try:
+        answer = urllib.request.urlopen(request, timeout=SILENCE)
+    except urllib.error.HTTPError as error:
+        if error.code != 416 or not have:
+            raise
+        # There is nothing after what we have: all is there, or the part is of something else.
+        whole = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range") or "")
+        if whole is None or int(whole[1]) != have:
+            part.unlink()
+            return False
+        return True
+    with answer:
+        if answer.headers.get_content_type() == "text/html":
+            raise Fault(
+                f"{file.name}: {file.url} answers with a page in the place of the file, as Google "
+                f"Drive does when too many have fetched it today; try again tomorrow{advice}"
+            )
+        length = int(answer.headers.get("Content-Length") or 0)
+        goes_on = getattr(answer, "status", None) == 206
+        start = have if goes_on else 0
+        total = start + length if length else 0
+        more = f"{file.name}: needs {length / 1e6:.0f} MB more"
+        _room(part.parent, length, more, "choose another --root or free some space")
+        done = start
+        with part.open("ab" if goes_on else "wb") as stream:
+            while chunk := answer.read(CHUNK):
+                stream.write(chunk)
+                done += len(chunk)
+                if progress is not None:
+                    progress(file.name, done, total)
+    return not total or done == total
+
+
+def _check(file: RemoteFile, part: Path, advice: str) -> None:
+    """Refuse, and remove, what is not the file."""
+    if file.md5:
+        found = _md5(part)
+        problem = "" if found == file.md5 else f"its MD5 is {found} in the place of {file.md5}"
+    else:
+        problem = "" if _size(part) else "it is empty"
+    if problem:
+        part.unlink()
+        raise Fault(
+            f"{file.name}: what {file.url} gave is not the collection's file: {problem}; it was "
+            f"removed, the same command fetches it again{advice}"
+        )
+
+
+def _room(folder: Path, needed: int, said: str, way_out: str) -> None:
+    """Refuse what the disk has no room for."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise Fault(f"{said}, but {folder} has {free / 1e6:.0f} MB free; {way_out}")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+@dataclass(frozen=True)
+class Member:
+    """One entry of an archive: its name, bytes when unpacked, whether it is a file, a folder."""
+
+    name: str
+    size: int
+    is_file: bool
+    is_folder: bool
+    open: Callable[[], IO[bytes]]
 
 
 @contextlib.contextmanager
@@ -329,12 +328,3 @@ def _places(
         if start is not None and len(parts) > start + 1 and parts[0] != "__MACOSX":
             found.append((member, PurePosixPath(*parts[start:])))
     return found
-
-
-def _room_for(archive: Path, root: Path, needed: int) -> None:
-    free = shutil.disk_usage(root).free
-    if needed > free:
-        raise Fault(
-            f"{archive}: unpacked it takes {needed / 1e6:.0f} MB, but {os.fspath(root)} has "
-            f"{free / 1e6:.0f} MB free; free some space and run the same command"
-        )

@@ -16,7 +16,7 @@ from torch import Tensor
 Index = int | slice | Tensor | NDArray[Any] | Sequence[int]
 
 
-class Pictures:
+class StoredImages:
     """Rows of an ``images.npy`` of uint8 (M, 3, S, S), read when they are indexed.
 
     What is indexed is a copy, so that changing it changes nothing on disk. The pages that were read
@@ -38,7 +38,7 @@ class Pictures:
         self._array: NDArray[np.uint8] = np.load(self.path, mmap_mode="r")
         self.rows = np.arange(len(self._array)) if rows is None else np.asarray(rows, np.int64)
         if len(self.rows) and not 0 <= self.rows.min() <= self.rows.max() < len(self._array):
-            raise IndexError(f"{self.path}: rows go beyond its {len(self._array)} pictures")
+            raise IndexError(f"{self.path}: rows go beyond its {len(self._array)} images")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -49,13 +49,13 @@ class Pictures:
         return torch.Size((len(self), *self._array.shape[1:]))
 
     def __getitem__(self, index: Index) -> Tensor:
-        """A tensor (3, S, S) of one picture, or (B, 3, S, S) of several."""
+        """A tensor (3, S, S) of one image, or (B, 3, S, S) of several."""
         if isinstance(index, Tensor):
             index = index.cpu().numpy()
         elif not isinstance(index, (int, np.integer, slice, np.ndarray)):
             index = np.asarray(index, np.int64)
         if isinstance(index, np.ndarray) and index.dtype == bool and len(index) != len(self):
-            raise IndexError(f"a mask of {len(index)} for {len(self)} pictures")
+            raise IndexError(f"a mask of {len(index)} for {len(self)} images")
         picked = self.rows[index]
         if isinstance(picked, np.ndarray) and not (len(picked) and _consecutive(picked)):
             return torch.from_numpy(np.asarray(self._array[picked]))  # a copy already
@@ -66,12 +66,12 @@ class Pictures:
         return (self[i] for i in range(len(self)))
 
     def split(self, size: int) -> Iterator[Tensor]:
-        """Tensors of ``size`` pictures each, the last of what is left; one at a time in memory."""
+        """Tensors of ``size`` images each, the last of what is left; one at a time in memory."""
         return (self[start : start + size] for start in range(0, len(self), size))
 
-    def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Pictures:
-        """The pictures at these rows, none of them read."""
-        return Pictures(self.path, self.rows[rows])
+    def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> StoredImages:
+        """The images at these rows, none of them read."""
+        return StoredImages(self.path, self.rows[rows])
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "rows": self.rows}
@@ -80,23 +80,19 @@ class Pictures:
         self.__init__(state["path"], state["rows"])  # type: ignore[misc]
 
     def __repr__(self) -> str:
-        return f"Pictures({str(self.path)!r}, {len(self)} of {len(self._array)})"
+        return f"StoredImages({str(self.path)!r}, {len(self)} of {len(self._array)})"
 
 
-def _consecutive(rows: NDArray[np.int64]) -> bool:
-    return bool(rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all())
-
-
-Images = Tensor | Pictures
+Images = Tensor | StoredImages
 
 
 @dataclass(frozen=True)
 class FaceData:
-    """Pictures with a binary target and sensitive attributes.
+    """Images with a binary target and sensitive attributes.
 
     Attributes
     ----------
-    images : uint8 tensor (N, 3, H, W), or pictures on disk that read like one
+    images : uint8 tensor (N, 3, H, W), or images on disk that read like one
     target : int8 (N,)
         1 where the target attribute (Smiling, for rendered people) is present.
     groups : DataFrame of N rows
@@ -104,10 +100,10 @@ class FaceData:
     split : array of str (N,)
         ``train``, ``calibration``, ``validation`` or ``test``.
     factors : DataFrame of N rows, optional
-        Continuous coefficients that made the picture, where they are known.
+        Continuous coefficients that made the image, where they are known.
     meta : dict
-        Source, licence, ``answers`` (what a target of 0 and of 1 means, in words) and whatever else
-        says where the pictures come from.
+        Source, licence, ``classes`` (names of a target of 0 and of 1) and whatever else
+        says where the images come from.
     """
 
     images: Images
@@ -132,11 +128,11 @@ class FaceData:
         return len(self.target)
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> FaceData:
-        """The same data at these rows; pictures on disk stay there."""
+        """The same data at these rows; images on disk stay there."""
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows
         return FaceData(
             images=self.images.take(rows)
-            if isinstance(self.images, Pictures)
+            if isinstance(self.images, StoredImages)
             else self.images[torch.from_numpy(rows)],
             target=self.target[rows],
             groups=self.groups.iloc[rows].reset_index(drop=True),
@@ -160,3 +156,7 @@ class FaceData:
         table = self.groups.assign(images=1, base_rate=self.target.astype(float))
         grouped = table.groupby(list(self.groups.columns), observed=False)
         return grouped.agg({"images": "sum", "base_rate": "mean"}).reset_index()
+
+
+def _consecutive(rows: NDArray[np.int64]) -> bool:
+    return bool(rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all())

@@ -19,6 +19,8 @@ from fairq_utils.data.parquet_images import ParquetBytes
 from fairq_utils.errors import BadInput
 
 MARK = "\ufeff"  # a byte-order mark, which some programs write before the first letter
+SUFFIXES = (".jpg", ".jpeg", ".png")
+SHOWN = 6  # names of what stands in a folder where something else was looked for
 
 
 @dataclass
@@ -78,7 +80,7 @@ def read_labels(
     columns: Sequence[str] | None = None,
     counted: bool = False,
 ) -> Labels:
-    """Read a table whose first column names pictures.
+    """Read a table whose first column names images.
 
     Parameters
     ----------
@@ -144,45 +146,8 @@ def read_labels(
     return found
 
 
-def _fields(line: str, separated: bool) -> list[str]:
-    if not separated:
-        return line.split()
-    # The csv module is needed for quotes only, and takes ten times as long.
-    fields = next(csv.reader([line])) if '"' in line else line.split(",")
-    return [field.strip() for field in fields]
-
-
-def _count(line: str, found: Labels) -> int | None:
-    if re.fullmatch(r"\d+", line.strip()):
-        return int(line)
-    found.findings.append(
-        Finding(found.place(1), "label", f"says {line.strip()[:40]!r} in place of a number of rows")
-    )
-    return None
-
-
-def _problem(
-    fields: list[str],
-    columns: int,
-    checked: list[tuple[int, str, frozenset[str]]],
-    common: frozenset[str] | None,
-) -> tuple[str, str] | None:
-    """Kind and description of what is wrong with a row, or None."""
-    if len(fields) != columns + 1:
-        return "label", f"has {len(fields)} fields, not {columns + 1}"
-    why = leaves(fields[0])
-    if why is not None:
-        return "unsafe", f"{fields[0][:80]!r} {why}"
-    if common is not None and common.issuperset(fields[1:]):
-        return None
-    for i, name, values in checked:
-        if fields[i] not in values:
-            return "label", f"{name} is {fields[i][:40]!r}, not one of {', '.join(sorted(values))}"
-    return None
-
-
 def leaves(name: str) -> str | None:
-    """Why a path in a label file is not one below the pictures' folder, or None.
+    """Reason why a path in a label file is not one below the images' folder, or None.
 
     >>> leaves("train/1.jpg")
     >>> leaves("../1.jpg")
@@ -198,13 +163,9 @@ def leaves(name: str) -> str | None:
     return "leads out of the folder" if ".." in path.parts else None
 
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
-SHOWN = 6  # names of what stands in a folder where something else was looked for
-
-
 @dataclass(frozen=True)
 class FileBytes:
-    """Encoded pictures, each in a file of its own.
+    """Encoded images, each in a file of its own.
 
     Attributes
     ----------
@@ -241,13 +202,13 @@ def images_in(root: Path, folder: Path) -> tuple[dict[str, bool], list[Finding]]
     -------
     names, findings
         Whether each image may be read. Findings of files that are no images do not count: no
-        picture is lost by them.
+        image is lost by them.
     """
     inside = root.resolve()
     if not folder.resolve().is_relative_to(inside):
         raise BadInput(
             f"{folder}: this link leads out of {root}, to {folder.resolve()}; name a root that "
-            "holds the pictures, or copy them there"
+            "holds the images, or copy them there"
         )
     names: dict[str, bool] = {}
     findings = []
@@ -269,13 +230,70 @@ def images_in(root: Path, folder: Path) -> tuple[dict[str, bool], list[Finding]]
     return names, sorted(findings, key=lambda f: f.place)
 
 
-def standing_in(folder: Path) -> str:
-    """What a folder holds, for a message about what it should hold."""
-    names = sorted(os.listdir(folder))
-    if not names:
-        return "the folder is empty"
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"there is {', '.join(names[:SHOWN])}{more}"
+def with_images(
+    labels: Labels, root: Path, folder: Path, prefix: str = ""
+) -> tuple[list[str], list[Finding]]:
+    """Names in a label file whose images are there, and what is wrong with the others.
+
+    Parameters
+    ----------
+    folder : that holds the images
+    prefix : which the names have in the label file, such as ``train/``
+
+    Returns
+    -------
+    names, findings
+        Sorted names, as the label file has them; an image without a label is a finding too.
+    """
+    there, findings = images_in(root, folder)
+    shown = folder.relative_to(root)
+    if not there:
+        raise BadInput(
+            f"{folder}: there are no images here, and {labels.path.name} names "
+            f"{len(labels.rows)}; unpack them into this folder"
+        )
+    kept = []
+    for name, (line, _) in labels.rows.items():
+        image = name.removeprefix(prefix)
+        if not name.startswith(prefix) or "/" in image:
+            problem = f"{name!r} is no image of {shown}"
+            findings.append(Finding(labels.place(line), "name", problem))
+        elif image not in there:
+            problem = f"{shown / image} is not there"
+            findings.append(Finding(labels.place(line), "missing", problem))
+        elif there[image]:
+            kept.append(name)
+    known = labels.named
+    findings += [
+        Finding(str(shown / image), "unlabelled", f"has no row in {labels.path.name}")
+        for image in sorted(there)
+        if there[image] and prefix + image not in known
+    ]
+    return sorted(kept), findings
+
+
+@dataclass(frozen=True)
+class Held:
+    """Content of one layout of a collection, before anything is asked of it.
+
+    Attributes
+    ----------
+    layout : its name
+    read : gives the encoded bytes of image ``i``
+    files, keys : N names, and what decides an image's split
+    labels : attribute -> (N,) booleans or codes
+    official : array of str (N,)
+        The split that the collection itself puts each image in.
+    findings : what cannot be used, and why
+    """
+
+    layout: str
+    read: FileBytes | ParquetBytes
+    files: list[str]
+    keys: list[str]
+    labels: dict[str, NDArray[Any]]
+    official: NDArray[np.str_]
+    findings: list[Finding]
 
 
 def checked_root(root: str | os.PathLike[str], what: str, command: str = "") -> Path:
@@ -308,67 +326,47 @@ def nowhere(root: Path, what: str, looked_for: str) -> BadInput:
     )
 
 
-def with_pictures(
-    labels: Labels, root: Path, folder: Path, prefix: str = ""
-) -> tuple[list[str], list[Finding]]:
-    """Names in a label file whose pictures are there, and what is wrong with the others.
-
-    Parameters
-    ----------
-    folder : that holds the pictures
-    prefix : which the names have in the label file, such as ``train/``
-
-    Returns
-    -------
-    names, findings
-        Sorted names, as the label file has them; a picture without a label is a finding too.
-    """
-    there, findings = images_in(root, folder)
-    shown = folder.relative_to(root)
-    if not there:
-        raise BadInput(
-            f"{folder}: there are no pictures here, and {labels.path.name} names "
-            f"{len(labels.rows)}; unpack them into this folder"
-        )
-    kept = []
-    for name, (line, _) in labels.rows.items():
-        picture = name.removeprefix(prefix)
-        if not name.startswith(prefix) or "/" in picture:
-            problem = f"{name!r} is no picture of {shown}"
-            findings.append(Finding(labels.place(line), "name", problem))
-        elif picture not in there:
-            problem = f"{shown / picture} is not there"
-            findings.append(Finding(labels.place(line), "missing", problem))
-        elif there[picture]:
-            kept.append(name)
-    known = labels.named
-    findings += [
-        Finding(str(shown / picture), "unlabelled", f"has no row in {labels.path.name}")
-        for picture in sorted(there)
-        if there[picture] and prefix + picture not in known
-    ]
-    return sorted(kept), findings
+def standing_in(folder: Path) -> str:
+    """Names of what a folder holds, for a message about what it should hold."""
+    names = sorted(os.listdir(folder))
+    if not names:
+        return "the folder is empty"
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"there is {', '.join(names[:SHOWN])}{more}"
 
 
-@dataclass(frozen=True)
-class Held:
-    """What one layout of a collection holds, before anything is asked of it.
+def _fields(line: str, separated: bool) -> list[str]:
+    if not separated:
+        return line.split()
+    # The csv module is needed for quotes only, and takes ten times as long.
+    fields = next(csv.reader([line])) if '"' in line else line.split(",")
+    return [field.strip() for field in fields]
 
-    Attributes
-    ----------
-    layout : its name
-    read : gives the encoded bytes of picture ``i``
-    files, keys : N names, and what decides a picture's split
-    labels : attribute -> (N,) booleans or codes
-    official : array of str (N,)
-        The split that the collection itself puts each picture in.
-    findings : what cannot be used, and why
-    """
 
-    layout: str
-    read: FileBytes | ParquetBytes
-    files: list[str]
-    keys: list[str]
-    labels: dict[str, NDArray[Any]]
-    official: NDArray[np.str_]
-    findings: list[Finding]
+def _count(line: str, found: Labels) -> int | None:
+    if re.fullmatch(r"\d+", line.strip()):
+        return int(line)
+    found.findings.append(
+        Finding(found.place(1), "label", f"says {line.strip()[:40]!r} in place of a number of rows")
+    )
+    return None
+
+
+def _problem(
+    fields: list[str],
+    columns: int,
+    checked: list[tuple[int, str, frozenset[str]]],
+    common: frozenset[str] | None,
+) -> tuple[str, str] | None:
+    """Kind and description of what is wrong with a row, or None."""
+    if len(fields) != columns + 1:
+        return "label", f"has {len(fields)} fields, not {columns + 1}"
+    why = leaves(fields[0])
+    if why is not None:
+        return "unsafe", f"{fields[0][:80]!r} {why}"
+    if common is not None and common.issuperset(fields[1:]):
+        return None
+    for i, name, values in checked:
+        if fields[i] not in values:
+            return "label", f"{name} is {fields[i][:40]!r}, not one of {', '.join(sorted(values))}"
+    return None

@@ -1,4 +1,4 @@
-"""What may be different in the pictures of one group, whoever else is in the population."""
+"""Dials of one group's images, whoever else is in the population."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class GroupDials:
-    """What is different for the people of one group, in each of their pictures.
+    """Differences of one group's people, in each of their images.
 
     Attributes
     ----------
     difficulty : float or None
         In place of the population's; None leaves it.
     light : float
-        Factor on sun and sky; sensor noise stays, so that a dark picture has less contrast.
+        Factor on sun and sky; sensor noise stays, so that a dark image has less contrast.
     reflectance : float
         Factor on the reflectance of skin and lips.
     """

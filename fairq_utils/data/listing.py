@@ -1,4 +1,4 @@
-"""Which photographs a collection holds and who is in them, before a pixel is read."""
+"""A list of a collection's photographs and who is in them, before a pixel is read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Finding:
     place : file, with the line or row where there is one, such as ``list_attr_celeba.txt:17``
     kind : one of :data:`KINDS`
     problem : what is wrong there, as half a sentence
-    counts : whether a picture is lost by it, so that it counts towards ``max_bad``
+    counts : whether an image is lost by it, so that it counts towards ``max_bad``
     """
 
     place: str
@@ -34,20 +34,20 @@ class Finding:
 KINDS = (
     "name",  # of a file, cannot be parsed
     "label",  # missing, or not one of the values
-    "missing",  # a label without its picture
-    "unlabelled",  # a picture without its label
+    "missing",  # a label without its image
+    "unlabelled",  # an image without its label
     "unreadable",  # truncated, empty, or not an image
-    "size",  # of another size than the collection's pictures
-    "duplicate",  # the same picture twice
+    "size",  # of another size than the collection's images
+    "duplicate",  # the same image twice
     "unsafe",  # a path that leaves the folder, or an image too large to be one
 )
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The pictures of a collection.
+    """The images of a collection.
 
-    Readers list them by their names. :func:`fairq_utils.data.photographs.registry.listing` puts
+    Readers list them by their names. :func:`fairq_utils.data.photographs.reading.listing` puts
     them in the order of their places by hash, so that the first so many are a sample and not, where
     a name tells an age, the youngest.
 
@@ -55,22 +55,22 @@ class Listing:
     ----------
     name : of the collection
     files : array of str (N,)
-        What names each picture: its path under the root, or ``FILE.parquet#ROW``.
+        What names each image: its path under the root, or ``FILE.parquet#ROW``.
     target : int8 (N,)
     groups : DataFrame of N rows
         One categorical column per sensitive attribute.
     split : array of str (N,)
         ``train``, ``calibration``, ``validation`` or ``test``.
     read : callable
-        ``read(i)`` gives the encoded bytes of picture ``i``; several threads may call it.
+        ``read(i)`` gives the encoded bytes of image ``i``; several threads may call it.
     findings : what was left out, and why
     meta : source, licence, citation, layout, target and how splits were made
     state : callable, optional
         Digest of the sizes and modification times of the files that ``read`` reads.
     keys : array of str (N,), optional
-        What decides a picture's split: its name without folder and distribution.
+        What decides an image's split: its name without folder and distribution.
     stored : int64 (N,), optional
-        Where each picture stands among the files, which are quickest to read in that order; as
+        Where each image stands among the files, which are quickest to read in that order; as
         they are listed unless named.
     """
 
@@ -105,16 +105,16 @@ class Listing:
         )
         return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
 
-    def digest_of(self, split: str, pictures: NDArray[np.str_] | None = None) -> str:
+    def digest_of(self, split: str, images: NDArray[np.str_] | None = None) -> str:
         """SHA-256 of names, targets and groups in one split: what decides its people.
 
-        With a digest of each of the N pictures, it is of what these show as well.
+        With a digest of each of the N images, it is of what these show as well.
         """
         rows = self.split == split
         table = self.groups[rows].astype(str)
         table = table.assign(file=self.files[rows], target=self.target[rows])
-        if pictures is not None:
-            table = table.assign(picture=pictures[rows])
+        if images is not None:
+            table = table.assign(picture=images[rows])
         return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
 
     def take(self, rows: NDArray[np.int64]) -> Listing:

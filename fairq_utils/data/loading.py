@@ -192,7 +192,7 @@ def _split(
 
 
 def _damage(folder: Path, recipe: dict[str, Any]) -> str | None:
-    """What is wrong with a cached split, or None."""
+    """Damage of a cached split in words, or None."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Pictures in Parquet as Hugging Face writes them: a column ``image`` of bytes and path."""
+"""Images in Parquet as Hugging Face writes them: a column ``image`` of bytes and path."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from fairq_utils.data.decoding import Unreadable
 from fairq_utils.errors import BadInput
 
 SHARD = re.compile(r"(?P<split>[a-z]+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.parquet")
-# Several threads read near each other, in row groups of a hundred pictures or of thousands: so many
+# Several threads read near each other, in row groups of a hundred images or of thousands: so many
 # bytes of them stay in memory, and never fewer than one that ends and one that begins.
 KEPT_BYTES, KEPT_GROUPS = 2**27, 2
 
 
 @dataclass
 class ParquetBytes:
-    """Encoded pictures in the rows of Parquet files.
+    """Encoded images in the rows of Parquet files.
 
     Attributes
     ----------
@@ -44,7 +44,7 @@ class ParquetBytes:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __call__(self, i: int) -> bytes:
-        """The bytes in row ``i``, none where the row holds no picture; Unreadable if damaged."""
+        """The bytes in row ``i``, none where the row holds no image; Unreadable if damaged."""
         shard, row = self.rows[i]
         try:
             with self._lock:
@@ -58,7 +58,7 @@ class ParquetBytes:
         return column[row - start].as_py() or b""
 
     def _group(self, shard: int, row: int) -> tuple[int, Any]:
-        """First row of the row group that holds this one, and its pictures."""
+        """First row of the row group that holds this one, and its images."""
         if shard not in self._starts:
             metadata = pq.ParquetFile(self.paths[shard]).metadata
             starts = [0]
@@ -119,7 +119,7 @@ def shards(folder: Path, splits: Sequence[str]) -> dict[str, list[Path]]:
 
 
 def read_columns(path: Path, wanted: Sequence[str]) -> pd.DataFrame:
-    """Columns of a shard and ``path``, what the picture was called (None if it is not said).
+    """Columns of a shard and ``path``, what the image was called (None if it is not said).
 
     Raises
     ------
@@ -155,7 +155,7 @@ def read_columns(path: Path, wanted: Sequence[str]) -> pd.DataFrame:
 
 
 def class_names(path: Path, column: str) -> list[str] | None:
-    """What a column's integers stand for, from the features that Hugging Face keeps in the file."""
+    """Names that a column's integers stand for, from what Hugging Face keeps in the file."""
     metadata: Mapping[bytes, bytes] = pq.read_schema(path).metadata or {}
     try:
         features = json.loads(metadata[b"huggingface"])["info"]["features"]
@@ -167,7 +167,7 @@ def class_names(path: Path, column: str) -> list[str] | None:
 def gather(
     root: Path, folder: Path, splits: Mapping[str, str], wanted: Sequence[str]
 ) -> tuple[pd.DataFrame, tuple[Path, ...]]:
-    """The rows of all shards but for their pictures.
+    """The rows of all shards but for their images.
 
     Parameters
     ----------
@@ -177,7 +177,7 @@ def gather(
     -------
     table, paths
         Columns ``wanted``, ``file`` (``FILE.parquet#ROW``), ``split``, ``shard`` (a number in
-        ``paths``), ``row`` in it, and ``key``, what decides the split of a picture.
+        ``paths``), ``row`` in it, and ``key``, what decides the split of an image.
     """
     found = shards(folder, tuple(splits))
     for split in dict.fromkeys(splits.values()):
@@ -205,7 +205,7 @@ def gather(
 
 
 def _keys(table: pd.DataFrame) -> pd.Series:
-    """The picture's own name where every row tells another; else its number in its split.
+    """The image's own name where every row tells another; else its number in its split.
 
     That number stays when shards are cut differently.
     """

@@ -19,38 +19,36 @@ import PIL
 from numpy.typing import NDArray
 
 from fairq_utils.data.decoding import Unreadable, decode
-from fairq_utils.data.faces import Pictures
+from fairq_utils.data.faces import StoredImages
 from fairq_utils.data.listing import Finding, Listing
 from fairq_utils.data.whole_files import written_whole
 from fairq_utils.errors import BadInput, Fault
 from fairq_utils.fingerprint import code_version, fingerprint
 
-__all__ = ["CHUNK", "Decoded", "Pictures", "Progress", "decoded"]
-
 Progress = Callable[[str, int, int], None]
-CHUNK = 64  # pictures that are decoded, written and checked together
+CHUNK = 64  # images that are decoded, written and checked together
 SYNCED = 16  # chunks between two waits for the disk
-JOURNAL = "journal.jsonl"  # a line per chunk: first row, its pictures' digests, what was left out
+JOURNAL = "journal.jsonl"  # a line per chunk: first row, its images' digests, what was left out
 MANIFEST = "manifest.json"
 IMAGES = "images.npy"
-DIGEST = 16  # bytes of a picture's digest
+DIGEST = 16  # bytes of an image's digest
 DECODER = "fairq_utils.data.decoding"
 
 
 class Decoded(NamedTuple):
-    """What could be decoded of a listing, and what could not.
+    """Images of a listing that could be decoded, and findings of the others.
 
     Attributes
     ----------
-    pictures : N of them, in the listing's order
+    images : N of them, in the listing's order
     rows : int64 (N,)
         Their rows in the listing.
     digests : array of str (N,)
-        BLAKE2b of each picture's pixels, in hexadecimal.
+        BLAKE2b of each image's pixels, in hexadecimal.
     findings : what is wrong with each of the others, in the order of their files
     """
 
-    pictures: Pictures
+    images: StoredImages
     rows: NDArray[np.int64]
     digests: NDArray[np.str_]
     findings: tuple[Finding, ...]
@@ -64,13 +62,13 @@ def decoded(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Decoded:
-    """Pictures of a listing, decoded unless they were before.
+    """Images of a listing, decoded unless they were before.
 
-    They stand in ``CACHE/photographs/FINGERPRINT/images.npy``, one row per picture of the listing,
+    They stand in ``CACHE/photographs/FINGERPRINT/images.npy``, one row per image of the listing,
     in the order of their files. The fingerprint is of the names, the files' sizes and times, the
-    pixels per side and the decoder; a picture that changes gets another one. Every chunk that is on
-    disk is noted in a journal with the digest of each picture, so that a decoding that was stopped
-    goes on, a damaged file is mended where it is damaged, and what a picture shows has a name
+    pixels per side and the decoder; an image that changes gets another one. Every chunk that is on
+    disk is noted in a journal with the digest of each image, so that a decoding that was stopped
+    goes on, a damaged file is mended where it is damaged, and what an image shows has a name
     without a look at its pixels. Threads decode: Pillow works without the interpreter's lock.
 
     Parameters
@@ -83,7 +81,7 @@ def decoded(
     BadInput
         The disk cannot hold them.
     Fault
-        A file could not be read, or memory was short: nothing is noted about such a picture, and
+        A file could not be read, or memory was short: nothing is noted about such an image, and
         it is read again the next time.
     """
     order = listing.as_stored()
@@ -111,10 +109,10 @@ def decoded(
     digests = np.array([digest for entry in entries for digest in entry["digests"]], np.str_)
     kept = np.ones(len(listing), bool)
     kept[[i for i, _, _ in left_out]] = False
-    row_of = np.argsort(order)  # row in the array of each picture of the listing
+    row_of = np.argsort(order)  # row in the array of each image of the listing
     rows = np.flatnonzero(kept[row_of])
     return Decoded(
-        Pictures(folder / IMAGES, row_of[rows]),
+        StoredImages(folder / IMAGES, row_of[rows]),
         rows,
         digests[row_of[rows]],
         tuple(Finding(str(listing.files[i]), kind, why) for i, kind, why in left_out),
@@ -138,7 +136,7 @@ def _processors() -> int:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Only one process decodes the same pictures; the others wait and find them decoded."""
+    """Lock out other processes: they wait, and find the same images decoded."""
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -163,7 +161,7 @@ def _decode(
         def chunk(start: int) -> dict[str, Any]:
             pixels, left_out = _chunk(listing, start, size)
             _write(images, pixels, header + start * row)
-            digests = [_digest(picture.data.cast("B")) for picture in pixels]
+            digests = [_digest(image.data.cast("B")) for image in pixels]
             return {"start": start, "digests": digests, "left_out": left_out}
 
         with (
@@ -196,7 +194,7 @@ def _decode(
 def _chunk(
     listing: Listing, start: int, size: int
 ) -> tuple[NDArray[np.uint8], list[tuple[int, str, str]]]:
-    """Pixels of a chunk, zeros where a picture cannot be used, and why it cannot."""
+    """Pixels of a chunk, zeros where an image cannot be used, and why it cannot."""
     pixels = np.zeros((_length(start, len(listing)), 3, size, size), np.uint8)
     left_out = []
     for i in range(len(pixels)):
@@ -205,7 +203,7 @@ def _chunk(
         except Unreadable as error:
             left_out.append((start + i, error.kind, str(error)))
         except (OSError, MemoryError) as error:
-            # Of the disk or of this machine at this moment, not of the picture.
+            # Of the disk or of this machine at this moment, not of the image.
             reason = getattr(error, "strerror", None) or str(error) or "memory is short"
             raise Fault(
                 f"{listing.files[start + i]}: cannot be read now ({reason}); see to it and run the "
@@ -299,7 +297,7 @@ def _finish(scratch: Path, folder: Path, recipe: dict[str, Any], listing: Listin
 
 
 def _damage(folder: Path, recipe: dict[str, Any]) -> str | None:
-    """What is wrong with kept pictures, or None.
+    """Damage of kept images in words, or None.
 
     Pixels are read through only where the file's size or time is no longer the one noted: that is
     some seconds per gigabyte.
@@ -310,7 +308,7 @@ def _damage(folder: Path, recipe: dict[str, Any]) -> str | None:
     except (OSError, ValueError) as error:
         return f"it cannot be read ({error})"
     if not isinstance(manifest, dict) or manifest.get("recipe") != recipe:
-        return f"{MANIFEST} was written for other pictures"
+        return f"{MANIFEST} was written for other images"
     if seen.st_size != manifest.get("bytes"):
         return f"{IMAGES} has {seen.st_size} bytes, not {manifest.get('bytes')}"
     if fingerprint(_journal(folder, recipe["pictures"]), 64) != manifest.get("journal"):
@@ -320,7 +318,7 @@ def _damage(folder: Path, recipe: dict[str, Any]) -> str | None:
     side = recipe["size"]
     header = _header(folder / IMAGES, (recipe["pictures"], 3, side, side))
     if header is None:
-        return f"{IMAGES} is not the array of these pictures"
+        return f"{IMAGES} is not the array of these images"
     row = 3 * side**2
     images = os.open(folder / IMAGES, os.O_RDONLY)
     try:

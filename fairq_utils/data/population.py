@@ -1,4 +1,4 @@
-"""Who is in the pictures: people with known demographics, drawn one by one.
+"""Population of rendered people: known demographics, drawn one by one.
 
 A person is a pure function of (population seed, split, index): a counter-based generator is
 keyed with those three numbers, so any subset on any machine holds the same people, and a larger
@@ -72,7 +72,7 @@ class Population:
     race : mapping of ancestry to weight
         Drawn independently of the other attributes.
     of_group : mapping of a value of an attribute, such as ``female``, to :class:`GroupDials`
-        For whom the pictures differ. Who is in two such groups gets both factors, and the largest
+        For whom the images differ. Who is in two such groups gets both factors, and the largest
         difficulty.
     """
 
@@ -127,7 +127,7 @@ class People:
     look : dict of name -> float64 (N, ...)
         Skin, hair, eyes, light, camera, background; see :func:`_look`.
     noise_seed : uint64 (N, 2)
-        Key of each picture's sensor noise.
+        Key of each image's sensor noise.
     """
 
     target: NDArray[np.int8]
@@ -365,7 +365,7 @@ def _look(
     u: Floats,
     z: Floats,
 ) -> dict[str, Floats]:
-    """Everything about a picture that is not geometry of the face.
+    """All of an image that is not geometry of the face.
 
     Angles in radians, lengths in metres, colours linear RGB (N, 3), the rest 0 to 1.
     """

@@ -50,7 +50,7 @@ def threshold(question: str, place: str, known: Sequence[int] | None = None) -> 
     return match["sign"], years
 
 
-def answers(
+def targets(
     question: str,
     male: NDArray[np.bool_],
     age: NDArray[np.int64],
@@ -58,7 +58,7 @@ def answers(
 ) -> NDArray[np.int8]:
     """The target (N,): of ``gender``, 1 is male; of an age, 1 is that the condition holds.
 
-    >>> answers("age>=40", np.array([True, False]), np.array([39, 40])).tolist()
+    >>> targets("age>=40", np.array([True, False]), np.array([39, 40])).tolist()
     [0, 1]
     """
     if question == "gender":
@@ -67,10 +67,10 @@ def answers(
     return ((age < years) if sign == "<" else (age >= years)).astype(np.int8)
 
 
-def sayings(question: str) -> tuple[str, str]:
-    """What a target of 0 and of 1 means, in words.
+def classes(question: str) -> tuple[str, str]:
+    """Names of a target's two classes: of 0, and of 1.
 
-    >>> sayings("age>=40")
+    >>> classes("age>=40")
     ('age<40', 'age>=40')
     """
     if question in ("gender", "young"):

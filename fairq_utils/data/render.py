@@ -1,4 +1,4 @@
-"""How people look: portraits rasterised and shaded by Warp kernels, on CPU or CUDA.
+"""Rendering people: portraits rasterised and shaded by Warp kernels, on CPU or CUDA.
 
 Coverage is decided in integers: vertices are projected in double precision and snapped to 1/256
 of a sample, so the same person covers the same samples on every machine; only shading is in
@@ -144,16 +144,16 @@ def rasterise(head: Head, people: People, size: int, device: str) -> NDArray[np.
 
 
 def develop(radiance: NDArray[np.float32], people: People) -> NDArray[np.uint8]:
-    """From linear radiance (N, H, W, 3) to pictures uint8 (N, 3, H, W): exposure, gamma, noise."""
+    """Images uint8 (N, 3, H, W) of linear radiance (N, H, W, 3): exposure, gamma, noise."""
     out = np.empty((len(radiance), 3, *radiance.shape[1:3]), np.uint8)
     for i, linear in enumerate(radiance):
         key = people.noise_seed[i]
         noise = np.random.Generator(np.random.Philox(key=key)).standard_normal(
             linear.shape, dtype=np.float32
         )
-        picture = np.clip(linear * np.float32(people.look["exposure"][i]), 0, 1) ** (1 / 2.2)
-        picture = picture + np.float32(people.look["sensor"][i]) * noise
-        out[i] = np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8).transpose(2, 0, 1)
+        image = np.clip(linear * np.float32(people.look["exposure"][i]), 0, 1) ** (1 / 2.2)
+        image = image + np.float32(people.look["sensor"][i]) * noise
+        out[i] = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8).transpose(2, 0, 1)
     return out
 
 

@@ -80,7 +80,7 @@ def cover(
 
 @wp.struct
 class Look:
-    """What shading needs to know of one person: linear RGB, a unit vector, shares 0 to 1."""
+    """Properties of one person that shading needs: linear RGB, a unit vector, shares 0 to 1."""
 
     skin: wp.vec3
     lip: wp.vec3

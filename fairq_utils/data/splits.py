@@ -16,7 +16,7 @@ from fairq_utils.errors import BadInput
 def positions(keys: Sequence[str]) -> NDArray[np.float64]:
     """A place in [0, 1) for every key: the first 48 bits of its SHA-256.
 
-    It stays when pictures are added, removed or listed in another order.
+    It stays when images are added, removed or listed in another order.
 
     >>> positions(["000001.jpg", "000002.jpg"]).round(3).tolist()
     [0.32, 0.753]
@@ -45,7 +45,7 @@ def shares(
     found = {split: float(given.get(split, share)) for split, share in defaults.items()}
     if sum(found.values()) >= 1:
         raise BadInput(
-            f"held_out: {', '.join(found)} take {sum(found.values()):g} of the pictures together, "
+            f"held_out: {', '.join(found)} take {sum(found.values()):g} of the images together, "
             f"which leaves none for {rest}; name smaller shares"
         )
     return found
@@ -82,11 +82,11 @@ def ordered(
         if name not in SPLITS:
             raise BadInput(f"images: {name!r} is not one of {', '.join(SPLITS)}")
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise BadInput(f"images.{name}: {count!r} is no number of pictures; name 1 or more")
+            raise BadInput(f"images.{name}: {count!r} is no number of images; name 1 or more")
         rows = order[split[order] == name]
         if len(rows) < count:
             raise BadInput(
-                f"images.{name}: {count} pictures are asked for and there are {len(rows)}; name "
+                f"images.{name}: {count} images are asked for and there are {len(rows)}; name "
                 "fewer, or give this split a larger share in held_out"
             )
         kept[rows[count:]] = False
@@ -94,22 +94,22 @@ def ordered(
 
 
 def duplicates(listing: Listing, digests: Mapping[int, str | bytes]) -> dict[int, Finding]:
-    """What is to be said of pictures that stand somewhere else as well.
+    """Findings of images that stand somewhere else as well.
 
-    Of a picture in several splits the copies in one of them stay: those in ``test`` if there are
+    Of an image in several splits the copies in one of them stay: those in ``test`` if there are
     any, else in ``validation``, else in ``calibration``. The others count as lost, so that nobody
-    is tested, or calibrated, on a picture that was trained on. Copies within one split stay.
+    is tested, or calibrated, on an image that was trained on. Copies within one split stay.
 
     Parameters
     ----------
     listing : Listing
     digests : mapping
-        Row -> what is equal where pictures are.
+        Row -> what is equal where images are.
 
     Returns
     -------
     dict
-        Row -> finding, in the order of ``digests``; those that count are of pictures to leave out.
+        Row -> finding, in the order of ``digests``; those that count are of images to leave out.
 
     Examples
     --------
@@ -119,7 +119,7 @@ def duplicates(listing: Listing, digests: Mapping[int, str | bytes]) -> dict[int
     ...     groups=pd.DataFrame(index=range(2)), split=np.array(["train", "test"]), read=bytes,
     ... )
     >>> duplicates(faces, {0: "same", 1: "same"})[0].problem
-    'is the same picture as b.jpg, which is in test and this one in train'
+    'is the same image as b.jpg, which is in test and this one in train'
     """
     stays: dict[str | bytes, int] = {}
     for row, digest in digests.items():
@@ -138,7 +138,7 @@ def _held_out(listing: Listing, row: int) -> int:
 
 def _finding(listing: Listing, stays: int, row: int) -> Finding:
     other, here = str(listing.split[stays]), str(listing.split[row])
-    problem = f"is the same picture as {listing.files[stays]}"
+    problem = f"is the same image as {listing.files[stays]}"
     if other != here:
         problem += f", which is in {other} and this one in {here}"
     labels = [

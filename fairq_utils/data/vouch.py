@@ -1,4 +1,4 @@
-"""Is this folder the published collection, whole and sound? Every picture is looked at once."""
+"""Vouching for a folder: the published collection, whole and sound, every image looked at."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ COLUMNS = ("check", "of", "found", "expected", "ok")
 WORDS = {
     "name": "names that say nothing",
     "label": "labels that are none",
-    "missing": "labels without a picture",
-    "unlabelled": "pictures without a label",
-    "unreadable": "pictures that cannot be read",
-    "size": "pictures of another size",
-    "duplicate": "the same picture twice",
-    "unsafe": "unsafe paths or pictures",
+    "missing": "labels without an image",
+    "unlabelled": "images without a label",
+    "unreadable": "images that cannot be read",
+    "size": "images of another size",
+    "duplicate": "the same image twice",
+    "unsafe": "unsafe paths or images",
 }
 
 Progress = Callable[[int, int], None]
@@ -33,15 +33,15 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Report:
-    """What was found in a folder of photographs.
+    """Result of vouching for a folder of photographs.
 
     Attributes
     ----------
     table : DataFrame
         ``check``, ``of`` (what was counted), ``found``, ``expected`` (a number or words; empty
         where no source says), ``ok``.
-    findings : the reader's, and those of the pictures themselves
-    lost : pictures that cannot be used
+    findings : the reader's, and those of the images themselves
+    lost : images that cannot be used
     max_bad : how many may be
     """
 
@@ -52,7 +52,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether every check holds."""
+        """True if every check holds."""
         return bool(self.table.ok.all())
 
     def findings_table(self) -> pd.DataFrame:
@@ -72,22 +72,22 @@ def vouch(
 ) -> Report:
     """Compare a folder with the published collection and look for damage and duplicates.
 
-    A picture that stands in two splits counts as lost to all but one of them, and one that stands
+    An image that stands in two splits counts as lost to all but one of them, and one that stands
     twice in a split does not: see :func:`~fairq_utils.data.splits.duplicates`.
 
     Parameters
     ----------
     listing : Listing
-        Of all pictures, with what its reader left out in ``findings``.
+        Of all images, with what its reader left out in ``findings``.
     pixels : bool
-        Decode every picture; the same picture is then found under another encoding as well.
+        Decode every image; the same image is then found under another encoding as well.
         Without it only bytes are compared, and damage inside a file is not seen.
     max_bad : int
-        Pictures that may be lost; published counts may be missed by as many.
+        Images that may be lost; published counts may be missed by as many.
     published : Published, optional
         Counts to compare with; none for a part of a collection.
     progress : callable, optional
-        Called as ``progress(pictures looked at, pictures)``.
+        Called as ``progress(images looked at, images)``.
 
     Raises
     ------
@@ -95,8 +95,8 @@ def vouch(
         ``max_bad`` is negative.
     """
     if max_bad < 0:
-        raise ValueError(f"max_bad: {max_bad} pictures; it needs 0 or more")
-    seen = list(_pictures(listing, pixels, published, progress))
+        raise ValueError(f"max_bad: {max_bad} images; it needs 0 or more")
+    seen = list(_images(listing, pixels, published, progress))
     findings = (*listing.findings, *seen)
     lost = sum(finding.counts for finding in findings)
     rows = [
@@ -105,7 +105,7 @@ def vouch(
         *_kinds(findings, pixels),
         (
             "lost",
-            "pictures that cannot be used",
+            "images that cannot be used",
             lost,
             f"at most {max_bad}" if max_bad else "0",
             lost <= max_bad,
@@ -125,21 +125,21 @@ def _compared(check: str, of: str, found: int, expected: int | None, max_bad: in
 
 
 def _counts(listing: Listing, published: Published | None, max_bad: int) -> Iterator[Row]:
-    """Pictures in all and by official split."""
+    """Images in all and by official split."""
     whole = None if published is None else published.images
-    yield _compared("pictures", "all", len(listing), whole, max_bad)
+    yield _compared("images", "all", len(listing), whole, max_bad)
     here = Counter(listing.split.tolist())
     if published is None or not published.splits:
         for name, found in sorted(here.items()):
-            yield _compared("pictures", name, found, None, max_bad)
+            yield _compared("images", name, found, None, max_bad)
         return
     for parts, expected in published.splits.items():
         found = sum(here[part] for part in parts)
-        yield _compared("pictures", " + ".join(parts), found, expected, max_bad)
+        yield _compared("images", " + ".join(parts), found, expected, max_bad)
 
 
 def _groups(listing: Listing, published: Published | None, max_bad: int) -> Iterator[Row]:
-    """Pictures of every value of every attribute, and of every cell that the source counts."""
+    """Images of every value of every attribute, and of every cell that the source counts."""
     for attribute in listing.groups:
         for value, found in listing.groups[attribute].value_counts(sort=False).items():
             yield "group", f"{attribute}={value}", int(found), "more than 0", bool(found > 0)
@@ -173,10 +173,10 @@ def _kinds(findings: tuple[Finding, ...], pixels: bool) -> Iterator[Row]:
         yield kind, words, len(of_kind), "", True
 
 
-def _pictures(
+def _images(
     listing: Listing, pixels: bool, published: Published | None, progress: Progress | None
 ) -> Iterator[Finding]:
-    """What is wrong with the pictures themselves, in the order of their files."""
+    """Findings of the images themselves, in the order of their files."""
     digests: dict[int, bytes] = {}
     sizes = np.zeros((len(listing), 2), np.int32)
     for done, i in enumerate(listing.as_stored().tolist(), 1):
@@ -200,21 +200,21 @@ def _look(encoded: bytes, pixels: bool) -> tuple[tuple[int, int], bytes]:
         raise Unreadable("is empty (0 bytes)")
     if not pixels:
         return (0, 0), hashlib.sha256(encoded).digest()
-    picture = upright(encoded)
-    digest = hashlib.sha256(f"{picture.width}x{picture.height}".encode())
-    digest.update(picture.tobytes())
-    return picture.size, digest.digest()
+    image = upright(encoded)
+    digest = hashlib.sha256(f"{image.width}x{image.height}".encode())
+    digest.update(image.tobytes())
+    return image.size, digest.digest()
 
 
 def _sizes(
     listing: Listing, sizes: NDArray[np.int32], published: Published | None
 ) -> Iterator[Finding]:
-    """Pictures of another size than the published one, or than most are of."""
+    """Images of another size than the published one, or than most are of."""
     decoded = np.flatnonzero(sizes[:, 0])
     if not len(decoded):
         return
     if published is not None and published.size is not None:
-        expected, whose = np.array(published.size), "the collection's pictures are"
+        expected, whose = np.array(published.size), "the collection's images are"
     else:
         kinds, counts = np.unique(sizes[decoded], axis=0, return_counts=True)
         expected, whose = kinds[counts.argmax()], "most are"

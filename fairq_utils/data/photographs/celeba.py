@@ -20,7 +20,7 @@ from fairq_utils.data.files import (
     nowhere,
     read_labels,
     standing_in,
-    with_pictures,
+    with_images,
 )
 from fairq_utils.data.listing import Finding, Listing
 from fairq_utils.data.parquet_images import ParquetBytes, gather
@@ -101,7 +101,7 @@ def listing(
     groups: Mapping[str, str] | None = None,
     held_out: Mapping[str, float] | None = None,
 ) -> Listing:
-    """What a folder with CelebA holds.
+    """List what a folder with CelebA holds.
 
     Layouts: the distribution's own (``list_attr_celeba.txt``, ``list_eval_partition.txt`` and
     ``img_align_celeba/``, flat or in its folders ``Anno``, ``Eval`` and ``Img``), the CSV files of
@@ -193,7 +193,7 @@ def source() -> Source:
     return Source(
         title="CelebA (Large-scale CelebFaces Attributes), aligned and cropped",
         home="https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
-        licence="for non-commercial research and education only; the pictures belong to others, "
+        licence="for non-commercial research and education only; the images belong to others, "
         "and may not be passed on or published",
         citation="Liu, Luo, Wang and Tang (2015), Deep Learning Face Attributes in the Wild, ICCV",
         files=tuple(files),
@@ -207,8 +207,7 @@ collection(
     groups=GROUPS,
     shares=shares,
     source=source,
-    labelled="a labelling company looked at each picture and said which of forty attributes it "
-    "shows",
+    labelled="a labelling company looked at each image and said which of forty attributes it shows",
     passing_on=RESEARCH_ONLY,
     ages=False,  # its annotators said who is young without naming an age
     published=PUBLISHED,
@@ -262,7 +261,7 @@ def _labelled(root: Path, base: Path, attributes: Path, columns: Sequence[str]) 
         {"partition": frozenset(PARTITIONS)},
         columns=["partition"] if text else None,
     )
-    names, findings = with_pictures(labels, root, folder)
+    names, findings = with_images(labels, root, folder)
     kept = [name for name in names if name in halves.rows]
     findings += [
         Finding(

@@ -23,7 +23,7 @@ from fairq_utils.data.files import (
     nowhere,
     read_labels,
     standing_in,
-    with_pictures,
+    with_images,
 )
 from fairq_utils.data.listing import Finding, Listing
 from fairq_utils.data.parquet_images import ParquetBytes, class_names, gather
@@ -82,9 +82,9 @@ def listing(
     held_out: Mapping[str, float] | None = None,
     margin: str | None = None,
 ) -> Listing:
-    """What a folder with FairFace holds.
+    """List what a folder with FairFace holds.
 
-    Layouts: ``fairface_label_train.csv``, ``fairface_label_val.csv`` and the pictures in ``train/``
+    Layouts: ``fairface_label_train.csv``, ``fairface_label_val.csv`` and the images in ``train/``
     and ``val/`` of the distribution's folder for a margin or of the root; or the Parquet files of
     Hugging Face, one folder a margin, which say themselves what their integers stand for.
 
@@ -111,7 +111,7 @@ def listing(
     return Listing(
         name="fairface",
         files=np.array(held.files, np.str_),
-        target=questions.answers(question, held.labels["gender"] == 1, years, STARTS[1:]),
+        target=questions.targets(question, held.labels["gender"] == 1, years, STARTS[1:]),
         groups=_groups(chosen, held.labels),
         split=split,
         read=held.read,
@@ -122,7 +122,7 @@ def listing(
             **META,
             "layout": held.layout,
             "target": question,
-            "classes": questions.sayings(question),
+            "classes": questions.classes(question),
             "groups": chosen,
             "splits": "official val is test; calibration and validation by SHA-256 of the name, "
             "out of train",
@@ -210,7 +210,7 @@ def _files(root: Path, margin: str | None) -> Held:
         if not (base / split).is_dir():
             raise BadInput(
                 f"{base / split}: there is no such folder, and {standing_in(base)}; unpack the "
-                "pictures there"
+                "images there"
             )
         parts.append(_labelled(root, base, split, path))
     return _joined(root, base, parts)
@@ -222,7 +222,7 @@ _Part = tuple[list[str], list[tuple[str, ...]], list[Finding]]
 def _labelled(root: Path, base: Path, split: str, path: Path) -> _Part:
     columns = list(VALUES)
     labels = read_labels(path, columns, VALUES)
-    names, findings = with_pictures(labels, root, base / split, f"{split}/")
+    names, findings = with_images(labels, root, base / split, f"{split}/")
     return names, [labels.rows[name][1] for name in names], [*labels.findings, *findings]
 
 

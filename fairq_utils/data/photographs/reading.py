@@ -16,7 +16,6 @@ from fairq_utils.data.files import checked_root
 from fairq_utils.data.listing import Finding, Listing
 from fairq_utils.data.photographs.registry import COLLECTIONS, Collection
 from fairq_utils.data.pixel_cache import Progress, decoded
-from fairq_utils.data.splits import duplicates
 from fairq_utils.errors import BadInput
 
 LEAST, MOST = 16, 512  # pixels per side
@@ -113,21 +112,21 @@ def load_photographs(
     found = listing(name, root, max_bad=max_bad, **options)
     kept = decoded(found, size, Path(cache), threads=threads, progress=progress)
     found = found.take(kept.rows)
-    twice = duplicates(found, {i: str(kept.digests[i]) for i in found.as_stored().tolist()})
+    twice = splits.duplicates(found, {i: str(kept.digests[i]) for i in found.as_stored().tolist()})
     everything = (*found.findings, *kept.findings, *twice.values())
     _refuse(entry, _root(entry, root), everything, max_bad)
     lost = [i for i, finding in twice.items() if finding.counts]
     rows = np.delete(np.arange(len(found)), lost)
     found = replace(found.take(rows), findings=everything)
     return FaceData(
-        images=kept.pictures.take(rows),
+        images=kept.images.take(rows),
         target=found.target,
         groups=found.groups,
         split=found.split,
         meta={
             **found.meta,
             "size": size,
-            "pictures": len(found),
+            "images": len(found),
             "findings": [
                 {"place": f.place, "kind": f.kind, "problem": f.problem, "counts": f.counts}
                 for f in everything

@@ -59,7 +59,7 @@ class Source:
         )
 
     def by_hand(self, root: str) -> str:
-        """Which files to put where, for those who fetch them themselves."""
+        """Steps for those who fetch the files themselves: which to put where."""
         steps = []
         for file in self.files:
             if file.gives:

@@ -34,7 +34,7 @@ HELD_OUT = {"calibration": 0.05, "validation": 0.05, "test": 0.2}  # the rest is
 PATTERN = "[age]_[gender]_[race]_[date&time].jpg"
 # Aligned crops end in .jpg.chip.jpg; the time has 17 digits, to the millisecond.
 ENDING = re.compile(r"\d{17}\.jpg(\.chip\.jpg)?", re.IGNORECASE)
-PICTURE = re.compile(r"\d+_")  # how the name of a picture begins, even one with faults
+IMAGE = re.compile(r"\d+_")  # how the name of an image begins, even one with faults
 DEPTH = 2  # folders below the root, such as UTKFace/part1
 META = {
     "source": "UTKFace (Zhang et al. 2017), susanqq.github.io/UTKFace",
@@ -50,7 +50,7 @@ def listing(
     groups: Mapping[str, str] | Sequence[str] | None = None,
     held_out: Mapping[str, float] | None = None,
 ) -> Listing:
-    """What a folder with UTKFace holds, in ``part1`` to ``part3`` or flat.
+    """List what a folder with UTKFace holds, in ``part1`` to ``part3`` or flat.
 
     The distribution has a handful of names with a field too few, a blank, or a dot too few; each is
     a finding, since nobody can tell which field is missing.
@@ -61,7 +61,7 @@ def listing(
         ``age>=N`` or ``age<N``
     groups : our name -> ``gender``, ``race``, ``young`` (old and young), ``age>=N``; or names among
         gender, age and race; all three unless named
-    held_out : shares of all pictures, by SHA-256 of the name: there are no official splits.
+    held_out : shares of all images, by SHA-256 of the name: there are no official splits.
         ``calibration`` 0.05, ``validation`` 0.05 and ``test`` 0.2 unless named
     """
     question = target or "gender"
@@ -69,7 +69,7 @@ def listing(
     found = carving.shares(held_out, HELD_OUT, "train")
     if question != "gender":
         questions.threshold(question, "target")
-    people, findings = _pictures(root)
+    people, findings = _images(root)
     files = sorted(people, key=lambda place: (Path(place).name, place))
     codes = np.array([people[place] for place in files], np.int64).reshape(-1, 3)
     age, male, race = codes[:, 0], codes[:, 1] == 0, codes[:, 2]
@@ -78,7 +78,7 @@ def listing(
     return Listing(
         name="utkface",
         files=np.array(files, np.str_),
-        target=questions.answers(question, male, age),
+        target=questions.targets(question, male, age),
         groups=_groups(chosen, male, age, race),
         split=carving.carve(keys, found, rest="train"),
         read=read,
@@ -89,7 +89,7 @@ def listing(
             **META,
             "layout": PATTERN,
             "target": question,
-            "classes": questions.sayings(question),
+            "classes": questions.classes(question),
             "groups": chosen,
             "splits": "by SHA-256 of the name",
             "held_out": found,
@@ -105,7 +105,7 @@ def source() -> Source:
     return Source(
         title="UTKFace, aligned and cropped",
         home="https://susanqq.github.io/UTKFace/",
-        licence="for non-commercial research only; the pictures belong to their original owners",
+        licence="for non-commercial research only; the images belong to their original owners",
         citation="Zhang, Song and Qi (2017), Age Progression/Regression by Conditional "
         "Adversarial Autoencoder, CVPR",
         files=(archive,),
@@ -148,8 +148,8 @@ def _groups(
     return pd.DataFrame(columns)
 
 
-def _pictures(root: Path) -> tuple[dict[str, tuple[int, int, int]], list[Finding]]:
-    """Who is in each usable picture, and the faults of the others."""
+def _images(root: Path) -> tuple[dict[str, tuple[int, int, int]], list[Finding]]:
+    """People in each usable image, and the faults of the others."""
     people: dict[str, tuple[int, int, int]] = {}
     kept: dict[str, str] = {}
     findings: list[Finding] = []
@@ -158,7 +158,7 @@ def _pictures(root: Path) -> tuple[dict[str, tuple[int, int, int]], list[Finding
         there, found = images_in(root, folder)
         for finding in found:
             name = Path(finding.place).name
-            if finding.kind == "name" and PICTURE.match(name):
+            if finding.kind == "name" and IMAGE.match(name):
                 seen += 1
                 finding = Finding(finding.place, "name", f"does not end in .jpg, as in {PATTERN}")
             findings.append(finding)
@@ -178,7 +178,7 @@ def _pictures(root: Path) -> tuple[dict[str, tuple[int, int, int]], list[Finding
                 kept[_key(name)] = place
                 people[place] = person
     if not seen:
-        raise nowhere(root, "UTKFace", f"pictures named {PATTERN}, such as "
+        raise nowhere(root, "UTKFace", f"images named {PATTERN}, such as "
                       "26_1_3_20170117175041574.jpg, here or in folders")  # fmt: skip
     return people, findings
 
@@ -222,5 +222,5 @@ def _person(name: str) -> tuple[int, int, int] | str:
 
 
 def _key(name: str) -> str:
-    """A picture's name, whether it is the aligned crop or not."""
+    """An image's name, whether it is the aligned crop or not."""
     return Path(name).name.split(".")[0]

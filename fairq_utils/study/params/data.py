@@ -30,10 +30,10 @@ class OfGroup(Section):
 
 
 class Data(Section):
-    """Population of rendered subjects, and the number of images of each split.
+    """Rendered people: who is in the images, and how many of them.
 
     ``joint_of`` gives single splits a distribution of their own; ``of_group`` says what is
-    different in the pictures of a group.
+    different in the images of a group.
     """
 
     name: Literal["population"] = "population"
