@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import inf, nan
 
+import pandas as pd
 import pytest
+from statsmodels.stats.multitest import multipletests
 
 from fairq_utils import stats
-from fairq_utils.stats import above, below, between, differs, near, verdict
+from fairq_utils.errors import BadInput
+from fairq_utils.stats import above, below, between, differs, judge, near, verdict
 
 S, C, U = "supported", "contradicted", "undecided"
 
@@ -119,3 +122,63 @@ def test_a_hypothesis_of_parts() -> None:
 def test_bad_arguments_are_named(call: Callable[[], object], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         call()
+
+
+CLEAR = {"change": 0.03, "low": 0.02, "high": 0.04, "floor": 0.01, "p_value": 0.001}
+
+
+def family(*rows: dict[str, float]) -> pd.DataFrame:
+    return pd.DataFrame([CLEAR | row for row in rows])
+
+
+@pytest.mark.parametrize(
+    "doubt",
+    [
+        {"low": 0.0},
+        {"low": -0.01},
+        {"floor": 0.03},
+        {"floor": nan},
+        {"p_value": 0.06},
+        {"p_value": nan},
+        {"change": nan, "low": nan, "high": nan, "floor": nan, "p_value": nan},
+    ],
+)
+def test_interval_floor_and_corrected_p_value_must_agree(doubt: dict[str, float]) -> None:
+    found = judge(family({}, doubt, {"change": -0.03, "low": -0.04, "high": -0.02}))
+    assert found.shown.tolist() == [True, False, True]
+    assert judge(family({}, {}, {})).shown.all()
+
+
+def test_p_values_are_holms_over_all_rows_whatever_their_index() -> None:
+    p_values = [0.03, 0.001, 0.02, 0.2, 0.012]
+    rows = family(*({"p_value": p} for p in p_values)).set_index(pd.Index([7, 3, 7, 1, 0]))
+    found = judge(rows)
+    assert found.p_adjusted.tolist() == pytest.approx(multipletests(p_values, method="holm")[1])
+    assert found.shown.tolist() == [p <= 0.05 for p in found.p_adjusted]
+    assert found.index.tolist() == rows.index.tolist()
+    assert judge(rows, level=0.2).shown.tolist() == [True] * 5
+
+
+def test_no_change_needs_the_whole_interval_within_the_margin() -> None:
+    rows = family({}, {"change": 0.0, "low": -0.002, "high": 0.004}, {"low": -0.1, "high": 0.1})
+    assert judge(rows, margin=0.01).equivalent.tolist() == [False, True, False]
+    both = judge(rows, margin=0.05)
+    assert both.shown.tolist() == [True, False, False]
+    assert both.equivalent.tolist() == [True, True, False]
+    assert "equivalent" not in judge(rows)
+
+
+def test_an_empty_family_is_judged() -> None:
+    found = judge(family({}).iloc[:0], margin=0.01, replicates=100)
+    assert found.empty
+    assert {"p_adjusted", "shown", "equivalent"} <= set(found)
+
+
+def test_a_blatant_change_among_many_is_shown_or_refused() -> None:
+    """116 rows: with 2000 replicates even the smallest possible p-value would not be enough."""
+    rows = family(*[{"change": 0.001, "low": -0.01, "high": 0.01, "p_value": 0.5}] * 116)
+    rows.loc[7] = {"change": 0.2, "low": 0.15, "high": 0.25, "floor": 0.02, "p_value": 1 / 8001}
+    assert judge(rows, replicates=8000).shown.tolist() == [i == 7 for i in range(116)]
+    with pytest.raises(BadInput, match=r"116 comparisons .* with 2000 replicates .* 4640"):
+        judge(rows, replicates=2000)
+    assert not judge(rows.assign(p_value=1 / 2001)).shown.any()

@@ -2,7 +2,8 @@
 
 A claim is a region in which a quantity is said to lie. A verdict is the place of the interval:
 inside the region, outside it, or across its edge. Nothing else is needed for "at least", "no more
-than", "unchanged", "different", and "the published figure was right".
+than", "unchanged", "different", and "the published figure was right". Of many changes at once,
+:func:`judge` says which are shown.
 """
 
 from __future__ import annotations
@@ -12,6 +13,12 @@ from dataclasses import dataclass
 from math import inf, isfinite
 from typing import Literal
 
+import pandas as pd
+
+from fairq_utils.errors import BadInput
+from fairq_utils.stats.significance import adjusted
+
+LEVEL = 0.05  # of a family: the chance that any change of it is shown where there is none
 Outcome = Literal["supported", "contradicted", "undecided"]
 
 
@@ -96,7 +103,7 @@ def verdict(
     *,
     confidence: float = 0.95,
     p_value: float | None = None,
-    level: float = 0.05,
+    level: float = LEVEL,
     floor: float | None = None,
     what: str = "the change",
     scale: float = 100,
@@ -233,3 +240,70 @@ def together(verdicts: Mapping[str, Verdict]) -> Verdict:
         if o in outcomes.values()
     ]
     return Verdict(overall, "; ".join(said) + ".")
+
+
+def judge(
+    frame: pd.DataFrame,
+    *,
+    margin: float | None = None,
+    replicates: int | None = None,
+    level: float = LEVEL,
+) -> pd.DataFrame:
+    """Judge a family of changes: which are shown, and which are shown to be none.
+
+    A change is *shown* where its interval excludes 0, it lies beyond its noise floor, and its
+    p-value, corrected for all rows of the family, is no larger than ``level``. The correction is
+    Holm's (1979, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of
+    Statistics 6(2)), valid however the rows depend on each other.
+
+    Parameters
+    ----------
+    frame : DataFrame, a row per change
+        ``change``, ``low``, ``high`` (its interval), ``floor`` (what chance alone makes of it) and
+        ``p_value``, two-sided against 0. The family is all rows: leave none out that one looks at.
+        What is not defined (NaN) is not shown, and counts in the correction.
+    margin : float, optional
+        How near 0 counts as none, fraction.
+    replicates : int, optional
+        Of the resampling test that the p-values come from. None of them is then below
+        ``1 / (replicates + 1)`` (Phipson and Smyth 2010, "Permutation p-values should never be
+        zero").
+    level : float
+
+    Returns
+    -------
+    DataFrame
+        The rows with ``p_adjusted`` and ``shown``; with a ``margin`` also ``equivalent``: the whole
+        interval lies within it (TOST, see :func:`verdict`; each row by itself).
+
+    Raises
+    ------
+    BadInput
+        So many rows at so few replicates that Holm's correction could show none.
+
+    Examples
+    --------
+    >>> rows = pd.DataFrame({"change": [0.02, 0.02], "low": 0.01, "high": 0.03, "floor": 0.005})
+    >>> judge(rows.assign(p_value=[0.001, 0.2])).shown.tolist()
+    [True, False]
+    """
+    if replicates is not None and len(frame) / (replicates + 1) >= level:
+        raise BadInput(
+            f"replicates: {len(frame)} comparisons are corrected for their number, and with "
+            f"{replicates} replicates none could be shown; ask for at least "
+            f"{2 * len(frame) / level:.0f} (analysis.replicates of a params file)"
+        )
+    p_values = frame.p_value.fillna(1.0).tolist()
+    named = {str(place): p for place, p in enumerate(p_values)}
+    holm = adjusted(named).holm.tolist() if named else []
+    floors = frame.floor.fillna(inf)
+    rows = list(zip(frame.change, frame.low, frame.high, floors, holm, strict=True))
+    shown = [
+        verdict(differs(), *interval, p_value=p, level=level, floor=floor).outcome == "supported"
+        for *interval, floor, p in rows
+    ]
+    found = frame.assign(p_adjusted=holm, shown=pd.Series(shown, frame.index, dtype=bool))
+    if margin is None:
+        return found
+    none = [verdict(near(0, margin), *interval).outcome == "supported" for *interval, _, _ in rows]
+    return found.assign(equivalent=pd.Series(none, frame.index, dtype=bool))
