@@ -83,7 +83,7 @@ def run(
 
 
 def _analyse(settings: Params) -> None:
-    from fairq_utils.report import effects, tables
+    from fairq_utils.report import analysis, effects
     from fairq_utils.study import statistics, storage
 
     runs = statistics.records(storage.ledger(settings), settings)
@@ -93,7 +93,7 @@ def _analyse(settings: Params) -> None:
             "run the other phases first"
         )
     frame = effects.by_configuration(runs, settings)
-    for path in tables.write_results(frame, effects.sizes(runs), storage.results(settings)):
+    for path in analysis.write_results(frame, effects.sizes(runs), storage.results(settings)):
         typer.echo(str(path))
 
 

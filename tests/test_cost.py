@@ -15,7 +15,6 @@ from fairq_utils.bench import cost_model as bench_cost
 from fairq_utils.errors import BadInput
 from fairq_utils.quantizers.methods import CONTROL, METHODS, Method, Size
 from fairq_utils.report import cost as cost_chapter
-from fairq_utils.report import cost as cost_display
 from fairq_utils.study import cost, planning, recorded, workload
 from fairq_utils.study.ledger import Run, RunRecord
 from fairq_utils.study.params.file import load_params
@@ -357,15 +356,15 @@ def test_the_benchmark_at_a_toy_size(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_the_recorded_benchmark_and_its_pages() -> None:
     found = recorded.read_benchmark("cost")
     assert [row["factor"] for row in found["sizes"]] == [1, 2, 4]
-    assert "rates are fitted here" in cost_display.sizes(found).data
-    figure = cost_display.growth(found)
+    assert "rates are fitted here" in cost_chapter.sizes_table(found).data
+    figure = cost_chapter.growth_figure(found)
     assert [axis.get_title() for axis in figure.axes] == ["SqueezeNet 1.1", "MobileNetV2"]
 
 
 def test_tables_of_a_study(params: Params) -> None:
     jobs = cost.jobs(params)
     rates = {"squeezenet1_1": dataclasses.replace(ONE, train=3000 / cost.HOUR)}
-    page = cost_display.hours(cost.table(jobs, rates))
+    page = cost_chapter.hours_table(cost.table(jobs, rates))
     cells = re.findall("<td>(.*?)</td>", page.data)
     one, whole = cells[: len(cells) // 2], cells[len(cells) // 2 :]
     assert one[:2] == [
@@ -373,7 +372,7 @@ def test_tables_of_a_study(params: Params) -> None:
         "2.1",
     ]  # an hour a seed, and 400 answers in as many seconds
     assert whole == ["sum", *one[1:]]
-    page = cost_display.methods(cost.table(jobs, rates, ["method"]))
+    page = cost_chapter.methods_table(cost.table(jobs, rates, ["method"]))
     assert "static label balanced" in page.data and "block reconstruction" in page.data
     overview = cost_chapter.overview(
         {"celeba": cost_chapter.Planned(params.model_copy(update={"name": "x"}), jobs)}
@@ -381,5 +380,5 @@ def test_tables_of_a_study(params: Params) -> None:
     assert overview.train.tolist() == [1000]
     sums = cost.seconds(jobs, cost.gpu())
     assert overview.quantizer.tolist() == [pytest.approx(sums.quantizer_seconds.sum() / cost.HOUR)]
-    assert "CelebA" in cost_display.studies(overview).data
-    assert "ResNet-50" in cost_display.rates(cost.published()).data
+    assert "CelebA" in cost_chapter.overview_table(overview).data
+    assert "ResNet-50" in cost_chapter.rates_table(cost.published()).data

@@ -13,7 +13,7 @@ import pytest
 
 from fairq_utils.data.group_dials import GroupDials
 from fairq_utils.data.population import Population, demographics, draw
-from fairq_utils.report import dials as dial_effects
+from fairq_utils.report import dials
 from fairq_utils.study import feasibility, planning
 from fairq_utils.study.dials import attribute_of, worlds
 from fairq_utils.study.ledger import Ledger, Run, RunRecord
@@ -216,7 +216,7 @@ def record(run: Run, answers: np.ndarray[Any, Any], who: np.ndarray[Any, Any]) -
     )
 
 
-def test_harm_is_signed_and_belongs_to_the_group(params: Params, tmp_path: Path) -> None:
+def test_a_change_is_signed_and_belongs_to_the_group(params: Params, tmp_path: Path) -> None:
     """Quantization takes 40 of 200 women's right answers and 10 of 200 men's: 15 points."""
     one = params.model_copy(
         update={
@@ -244,38 +244,38 @@ def test_harm_is_signed_and_belongs_to_the_group(params: Params, tmp_path: Path)
     found = worlds(one)
     for world in found:
         for run in planning.plan(world.params):
-            harmed = plain if run.sampler == "random" else mended
-            answers = right if run.method == "fp32" or not world.dial else harmed
+            changed = plain if run.sampler == "random" else mended
+            answers = right if run.method == "fp32" or not world.dial else changed
             store.write(record(run, answers, women_))
-    frame = dial_effects.harms(found, store, one)
+    frame = dials.by_dial(found, store, one)
     behind = frame[(frame.statistic == "behind") & (frame.dial == "calibration_share")]
     by_line = behind.set_index("line")
     assert by_line.change["plain"] == pytest.approx(0.15)
     assert by_line.low["plain"] > 0
     assert by_line.change["group_balanced"] == pytest.approx(0.0)
     assert by_line.mended["group_balanced"] == pytest.approx(-0.15)
-    verdicts = dial_effects.dial_verdicts(frame)
+    verdicts = dials.dial_verdicts(frame)
     assert len(verdicts) == 1
     assert bool(verdicts.shown.item())
     assert verdicts.removed.item() == "group_balanced"
     assert verdicts.added.item() == pytest.approx(0.15)
     for mended_by in (-0.05, -0.4):  # too little, and as much the other way
         other = frame.assign(mended=np.where(frame.mended < 0, mended_by, frame.mended))
-        assert dial_effects.dial_verdicts(other).removed.item() == ""
+        assert dials.dial_verdicts(other).removed.item() == ""
     # Where the even world is as unequal, no dial is to blame.
     there = frame.dial == "calibration_share"
     same = pd.concat([frame[there].assign(dial="", level=0.0), frame[there]])
-    assert not dial_effects.dial_verdicts(same).shown.item()
+    assert not dials.dial_verdicts(same).shown.item()
 
 
 def test_the_control_of_a_constraint_is_not_plain(params: Params) -> None:
     run = planning.plan(turned(params, ""))[1]
     lines = {
-        dial_effects._line(record(replace(run, method=method, sampler=sampler), N > 0, N > 0))
+        dials._line(record(replace(run, method=method, sampler=sampler), N > 0, N > 0))
         for method, sampler in (("ptq", "random"), ("qat", "random"), ("ptq", "core_set"))
     }
-    assert lines == {dial_effects.PLAIN, "qat", "core_set"}
-    assert dial_effects.called("qat").startswith("fine-tuning")
+    assert lines == {dials.PLAIN, "qat", "core_set"}
+    assert dials.called("qat").startswith("fine-tuning")
 
 
 def test_men_can_be_dialled_too(params: Params) -> None:
@@ -283,5 +283,5 @@ def test_men_can_be_dialled_too(params: Params) -> None:
     table = np.zeros((2, 2, 2))
     table[0, 1] = [0, 100]  # women: all right
     table[1, 1] = [20, 80]
-    assert dial_effects.dial_statistics(params)["behind"](table) == pytest.approx(-0.2)
-    assert dial_effects.dial_statistics(other)["behind"](table) == pytest.approx(0.2)
+    assert dials.dial_statistics(params)["behind"](table) == pytest.approx(-0.2)
+    assert dials.dial_statistics(other)["behind"](table) == pytest.approx(0.2)

@@ -15,12 +15,11 @@ import pytest
 from typer.testing import CliRunner
 
 from fairq_utils.cli import app
-from fairq_utils.report import notebooks as execution
-from fairq_utils.report import notebooks as injection
+from fairq_utils.report import notebooks
 from fairq_utils.report.book import BOOKS, outside_references
-from fairq_utils.report.interactive import interactive
+from fairq_utils.report.figures import Interactive
 
-CHAPTERS = execution.chapters()
+CHAPTERS = notebooks.chapters()
 SCRIPT = """# %% [markdown]
 # # A chapter
 
@@ -47,18 +46,18 @@ def write(tmp_path: Path) -> Write:
 
 @pytest.mark.parametrize("script", CHAPTERS, ids=lambda path: path.stem)
 def test_script_and_notebook_are_in_step(script: Path) -> None:
-    assert execution.differences(script) == []
+    assert notebooks.differences(script) == []
 
 
 def test_every_notebook_has_its_script() -> None:
-    notebooks = {path.stem for path in execution.NOTEBOOKS.glob("*.ipynb")}
-    assert notebooks == {path.stem for path in CHAPTERS}
+    executed = {path.stem for path in notebooks.NOTEBOOKS.glob("*.ipynb")}
+    assert executed == {path.stem for path in CHAPTERS}
 
 
 @pytest.mark.parametrize("script", CHAPTERS, ids=lambda path: path.stem)
 def test_chapter_runs_at_smoke_by_default_and_hides_its_parameters(script: Path) -> None:
-    notebook = execution.read_chapter(script)
-    assert injection.parameters_of(notebook)["params_file"] == repr("../params/smoke.yaml")
+    notebook = notebooks.read_chapter(script)
+    assert notebooks.parameters_of(notebook)["params_file"] == repr("../params/smoke.yaml")
     tagged = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     assert len(tagged) == 1
     assert "remove-cell" in tagged[0].metadata.tags
@@ -68,13 +67,13 @@ def test_chapter_runs_at_smoke_by_default_and_hides_its_parameters(script: Path)
 def test_committed_notebook_says_nothing_of_time_and_machine(script: Path) -> None:
     pair = script.with_suffix(".ipynb")
     notebook = nbformat.read(pair, as_version=4)
-    assert notebook.metadata == execution.METADATA
+    assert notebook.metadata == notebooks.METADATA
     text = pair.read_text(encoding="utf-8")
-    assert str(execution.ROOT) not in text
+    assert str(notebooks.ROOT) not in text
     for cell in notebook.cells:
         assert not {"papermill", "execution"} & set(cell.metadata)
         assert all(output.get("name") != "stderr" for output in cell.get("outputs", []))
-    assert execution.normalise(nbformat.reads(text, as_version=4)) == notebook
+    assert notebooks.normalise(nbformat.reads(text, as_version=4)) == notebook
 
 
 class _Pictures(HTMLParser):
@@ -138,8 +137,8 @@ PLOTLY = '<div id="pareto" class="plotly-graph-div"></div>'
         ({"text/html": '<img src="a.png" alt="Points of the gap by bits">'}, {}, True),
         ({"text/html": PLOTLY}, {}, False),
         ({"text/html": f'<div role="figure">{PLOTLY}</div>'}, {}, False),
-        (interactive(go.Figure(), "a", "Gap")._repr_mimebundle_(), {}, False),
-        (interactive(go.Figure(), "a", "Points of gap by size")._repr_mimebundle_(), {}, True),
+        (Interactive(go.Figure(), "a", "Gap")._repr_mimebundle_(), {}, False),
+        (Interactive(go.Figure(), "a", "Points of gap by size")._repr_mimebundle_(), {}, True),
     ],
 )
 def test_a_picture_without_a_text_is_found(
@@ -153,15 +152,15 @@ def test_a_picture_without_a_text_is_found(
 
 def test_a_pair_out_of_step_is_found(write: Write) -> None:
     script = write()
-    assert "is missing" in execution.differences(script)[0]
-    nbformat.write(execution.read_chapter(script), script.with_suffix(".ipynb"))
-    assert execution.differences(script) == []
+    assert "is missing" in notebooks.differences(script)[0]
+    nbformat.write(notebooks.read_chapter(script), script.with_suffix(".ipynb"))
+    assert notebooks.differences(script) == []
     script.write_text(SCRIPT.replace("draws)", "draws + 1)"), encoding="utf-8")
-    [line] = execution.differences(script)
+    [line] = notebooks.differences(script)
     assert "cell 2: source differs" in line
     script.write_text(SCRIPT + "\n# %%\n1 + 1\n", encoding="utf-8")
     assert any(
-        "4 cells in the script, 3 in the notebook" in d for d in execution.differences(script)
+        "4 cells in the script, 3 in the notebook" in d for d in notebooks.differences(script)
     )
 
 
@@ -169,9 +168,9 @@ def test_unknown_parameter_is_refused_before_anything_is_written(
     write: Write, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    with pytest.raises(injection.UnknownParameterError) as caught:
-        execution.execute_notebooks(
-            execution.SMOKE, out, parameters={"drows": 4}, scripts=[write()]
+    with pytest.raises(notebooks.UnknownParameterError) as caught:
+        notebooks.execute_notebooks(
+            notebooks.SMOKE, out, parameters={"drows": 4}, scripts=[write()]
         )
     message = str(caught.value)
     assert "01_trial.py" in message
@@ -187,7 +186,7 @@ def test_unreadable_params_file_ends_the_command_with_2(tmp_path: Path) -> None:
 
 
 def test_an_override_that_cannot_be_ends_the_command_with_2() -> None:
-    smoke = ["book", "--params", str(execution.SMOKE)]
+    smoke = ["book", "--params", str(notebooks.SMOKE)]
     answer = CliRunner().invoke(app, [*smoke, "--set", "quantization.bit=[W8A8]"])
     assert answer.exit_code == 2
     assert "quantization.bit: unknown key; did you mean 'bits'?" in answer.stderr
@@ -196,18 +195,18 @@ def test_an_override_that_cannot_be_ends_the_command_with_2() -> None:
 def test_papermill_alone_cannot_give_an_unknown_parameter(tmp_path: Path) -> None:
     """papermill itself only prints a notice; the chapter's first cell refuses."""
     path = tmp_path / "chapter.ipynb"
-    nbformat.write(execution.read_chapter(CHAPTERS[0]), path)
+    nbformat.write(notebooks.read_chapter(CHAPTERS[0]), path)
     with pytest.raises(papermill.PapermillExecutionError, match="'seeds' is not one of its"):
         papermill.execute_notebook(
-            path, None, parameters={"seeds": [1]}, cwd=execution.NOTEBOOKS, progress_bar=False
+            path, None, parameters={"seeds": [1]}, cwd=notebooks.NOTEBOOKS, progress_bar=False
         )
 
 
 def test_what_papermill_injects_is_checked_against_the_cells_before() -> None:
     before = ["", "params_file = 'a.yaml'\noverrides = {}"]
-    injection.refuse_unknown_in([*before, "# Parameters\noverrides = {'a': 1}\n", "x = 1"])
-    with pytest.raises(injection.UnknownParameterError, match="did you mean 'params_file'"):
-        injection.refuse_unknown_in([*before, "# Parameters\nparam_file = 'b.yaml'\n"])
+    notebooks.refuse_unknown_in([*before, "# Parameters\noverrides = {'a': 1}\n", "x = 1"])
+    with pytest.raises(notebooks.UnknownParameterError, match="did you mean 'params_file'"):
+        notebooks.refuse_unknown_in([*before, "# Parameters\nparam_file = 'b.yaml'\n"])
 
 
 def test_executing_twice_writes_the_same_notebook(write: Write, tmp_path: Path) -> None:
@@ -215,7 +214,7 @@ def test_executing_twice_writes_the_same_notebook(write: Write, tmp_path: Path) 
     params = tmp_path / "other.yaml"
     texts, lines = [], []
     for name in ("a", "b"):
-        [path] = execution.execute_notebooks(
+        [path] = notebooks.execute_notebooks(
             params, tmp_path / name, lines.append, parameters={"draws": 5}, scripts=[script]
         )
         texts.append(path.read_text(encoding="utf-8"))
@@ -230,8 +229,8 @@ def test_executing_twice_writes_the_same_notebook(write: Write, tmp_path: Path) 
 
 def test_a_failing_cell_is_named(write: Write, tmp_path: Path) -> None:
     script = write(SCRIPT + "\n# %%\nraise ValueError('no such group')\n")
-    with pytest.raises(execution.ExecutionError, match=r"01_trial\.py: cell \d+: ValueError: no"):
-        execution.execute_notebooks("x.yaml", tmp_path / "out", lambda _: None, scripts=[script])
+    with pytest.raises(notebooks.ExecutionError, match=r"01_trial\.py: cell \d+: ValueError: no"):
+        notebooks.execute_notebooks("x.yaml", tmp_path / "out", lambda _: None, scripts=[script])
 
 
 def test_normalise_takes_out_what_is_random() -> None:
@@ -246,7 +245,7 @@ def test_normalise_takes_out_what_is_random() -> None:
         cell = nbformat.v4.new_code_cell("table", outputs=outputs)
         cell.metadata["execution"] = {"iopub.execute_input": number}
         cell.metadata["papermill"] = {"duration": number}
-        return execution.normalise(nbformat.v4.new_notebook(cells=[cell]))
+        return notebooks.normalise(nbformat.v4.new_notebook(cells=[cell]))
 
     assert table("ab123") == table("cd456")
     assert table("ab123").cells[0].outputs[0].text == "one two <object>\n"
@@ -254,15 +253,15 @@ def test_normalise_takes_out_what_is_random() -> None:
 
 def test_an_interactive_figure_is_the_same_every_time_and_stays_here() -> None:
     figure = go.Figure(go.Scatter(x=[1, 2], y=[3, 4]))
-    html = interactive(figure, "gap-by-size", 'Gap by "size"').html()
-    assert html == interactive(figure, "gap-by-size", 'Gap by "size"').html()
+    html = Interactive(figure, "gap-by-size", 'Gap by "size"').html()
+    assert html == Interactive(figure, "gap-by-size", 'Gap by "size"').html()
     assert html.startswith('<div role="figure" aria-label="Gap by &quot;size&quot;">')
     assert 'id="gap-by-size"' in html
     assert '"modeBarButtonsToRemove": ["sendChartToCloud"]' in html
     assert "http" not in html
     assert "<script src" not in html
     with pytest.raises(ValueError, match="'Gap by size'"):
-        interactive(figure, "Gap by size", "Points of gap by size")
+        Interactive(figure, "Gap by size", "Points of gap by size")
 
 
 @pytest.mark.parametrize(
@@ -303,15 +302,16 @@ def test_a_built_book_loads_nothing_from_outside(html: Path) -> None:
     assert outside_references(html) == []
 
 
-def test_table_of_contents_names_every_chapter() -> None:
-    contents = (execution.ROOT / "_toc.yml").read_text(encoding="utf-8")
-    assert all(f"notebooks/{script.stem}" in contents for script in CHAPTERS)
+def test_table_of_contents_reads_the_chapters_in_their_order() -> None:
+    contents = (notebooks.ROOT / "_toc.yml").read_text(encoding="utf-8")
+    found = re.findall(r"file: notebooks/(\w+)", contents)
+    assert found == [script.stem for script in CHAPTERS]
 
 
 def test_seconds_of_the_last_execution_make_the_estimate(write: Write, tmp_path: Path) -> None:
     record = tmp_path / "out_seconds.json"
     record.write_text(json.dumps({"01_trial": 7.0}), encoding="utf-8")
     lines: list[str] = []
-    execution.execute_notebooks("x.yaml", tmp_path / "out", lines.append, scripts=[write()])
+    notebooks.execute_notebooks("x.yaml", tmp_path / "out", lines.append, scripts=[write()])
     assert lines[0].endswith("about 7 s left")
     assert json.loads(record.read_text(encoding="utf-8"))["01_trial"] < 7.0

@@ -77,7 +77,7 @@ def test_face_data_is_the_same_on_disk_and_in_memory(root: Path, tmp_path: Path)
         assert one.describe().equals(two.describe())
     rows = np.array([5, 2, 59])
     assert torch.equal(lazy.take(rows).images[:], eager.take(rows).images[:])
-    sheets = [population.face_sheet(data, rows=1, columns=2) for data in (lazy, eager)]
+    sheets = [population.faces_figure(data, rows=1, columns=2) for data in (lazy, eager)]
     titles = [[axis.get_title() for axis in sheet.axes] for sheet in sheets]
     first = lazy.groups.iloc[0]
     answer = ("female", "male")[lazy.target[0]]

@@ -1,4 +1,4 @@
-"""What the prose counts: a model that answers the same about everybody shows nothing."""
+"""Figures of the prose: a model that predicts the same of everybody shows no absence."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fairq_utils.report import analysis
+from fairq_utils.report import quantization
 from fairq_utils.study.params.study import Params
 from fairq_utils.study.statistics import CONFIGURATION
 
 SCOPE = "gender x age"
 
 
-def record(architecture: str, answers: tuple[int, int], method: str = "fp32") -> Any:
-    """A run with so many negative and positive answers."""
+def record(architecture: str, predicted: tuple[int, int], method: str = "fp32") -> Any:
+    """A run with so many negative and positive predictions."""
     counts = np.zeros((1, 2, 2, 2), int)
-    counts[0, 0, 0, 0], counts[0, 1, 1, 1] = answers
+    counts[0, 0, 0, 0], counts[0, 1, 1, 1] = predicted
     run = SimpleNamespace(architecture=architecture, method=method)
     return SimpleNamespace(run=run, counts=counts)
 
 
-def test_networks_of_one_answer_are_found_by_their_float_models() -> None:
+def test_networks_of_one_prediction_are_found_by_their_float_models() -> None:
     runs = [
         record("resnet50", (3, 4)),
         record("vit_small", (0, 7)),
         record("mobilenet_v2", (7, 0)),
         record("resnet50", (7, 0), method="ptq"),
     ]
-    assert analysis.of_one_answer(runs) == ["mobilenet_v2", "vit_small"]
+    assert quantization.of_one_prediction(runs) == ["mobilenet_v2", "vit_small"]
 
 
 def test_no_absence_is_counted_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     glued: dict[str, Any] = {}
-    monkeypatch.setattr(analysis, "glue", glued.__setitem__)
+    monkeypatch.setattr(quantization, "glue", glued.__setitem__)
     rows = []
     for architecture in ("resnet50", "vit_small"):
         values = (architecture, "ptq", "W8A8", "mse", "random")
@@ -64,9 +64,9 @@ def test_no_absence_is_counted_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
             "quantization": {"bits": ["W8A8"], "calibration_images": 20},
         }
     )
-    analysis.glue_verdicts(pd.DataFrame(rows), SCOPE, params)
+    quantization.glue_changes(pd.DataFrame(rows), SCOPE, params)
     assert (glued["comparisons"], glued["equivalent"], glued["same_comparisons"]) == (2, 2, 0)
     assert glued["same_models"] == "none here"
-    analysis.glue_verdicts(pd.DataFrame(rows), SCOPE, params, ["vit_small"])
+    quantization.glue_changes(pd.DataFrame(rows), SCOPE, params, ["vit_small"])
     assert (glued["comparisons"], glued["equivalent"], glued["same_comparisons"]) == (2, 1, 1)
     assert glued["same_models"] == "ViT-Small"

@@ -247,7 +247,7 @@ def test_the_recorded_refusals_are_those_of_a_fresh_run(tmp_path: Path) -> None:
     text = path.with_suffix(".txt").read_text()
     assert "utkface, an unknown group\n  groups: 'hair' is not one of" in text
     assert max(map(len, text.splitlines())) <= 100
-    shown = photograph_chapter.refusals(kept).data
+    shown = photograph_chapter.refusals_table(kept).data
     assert shown.count("<tr") == len(FLAWS) + 1 and "an image bomb" in shown
 
 

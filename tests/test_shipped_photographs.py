@@ -111,7 +111,7 @@ def test_its_page_says_what_it_may_be_used_for(exported: Path) -> None:
     assert "ship it in no product. Cite Zhang, Song and Qi (2017)" in text
     assert "a network estimated age, gender and race" in text
     assert "Young is below 40 years" in text
-    assert "09_photographs" in text
+    assert "03_photographs" in text
     for word in FOREIGN:
         assert word not in text
         assert word not in (exported / "card.json").read_text()

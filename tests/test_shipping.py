@@ -14,8 +14,7 @@ from fairq_utils import timers
 from fairq_utils.bench import deployment, latency, throughput
 from fairq_utils.deploy import engines
 from fairq_utils.quantizers import QuantSpec, quantize_static
-from fairq_utils.report import shipping
-from fairq_utils.report import shipping as shipping_display
+from fairq_utils.report import deployment as chapter
 from fairq_utils.study import recorded
 from fairq_utils.study.params.file import load_params
 from fairq_utils.study.params.study import Params
@@ -74,7 +73,7 @@ def files() -> pd.DataFrame:
 
 
 def test_gains_are_those_of_our_fastest_file(times: pd.DataFrame) -> None:
-    found = shipping.speedups(times).set_index("batch")
+    found = chapter.speedups(times).set_index("batch")
     assert found.engine.tolist() == ["openvino", "openvino"]
     assert found.over_eager.tolist() == [6.0, 5.0]
     assert found.over_same[1] == 2.5
@@ -84,12 +83,12 @@ def test_gains_are_those_of_our_fastest_file(times: pd.DataFrame) -> None:
 
 
 def test_toolkits_are_compared_on_the_same_engine(times: pd.DataFrame) -> None:
-    found = shipping.against_toolkits(times)
+    found = chapter.against_toolkits(times)
     assert found[["engine", "batch", "ratio"]].to_numpy().tolist() == [["onnxruntime", 1, 0.5]]
 
 
 def test_sizes_stand_beside_the_ratio_of_the_bits(files: pd.DataFrame) -> None:
-    found = shipping.sizes(files)
+    found = chapter.file_sizes(files)
     assert found.ratio.tolist() == [2.5, 2.0]
     assert found.packed_ratio.tolist() == [4.0, 4.0]
     assert found.ideal.tolist() == [4.0, 4.0]
@@ -98,16 +97,16 @@ def test_sizes_stand_beside_the_ratio_of_the_bits(files: pd.DataFrame) -> None:
 def test_the_guideline_names_the_file_that_is_fastest(
     times: pd.DataFrame, files: pd.DataFrame
 ) -> None:
-    found = shipping.guideline(times, files)
+    found = chapter.guideline(times, files)
     assert found.mebibytes.tolist() == [50.0, 50.0]
-    page = shipping_display.guideline_table(times, files).data
+    page = chapter.guideline_table(times, files).data
     assert "INT8 in OpenVINO" in page and "ResNet-50" in page and "6.0" in page
 
 
 def test_energy_is_given_where_it_was_measured(times: pd.DataFrame) -> None:
-    assert "does not let its energy counters be read" in shipping.energy(times)
+    assert "does not let its energy counters be read" in chapter.energy_sentence(times)
     times["joules"] = np.arange(1.0, len(times) + 1)
-    assert "resnet50 1.00 J (eager_fp32)" in shipping.energy(times)
+    assert "resnet50 1.00 J (eager_fp32)" in chapter.energy_sentence(times)
 
 
 def test_tables_and_figures_of_the_recorded_benchmarks() -> None:
@@ -115,13 +114,13 @@ def test_tables_and_figures_of_the_recorded_benchmarks() -> None:
     assert set(times.architecture) == set(architectures.ARCHITECTURES)
     assert set(files.engine) == set(engines.ENGINES)
     for page in (
-        shipping_display.speedup_table(times),
-        shipping_display.toolkit_table(times),
-        shipping_display.size_table(files),
-        shipping_display.disagreement_table(files),
+        chapter.speedup_table(times),
+        chapter.toolkit_table(times),
+        chapter.size_table(files),
+        chapter.disagreement_table(files),
     ):
         assert "MobileNetV2" in page.data
-    figure = shipping_display.latency_figure(times, batch=1)
+    figure = chapter.latency_figure(times, batch=1)
     assert [axis.get_title() for axis in figure.axes if axis.get_title()] == [
         architectures.DISPLAY_NAMES[name] for name in dict.fromkeys(times.architecture)
     ]

@@ -23,7 +23,17 @@ from typer.testing import CliRunner
 
 from fairq_utils import bench
 from fairq_utils.cli import app
-from fairq_utils.report import anatomy, effects, figures, measuring, population, quantization
+from fairq_utils.report import (
+    analysis,
+    anatomy,
+    baselines,
+    calibration,
+    effects,
+    figures,
+    measuring,
+    population,
+    quantization,
+)
 from fairq_utils.report import record as report_record
 from fairq_utils.study import (
     execution,
@@ -272,10 +282,10 @@ def test_gaps_are_those_of_the_counts(params: Params, records: list[RunRecord]) 
 
 
 def test_mitigation_pairs_the_two_draws(params: Params, records: list[RunRecord]) -> None:
-    found = effects.of_mitigation(records, params)
+    found = effects.against_random(records, params)
     assert set(found.sampler) == {"group_balanced"}
     # Both are changes from the same FP32 model, so their difference is the paired change.
-    np.testing.assert_allclose(found.harm - found.harm_random, found.change, atol=1e-12)
+    np.testing.assert_allclose(found.from_fp32 - found.random_from_fp32, found.change, atol=1e-12)
 
 
 def test_runs_on_different_images_are_not_compared(records: list[RunRecord]) -> None:
@@ -297,20 +307,20 @@ def test_figures_are_drawn_from_the_tables(params: Params, records: list[RunReco
     front = effects.frontier(frame, effects.sizes(records), scope)
     quantized = frame[(frame.method != "fp32") & frame.sampler.isin(["", "random"])]
     drawn = [
-        figures.accuracy_bars(frame[(frame.method == "fp32") & (frame["scope"] == scope)]),
-        figures.configuration_heatmap(quantized, "accuracy", scope),
-        figures.changes(quantized, "demographic_parity_difference", scope),
-        figures.null_bands(measuring.null_bands(records, params)),
-        figures.per_group_chart(groups[groups.bits == "W4A4"]),
-        figures.mitigation(
-            effects.of_mitigation(records, params), "demographic_parity_difference", scope
+        baselines.accuracy_figure(frame[(frame.method == "fp32") & (frame["scope"] == scope)]),
+        figures.heatmap_figure(quantized, "accuracy", scope),
+        quantization.changes_figure(quantized, "demographic_parity_difference", scope),
+        measuring.null_bands_figure(measuring.null_bands(records, params)),
+        quantization.groups_figure(groups[groups.bits == "W4A4"]),
+        calibration.balance_figure(
+            effects.against_random(records, params), "demographic_parity_difference", scope
         ),
-        figures.pareto(front),
-        population.face_sheet(people.faces(params), rows=1, columns=4),
+        analysis.pareto_figure(front),
+        population.faces_figure(people.faces(params), rows=1, columns=4),
     ]
     assert all(isinstance(f, Figure) and f.axes for f in drawn)
     assert plt.get_fignums() == []  # nothing is left for a notebook to show a second time
-    assert figures.interactive_pareto(front).name == "pareto"
+    assert analysis.interactive_pareto_figure(front).name == "pareto"
 
 
 def test_worked_examples_are_what_they_say(params: Params, records: list[RunRecord]) -> None:
@@ -447,19 +457,21 @@ def test_pictures_of_the_methods_are_drawn(params: Params) -> None:
     found = anatomy.specimen(params, baselines)
     assert found.title == "MobileNetV2"
     pictures = [
-        anatomy.grids(),
-        anatomy.ranges(found),
-        anatomy.equalization(found),
-        anatomy.bias_correction(found),
-        anatomy.rounding(found),
-        anatomy.bits_by_layer(found),
-        anatomy.step_gradients(),
+        anatomy.grids_figure(),
+        anatomy.ranges_figure(found),
+        anatomy.equalization_figure(found),
+        anatomy.bias_correction_figure(found),
+        anatomy.rounding_figure(found),
+        anatomy.bits_figure(found),
+        anatomy.gradients_figure(),
     ]
     assert all(isinstance(picture, Figure) and picture.axes for picture in pictures)
     rounded = pictures[4].axes[0].patches
     assert rounded[0].get_height() < 5  # next to the lower code
     assert rounded[19].get_height() > 95  # next to the upper one
-    assert "No two layers" in anatomy.equalization(replace(found, equalized=found.plain)).data
+    assert (
+        "No two layers" in anatomy.equalization_figure(replace(found, equalized=found.plain)).data
+    )
 
 
 def test_ours_beside_the_best_of_the_others_by_hand() -> None:
@@ -469,7 +481,7 @@ def test_ours_beside_the_best_of_the_others_by_hand() -> None:
             "W4A4": {"fp32": 0.9, "ours_minmax": 0.1, "ours": 0.8, "x": None, "y": None},
         }
     }
-    found = quantization.beside(figures)
+    found = quantization.beside_toolkits(figures)
     assert found.who.tolist() == ["y"]  # at W4A4 nobody has a figure
     assert found.ahead.tolist() == [pytest.approx(-0.01)]
     assert recorded.read_benchmark("coverage")["trials"]

@@ -47,7 +47,7 @@ PRETRAINED = (
 )
 PAGES = {
     "rendered": "notebooks/01_population: What rendered people can and cannot tell",
-    "photographs": "notebooks/09_photographs: Your own photographs",
+    "photographs": "notebooks/03_photographs: Your own photographs",
 }
 
 

@@ -1,79 +1,171 @@
-"""Chapter on the analysis: which changes are shown, shown to be none, or undecided."""
+"""Chapter on the analysis: accuracy, gap and size together, and a study's tables as files."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from pathlib import Path
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
+from IPython.display import HTML
+from matplotlib.figure import Figure
 
-from fairq_utils import stats
-from fairq_utils.report.chapter import POINT, glue, of
-from fairq_utils.study import statistics
-from fairq_utils.study.ledger import RunRecord
-from fairq_utils.study.params.study import Params
-from fairq_utils.training import architectures
+from fairq_utils.report import effects
+from fairq_utils.report.baselines import alike_rows
+from fairq_utils.report.chapter import Chapter, glue
+from fairq_utils.report.figures import BESIDE, COLOURS, Interactive, finished
+from fairq_utils.report.rows import PARITY
+from fairq_utils.report.tables import (
+    floors,
+    html_table,
+    intervals,
+    label,
+    named,
+    title,
+    wide_table,
+)
+from fairq_utils.study.statistics import CONFIGURATION
 
 
-def verdicts(rows: pd.DataFrame, margin: float) -> pd.DataFrame:
-    """Two claims about every change, judged: that it is none, and that there is one.
+def frontier(chapter: Chapter) -> pd.DataFrame:
+    """:func:`fairq_utils.report.effects.frontier` of a study, all attributes crossed."""
+    return effects.frontier(chapter.effects, effects.sizes(chapter.runs), chapter.crossed)
 
-    Returns
-    -------
-    DataFrame
-        The rows with ``none`` (within ``margin`` of 0) and ``some`` (different from 0, and larger
-        than what chance makes of as many flips): supported, contradicted or undecided.
-    """
-    judged = []
-    for row in rows.itertuples():
-        interval = (row.change, row.low, row.high)
-        judged.append(
+
+def pareto_figure(frontier: pd.DataFrame) -> Figure:
+    """Accuracy against gap; area is size, filled where no configuration beats it."""
+    figure, axis = plt.subplots(figsize=(7.6, 4.6))
+    for model, part in frontier.groupby("architecture", sort=False):
+        for on_front, rows in part.groupby("pareto"):
+            axis.scatter(
+                rows[PARITY] * 100,
+                rows.accuracy * 100,
+                s=12 + 5 * rows.mebibytes,
+                facecolor=COLOURS[model] if on_front else "none",
+                edgecolor=COLOURS[model],
+                alpha=0.85,
+            )
+        axis.scatter([], [], color=COLOURS[model], label=title(model))
+    axis.set(xlabel="demographic parity gap (points)", ylabel="test accuracy (%)")
+    axis.legend(**BESIDE)
+    return finished(figure)
+
+
+def interactive_pareto_figure(frontier: pd.DataFrame) -> Interactive:
+    """The same with every configuration's name under the pointer."""
+    figure = go.Figure()
+    for model, part in frontier.groupby("architecture", sort=False):
+        red, green, blue = (int(255 * c) for c in COLOURS[model])
+        names = [label(row) for _, row in part.iterrows()]
+        figure.add_scatter(
+            x=(part[PARITY] * 100).round(2),
+            y=(part.accuracy * 100).round(2),
+            mode="markers",
+            name=title(str(model)),
+            marker={
+                "size": 8 + 2 * np.sqrt(part.mebibytes),
+                "color": f"rgb({red},{green},{blue})",
+                "symbol": ["circle" if p else "circle-open" for p in part.pareto],
+            },
+            customdata=np.stack([np.array(names), part.mebibytes.round(2).astype(str)], axis=1),
+            hovertemplate="%{customdata[0]}<br>accuracy %{y} %<br>gap %{x} points"
+            "<br>%{customdata[1]} MiB<extra>" + title(str(model)) + "</extra>",
+        )
+    figure.update_layout(
+        template="plotly_white",
+        xaxis_title="demographic parity gap (points)",
+        yaxis_title="test accuracy (%)",
+        margin={"l": 50, "r": 10, "t": 40, "b": 10},
+        height=460,
+        legend={"orientation": "h", "y": -0.2},
+    )
+    alt = "Scatter of accuracy over parity gap with the name of every configuration"
+    return Interactive(figure, "pareto", alt)
+
+
+def pareto_table(frontier: pd.DataFrame) -> HTML:
+    """The Pareto-optimal configurations, smallest first."""
+    rows = frontier[frontier.pareto].sort_values("mebibytes")
+    return html_table(
+        pd.DataFrame(
             {
-                "none": stats.verdict(stats.near(0, margin), *interval).outcome,
-                "some": stats.verdict(
-                    stats.differs(), *interval, p_value=row.p_adjusted, floor=row.floor
-                ).outcome,
+                "architecture": rows.architecture.map(title),
+                "configuration": [label(row) for _, row in rows.iterrows()],
+                "accuracy (%)": intervals(rows, "accuracy"),
+                "parity gap (points)": intervals(rows, PARITY),
+                "floor of its change": floors(rows[f"{PARITY}_floor"]),
+                "size (MiB)": [f"{v:.2f}" for v in rows.mebibytes],
             }
         )
-    return rows.assign(**pd.DataFrame(judged, index=rows.index))
+    )
 
 
-def of_one_answer(runs: Iterable[RunRecord]) -> list[str]:
-    """Architectures of which an FP32 model answers the same about every test picture.
+def groups_table(frame: pd.DataFrame) -> HTML:
+    """Accuracy of every group by configuration, averaged over architectures, in percent."""
+    rows = frame[frame.sampler.isin(["", "random"]) & (frame.method != "dynamic")]
+    rows = rows.assign(configuration=rows.apply(label, axis=1))
+    wide = rows.pivot_table(
+        index=["group", "images"], columns="configuration", values="compared", sort=False
+    )
+    return html_table((wide * 100).map("{:.1f}".format).reset_index().rename_axis(columns=None))
 
-    Its gaps are zero whatever it does to anyone, so that "no change" says nothing of it.
-    """
-    fp32 = (record for record in runs if record.run.method == "fp32")
-    return sorted({r.run.architecture for r in fp32 if not r.counts.sum(axis=(0, 1, 2)).all()})
+
+def statistics_table(frame: pd.DataFrame, scope: str, alike: pd.DataFrame) -> HTML:
+    """Every configuration and metric with its interval, over what equal errors would give."""
+    rows = frame[frame["scope"] == scope]
+    cells = named(rows).assign(cell=intervals(rows), configuration=rows.apply(label, axis=1))
+    cells = pd.concat([cells, alike_rows(alike, scope, rows.statistic)])
+    return wide_table(cells, ["architecture", "configuration"], "statistic")
 
 
-def glue_verdicts(
-    frame: pd.DataFrame, scope: str, params: Params, same: Collection[str] = ()
-) -> None:
-    """Glue how many changes of the parity gap are shown, shown to be none, and undecided.
+def glue_frontier(frontier: pd.DataFrame) -> None:
+    """Glue how many configurations there are, and how many are on the front."""
+    glue("front", int(frontier.pareto.sum()))
+    glue("configurations", len(frontier))
 
-    P-values are corrected over all of them. Of the changes shown, those are counted apart whose
-    model has lost more than ten points of accuracy.
+
+def write_results(frame: pd.DataFrame, size: pd.DataFrame, folder: Path) -> list[Path]:
+    """Write ``baseline_results.csv``, ``quantization_results.json`` and the LaTeX tables.
+
+    The first two are named as the published study names them.
 
     Parameters
     ----------
-    same : architectures of :func:`of_one_answer`, of which no absence of a change is counted
+    frame, size : of :func:`fairq_utils.report.effects.by_configuration` and ``sizes``
+    folder : created where missing
     """
-    rows = of(frame, "demographic_parity_difference", scope).reset_index(drop=True)
-    names = {str(i): p for i, p in enumerate(rows.p_value.fillna(1.0))}
-    rows = rows.assign(p_adjusted=stats.adjusted(names).holm.to_numpy())
-    rows = verdicts(rows, params.analysis.equivalence_margin)
-    glue("comparisons", len(rows))
-    glue("outside", int(((rows.low > 0) | (rows.high < 0)).sum()))
-    glue("beyond_floor", int((rows.change.abs() > rows.floor).sum()))
-    glue("shown", int((rows.some == "supported").sum()))
-    judged = ~rows.architecture.isin(list(same))
-    glue("equivalent", int((judged & (rows.none == "supported")).sum()))
-    glue("same_comparisons", int((~judged).sum()))
-    glue(
-        "same_models", ", ".join(architectures.DISPLAY_NAMES[name] for name in same) or "none here"
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = frame.merge(size, on=CONFIGURATION, how="left")
+    base = whole[whole.method == "fp32"]
+    quantized = whole[whole.method != "fp32"]
+    csv = folder / "baseline_results.csv"
+    base.drop(columns=["change", "low", "high", "flips", "floor"]).to_csv(csv, index=False)
+    path = folder / "quantization_results.json"
+    path.write_text(quantized.to_json(orient="records", indent=1, double_precision=6))
+    written = [csv, path]
+    for name, part in (("baseline", base), ("quantization", quantized)):
+        written.append(folder / f"{name}_table.tex")
+        written[-1].write_text(_latex(part))
+    return written
+
+
+def _latex(frame: pd.DataFrame) -> str:
+    """A LaTeX table (booktabs): one row per configuration, one column per statistic, in points."""
+    scope = frame["scope"].iloc[-1]
+    rows = frame[frame["scope"] == scope]
+    wide = (
+        named(rows)
+        .assign(cell=intervals(rows))
+        .pivot_table(
+            index=CONFIGURATION, columns="statistic", values="cell", aggfunc="first", sort=False
+        )
     )
-    glue("margin", params.analysis.equivalence_margin / POINT)
-    glue("unflipped", int((rows.flips == 0).sum()))
-    accuracy = of(frame, "accuracy", scope).set_index(statistics.CONFIGURATION).change
-    shown = rows[rows.some == "supported"].set_index(statistics.CONFIGURATION)
-    glue("shown_broken", int((accuracy.loc[shown.index] < -10 * POINT).sum()))
+    wide = wide.reset_index().rename(columns=str.capitalize)
+    text = wide.to_latex(
+        index=False, escape=True, column_format="l" * 5 + "r" * (wide.shape[1] - 5)
+    )
+    return (
+        f"% Points, with {scope} gaps; disparate impact is a ratio; brackets are intervals.\n"
+        "% Needs \\usepackage{booktabs}.\n" + text
+    )

@@ -1,11 +1,12 @@
-"""Pictures of what each quantization method does, drawn from a trained model of the study.
+"""Anatomy of the methods in the chapter on quantization, drawn from a trained model of the study.
 
-A specimen is one FP32 model and a few calibration images. Every picture is computed from it with
+A specimen is one FP32 model and a few calibration images. Every figure is computed from it with
 the functions that the study quantizes with.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
 
@@ -13,7 +14,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from IPython.display import HTML
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor, nn
@@ -28,23 +28,24 @@ from fairq_utils.quantizers.post_training import quantize_observed
 from fairq_utils.quantizers.ranges import InputStatistics
 from fairq_utils.quantizers.sensitivity import sensitivities
 from fairq_utils.quantizers.spec import WIDTHS, QuantSpec
-from fairq_utils.report.figures import finished
-from fairq_utils.report.tables import note
+from fairq_utils.report.chapter import glue
+from fairq_utils.report.figures import BESIDE, finished
+from fairq_utils.report.rows import width
+from fairq_utils.report.tables import note, range_label, title
 from fairq_utils.study import weights
-from fairq_utils.study.ledger import Run
+from fairq_utils.study.ledger import Run, RunRecord
 from fairq_utils.study.params.study import Params
 from fairq_utils.study.people import faces
 from fairq_utils.study.storage import ledger
 from fairq_utils.training import architectures, checkpoints
 
 IMAGES = 64
-RULES = {
-    "minmax": "min-max",
-    "percentile": "percentile",
-    "mse": "least error",
-    "entropy": "entropy",
+RULES = {  # of ranges, and their colours
+    "minmax": "0.25",
+    "percentile": "tab:blue",
+    "mse": "tab:orange",
+    "entropy": "tab:green",
 }
-SHADES = ("0.25", "tab:blue", "tab:orange", "tab:green")
 STEPS = 200  # of the learnt rounding that is drawn
 Layer = nn.Conv2d | nn.Linear
 
@@ -56,7 +57,7 @@ class Specimen:
     Attributes
     ----------
     architecture : its name
-    plain, equalized : what calibration saw of the model as it is, and after equalization
+    plain, equalized : calibration statistics of the model as it is, and after equalization
     """
 
     architecture: str
@@ -65,22 +66,29 @@ class Specimen:
 
     @property
     def title(self) -> str:
-        """The architecture's name as it is printed."""
-        return architectures.DISPLAY_NAMES[self.architecture]
+        """Name of the architecture as it is printed."""
+        return title(self.architecture)
 
     def layer(self, name: str, *, equalized: bool = False) -> Layer:
         """A float layer, its batch norm folded."""
-        seen = self.equalized if equalized else self.plain
-        return cast(Layer, seen.model.get_submodule(name))
+        observed = self.equalized if equalized else self.plain
+        return cast(Layer, observed.model.get_submodule(name))
 
     def inputs(self, name: str) -> InputStatistics:
-        """What calibration saw of a layer's input."""
+        """Calibration statistics of a layer's input."""
         return cast(InputStatistics, self.plain.statistics[name])
 
 
-def specimen(params: Params, baselines: list[Run]) -> Specimen:
-    """MobileNetV2 where the study has it, the first of its models where it has not."""
-    run = next((r for r in baselines if r.architecture == "mobilenet_v2"), baselines[0])
+def specimen(params: Params, runs: Iterable[Run]) -> Specimen:
+    """Calibrate MobileNetV2 where the study has it, the first of its models where it has not.
+
+    Parameters
+    ----------
+    params : Params
+    runs : of the study, in the ledger
+    """
+    baselines = [run for run in runs if run.method == "fp32"]
+    run = next((run for run in baselines if run.architecture == "mobilenet_v2"), baselines[0])
     model = checkpoints.load_checkpoint(
         architectures.build(run.architecture, image_size=params.data.size),
         weights.fetch(ledger(params), run.key),
@@ -97,18 +105,7 @@ def specimen(params: Params, baselines: list[Run]) -> Specimen:
     )
 
 
-def _longest_tail(found: Specimen) -> str:
-    """The layer whose input reaches furthest beyond its central 99 %, the first one left out."""
-
-    def reach(name: str) -> float:
-        statistics = found.inputs(name)
-        low, high = statistics.range("percentile", 8, percentile=99.0)
-        return (statistics.extremes.high - statistics.extremes.low) / max(high - low, 1e-12)
-
-    return max(found.plain.order[1:] or found.plain.order, key=reach)
-
-
-def grids(bits: int = 3) -> Figure:
+def grids_figure(bits: int = 3) -> Figure:
     """A grid without and with a zero-point, on inputs that are mostly positive."""
     x = torch.linspace(-0.6, 2.2, 800)
     figure, axes = plt.subplots(1, 2, figsize=(8, 2.8), sharey=True)
@@ -125,36 +122,33 @@ def grids(bits: int = 3) -> Figure:
     return finished(figure)
 
 
-def ranges(found: Specimen, bits: int = 4) -> Figure:
-    """What each rule keeps of the input with the longest tail, and its squared error."""
+def ranges_figure(found: Specimen, bits: int = 4) -> Figure:
+    """Ranges that each rule keeps of the input with the longest tail, and their squared errors."""
     name = _longest_tail(found)
     statistics = found.inputs(name)
     histogram = statistics.histogram
     if histogram is None:
-        raise ValueError("ranges: the specimen was observed without histograms")
+        raise ValueError("ranges_figure: the specimen was observed without histograms")
     centres, counts = histogram.centres(), histogram.counts
     figure, axis = plt.subplots(figsize=(8, 3))
     wide = centres.reshape(128, -1).mean(1), counts.reshape(128, -1).sum(1)
     axis.bar(wide[0], wide[1].clamp(min=0.5), width=32 * histogram.width, color="0.85", log=True)
     power = float((counts * centres.square()).sum())
-    for (rule, label), colour in zip(RULES.items(), SHADES, strict=True):
+    for rule, colour in RULES.items():
         low, high = statistics.range(rule, bits)
         scale, zero = input_grid(torch.tensor(low).double(), torch.tensor(high).double(), bits)
         error = (on_grid(centres, scale, zero, 0, 2**bits - 1) - centres).square()
         lost = 100 * float((counts * error).sum()) / max(power, 1e-30)
         for end in (low, high):
             axis.axvline(end, color=colour, linewidth=1.4)
-        axis.plot([], [], color=colour, label=f"{label}: {lost:.2f} % of the power lost")
+        label = f"{range_label(rule)}: {lost:.2f} % of the power lost"
+        axis.plot([], [], color=colour, label=label)
     axis.set(xlabel=f"input of {name}", ylabel="values", ylim=(0.5, None))
-    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    axis.legend(**BESIDE)
     return finished(figure)
 
 
-def _spread(layer: Layer) -> Tensor:
-    return layer.weight.detach().reshape(len(layer.weight), -1).abs().amax(dim=1)
-
-
-def equalization(found: Specimen) -> Figure | HTML:
+def equalization_figure(found: Specimen) -> Figure | HTML:
     """Largest weight of every output channel before and after, in the pair that moved most."""
     pairs = found.equalized.equalized or {}
     if not pairs:
@@ -175,19 +169,21 @@ def equalization(found: Specimen) -> Figure | HTML:
     return finished(figure)
 
 
-def bias_correction(found: Specimen, bits: str = "W4A8") -> Figure:
+def bias_correction_figure(found: Specimen, bits: str = "W4A8") -> Figure:
     """Mean error of every output channel of one layer, before and after its bias is corrected."""
-    seen = found.plain
-    plain, _ = quantize_observed(seen, QuantSpec.parse(bits))
-    corrected, report = quantize_observed(seen, QuantSpec.parse(bits, bias_correction=True))
+    observed = found.plain
+    plain, _ = quantize_observed(observed, QuantSpec.parse(bits))
+    corrected, report = quantize_observed(observed, QuantSpec.parse(bits, bias_correction=True))
     sizes = report.corrections["bias_correction"]
-    inner = {n: size for n, size in sizes.items() if n not in (seen.order[0], seen.order[-1])}
+    inner = {
+        n: size for n, size in sizes.items() if n not in (observed.order[0], observed.order[-1])
+    }
     name = max(inner or sizes, key=sizes.__getitem__)
-    reference = _mean_output(seen.model, name, seen.batches[0])
+    reference = _mean_output(observed.model, name, observed.batches[0])
     figure, axis = plt.subplots(figsize=(8, 2.6))
     bins: int | np.ndarray = 41
     for model, label, colour in ((plain, "before", "0.6"), (corrected, "after", "tab:blue")):
-        shift = (_mean_output(model, name, seen.batches[0]) - reference).numpy()
+        shift = (_mean_output(model, name, observed.batches[0]) - reference).numpy()
         if isinstance(bins, int):
             limit = float(np.abs(shift).max()) or 1.0
             bins = np.linspace(-limit, limit, bins)
@@ -197,31 +193,16 @@ def bias_correction(found: Specimen, bits: str = "W4A8") -> Figure:
     return finished(figure)
 
 
-def _mean_output(model: nn.Module, name: str, batch: Tensor) -> Tensor:
-    """Mean of every output channel, taken before an activation can change it in place."""
-    found: list[Tensor] = []
-
-    def keep(module: nn.Module, inputs: object, output: Tensor) -> None:
-        channel = 1 if output.ndim == 4 else output.ndim - 1
-        found.append(output.mean(dim=[d for d in range(output.ndim) if d != channel]))
-
-    hook = model.get_submodule(name).register_forward_hook(keep)
-    try:
-        with torch.no_grad():
-            model(batch)
-    finally:
-        hook.remove()
-    return found[0]
-
-
-def rounding(found: Specimen, bits: str = "W3A8") -> Figure:
-    """Where AdaRound rounds a weight, by the place between two codes that it stands at."""
-    seen = found.plain
-    by_size = sorted(seen.order[1:-1] or seen.order, key=lambda n: found.layer(n).weight.numel())
+def rounding_figure(found: Specimen, bits: str = "W3A8") -> Figure:
+    """Shares that AdaRound rounds up, by the place of a weight between two codes."""
+    observed = found.plain
+    by_size = sorted(
+        observed.order[1:-1] or observed.order, key=lambda n: found.layer(n).weight.numel()
+    )
     name = by_size[3 * len(by_size) // 4]
     spec = QuantSpec.parse(bits, rounding="adaround", iterations=STEPS, first_last_bits=None)
-    others: dict[str, QuantSpec | None] = {n: None for n in seen.order if n != name}
-    learnt, _ = quantize_observed(seen, spec, others)
+    others: dict[str, QuantSpec | None] = {n: None for n in observed.order if n != name}
+    learnt, _ = quantize_observed(observed, spec, others)
     layer = cast(Quantized, learnt.get_submodule(name))
     place = found.layer(name).weight.detach() / layer.weight_scale.view(
         -1, *[1] * (layer.weight_integers.ndim - 1)
@@ -242,71 +223,113 @@ def rounding(found: Specimen, bits: str = "W3A8") -> Figure:
     return finished(figure)
 
 
-def bits_by_layer(found: Specimen, uniform: str = "W4A8") -> Figure:
+def bits_figure(found: Specimen, uniform: str = "W4A8") -> Figure:
     """Noise of every layer at uniform bits, and the bits that the same size buys it."""
-    seen = found.plain
+    observed = found.plain
     spec = QuantSpec.parse(uniform, weight_range="mse", activation_range="mse")
-    noise = sensitivities(seen, [spec], measure="layer").set_index("layer").sqnr
-    _, even = quantize_observed(seen, spec)
-    _, mixed = quantize_mixed(seen, even.size_bytes, spec, measure="layer")
-    bits = [int(mixed.layers[name][1:].split("A")[0]) for name in seen.order]
+    noise = sensitivities(observed, [spec], measure="layer").set_index("layer").sqnr
+    _, even = quantize_observed(observed, spec)
+    _, mixed = quantize_mixed(observed, even.size_bytes, spec, measure="layer")
+    bits = [int(mixed.layers[name][1:].split("A")[0]) for name in observed.order]
     shades = dict(zip(WIDTHS, plt.get_cmap("viridis")(np.linspace(0.9, 0.1, 5)), strict=True))
     figure, axis = plt.subplots(figsize=(8, 2.8))
-    axis.bar(range(len(bits)), [noise[n] for n in seen.order], color=[shades[b] for b in bits])
+    axis.bar(range(len(bits)), [noise[n] for n in observed.order], color=[shades[b] for b in bits])
     axis.set(
         xlabel=f"layers of {found.title}, first to last",
         ylabel=f"signal over noise\nat {uniform} (dB)",
     )
     axis.grid(False, axis="x")
-    handles = [Patch(color=shades[width]) for width in WIDTHS]
-    axis.legend(
-        handles,
-        [f"{width} bits" for width in WIDTHS],
-        fontsize=8,
-        loc="upper left",
-        bbox_to_anchor=(1, 1),
-    )
+    handles = [Patch(color=shades[wide]) for wide in WIDTHS]
+    axis.legend(handles, [f"{wide} bits" for wide in WIDTHS], **BESIDE)
     return finished(figure)
 
 
-def step_gradients(bits: int = 3) -> Figure:
+def gradients_figure(bits: int = 3) -> Figure:
     """LSQ: the gradients that reach a value and the step size, over ``v = x / s``."""
     v = torch.linspace(-2, 2**bits + 1, 1000)
     x = v.clone().requires_grad_()
     scale = torch.ones(len(v), requires_grad=True)
     LearnedStep.apply(x, scale, torch.zeros(()), 0, 2**bits - 1, 1.0).sum().backward()
     figure, axes = plt.subplots(1, 2, figsize=(8, 2.6))
-    for axis, gradient, title in zip(
-        axes, (x.grad, scale.grad), ("of the value", "of the step size"), strict=True
+    for axis, gradient, of in zip(
+        axes, (x.grad, scale.grad), ("the value", "the step size"), strict=True
     ):
         axis.plot(v, cast(Tensor, gradient), color="tab:blue", linewidth=1.2)
-        axis.set(title=f"gradient {title}", xlabel="value / step")
+        axis.set(title=f"gradient of {of}", xlabel="value / step")
         axis.title.set_fontsize(10)
     figure.tight_layout()
     return finished(figure)
 
 
-def block_errors(reports: dict[str, dict[str, list[float]]]) -> Figure:
-    """What is left of each block's error after reconstruction, one panel per architecture.
+def block_records(runs: Iterable[RunRecord]) -> list[RunRecord]:
+    """Runs of block reconstruction at its fewest bits in this study."""
+    found = [record for record in runs if record.run.method == "block"]
+    fewest = min((width(str(r.run.bits)) for r in found), default=None)
+    return [record for record in found if width(str(record.run.bits)) == fewest]
+
+
+def block_errors_figure(records: list[RunRecord]) -> Figure:
+    """Error that reconstruction leaves of each block, at the fewest bits, a panel per architecture.
 
     Parameters
     ----------
-    reports : architecture -> unit -> error with nearest and with learnt rounding
+    records : of :func:`block_records`
     """
-    count = max(len(reports), 1)
+    errors = {r.run.architecture: r.report["corrections"]["reconstruction"] for r in records[::-1]}
+    count = max(len(errors), 1)
     figure, axes = plt.subplots(
         1, count, figsize=(1.2 + 1.9 * count, 2.6), sharey=True, squeeze=False
     )
-    for axis, (architecture, units) in zip(axes[0], reports.items(), strict=False):
-        _one_architecture(axis, units)
-        axis.set_title(architectures.DISPLAY_NAMES[architecture], fontsize=10)
+    for axis, (architecture, blocks) in zip(axes[0], errors.items(), strict=False):
+        left = [100 * learnt / max(nearest, 1e-30) for nearest, learnt in blocks.values()]
+        axis.bar(range(len(left)), left, color="tab:blue", width=0.8)
+        axis.set(ylim=(0, 105), xticks=[])
+        axis.set_title(title(architecture), fontsize=10)
     axes[0][0].set_ylabel("error left (%)")
     figure.supxlabel("blocks, first to last", fontsize=10)
     figure.tight_layout()
     return finished(figure)
 
 
-def _one_architecture(axis: Axes, units: dict[str, list[float]]) -> None:
-    left = [100 * after / max(before, 1e-30) for before, after in units.values()]
-    axis.bar(range(len(left)), left, color="tab:blue", width=0.8)
-    axis.set(ylim=(0, 105), xticks=[])
+def glue_anatomy(found: Specimen, records: list[RunRecord]) -> None:
+    """Glue the model that is drawn, and the bits of its blocks.
+
+    Parameters
+    ----------
+    found : Specimen
+    records : of :func:`block_records`
+    """
+    glue("specimen", found.title)
+    glue("block_bits", str(records[0].run.bits) if records else "no bits of this study")
+
+
+def _longest_tail(found: Specimen) -> str:
+    """The layer whose input reaches furthest beyond its central 99 %, the first one left out."""
+
+    def reach(name: str) -> float:
+        statistics = found.inputs(name)
+        low, high = statistics.range("percentile", 8, percentile=99.0)
+        return (statistics.extremes.high - statistics.extremes.low) / max(high - low, 1e-12)
+
+    return max(found.plain.order[1:] or found.plain.order, key=reach)
+
+
+def _spread(layer: Layer) -> Tensor:
+    return layer.weight.detach().reshape(len(layer.weight), -1).abs().amax(dim=1)
+
+
+def _mean_output(model: nn.Module, name: str, batch: Tensor) -> Tensor:
+    """Mean of every output channel, taken before an activation can change it in place."""
+    found: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: object, output: Tensor) -> None:
+        channel = 1 if output.ndim == 4 else output.ndim - 1
+        found.append(output.mean(dim=[d for d in range(output.ndim) if d != channel]))
+
+    hook = model.get_submodule(name).register_forward_hook(keep)
+    try:
+        with torch.no_grad():
+            model(batch)
+    finally:
+        hook.remove()
+    return found[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -15,145 +15,40 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from fairq_utils import metrics, stats
 from fairq_utils.data.questions import ATTRIBUTES
 from fairq_utils.fingerprint import code_version, fingerprint
+from fairq_utils.metrics.criteria import FAIRNESS
+from fairq_utils.metrics.rates import rate
 from fairq_utils.quantizers.methods import METHODS
 from fairq_utils.report.chapter import POINT, Chapter, glue
-from fairq_utils.report.figures import finished, title
-from fairq_utils.report.mitigation import LEVEL, family_and_label
-from fairq_utils.report.tables import intervals, note, shown, width
+from fairq_utils.report.effects import paired_changes
+from fairq_utils.report.figures import BELOW, finished
+from fairq_utils.report.mitigation import family_and_label
+from fairq_utils.report.rows import ODDS, PARITY, width
+from fairq_utils.report.tables import floors, html_table, intervals, note, points, title
 from fairq_utils.stats.paired import Statistic
-from fairq_utils.study import execution, statistics
+from fairq_utils.stats.verdicts import LEVEL, judge
+from fairq_utils.study import execution
 from fairq_utils.study.dials import LABELS as DIALS
 from fairq_utils.study.dials import World, attribute_of, worlds
 from fairq_utils.study.ledger import Ledger, RunRecord
 from fairq_utils.study.params.study import Params
 from fairq_utils.study.planning import baseline_of
 from fairq_utils.study.recorded import Recorded
-from fairq_utils.study.statistics import Pair, records, shared
-from fairq_utils.training.architectures import DISPLAY_NAMES
+from fairq_utils.study.statistics import Pair, records
 
 PLAIN = "plain"
+FAR = 0.5  # a mitigation removes a cause if it takes away more than this share of what it adds
+UNTURNED = "This study names no models, so no dial was turned."
 
 
-def dial_statistics(params: Params) -> dict[str, Statistic]:
-    """The gaps, and how far the dialled group's accuracy lies below the others': signed."""
-    attribute = attribute_of(params.dials)
-    inside = ATTRIBUTES[attribute].index(params.dials.group)
-
-    def behind(table: NDArray[Any]) -> NDArray[Any]:
-        rates = metrics.rate(table, "accuracy")
-        out: NDArray[Any] = rates[..., 1 - inside] - rates[..., inside]
-        return out
-
-    return {
-        "behind": behind,
-        "demographic_parity_difference": metrics.FAIRNESS["demographic_parity_difference"],
-        "equalized_odds_difference": metrics.FAIRNESS["equalized_odds_difference"],
-    }
-
-
-def _line(record: RunRecord) -> str:
-    run = record.run
-    if run.method != "ptq":
-        return run.method
-    return PLAIN if run.sampler == "random" else str(run.sampler)
-
-
-def _by_line(runs: list[RunRecord]) -> dict[tuple[str, str, str], list[Pair]]:
-    """(architecture, bits, line) -> each run behind its FP32 model."""
-    by_key = {record.run.key: record for record in runs}
-    found: dict[tuple[str, str, str], list[Pair]] = {}
-    for record in runs:
-        base = by_key.get(baseline_of(record.run).key)
-        if base is not None and record.run.bits is not None and record.run.sampler:
-            key = (record.run.architecture, record.run.bits, _line(record))
-            found.setdefault(key, []).append((base, record))
-    return found
-
-
-def harms(worlds: list[World], store: Ledger, params: Params) -> pd.DataFrame:
-    """What quantization adds to the disadvantage of the dialled group, in every world.
-
-    Returns
-    -------
-    DataFrame
-        ``dial``, ``level``, ``architecture``, ``bits``, ``line`` (plain, or the mitigation), and of
-        each of :func:`statistics` as ``statistic``: ``reference`` (FP32), ``compared``, ``change``
-        with ``low`` and ``high``, ``floor`` and ``p_value``, as in
-        :func:`fairq_utils.report.effects.by_configuration`; ``mended``, ``mended_low``,
-        ``mended_high``: the mitigated model's statistic less the plainly quantized one's, on the
-        same images (NaN of plain), and its ``mended_floor``.
-    """
-    measured = dial_statistics(params)
-    options: dict[str, Any] = {
-        "replicates": params.analysis.replicates,
-        "seed": params.data.seed,
-    }
-    parts = []
-    for world in worlds:
-        attributes = list(world.params.analysis.attributes)
-        lines = _by_line(records(store, world.params))
-        for (architecture, bits, line), members in lines.items():
-            table = _changes(members, attributes, measured, params, options)
-            table = table.assign(
-                dial=world.dial,
-                level=world.level,
-                architecture=architecture,
-                bits=bits,
-                line=line,
-            )
-            plain = lines.get((architecture, bits, PLAIN), [])
-            table[["mended", "mended_low", "mended_high", "mended_floor"]] = np.nan
-            pairs = _beside(plain, members)
-            if line != PLAIN and pairs:
-                against = _changes(pairs, attributes, measured, params, options)
-                table["mended"] = against.change.to_numpy()
-                table["mended_low"] = against.low.to_numpy()
-                table["mended_high"] = against.high.to_numpy()
-                table["mended_floor"] = against.floor.to_numpy()
-            parts.append(table)
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-
-
-def _beside(plain: list[Pair], members: list[Pair]) -> list[Pair]:
-    """Runs beside the plain ones of the same training and calibration draw."""
-
-    def place(record: RunRecord) -> tuple[str, int | None]:
-        return json.dumps(record.run.training, sort_keys=True), record.run.calibration_seed
-
-    by_place = {place(record): record for _, record in plain}
-    return [(by_place[place(r)], r) for _, r in members if place(r) in by_place]
-
-
-def _changes(
-    pairs: list[Pair],
-    attributes: Sequence[str],
-    measured: Mapping[str, Statistic],
-    params: Params,
-    options: dict[str, Any],
-) -> pd.DataFrame:
-    answers = shared(pairs, attributes)
-    table = stats.paired_bootstrap(
-        answers, measured, confidence=params.analysis.confidence, **options
-    )
-    chance = stats.exchange_floors(answers, measured, **options)
-    return table.assign(floor=chance.floor, p_value=chance.p_value)
-
-
-FAR = 0.5  # a mitigation removes a cause if it takes away more than this share of the harm
-
-
-def dial_harms(chapter: Chapter) -> pd.DataFrame:
-    """:func:`fairq_utils.report.dials.harms` of this study; its runs are computed if missing."""
+def dial_effects(chapter: Chapter) -> pd.DataFrame:
+    """:func:`by_dial` of this study; its runs are computed if missing."""
     execution.execute(chapter.params)
     found = worlds(chapter.params)
     recipe = {
         "keys": [
-            record.run.key
-            for world in found
-            for record in statistics.records(chapter.store, world.params)
+            record.run.key for world in found for record in records(chapter.store, world.params)
         ],
         "analysis": chapter.params.analysis.model_dump(mode="json"),
         "seed": chapter.params.data.seed,
@@ -161,18 +56,75 @@ def dial_harms(chapter: Chapter) -> pd.DataFrame:
     }
     return chapter.kept(
         f"dials-{fingerprint(recipe)}",
-        lambda: harms(found, chapter.store, chapter.params),
+        lambda: by_dial(found, chapter.store, chapter.params),
     )
 
 
-def dial_verdicts(frame: pd.DataFrame, statistic: str = "behind") -> pd.DataFrame:
-    """Which dial makes quantization unequal, and which mitigation takes that away again.
+def by_dial(worlds: list[World], store: Ledger, params: Params) -> pd.DataFrame:
+    """Changes that quantization adds to the disadvantage of the dialled group, in every world.
 
-    The harm of a dial is what plain quantization adds to the group's disadvantage at its last
-    level, beyond what it adds in the even world. The two worlds are different people, so their
-    variances add: the half-width of the difference is the root of the summed squares, likewise its
-    floor. It is shown if zero is outside the interval, it is beyond the floor, and so says a normal
-    p-value corrected over all dials, bits and architectures (Holm); either sign counts.
+    Returns
+    -------
+    DataFrame
+        ``dial``, ``level``, ``architecture``, ``bits``, ``line`` (plain, or the mitigation), and of
+        each of :func:`dial_statistics` as ``statistic``: ``reference`` (FP32), ``compared``,
+        ``change`` with ``low`` and ``high``, ``floor`` and ``p_value``, as in
+        :func:`fairq_utils.report.effects.by_configuration`; ``mended``, ``mended_low``,
+        ``mended_high``: the mitigated model's statistic less the plainly quantized one's, on the
+        same images (NaN of plain), and its ``mended_floor``.
+    """
+    measured = dial_statistics(params)
+    parts = []
+    for world in worlds:
+        attributes = list(world.params.analysis.attributes)
+        lines = _by_line(records(store, world.params))
+        for (architecture, bits, line), members in lines.items():
+            table = paired_changes(members, attributes, measured, params).assign(
+                dial=world.dial,
+                level=world.level,
+                architecture=architecture,
+                bits=bits,
+                line=line,
+            )
+            mended = ["mended", "mended_low", "mended_high", "mended_floor"]
+            table[mended] = np.nan
+            pairs = _beside(lines.get((architecture, bits, PLAIN), []), members)
+            if line != PLAIN and pairs:
+                against = paired_changes(pairs, attributes, measured, params)
+                table[mended] = against[["change", "low", "high", "floor"]].to_numpy()
+            parts.append(table)
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def dial_statistics(params: Params) -> dict[str, Statistic]:
+    """Statistics of the dials: the gaps, and how far the group's accuracy is behind the others'."""
+    attribute = attribute_of(params.dials)
+    inside = ATTRIBUTES[attribute].index(params.dials.group)
+
+    def behind(table: NDArray[Any]) -> NDArray[Any]:
+        rates = rate(table, "accuracy")
+        return rates[..., 1 - inside] - rates[..., inside]
+
+    return {
+        "behind": behind,
+        PARITY: FAIRNESS[PARITY],
+        ODDS: FAIRNESS[ODDS],
+    }
+
+
+def dial_verdicts(frame: pd.DataFrame, statistic: str = "behind") -> pd.DataFrame:
+    """Judge which dial makes quantization unequal, and which mitigation takes that away again.
+
+    A dial adds what plain quantization adds to the group's disadvantage at its last level, beyond
+    what it adds in the even world. The two worlds are different people, so their variances add: the
+    half-width of the difference is the root of the summed squares, likewise its floor, and its
+    p-value is that of a normal with this half-width. All dials, bits and architectures are one
+    family of :func:`fairq_utils.stats.verdicts.judge`; either sign counts.
+
+    Parameters
+    ----------
+    frame : of :func:`by_dial`
+    statistic : of :func:`dial_statistics`
 
     Returns
     -------
@@ -206,75 +158,12 @@ def dial_verdicts(frame: pd.DataFrame, statistic: str = "behind") -> pd.DataFram
     return plain.assign(removed=removed)
 
 
-def _beyond(plain: pd.DataFrame, even: pd.DataFrame) -> pd.DataFrame:
-    """Changes less those of the even world, and whether the difference is shown."""
-    there = even.loc[list(zip(plain.architecture, plain.bits, strict=True))].reset_index(drop=True)
-    added = plain.change - there.change
-    half = np.hypot(plain.high - plain.low, there.high - there.low) / 2
-    floor = np.hypot(plain.floor, there.floor)
-    # Where no answer flips in either world there is no width, and no difference.
-    z = np.where(half > 0, added / half.where(half > 0, 1) * norm.ppf(0.5 + LEVEL / 2), 0.0)
-    p = {str(i): float(value) for i, value in enumerate(2 * norm.sf(np.abs(z)))}
-    adjusted = stats.adjusted(p).holm.to_numpy()
-    shown = (added.abs() > half) & (added.abs() > floor) & (adjusted < 1 - LEVEL)
-    return plain.assign(even=there.change, added=added, added_half=half, shown=shown)
-
-
-def glue_dials(verdicts: pd.DataFrame, prefix: str) -> None:
-    """Glue which dials were shown to make a disparity, what removed it, how far intervals go."""
-    if verdicts.empty:
-        for name in ("dials", "dials_shown", "dials_reach_most", "dials_reach_fewest"):
-            glue(f"{prefix}_{name}", 0)
-        for name in ("dials_which", "dials_removed"):
-            glue(f"{prefix}_{name}", "none")
-        return
-    glue(f"{prefix}_dials", len(verdicts))
-    glue(f"{prefix}_dials_shown", int(verdicts.shown.sum()))
-    shown = verdicts[verdicts.shown]
-    reach = (verdicts.added.abs() + verdicts.added_half).groupby(verdicts.bits).max() / POINT
-    for name, bits in (("most", max), ("fewest", min)):
-        glue(f"{prefix}_dials_reach_{name}", reach[bits(reach.index, key=width)])
-    cases = [
-        f"{DIALS[row.dial]} at {row.level:g} ({DISPLAY_NAMES[row.architecture]}, {row.bits}, "
-        f"{row.added / POINT:+.1f} points)"
-        for row in shown.itertuples()
-    ]
-    glue(f"{prefix}_dials_which", "; ".join(cases) or "none")
-    mended = [
-        f"{DIALS[row.dial]} ({DISPLAY_NAMES[row.architecture]}, {row.bits}): "
-        + ", ".join(called(line) for line in row.removed.split(", "))
-        for row in shown.itertuples()
-        if row.removed
-    ]
-    glue(f"{prefix}_dials_removed", "; ".join(mended) or "none")
-
-
-def glue_dial_study(found: Recorded) -> None:
-    """Glue whose dials were turned in a recorded study, and how large its worlds are."""
-    about = found.about["params"]["dials"]
-    glue("dialled", about["group"])
-    glue("dial_seeds", len(about["seeds"]))
-    glue("dial_train", about["train"])
-    glue("dial_test", about["test"])
-    glue("far", FAR)
-
-
-UNTURNED = "This study names no models, so no dial was turned."
-
-
-def called(line: str) -> str:
-    """A mitigation of the dials in words."""
-    if line == PLAIN:
-        return "plain quantization"
-    return ": ".join(family_and_label(line if line in METHODS else "ptq", line))
-
-
 def dial_figure(frame: pd.DataFrame, statistic: str) -> Figure | HTML:
     """The group's disadvantage under quantization, over the level of each dial.
 
     Parameters
     ----------
-    frame : of :func:`fairq_utils.report.dials.harms`
+    frame : of :func:`by_dial`
     """
     if frame.empty:
         return note(UNTURNED)
@@ -291,9 +180,9 @@ def dial_figure(frame: pd.DataFrame, statistic: str) -> Figure | HTML:
         sharey="row",
         squeeze=False,
     )
-    for at, (model, width_) in enumerate([(m, b) for m in models for b in bits]):
+    for at, (model, at_bits) in enumerate(product(models, bits)):
         for axis, dial in zip(axes[at], turned, strict=True):
-            part = rows[(rows.architecture == model) & (rows.bits == width_)]
+            part = rows[(rows.architecture == model) & (rows.bits == at_bits)]
             part = part[part.dial.isin(["", dial])]
             levels = list(dict.fromkeys(part[part.dial == dial].level))
             axis.axhline(0, color="0.3", linewidth=1)
@@ -316,18 +205,11 @@ def dial_figure(frame: pd.DataFrame, statistic: str) -> Figure | HTML:
             axis.tick_params(labelsize=8)
             if at == 0:
                 axis.set_title(DIALS[dial], fontsize=9)
-        axes[at, 0].set_ylabel(f"{title(model)}\n{width_}", fontsize=9)
+        axes[at, 0].set_ylabel(f"{title(model)}\n{at_bits}", fontsize=9)
     handles = [plt.Line2D([], [], color=colours[m], marker="o", markersize=4) for m in methods]
     figure.supylabel("what the group loses more than the others (points)", fontsize=9)
     figure.tight_layout()
-    figure.legend(
-        handles,
-        [called(m) for m in methods],
-        loc="upper center",
-        bbox_to_anchor=(0.5, 0),
-        ncol=3,
-        fontsize=8,
-    )
+    figure.legend(handles, [called(m) for m in methods], ncol=3, **BELOW)
     return finished(figure)
 
 
@@ -336,21 +218,21 @@ def dial_table(verdicts: pd.DataFrame) -> HTML:
 
     Parameters
     ----------
-    verdicts : of :func:`fairq_utils.report.dials.dial_verdicts`
+    verdicts : of :func:`dial_verdicts`
     """
     if verdicts.empty:
         return note(UNTURNED)
-    return shown(
+    return html_table(
         pd.DataFrame(
             {
                 "dial": [DIALS[dial] for dial in verdicts.dial],
                 "level": [f"{level:g}" for level in verdicts.level],
-                "architecture": [title(name) for name in verdicts.architecture],
+                "architecture": verdicts.architecture.map(title),
                 "bits": verdicts.bits,
-                "behind in FP32 (points)": [f"{v * 100:+.1f}" for v in verdicts.reference],
+                "behind in FP32 (points)": points(verdicts.reference, "+.1f"),
                 "added by quantization": intervals(verdicts, "change"),
-                "noise floor": [f"±{v * 100:.1f}" for v in verdicts.floor],
-                "in the even world": [f"{v * 100:+.1f}" for v in verdicts.even],
+                "noise floor": floors(verdicts.floor),
+                "in the even world": points(verdicts.even, "+.1f"),
                 "beyond it": [
                     f"{row.added * 100:+.1f} ± {row.added_half * 100:.1f}"
                     for row in verdicts.itertuples()
@@ -363,3 +245,99 @@ def dial_table(verdicts: pd.DataFrame) -> HTML:
             }
         )
     )
+
+
+def called(line: str) -> str:
+    """A mitigation of the dials in words."""
+    if line == PLAIN:
+        return "plain quantization"
+    return ": ".join(family_and_label(line if line in METHODS else "ptq", line))
+
+
+def glue_dials(verdicts: pd.DataFrame, prefix: str) -> None:
+    """Glue which dials were shown to make a disparity, what removed it, how far intervals go."""
+    if verdicts.empty:
+        for name in ("dials", "dials_shown", "dials_reach_most", "dials_reach_fewest"):
+            glue(f"{prefix}_{name}", 0)
+        for name in ("dials_which", "dials_removed"):
+            glue(f"{prefix}_{name}", "none")
+        return
+    glue(f"{prefix}_dials", len(verdicts))
+    glue(f"{prefix}_dials_shown", int(verdicts.shown.sum()))
+    shown = verdicts[verdicts.shown]
+    reach = (verdicts.added.abs() + verdicts.added_half).groupby(verdicts.bits).max() / POINT
+    for name, bits in (("most", max), ("fewest", min)):
+        glue(f"{prefix}_dials_reach_{name}", reach[bits(reach.index, key=width)])
+    cases = [
+        f"{DIALS[row.dial]} at {row.level:g} ({title(row.architecture)}, {row.bits}, "
+        f"{row.added / POINT:+.1f} points)"
+        for row in shown.itertuples()
+    ]
+    glue(f"{prefix}_dials_which", "; ".join(cases) or "none")
+    mended = [
+        f"{DIALS[row.dial]} ({title(row.architecture)}, {row.bits}): "
+        + ", ".join(called(line) for line in row.removed.split(", "))
+        for row in shown.itertuples()
+        if row.removed
+    ]
+    glue(f"{prefix}_dials_removed", "; ".join(mended) or "none")
+
+
+def glue_dial_study(found: Recorded) -> None:
+    """Glue the dialled group of a recorded study, and how large its worlds are."""
+    about = found.about["params"]["dials"]
+    glue("dialled", about["group"])
+    glue("dial_seeds", len(about["seeds"]))
+    glue("dial_train", about["train"])
+    glue("dial_test", about["test"])
+    glue("far", FAR)
+
+
+def _line(record: RunRecord) -> str:
+    run = record.run
+    if run.method != "ptq":
+        return run.method
+    return PLAIN if run.sampler == "random" else str(run.sampler)
+
+
+def _by_line(runs: list[RunRecord]) -> dict[tuple[str, str, str], list[Pair]]:
+    """(architecture, bits, line) -> each run behind its FP32 model."""
+    by_key = {record.run.key: record for record in runs}
+    found: dict[tuple[str, str, str], list[Pair]] = {}
+    for record in runs:
+        base = by_key.get(baseline_of(record.run).key)
+        if base is not None and record.run.bits is not None and record.run.sampler:
+            key = (record.run.architecture, record.run.bits, _line(record))
+            found.setdefault(key, []).append((base, record))
+    return found
+
+
+def _beside(plain: list[Pair], members: list[Pair]) -> list[Pair]:
+    """Runs beside the plain ones of the same training and calibration draw."""
+
+    def place(record: RunRecord) -> tuple[str, int | None]:
+        return json.dumps(record.run.training, sort_keys=True), record.run.calibration_seed
+
+    by_place = {place(record): record for _, record in plain}
+    return [(by_place[place(r)], r) for _, r in members if place(r) in by_place]
+
+
+def _beyond(plain: pd.DataFrame, even: pd.DataFrame) -> pd.DataFrame:
+    """Changes less those of the even world, and whether the difference is shown."""
+    there = even.loc[list(zip(plain.architecture, plain.bits, strict=True))].reset_index(drop=True)
+    added = plain.change - there.change
+    half = np.hypot(plain.high - plain.low, there.high - there.low) / 2
+    # Where no prediction flips in either world there is no width, and no difference.
+    z = np.where(half > 0, added / half.where(half > 0, 1) * norm.ppf(1 - LEVEL / 2), 0.0)
+    judged = judge(
+        pd.DataFrame(
+            {
+                "change": added,
+                "low": added - half,
+                "high": added + half,
+                "floor": np.hypot(plain.floor, there.floor),
+                "p_value": 2 * norm.sf(np.abs(z)),
+            }
+        )
+    )
+    return plain.assign(even=there.change, added=added, added_half=half, shown=judged.shown)

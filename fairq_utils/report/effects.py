@@ -1,7 +1,7 @@
 """From the ledger to frames: every statistic, its paired change, interval and noise floor.
 
 A configuration is what a reader would choose between (architecture, method, bits, ranges, sampler);
-training seeds and calibration draws are its replicates. All of them answer about the same test
+training seeds and calibration draws are its replicates. All of them are evaluated on the same test
 images, so several replicates are resampled together, image by image.
 """
 
@@ -14,8 +14,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fairq_utils import metrics, stats
+from fairq_utils.metrics.rates import rate
 from fairq_utils.quantizers.methods import CONTROL, METHODS, MSE
+from fairq_utils.stats import floors
+from fairq_utils.stats.paired import paired_bootstrap
+from fairq_utils.stats.significance import flips_by_group
 from fairq_utils.study.ledger import Run, RunRecord
 from fairq_utils.study.params.study import Params
 from fairq_utils.study.planning import baseline_of, beside_random
@@ -41,23 +44,23 @@ def by_configuration(runs: list[RunRecord], params: Params) -> pd.DataFrame:
     DataFrame
         Columns of :data:`CONFIGURATION`, ``scope`` (whose gaps), ``statistic``, ``seeds``, and
         from :func:`fairq_utils.stats.paired_bootstrap` ``reference``, ``compared``, ``change``,
-        ``low``, ``high`` and the intervals of the first two; ``flips``, the share of answers
+        ``low``, ``high`` and the intervals of the first two; ``flips``, the share of predictions
         that differ from FP32; ``floor`` and ``p_value`` of the change from
-        :func:`fairq_utils.stats.exchange_floors`: what it would be if the same answers had flipped
-        either way by chance. Fractions, not points.
+        :func:`fairq_utils.stats.exchange_floors`: what it would be if the same predictions had
+        flipped either way by chance. Fractions, not points.
     """
     return _compared(_against_baseline(runs), params)
 
 
-def of_mitigation(runs: list[RunRecord], params: Params) -> pd.DataFrame:
-    """Each calibration sampler against a random draw of equal size, all else the same.
+def against_random(runs: list[RunRecord], params: Params) -> pd.DataFrame:
+    """Every calibration sampler against a random draw of equal size, all else the same.
 
     Returns
     -------
     DataFrame
         As :func:`by_configuration`, but ``reference`` is the model calibrated at random and
-        ``compared`` the one calibrated by ``sampler``; both are quantized. ``harm_random`` and
-        ``harm`` are their changes from FP32.
+        ``compared`` the one calibrated by ``sampler``; both are quantized. ``random_from_fp32`` and
+        ``from_fp32`` are their changes from FP32.
     """
     twins = {
         key: pairs
@@ -67,42 +70,44 @@ def of_mitigation(runs: list[RunRecord], params: Params) -> pd.DataFrame:
     frame = _compared(twins, params)
     if frame.empty:
         return frame
-    harm = by_configuration(runs, params).set_index([*CONFIGURATION, "scope", "statistic"]).change
-    mine = pd.MultiIndex.from_frame(frame[[*CONFIGURATION, "scope", "statistic"]])
-    random = pd.MultiIndex.from_frame(
-        frame.assign(sampler="random")[[*CONFIGURATION, "scope", "statistic"]]
+    key = [*CONFIGURATION, "scope", "statistic"]
+    changes = by_configuration(runs, params).set_index(key).change
+    mine = pd.MultiIndex.from_frame(frame[key])
+    random = pd.MultiIndex.from_frame(frame.assign(sampler="random")[key])
+    return frame.assign(
+        random_from_fp32=changes.loc[random].to_numpy(), from_fp32=changes.loc[mine].to_numpy()
     )
-    return frame.assign(harm_random=harm.loc[random].to_numpy(), harm=harm.loc[mine].to_numpy())
 
 
 def against_plain(runs: list[RunRecord], params: Params) -> pd.DataFrame:
-    """Every fairness-aware method against plain quantization at the same bits, on the same images.
+    """Every group-aware method against plain quantization at the same bits, on the same images.
 
-    Plain is static quantization with least-error ranges from a random draw. Arms that train on are
-    there with their controls: training on without constraint, and in float.
+    Plain is static quantization with MSE ranges from a random draw. Methods that fine-tune are
+    there with what they are to be compared with: fine-tuning without a constraint, quantized (QAT)
+    and in FP32 (the fine-tuning control).
 
     Returns
     -------
     DataFrame
         As :func:`by_configuration`, ``reference`` being the plainly quantized model; ``bits`` of
-        the float control are those of its reference. ``harm_plain`` and ``harm`` are the changes
-        of both from FP32, ``seconds`` what the method costs, ``bytes`` what its model takes, and
-        ``seconds_plain`` and ``bytes_plain`` the same of plain quantization.
+        the FP32 control are those of its reference. ``plain_from_fp32`` and ``from_fp32`` are the
+        changes of both from FP32, ``seconds`` what the method costs, ``bytes`` what its model
+        takes, and ``seconds_plain`` and ``bytes_plain`` the same of plain quantization.
     """
     pairs = _beside_plain(runs)
     frame = _compared(pairs, params)
     if frame.empty:
         return frame
     by_key = {record.run.key: record for record in runs}
-    harms: list[list[float]] = [[], []]
+    from_fp32: list[list[float]] = [[], []]
     for found in pairs.values():
         bases = [by_key[baseline_of(pair[0].run).key] for pair in found]
         for attributes in scopes(params).values():
-            for place, harm in enumerate(harms):
+            for place, changes in enumerate(from_fp32):
                 behind = [(base, pair[place]) for base, pair in zip(bases, found, strict=True)]
                 tables = shared(behind, attributes).tables
                 before, after = tables.sum(axis=-1), tables.sum(axis=-2)
-                harm += [float(np.mean(s(after) - s(before))) for s in STATISTICS.values()]
+                changes += [float(np.mean(s(after) - s(before))) for s in STATISTICS.values()]
     costs = {
         key: [
             float(np.mean([cost(pair[place]) for pair in found]))
@@ -117,106 +122,32 @@ def against_plain(runs: list[RunRecord], params: Params) -> pd.DataFrame:
     names = ["seconds_plain", "seconds", "bytes_plain", "bytes"]
     keys = list(map(tuple, frame[CONFIGURATION].to_numpy()))
     table = pd.DataFrame([costs[key] for key in keys], columns=names, index=frame.index)
-    return frame.assign(harm_plain=harms[0], harm=harms[1]).join(table)
+    return frame.assign(plain_from_fp32=from_fp32[0], from_fp32=from_fp32[1]).join(table)
 
 
-def _beside_plain(runs: list[RunRecord]) -> dict[tuple[Any, ...], list[Pair]]:
-    """By configuration: the plainly quantized run, and one that minds the groups."""
+def paired_changes(
+    pairs: Sequence[Pair],
+    attributes: Sequence[str],
+    measured: Mapping[str, Statistic],
+    params: Params,
+) -> pd.DataFrame:
+    """Statistics of replicates of one comparison: intervals, noise floors and p-values.
 
-    def place(run: Run, bits: str | None) -> tuple[Any, ...]:
-        return (run.architecture, bits, json.dumps(run.training, sort_keys=True))
-
-    def as_many(run: Run, reference: Run) -> bool:
-        """Whether both are calibrated on the same number of images; the control is on none."""
-        return run.calibration_images in (None, reference.calibration_images)
-
-    def plain(run: Run) -> bool:
-        return run.method == "ptq" and run.sampler == "random" and run.ranges == RANGES
-
-    references: dict[tuple[Any, ...], list[RunRecord]] = {}
-    for record in runs:
-        if plain(record.run):
-            references.setdefault(place(record.run, record.run.bits), []).append(record)
-    bits = list(dict.fromkeys(key[1] for key in references))
-    found: dict[tuple[Any, ...], list[Pair]] = {}
-    for record in runs:
-        run = record.run
-        if run.method == "fp32":
-            continue
-        sampled = run.method == "ptq" and run.ranges == RANGES and not plain(run)
-        if not (sampled or METHODS[run.method].group_aware or run.method in ("qat", CONTROL)):
-            continue
-        for width in [run.bits] if run.bits else bits:
-            for reference in references.get(place(run, width), []):
-                drawn = run.calibration_seed in (None, reference.run.calibration_seed)
-                if drawn and as_many(run, reference.run):
-                    key = tuple({**configuration(run), "bits": width}.values())
-                    found.setdefault(key, []).append((reference, record))
-    return found
-
-
-def _compared(pairs: Mapping[tuple[Any, ...], Sequence[Pair]], params: Params) -> pd.DataFrame:
-    parts = []
-    options: dict[str, Any] = {
-        "replicates": params.analysis.replicates,
-        "seed": params.data.seed,
-    }
-    for key, members in pairs.items():
-        for scope, attributes in scopes(params).items():
-            answers = shared(members, attributes)
-            table = stats.paired_bootstrap(
-                answers, STATISTICS, confidence=params.analysis.confidence, **options
-            )
-            chance = stats.exchange_floors(answers, STATISTICS, **options)
-            parts.append(
-                table.assign(
-                    **dict(zip(CONFIGURATION, key, strict=True)),
-                    scope=scope,
-                    seeds=len(members),
-                    flips=np.mean([((a.scores > 0) != (b.scores > 0)).mean() for a, b in members]),
-                    floor=chance.floor,
-                    p_value=chance.p_value,
-                )
-            )
-    first = [*CONFIGURATION, "scope", "statistic", "seeds"]
-    if not parts:
-        return pd.DataFrame(columns=first)
-    frame = pd.concat(parts, ignore_index=True)
-    return frame[[*first, *(c for c in frame if c not in first)]]
-
-
-def _against_baseline(runs: list[RunRecord]) -> dict[tuple[Any, ...], list[Pair]]:
-    """By configuration: each run behind its FP32 model (an FP32 run behind itself)."""
-    by_key = {record.run.key: record for record in runs}
-    found: dict[tuple[Any, ...], list[Pair]] = {}
-    for record in runs:
-        base = by_key.get(baseline_of(record.run).key)
-        if base is not None:
-            key = tuple(configuration(record.run).values())
-            found.setdefault(key, []).append((base, record))
-    return found
-
-
-def _twins(runs: list[RunRecord]) -> dict[tuple[Any, ...], list[Pair]]:
-    """By configuration: pairs that differ in the sampler alone, the random draw first."""
-
-    def twin(record: RunRecord) -> tuple[Any, ...]:
-        run = record.run
-        seeds = (run.calibration_seed, json.dumps(run.training, sort_keys=True))
-        return (run.architecture, run.bits, run.ranges, run.calibration_images, *seeds)
-
-    static = [record for record in runs if record.run.method == "ptq"]
-    at_random = {twin(r): r for r in static if r.run.sampler == "random"}
-    found: dict[tuple[Any, ...], list[Pair]] = {}
-    for record in static:
-        if record.run.sampler != "random" and twin(record) in at_random:
-            key = tuple(configuration(record.run).values())
-            found.setdefault(key, []).append((at_random[twin(record)], record))
-    return found
+    Returns
+    -------
+    DataFrame
+        :func:`fairq_utils.stats.paired_bootstrap` with ``floor`` and ``p_value`` of
+        :func:`fairq_utils.stats.exchange_floors`.
+    """
+    options = _resampling(params)
+    images = shared(pairs, attributes)
+    table = paired_bootstrap(images, measured, confidence=params.analysis.confidence, **options)
+    chance = floors.exchange_floors(images, measured, **options)
+    return table.assign(floor=chance.floor, p_value=chance.p_value)
 
 
 def between_seeds(runs: list[RunRecord], params: Params) -> pd.DataFrame:
-    """What another training seed alone makes of every statistic, by architecture and scope.
+    """Differences of every statistic between training seeds, by architecture and scope.
 
     Returns
     -------
@@ -230,8 +161,8 @@ def between_seeds(runs: list[RunRecord], params: Params) -> pd.DataFrame:
             seed = int(record.run.training["seed"])
             trained.setdefault(record.run.architecture, {})[seed] = record
     parts = [
-        stats.seed_floors(
-            stats.seed_pairs(
+        floors.seed_floors(
+            floors.seed_pairs(
                 {seed: counts(record, attributes).reference for seed, record in seeds.items()},
                 STATISTICS,
             )
@@ -251,30 +182,27 @@ def by_group(runs: list[RunRecord], params: Params) -> pd.DataFrame:
     -------
     DataFrame
         One row per configuration and group: ``images``, ``reference``, ``compared``, ``change``,
-        ``low``, ``high``, ``compared_low``, ``compared_high`` (fractions), ``lost`` (answers right
-        before, wrong now) and ``won`` (the reverse) summed over replicates, and ``p_value``: the
-        mid-p value of McNemar's test, or, over several replicates, its exchange test on the images
-        they share.
+        ``low``, ``high``, ``compared_low``, ``compared_high`` (fractions), ``lost`` (predictions
+        right before, wrong now) and ``won`` (the reverse) summed over replicates, and ``p_value``:
+        the mid-p value of McNemar's test, or, over several replicates, its exchange test on the
+        images they share.
     """
-    options: dict[str, Any] = {
-        "replicates": params.analysis.replicates,
-        "seed": params.data.seed,
-    }
+    options = _resampling(params)
     rows = []
     for key, members in _against_baseline(runs).items():
-        answers = shared(members, params.analysis.attributes)
+        images = shared(members, params.analysis.attributes)
         collapsed = [counts(record, params.analysis.attributes) for _, record in members]
         names = collapsed[0].groups
         accuracy = {name: _group_accuracy(i) for i, name in enumerate(names)}
-        table = stats.paired_bootstrap(
-            answers, accuracy, confidence=params.analysis.confidence, **options
+        table = paired_bootstrap(
+            images, accuracy, confidence=params.analysis.confidence, **options
         ).set_index("statistic")
-        pooled = stats.flips_by_group(np.sum([c.table for c in collapsed], axis=0), names)
+        pooled = flips_by_group(np.sum([c.table for c in collapsed], axis=0), names)
         pooled = pooled.set_index("group")
         p_values = (
             pooled.mcnemar_mid_p
             if len(members) == 1
-            else stats.exchange_floors(answers, accuracy, **options).set_index("statistic").p_value
+            else floors.exchange_floors(images, accuracy, **options).set_index("statistic").p_value
         )
         rows += [
             {
@@ -291,10 +219,6 @@ def by_group(runs: list[RunRecord], params: Params) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _group_accuracy(index: int) -> Statistic:
-    return lambda table: metrics.rate(table, "accuracy")[..., index]
-
-
 def equal_errors(runs: list[RunRecord], params: Params) -> pd.DataFrame:
     """:func:`fairq_utils.stats.equal_errors` of every FP32 run and partition, averaged over runs.
 
@@ -304,11 +228,10 @@ def equal_errors(runs: list[RunRecord], params: Params) -> pd.DataFrame:
         ``scope``, ``statistic``, ``median``, ``low``, ``high``; fractions.
     """
     parts = [
-        stats.equal_errors(
+        floors.equal_errors(
             counts(record, attributes).reference,
             STATISTICS,
-            replicates=params.analysis.replicates,
-            seed=params.data.seed,
+            **_resampling(params),
         ).assign(scope=scope)
         for record in runs
         if record.run.method == "fp32"
@@ -352,3 +275,95 @@ def frontier(frame: pd.DataFrame, size: pd.DataFrame, scope: str) -> pd.DataFram
         found = found.merge(ends, on=CONFIGURATION)
     front = pareto(found, {"accuracy": 1, "demographic_parity_difference": -1, "mebibytes": -1})
     return found.assign(pareto=front)
+
+
+def _compared(pairs: Mapping[tuple[Any, ...], Sequence[Pair]], params: Params) -> pd.DataFrame:
+    parts = [
+        paired_changes(members, attributes, STATISTICS, params).assign(
+            **dict(zip(CONFIGURATION, key, strict=True)),
+            scope=scope,
+            seeds=len(members),
+            flips=np.mean([((a.scores > 0) != (b.scores > 0)).mean() for a, b in members]),
+        )
+        for key, members in pairs.items()
+        for scope, attributes in scopes(params).items()
+    ]
+    first = [*CONFIGURATION, "scope", "statistic", "seeds"]
+    if not parts:
+        return pd.DataFrame(columns=first)
+    frame = pd.concat(parts, ignore_index=True)
+    last = ["flips", "floor", "p_value"]
+    return frame[[*first, *(c for c in frame if c not in (*first, *last)), *last]]
+
+
+def _resampling(params: Params) -> dict[str, Any]:
+    return {"replicates": params.analysis.replicates, "seed": params.data.seed}
+
+
+def _against_baseline(runs: list[RunRecord]) -> dict[tuple[Any, ...], list[Pair]]:
+    """By configuration: each run behind its FP32 model (an FP32 run behind itself)."""
+    by_key = {record.run.key: record for record in runs}
+    found: dict[tuple[Any, ...], list[Pair]] = {}
+    for record in runs:
+        base = by_key.get(baseline_of(record.run).key)
+        if base is not None:
+            key = tuple(configuration(record.run).values())
+            found.setdefault(key, []).append((base, record))
+    return found
+
+
+def _twins(runs: list[RunRecord]) -> dict[tuple[Any, ...], list[Pair]]:
+    """By configuration: pairs that differ in the sampler alone, the random draw first."""
+
+    def twin(record: RunRecord) -> tuple[Any, ...]:
+        run = record.run
+        seeds = (run.calibration_seed, json.dumps(run.training, sort_keys=True))
+        return (run.architecture, run.bits, run.ranges, run.calibration_images, *seeds)
+
+    static = [record for record in runs if record.run.method == "ptq"]
+    at_random = {twin(r): r for r in static if r.run.sampler == "random"}
+    found: dict[tuple[Any, ...], list[Pair]] = {}
+    for record in static:
+        if record.run.sampler != "random" and twin(record) in at_random:
+            key = tuple(configuration(record.run).values())
+            found.setdefault(key, []).append((at_random[twin(record)], record))
+    return found
+
+
+def _beside_plain(runs: list[RunRecord]) -> dict[tuple[Any, ...], list[Pair]]:
+    """By configuration: the plainly quantized run, and a group-aware one."""
+
+    def place(run: Run, bits: str | None) -> tuple[Any, ...]:
+        return (run.architecture, bits, json.dumps(run.training, sort_keys=True))
+
+    def as_many(run: Run, reference: Run) -> bool:
+        """Whether both are calibrated on the same number of images; the control is on none."""
+        return run.calibration_images in (None, reference.calibration_images)
+
+    def plain(run: Run) -> bool:
+        return run.method == "ptq" and run.sampler == "random" and run.ranges == RANGES
+
+    references: dict[tuple[Any, ...], list[RunRecord]] = {}
+    for record in runs:
+        if plain(record.run):
+            references.setdefault(place(record.run, record.run.bits), []).append(record)
+    bits = list(dict.fromkeys(key[1] for key in references))
+    found: dict[tuple[Any, ...], list[Pair]] = {}
+    for record in runs:
+        run = record.run
+        if run.method == "fp32":
+            continue
+        sampled = run.method == "ptq" and run.ranges == RANGES and not plain(run)
+        if not (sampled or METHODS[run.method].group_aware or run.method in ("qat", CONTROL)):
+            continue
+        for at in [run.bits] if run.bits else bits:
+            for reference in references.get(place(run, at), []):
+                drawn = run.calibration_seed in (None, reference.run.calibration_seed)
+                if drawn and as_many(run, reference.run):
+                    key = tuple({**configuration(run), "bits": at}.values())
+                    found.setdefault(key, []).append((reference, record))
+    return found
+
+
+def _group_accuracy(index: int) -> Statistic:
+    return lambda table: rate(table, "accuracy")[..., index]

@@ -9,28 +9,19 @@ import pandas as pd
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
-from fairq_utils import stats
 from fairq_utils.calibration import SAMPLERS
-from fairq_utils.errors import BadInput
 from fairq_utils.quantizers.methods import CONTROL, FAMILIES, METHODS
-from fairq_utils.report import effects
-from fairq_utils.report.chapter import POINT, Chapter, glue, of
-from fairq_utils.report.figures import COLOURS, finished, title
-from fairq_utils.report.tables import LABELS, intervals, note, shown, width
+from fairq_utils.report.chapter import POINT, Chapter, glue
+from fairq_utils.report.figures import draw_change, finished, legend_of, named_rows
+from fairq_utils.report.rows import ODDS, PARITY, rows_of, width
+from fairq_utils.report.tables import LABELS, floors, html_table, intervals, note, points, title
+from fairq_utils.stats.verdicts import judge
 from fairq_utils.study.planning import mitigations
-from fairq_utils.training.architectures import DISPLAY_NAMES
+from fairq_utils.study.statistics import CONFIGURATION
 
-STATISTICS = (
-    "demographic_parity_difference",
-    "equalized_odds_difference",
-    "worst_group_accuracy",
-)
-
-
-def names(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
-    """Family and label of each row's method."""
-    found = [family_and_label(row.method, row.sampler) for row in frame.itertuples()]
-    return [family for family, _ in found], [label for _, label in found]
+STATISTICS = (PARITY, ODDS, "worst_group_accuracy")
+CONTROLS = (CONTROL, "qat", "layers_random", "channels_random")
+NOTHING = "The grid of this study has no group-aware method, so there is nothing to compare."
 
 
 def family_and_label(method: str, sampler: str) -> tuple[str, str]:
@@ -41,11 +32,8 @@ def family_and_label(method: str, sampler: str) -> tuple[str, str]:
     return "calibration", f"{group} only" if group else SAMPLERS[name].label
 
 
-NOTHING = "The grid of this study has no group-aware method, so there is nothing to compare."
-
-
-def table(frame: pd.DataFrame, scope: str) -> HTML:
-    """Every method against plain quantization: changes with intervals and floors, and costs.
+def changes_figure(frame: pd.DataFrame, statistic: str, scope: str) -> Figure | HTML:
+    """Each method's change against plain quantization, over its noise floor; a panel per bits.
 
     Parameters
     ----------
@@ -53,37 +41,8 @@ def table(frame: pd.DataFrame, scope: str) -> HTML:
     """
     if frame.empty:
         return note(NOTHING)
-    rows = frame[frame["scope"] == scope]
-    keys = ["architecture", "method", "bits", "ranges", "sampler"]
-    first = rows[rows.statistic == STATISTICS[0]]
-    place = [FAMILIES.index(family) for family in names(first)[0]]
-    order = ["architecture", "bits", "place"]
-    first = first.assign(place=place).sort_values(order, kind="stable").reset_index(drop=True)
-    family, label = names(first)
-    columns: dict[str, Any] = {
-        "architecture": [title(a) for a in first.architecture],
-        "bits": first.bits,
-        "method": family,
-        "": label,
-    }
-    for name in STATISTICS:
-        part = first[keys].merge(rows[rows.statistic == name], on=keys, sort=False)
-        floors = [f"±{value * 100:.1f}" for value in part.floor]
-        cells = zip(intervals(part, "change"), floors, strict=True)
-        columns[LABELS[name].lower()] = [f"{cell} ({floor})" for cell, floor in cells]
-    columns["seconds"] = [f"{s:.0f}" if s >= 10 else f"{s:.1f}" for s in first.seconds]
-    columns["size"] = [f"{b / p:.2f}x" for b, p in zip(first.bytes, first.bytes_plain, strict=True)]
-    return shown(pd.DataFrame(columns))
-
-
-def forest(frame: pd.DataFrame, statistic: str, scope: str) -> Figure | HTML:
-    """Each method's change against plain quantization, over its noise floor; a panel per bits."""
-    if frame.empty:
-        return note(NOTHING)
-    rows = frame[(frame.statistic == statistic) & (frame["scope"] == scope)].reset_index(drop=True)
-    family, label = names(rows)
-    rows = rows.assign(family=family, line=label)
-    lines = list(dict.fromkeys(zip(rows.family, rows.line, strict=True)))
+    rows = _named(rows_of(frame, statistic, scope))
+    lines = list(dict.fromkeys(zip(rows.family, rows.label, strict=True)))
     lines.sort(key=lambda line: FAMILIES.index(line[0]))
     models = list(dict.fromkeys(rows.architecture))
     bits = sorted(set(rows.bits), key=width, reverse=True)
@@ -98,27 +57,56 @@ def forest(frame: pd.DataFrame, statistic: str, scope: str) -> Figure | HTML:
     for axis, at in zip(axes[0], bits, strict=True):
         axis.axvline(0, color="0.3", linewidth=1)
         for row in rows[rows.bits == at].itertuples():
-            place = lines.index((row.family, row.line))
+            place = lines.index((row.family, row.label))
             y = place + (models.index(row.architecture) + 0.5) * step - 0.4
-            axis.barh(y, 200 * row.floor, step * 0.9, -100 * row.floor, color="0.88", zorder=0)
-            colour = COLOURS[row.architecture]
-            axis.plot([row.low * 100, row.high * 100], [y, y], color=colour, linewidth=1.4)
-            axis.plot(row.change * 100, y, "o", markersize=3.5, color=colour)
+            draw_change(axis, y, row, step * 0.9)
         axis.set_title(at, fontsize=10)
-        axis.set_ylim(len(lines) - 0.5, -0.5)
         for place in range(1, len(lines)):
             if lines[place][0] != lines[place - 1][0]:
                 axis.axhline(place - 0.5, color="0.7", linewidth=0.8)
-    axes[0, 0].set_yticks(
-        range(len(lines)), [f"{family}: {line}" for family, line in lines], fontsize=8
-    )
-    for model in models:
-        axes[0, -1].plot([], [], "o-", color=COLOURS[model], label=title(model))
-    axes[0, -1].barh(0, 0, color="0.88", label="noise floor")
-    axes[0, -1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    named_rows(axes[0, 0], [f"{family}: {label}" for family, label in lines], fontsize=8)
+    legend_of(axes[0, -1], models, "o-", "noise floor")
     figure.supxlabel(f"{LABELS[statistic].lower()}: change from plain (points)", fontsize=10)
     figure.tight_layout()
     return finished(figure)
+
+
+def changes_table(frame: pd.DataFrame, scope: str) -> HTML:
+    """Every method against plain quantization: changes with intervals and floors, and costs.
+
+    Parameters
+    ----------
+    frame : of :func:`fairq_utils.report.effects.against_plain`
+    """
+    if frame.empty:
+        return note(NOTHING)
+    rows = frame[frame["scope"] == scope]
+    first = _named(rows[rows.statistic == STATISTICS[0]])
+    first = first.assign(place=first.family.map(FAMILIES.index))
+    first = first.sort_values(["architecture", "bits", "place"], kind="stable", ignore_index=True)
+    columns: dict[str, Any] = {
+        "architecture": first.architecture.map(title),
+        "bits": first.bits,
+        "method": first.family,
+        "": first.label,
+    }
+    for name in STATISTICS:
+        part = first[CONFIGURATION].merge(
+            rows[rows.statistic == name], on=CONFIGURATION, sort=False
+        )
+        cells = zip(intervals(part, "change"), floors(part.floor), strict=True)
+        columns[LABELS[name].lower()] = [f"{cell} ({floor})" for cell, floor in cells]
+    columns["seconds"] = [f"{s:.0f}" if s >= 10 else f"{s:.1f}" for s in first.seconds]
+    columns["size"] = [f"{b / p:.2f}x" for b, p in zip(first.bytes, first.bytes_plain, strict=True)]
+    return html_table(pd.DataFrame(columns))
+
+
+def shown_changes(frame: pd.DataFrame, scope: str, replicates: int) -> pd.DataFrame:
+    """Rows of all statistics in which a change is shown; ``control``: that of no method proper."""
+    parts = [judge(rows_of(frame, name, scope), replicates=replicates) for name in STATISTICS]
+    rows = pd.concat(parts, ignore_index=True)
+    rows = rows[rows.shown].reset_index(drop=True)
+    return rows.assign(control=rows.method.isin(CONTROLS))
 
 
 def shown_table(frame: pd.DataFrame) -> HTML:
@@ -126,17 +114,17 @@ def shown_table(frame: pd.DataFrame) -> HTML:
 
     Parameters
     ----------
-    frame : of :func:`fairq_utils.report.mitigation.shown_changes`
+    frame : of :func:`shown_changes`
     """
     if frame.empty:
         return note("None is shown.")
-    family, label = names(frame)
-    return shown(
+    rows = _named(frame)
+    return html_table(
         pd.DataFrame(
             {
                 "statistic": frame.statistic.map(LABELS),
-                "method": [f"{f}: {name}" for f, name in zip(family, label, strict=True)],
-                "architecture": [title(name) for name in frame.architecture],
+                "method": rows.family + ": " + rows.label,
+                "architecture": frame.architecture.map(title),
                 "bits": frame.bits,
                 "change (points)": intervals(frame, "change"),
                 "": ["control" if control else "" for control in frame.control],
@@ -145,7 +133,7 @@ def shown_table(frame: pd.DataFrame) -> HTML:
     )
 
 
-def seeds(frame: pd.DataFrame) -> HTML:
+def seeds_table(frame: pd.DataFrame) -> HTML:
     """Mean and largest absolute difference between two FP32 seeds, in points.
 
     Parameters
@@ -153,58 +141,21 @@ def seeds(frame: pd.DataFrame) -> HTML:
     frame : of :func:`fairq_utils.report.effects.between_seeds`
     """
     rows = frame[frame.statistic.isin(STATISTICS)]
-    return shown(
+    return html_table(
         pd.DataFrame(
             {
-                "architecture": [title(name) for name in rows.architecture],
+                "architecture": rows.architecture.map(title),
                 "statistic": rows.statistic.map(LABELS),
                 "pairs of seeds": rows.pairs.astype(int),
-                "mean difference": [f"{v * 100:.1f}" for v in rows["mean"]],
-                "largest": [f"{v * 100:.1f}" for v in rows.largest],
+                "mean difference": points(rows["mean"]),
+                "largest": points(rows.largest),
             }
         )
     )
 
 
-PARITY = "demographic_parity_difference"
-CONTROLS = (CONTROL, "qat", "layers_random", "channels_random")
-LEVEL = 0.95  # of the intervals that are judged
-
-
-def against_plain(chapter: Chapter) -> pd.DataFrame:
-    """:func:`fairq_utils.report.effects.against_plain` of this study."""
-    return chapter.measured("plain", effects.against_plain)
-
-
-def judged(rows: pd.DataFrame, replicates: int) -> pd.DataFrame:
-    """Rows with their p-values corrected over all of them, and whether a change is shown.
-
-    Raises
-    ------
-    BadInput
-        So many rows at so few replicates that nothing could be shown.
-    """
-    rows = rows.reset_index(drop=True)
-    if len(rows) / (replicates + 1) >= 1 - LEVEL:
-        raise BadInput(
-            f"analysis.replicates: {len(rows)} comparisons are corrected for their number, and "
-            f"with {replicates} replicates none could be shown; ask for at least "
-            f"{2 * len(rows) / (1 - LEVEL):.0f}"
-        )
-    p = {str(i): value for i, value in enumerate(rows.p_value.fillna(1.0))}
-    adjusted = stats.adjusted(p).holm.to_numpy()
-    shown = [
-        stats.verdict(
-            stats.differs(), row.change, row.low, row.high, p_value=value, floor=row.floor
-        ).outcome
-        == "supported"
-        for row, value in zip(rows.itertuples(), adjusted, strict=True)
-    ]
-    return rows.assign(p_adjusted=adjusted, shown=shown)
-
-
 def glue_methods(frame: pd.DataFrame, scope: str, prefix: str, replicates: int) -> None:
-    """Glue what was shown of all methods, and what balance does at the most bits.
+    """Glue how many changes of all methods are shown, and what balance does by bits.
 
     Parameters
     ----------
@@ -213,50 +164,57 @@ def glue_methods(frame: pd.DataFrame, scope: str, prefix: str, replicates: int) 
     replicates : of the exchange test that the frame's p-values come from
     """
     for name in STATISTICS:
+        short = f"{prefix}_{name.removesuffix('_difference')}"
         if frame.empty:
             for count in ("compared", "better", "worse"):
-                glue(f"{prefix}_{name.removesuffix('_difference')}_{count}", 0)
+                glue(f"{short}_{count}", 0)
             continue
-        rows = judged(of(frame, name, scope), replicates)
-        better = -1 if name.endswith("difference") else 1
-        short = name.removesuffix("_difference")
-        glue(f"{prefix}_{short}_compared", len(rows))
-        helps = rows.shown & (better * rows.change > 0)
-        glue(f"{prefix}_{short}_better", int(helps.sum()))
-        glue(f"{prefix}_{short}_worse", int((rows.shown & (better * rows.change < 0)).sum()))
-        glue(f"{prefix}_{short}_controls", int((helps & rows.method.isin(CONTROLS)).sum()))
-    if frame.empty:
-        return
-    rows = judged(of(frame, PARITY, scope), replicates)
+        rows = judge(rows_of(frame, name, scope), replicates=replicates)
+        better = rows.change * (-1 if name.endswith("difference") else 1)
+        helps = rows.shown & (better > 0)
+        glue(f"{short}_compared", len(rows))
+        glue(f"{short}_better", int(helps.sum()))
+        glue(f"{short}_worse", int((rows.shown & (better < 0)).sum()))
+        glue(f"{short}_controls", int((helps & rows.method.isin(CONTROLS)).sum()))
+        if name == PARITY:
+            _glue_parity(rows, prefix)
+
+
+def fewest_bits(chapter: Chapter) -> str:
+    """The fewest bits at which methods are compared."""
+    return min((str(found.bits) for found in mitigations(chapter.params) if found.bits), key=width)
+
+
+def _named(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with the ``family`` and ``label`` of their method."""
+    found = [family_and_label(row.method, row.sampler) for row in rows.itertuples()]
+    names = pd.DataFrame(found, columns=["family", "label"], index=rows.index)
+    return rows.assign(family=names.family, label=names.label)
+
+
+def _glue_parity(rows: pd.DataFrame, prefix: str) -> None:
+    """Glue what balance does to the parity gap, and what plain quantization does from FP32.
+
+    Parameters
+    ----------
+    rows : of the parity gap, judged
+    """
     glue(f"{prefix}_seeds", int(rows.seeds.min()))
     glue(f"{prefix}_models", rows.architecture.nunique())
-    balanced = rows[rows.sampler == "group_balanced"]
-    for bits in sorted(set(balanced.bits)):
-        part = balanced[balanced.bits == bits]
+    for bits, part in rows[rows.sampler == "group_balanced"].groupby("bits"):
         glue(f"{prefix}_balanced_{bits}", part.change.mean() / POINT)
         glue(f"{prefix}_balanced_{bits}_floor", part.floor.max() / POINT)
-        inside = (part.change.abs() <= part.floor).sum()
-        glue(f"{prefix}_balanced_{bits}_inside", int(inside))
-        glue(f"{prefix}_balanced_{bits}_models", len(part))
         glue(f"{prefix}_balanced_{bits}_says", _balance(part))
-    harm = rows.drop_duplicates(["architecture", "bits"])
-    for bits in sorted(set(harm.bits)):
-        values = harm[harm.bits == bits].harm_plain / POINT
-        cases = zip(harm[harm.bits == bits].architecture, values, strict=True)
-        text = ", ".join(f"{value:+.1f} ({DISPLAY_NAMES[name]})" for name, value in cases)
-        glue(f"{prefix}_plain_{bits}", text)
-
-
-def shown_changes(frame: pd.DataFrame, scope: str, replicates: int) -> pd.DataFrame:
-    """Rows of all statistics in which a change is shown; ``control``: that of no method proper."""
-    parts = [judged(of(frame, name, scope), replicates) for name in STATISTICS]
-    rows = pd.concat(parts, ignore_index=True)
-    rows = rows[rows.shown].reset_index(drop=True)
-    return rows.assign(control=rows.method.isin(CONTROLS))
+    for bits, part in rows.drop_duplicates(["architecture", "bits"]).groupby("bits"):
+        cases = [
+            f"{row.plain_from_fp32 / POINT:+.1f} ({title(row.architecture)})"
+            for row in part.itertuples()
+        ]
+        glue(f"{prefix}_plain_{bits}", ", ".join(cases))
 
 
 def _balance(rows: pd.DataFrame) -> str:
-    """What balanced calibration gives, in words."""
+    """Effect of balanced calibration, in words."""
     helps = (rows.shown & (rows.change < 0)).sum()
     hurts = (rows.shown & (rows.change > 0)).sum()
     if helps and not hurts:
@@ -266,8 +224,3 @@ def _balance(rows: pd.DataFrame) -> str:
     if helps and hurts:
         return f"narrows the gap on {helps} and widens it on {hurts} of {len(rows)} networks"
     return "gives nothing that could be told from chance"
-
-
-def fewest_bits(chapter: Chapter) -> str:
-    """The fewest bits at which methods are compared."""
-    return min((str(found.bits) for found in mitigations(chapter.params) if found.bits), key=width)

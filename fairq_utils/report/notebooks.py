@@ -1,4 +1,4 @@
-"""Notebooks: from the chapters' scripts to executed ones, with papermill's parameters."""
+"""Notebooks: from the scripts of the chapters to executed ones, the same bytes every time."""
 
 from __future__ import annotations
 
@@ -23,67 +23,10 @@ from traitlets.config import Config
 
 from fairq_utils.errors import BadInput, Fault
 
-INJECTED = "# Parameters"  # first line of the cell that papermill writes
-
-
-class UnknownParameterError(BadInput):
-    """A parameter that a chapter does not have."""
-
-
-def assigned(source: str) -> dict[str, str]:
-    """Names that a cell assigns, each with the source of its value."""
-    found: dict[str, str] = {}
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.Assign):
-            names = [name.id for name in node.targets if isinstance(name, ast.Name)]
-            found.update({name: ast.unparse(node.value) for name in names})
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            found[node.target.id] = ast.unparse(node.value) if node.value else ""
-    return found
-
-
-def parameters_of(notebook: NotebookNode) -> dict[str, str]:
-    """Names assigned in the cell tagged ``parameters``, each with its default's source."""
-    found: dict[str, str] = {}
-    for cell in notebook.cells:
-        if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", []):
-            found.update(assigned(cell.source))
-    return found
-
-
-def refuse_unknown(chapter: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse the first given name that is not known.
-
-    Raises
-    ------
-    UnknownParameterError
-        Names the chapter, the parameter and what it may be instead.
-    """
-    has = sorted(known)
-    for name in given:
-        if name not in has:
-            near = difflib.get_close_matches(name, has, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UnknownParameterError(
-                f"{chapter}: parameters: {name!r} is not one of its parameters "
-                f"({', '.join(has) or 'none'}){hint}"
-            )
-
-
-def refuse_unknown_in(executed: Sequence[str]) -> None:
-    """The same from within a chapter, by the sources of the cells that were executed so far.
-
-    What papermill injected may only assign what the cells before it assign.
-    """
-    for number, source in enumerate(executed):
-        if source.lstrip().startswith(INJECTED):
-            known = [name for cell in executed[:number] for name in assigned(cell)]
-            refuse_unknown("this chapter", assigned(source), known)
-
-
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 SMOKE = ROOT / "params" / "smoke.yaml"
+INJECTED = "# Parameters"  # first line of the cell that papermill writes
 # Written into every notebook instead of what the executing kernel says about itself.
 METADATA: dict[str, Any] = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -93,12 +36,16 @@ METADATA: dict[str, Any] = {
 Progress = Callable[[str], None]
 
 
+class UnknownParameterError(BadInput):
+    """A parameter that a chapter does not have."""
+
+
 class ExecutionError(Fault):
     """A chapter could not be executed: which one, in which cell, and why."""
 
 
 def chapters(folder: Path = NOTEBOOKS) -> list[Path]:
-    """The chapters' scripts in reading order: ``01_population.py``, ``02_baselines.py``, ..."""
+    """The chapters' scripts in reading order: ``01_population.py``, ``02_measuring.py``, ..."""
     return sorted(folder.glob("[0-9][0-9]_*.py"))
 
 
@@ -106,64 +53,6 @@ def read_chapter(script: Path) -> NotebookNode:
     """The notebook, without outputs, that a percent script describes; cell ids follow content."""
     notebook = jupytext.read(script, fmt="py:percent")
     return normalise(notebook)
-
-
-def check_parameters(scripts: Sequence[Path], parameters: Iterable[str]) -> None:
-    """Refuse a parameter that a chapter does not have; raises ``UnknownParameterError``."""
-    given = list(parameters)
-    for script in scripts:
-        refuse_unknown(_shown(script), given, parameters_of(read_chapter(script)))
-
-
-def normalise(notebook: NotebookNode) -> NotebookNode:
-    """Take out, in place, what differs between two executions that computed the same."""
-    notebook.nbformat, notebook.nbformat_minor = 4, 5
-    notebook.metadata = nbformat.from_dict(METADATA)
-    seen: dict[str, int] = {}
-    for cell in notebook.cells:
-        for key in ("papermill", "execution", "jupyter", "lines_to_next_cell"):
-            cell.metadata.pop(key, None)
-        if not cell.metadata.get("tags"):
-            cell.metadata.pop("tags", None)
-        elif "injected-parameters" in cell.metadata.tags:
-            cell.metadata.tags = ["injected-parameters", "remove-cell"]
-        text = f"{cell.cell_type}\n{cell.source}"
-        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-        seen[digest] = seen.get(digest, 0) + 1
-        cell.id = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
-        if cell.cell_type == "code":
-            cell.outputs = _normalise_outputs(cell.outputs, cell.id)
-    return notebook
-
-
-def _normalise_outputs(outputs: list[NotebookNode], cell_id: str) -> list[NotebookNode]:
-    kept: list[NotebookNode] = []
-    for output in outputs:
-        previous = kept[-1] if kept else None
-        if output.output_type == "stream":
-            output.text = _steady(output.text, cell_id)
-            # Where one stream is cut into messages is a matter of timing.
-            if (
-                previous is not None
-                and previous.output_type == "stream"
-                and previous.name == output.name
-            ):
-                previous.text += output.text
-                continue
-        for mime, data in output.get("data", {}).items():
-            if mime.startswith("text/") and isinstance(data, str):
-                output.data[mime] = _steady(data, cell_id)
-        kept.append(output)
-    return kept
-
-
-def _steady(text: str, cell_id: str) -> str:
-    text = text.replace(f"{ROOT}{os.sep}", "").replace(sys.prefix, "<environment>")
-    text = re.sub(r" at 0x[0-9a-f]{6,}", "", text)
-    # pandas' Styler draws a new id for every table.
-    for number, style in enumerate(dict.fromkeys(re.findall(r"\bT_[0-9a-f]{5}\b", text))):
-        text = text.replace(style, f"T_{cell_id}_{number}")
-    return text
 
 
 def execute_notebooks(
@@ -201,7 +90,9 @@ def execute_notebooks(
     """
     scripts = chapters() if scripts is None else list(scripts)
     given: dict[str, Any] = dict(parameters or {})
-    check_parameters(scripts, ["params_file", *given])
+    for script in scripts:
+        known = parameters_of(read_chapter(script))
+        refuse_unknown(_shown(script), ["params_file", *given], known)
     out_dir.mkdir(parents=True, exist_ok=True)
     clock = _Clock(out_dir.parent / f"{out_dir.name}_seconds.json", [s.stem for s in scripts])
     written = []
@@ -256,6 +147,108 @@ def differences(script: Path) -> list[str]:
                 found.append(f"cell {index}: {part} differs")
                 break
     return [f"{_shown(script)}: {line}; run make notebooks" for line in found]
+
+
+def normalise(notebook: NotebookNode) -> NotebookNode:
+    """Take out, in place, what differs between two executions that computed the same."""
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    notebook.metadata = nbformat.from_dict(METADATA)
+    seen: dict[str, int] = {}
+    for cell in notebook.cells:
+        for key in ("papermill", "execution", "jupyter", "lines_to_next_cell"):
+            cell.metadata.pop(key, None)
+        if not cell.metadata.get("tags"):
+            cell.metadata.pop("tags", None)
+        elif "injected-parameters" in cell.metadata.tags:
+            cell.metadata.tags = ["injected-parameters", "remove-cell"]
+        text = f"{cell.cell_type}\n{cell.source}"
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        seen[digest] = seen.get(digest, 0) + 1
+        cell.id = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
+        if cell.cell_type == "code":
+            cell.outputs = _normalise_outputs(cell.outputs, cell.id)
+    return notebook
+
+
+def parameters_of(notebook: NotebookNode) -> dict[str, str]:
+    """Names assigned in the cell tagged ``parameters``, each with its default's source."""
+    found: dict[str, str] = {}
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", []):
+            found.update(_assigned(cell.source))
+    return found
+
+
+def refuse_unknown(chapter: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse the first given name that is not known.
+
+    Raises
+    ------
+    UnknownParameterError
+        Names the chapter, the parameter and what it may be instead.
+    """
+    has = sorted(known)
+    for name in given:
+        if name not in has:
+            near = difflib.get_close_matches(name, has, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UnknownParameterError(
+                f"{chapter}: parameters: {name!r} is not one of its parameters "
+                f"({', '.join(has) or 'none'}){hint}"
+            )
+
+
+def refuse_unknown_in(executed: Sequence[str]) -> None:
+    """Refuse from within a chapter, by the sources of the cells that were executed so far.
+
+    What papermill injected may only assign what the cells before it assign.
+    """
+    for number, source in enumerate(executed):
+        if source.lstrip().startswith(INJECTED):
+            known = [name for cell in executed[:number] for name in _assigned(cell)]
+            refuse_unknown("this chapter", _assigned(source), known)
+
+
+def _assigned(source: str) -> dict[str, str]:
+    """Names that a cell assigns, each with the source of its value."""
+    found: dict[str, str] = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign):
+            names = [name.id for name in node.targets if isinstance(name, ast.Name)]
+            found.update({name: ast.unparse(node.value) for name in names})
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found[node.target.id] = ast.unparse(node.value) if node.value else ""
+    return found
+
+
+def _normalise_outputs(outputs: list[NotebookNode], cell_id: str) -> list[NotebookNode]:
+    kept: list[NotebookNode] = []
+    for output in outputs:
+        previous = kept[-1] if kept else None
+        if output.output_type == "stream":
+            output.text = _steady(output.text, cell_id)
+            # Where one stream is cut into messages is a matter of timing.
+            if (
+                previous is not None
+                and previous.output_type == "stream"
+                and previous.name == output.name
+            ):
+                previous.text += output.text
+                continue
+        for mime, data in output.get("data", {}).items():
+            if mime.startswith("text/") and isinstance(data, str):
+                output.data[mime] = _steady(data, cell_id)
+        kept.append(output)
+    return kept
+
+
+def _steady(text: str, cell_id: str) -> str:
+    text = text.replace(f"{ROOT}{os.sep}", "").replace(sys.prefix, "<environment>")
+    text = re.sub(r" at 0x[0-9a-f]{6,}", "", text)
+    # pandas' Styler draws a new id for every table.
+    for number, style in enumerate(dict.fromkeys(re.findall(r"\bT_[0-9a-f]{5}\b", text))):
+        text = text.replace(style, f"T_{cell_id}_{number}")
+    return text
 
 
 def _execute(script: Path, notebook: NotebookNode, given: Mapping[str, Any]) -> NotebookNode:

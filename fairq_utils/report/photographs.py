@@ -1,4 +1,4 @@
-"""Chapter on photographs: the collections, refusals, and a study's own people."""
+"""Chapter on photographs: the collections, refusals, and a study's own subjects."""
 
 from __future__ import annotations
 
@@ -6,51 +6,38 @@ from typing import Any
 
 import pandas as pd
 from IPython.display import HTML
-from matplotlib.figure import Figure
 
 from fairq_utils.data.photographs.registry import COLLECTIONS
 from fairq_utils.metrics.base_rates import base_rates
-from fairq_utils.report import population
 from fairq_utils.report.chapter import Chapter, glue
-from fairq_utils.report.tables import shown
+from fairq_utils.report.tables import html_table, points
 from fairq_utils.study.params.data import Data, Photographs
 from fairq_utils.study.people import listing
 
 
-def whose_faces(chapter: Chapter) -> str:
-    """Whose faces a chapter about rendered people shows, in a sentence."""
-    data = chapter.params.data
-    if isinstance(data, Data):
-        return "The people of this chapter are those of all other chapters."
-    return (
-        f"The other chapters are about the photographs of {COLLECTIONS[data.name].title}; the "
-        "people of this chapter are rendered, and stand beside them."
-    )
-
-
-def collections() -> HTML:
+def collections_table() -> HTML:
     """Published collections that are read: how many images, and under which terms."""
     rows = [
         {
             "collection": entry.title,
-            "pictures": f"{entry.published.images:,}",
+            "images": f"{entry.published.images:,}",
             "licence": entry.source().licence,
             "source": entry.source().home,
         }
         for entry in COLLECTIONS.values()
         if entry.published is not None
     ]
-    return shown(pd.DataFrame(rows), wrapped=True)
+    return html_table(pd.DataFrame(rows), wrapped=True)
 
 
-def refusals(rows: pd.DataFrame) -> HTML:
-    """What is said about folders with one fault each.
+def refusals_table(rows: pd.DataFrame) -> HTML:
+    """Sentences that refuse folders with one fault each.
 
     Parameters
     ----------
     rows : of ``fairq bench refusals``: ``collection``, ``fault``, ``said``
     """
-    return shown(
+    return html_table(
         pd.DataFrame(
             {
                 "collection": [COLLECTIONS[name].title for name in rows.collection],
@@ -63,7 +50,7 @@ def refusals(rows: pd.DataFrame) -> HTML:
 
 
 def glue_throughput(found: dict[str, Any]) -> None:
-    """Glue what ``fairq bench data`` measured."""
+    """Glue the results of ``fairq bench data``."""
     glue("decoded", found["decoded_per_second"])
     glue("cached", found["read_per_second"])
     glue("ratio", found["ratio"])
@@ -73,32 +60,27 @@ def glue_throughput(found: dict[str, Any]) -> None:
         glue(f"memory_{name}", entry[1])
 
 
-def sheet(chapter: Chapter) -> Figure:
-    """The first test pictures of a study, with who is in them."""
-    return population.face_sheet(chapter.faces().subset("test"), rows=2)
-
-
-def described(chapter: Chapter) -> HTML:
-    """Groups of a study's pictures, split by split: images and base rates."""
+def groups_table(chapter: Chapter) -> HTML:
+    """Groups of a study's images, split by split: images and base rates."""
     data = chapter.faces()
     attributes = list(chapter.params.analysis.attributes)
     cells = base_rates(data.target, data.groups[attributes], data.split).cells
     cells = cells[(cells.split != "all") & (cells.images > 0)]
-    return shown(
+    return html_table(
         pd.DataFrame(
             {
                 "split": cells.split,
                 "attribute": cells.attribute,
                 "group": cells.group.str.replace("|", " "),
                 "images": cells.images,
-                "base rate (%)": [f"{100 * rate:.1f}" for rate in cells.base_rate],
+                "base rate (%)": points(cells.base_rate),
             }
         )
     )
 
 
-def whose(chapter: Chapter) -> str:
-    """Whose pictures these are, and what was left out, in a sentence."""
+def subjects(chapter: Chapter) -> str:
+    """Sentence on the subjects of a study, and on what was left out."""
     data = chapter.params.data
     if not isinstance(data, Photographs):
         return "These people are rendered: this study's params file names no photographs."
@@ -106,6 +88,17 @@ def whose(chapter: Chapter) -> str:
     lost = sum(finding["counts"] for finding in findings)
     return (
         f"These are photographs of {COLLECTIONS[data.name].title}; the question is "
-        f"{listing(chapter.params).meta['target']}. {lost} pictures or labels were left out, "
+        f"{listing(chapter.params).meta['target']}. {lost} images or labels were left out, "
         f"{len(findings) - lost} more things were told of."
+    )
+
+
+def rendered_subjects(chapter: Chapter) -> str:
+    """Sentence on whether the subjects of the chapter on the population are the study's."""
+    data = chapter.params.data
+    if isinstance(data, Data):
+        return "The people of this chapter are those of all other chapters."
+    return (
+        f"The other chapters are about the photographs of {COLLECTIONS[data.name].title}; the "
+        "people of this chapter are rendered, and stand beside them."
     )

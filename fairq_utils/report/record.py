@@ -45,13 +45,13 @@ def record(params: Params, folder: Path = FOLDER) -> list[Path]:
     frame = frame.merge(effects.sizes(runs), on=statistics.CONFIGURATION, how="left")
     frame = frame.merge(_costs(runs), on=statistics.CONFIGURATION, how="left")
     groups = effects.by_group(runs, params)
-    minding = list(with_dials(params, ("mitigation",)))
+    group_aware = list(with_dials(params, ("mitigation",)))
     about = {
         "name": params.name,
         "planned": len(wanted),
         "recorded": len(runs),
-        "mitigation_planned": len(minding),
-        "mitigation_recorded": sum(store.contains(run.key) for run in minding),
+        "mitigation_planned": len(group_aware),
+        "mitigation_recorded": sum(store.contains(run.key) for run in group_aware),
         "params": params.model_dump(mode="json", exclude={"execution", "tracking"}),
         "provenance": runs[-1].provenance,
     }
@@ -64,7 +64,7 @@ def record(params: Params, folder: Path = FOLDER) -> list[Path]:
 
 
 def _record_mitigation(params: Params, folder: Path) -> list[Path]:
-    """What minds the groups, against plain quantization; what seeds alone do; and the dials."""
+    """Record group-aware methods against plain quantization, seeds alone, and the dials."""
     store = ledger(params)
     tables = {}
     if mitigations(params):
@@ -77,7 +77,7 @@ def _record_mitigation(params: Params, folder: Path) -> list[Path]:
             kept = (frame["scope"] == crossed) & frame.statistic.isin(KEPT)
             tables[name] = frame[kept]
     if params.dials.models:
-        tables["dials"] = dials.harms(worlds(params), store, params)
+        tables["dials"] = dials.by_dial(worlds(params), store, params)
     paths = []
     for name, frame in tables.items():
         paths.append(folder / f"{params.name}_{name}.csv")

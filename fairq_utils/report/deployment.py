@@ -10,10 +10,9 @@ from matplotlib.figure import Figure
 from fairq_utils.deploy.engines import ENGINES
 from fairq_utils.quantizers.spec import QuantSpec
 from fairq_utils.report.chapter import DEFAULT, glue
-from fairq_utils.report.figures import finished, panels, title
-from fairq_utils.report.tables import named, shown
+from fairq_utils.report.figures import BELOW, finished, panels
+from fairq_utils.report.tables import html_table, named, points, title, wide_table
 from fairq_utils.study.params.file import load_params
-from fairq_utils.training import architectures
 
 EAGER, FLOAT, OURS, TOOLKIT = "eager_fp32", "fp32", "int8", "toolkit_int8"
 # The published study's speed-ups of one image from FP32 to INT8 (its README, "Inference Speed").
@@ -25,6 +24,12 @@ PUBLISHED_SPEEDUPS = {
 }
 LEVEL = 0.05  # two medians this close are level on a machine that others use too
 FLOAT_BITS = 32
+ENGINE_LABELS = {"eager": "PyTorch, eager", **{n: e.label for n, e in ENGINES.items()}}
+KINDS = {
+    FLOAT: ("FP32", "0.45", "o"),
+    OURS: ("INT8, ours", "#0173b2", "o"),
+    TOOLKIT: ("INT8, the engine's toolkit", "#de8f05", "D"),
+}
 
 
 def split_keys(latency: pd.DataFrame) -> pd.DataFrame:
@@ -78,7 +83,7 @@ def speedups(latency: pd.DataFrame) -> pd.DataFrame:
 
 
 def against_toolkits(latency: pd.DataFrame) -> pd.DataFrame:
-    """Our INT8 file beside the one that the engine's own toolkit makes, on the same engine.
+    """Compare our INT8 file with the one that the engine's own toolkit makes, on the same engine.
 
     Returns
     -------
@@ -95,12 +100,12 @@ def against_toolkits(latency: pd.DataFrame) -> pd.DataFrame:
     return wide.assign(ratio=wide.toolkit / wide.ours)
 
 
-def energy(latency: pd.DataFrame) -> str:
-    """What the processor's counters say, in a sentence.
+def energy_sentence(latency: pd.DataFrame) -> str:
+    """Sentence on what the processor's energy counters say.
 
     Examples
     --------
-    >>> energy(pd.DataFrame({"key": ["eager_fp32"], "joules": [float("nan")]}))[:36]
+    >>> energy_sentence(pd.DataFrame({"key": ["eager_fp32"], "joules": [float("nan")]}))[:36]
     'The processor of this measurement do'
     """
     known = latency.dropna(subset=["joules"])
@@ -115,7 +120,7 @@ def energy(latency: pd.DataFrame) -> str:
     return "Least joules per image, one at a time: " + "; ".join(parts) + "."
 
 
-def sizes(deployed: pd.DataFrame) -> pd.DataFrame:
+def file_sizes(deployed: pd.DataFrame) -> pd.DataFrame:
     """Bytes on disk beside the FP32 model's, and beside the ratio of the bits.
 
     Returns
@@ -133,7 +138,7 @@ def sizes(deployed: pd.DataFrame) -> pd.DataFrame:
 
 
 def guideline(latency: pd.DataFrame, deployed: pd.DataFrame, bits: str = "W8A8") -> pd.DataFrame:
-    """What to deploy where: for every architecture and batch size the fastest INT8 file.
+    """Fastest INT8 file for every architecture and batch size, and what it keeps.
 
     Returns
     -------
@@ -141,18 +146,10 @@ def guideline(latency: pd.DataFrame, deployed: pd.DataFrame, bits: str = "W8A8")
         :func:`speedups` with ``mebibytes``, ``accuracy`` and ``disagreement`` of that engine's
         file, and ``worst_group`` with its ``worst_disagreement``.
     """
-    files = sizes(deployed[deployed.bits == bits])
+    files = file_sizes(deployed[deployed.bits == bits])
     columns = ["mebibytes", "accuracy", "disagreement", "worst_group", "worst_disagreement"]
     keys = ["architecture", "engine"]
     return speedups(latency).merge(files[[*keys, *columns]], on=keys, how="left")
-
-
-ENGINE_LABELS = {"eager": "PyTorch, eager", **{n: e.label for n, e in ENGINES.items()}}
-KINDS = {
-    FLOAT: ("FP32", "0.45", "o"),
-    OURS: ("INT8, ours", "#0173b2", "o"),
-    TOOLKIT: ("INT8, the engine's toolkit", "#de8f05", "D"),
-}
 
 
 def latency_figure(latency: pd.DataFrame, batch: int) -> Figure:
@@ -181,30 +178,21 @@ def latency_figure(latency: pd.DataFrame, batch: int) -> Figure:
         axis.set_title(title(architecture), fontsize=10)
         axis.set_yticks(range(len(engines)), [ENGINE_LABELS[e] for e in engines], fontsize=8)
     axes[0, 0].invert_yaxis()
-    for axis in list(axes.flat[: len(architectures)])[
-        -axes.shape[1] :
-    ]:  # the lowest of each column
+    for axis in axes.flat[: len(architectures)][-axes.shape[1] :]:  # the lowest of each column
         axis.set_xlabel("ms per image", fontsize=9)
     handles = [
         plt.Line2D([], [], color=colour, marker=marker, linestyle="")
         for _, colour, marker in KINDS.values()
     ]
     figure.tight_layout()
-    figure.legend(
-        handles,
-        [text for text, _, _ in KINDS.values()],
-        loc="upper center",
-        bbox_to_anchor=(0.5, 0),
-        ncol=3,
-        fontsize=8,
-    )
+    figure.legend(handles, [text for text, _, _ in KINDS.values()], ncol=3, **BELOW)
     return finished(figure)
 
 
 def speedup_table(latency: pd.DataFrame) -> HTML:
-    """What INT8 gains over eager FP32, over FP32 in the same engine, and in print."""
+    """Gains of INT8 over eager FP32, over FP32 in the same engine, and in print."""
     frame = named(speedups(latency))
-    return shown(
+    return html_table(
         pd.DataFrame(
             {
                 "architecture": frame.architecture,
@@ -221,23 +209,16 @@ def speedup_table(latency: pd.DataFrame) -> HTML:
 
 
 def toolkit_table(latency: pd.DataFrame) -> HTML:
-    """How many times as fast as the toolkit's own file ours is, by engine."""
+    """Ratio of the speed of our file to that of the toolkit's own, by engine."""
     frame = named(against_toolkits(latency))
     frame = frame.assign(cell=frame.ratio.map("{:.2f}x".format))
     frame = frame.assign(engine=frame.engine.map(ENGINE_LABELS))
-    wide = frame.pivot_table(
-        index=["architecture", "batch"],
-        columns="engine",
-        values="cell",
-        aggfunc="first",
-        sort=False,
-    )
-    return shown(wide.fillna("").reset_index().rename_axis(columns=None))
+    return wide_table(frame, ["architecture", "batch"], "engine")
 
 
 def size_table(deployed: pd.DataFrame) -> HTML:
     """MiB on disk and ratio to FP32, by engine, beside the ratio of the bits."""
-    frame = sizes(deployed).drop_duplicates(["architecture", "bits", "engine"])
+    frame = file_sizes(deployed).drop_duplicates(["architecture", "bits", "engine"])
     cells = [f"{m:.2f} ({r:.2f}x)" for m, r in frame[["mebibytes", "ratio"]].to_numpy()]
     frame = named(frame).assign(cell=cells, engine=frame.engine.map(ENGINE_LABELS))
     wide = frame.pivot_table(
@@ -246,23 +227,23 @@ def size_table(deployed: pd.DataFrame) -> HTML:
     ratios = frame.groupby(["architecture", "bits"], sort=False)[["packed_ratio", "ideal"]].first()
     wide["integers and scales"] = ratios.packed_ratio.map("{:.2f}x".format)
     wide["ideal"] = ratios.ideal.map("{:.0f}x".format)
-    return shown(wide.reset_index().rename_axis(columns=None))
+    return html_table(wide.reset_index().rename_axis(columns=None))
 
 
 def disagreement_table(deployed: pd.DataFrame) -> HTML:
-    """Share of test pictures on which a file and its simulation differ, and by which kernels."""
+    """Share of test images on which a file and its simulation differ, and by which kernels."""
     frame = named(deployed)
-    return shown(
+    return html_table(
         pd.DataFrame(
             {
                 "architecture": frame.architecture,
                 "bits": frame.bits,
                 "engine": frame.engine.map(ENGINE_LABELS),
-                "differ (%)": (100 * frame.disagreement).map("{:.2f}".format),
-                "worst group (%)": (100 * frame.worst_disagreement).map("{:.2f}".format),
+                "differ (%)": points(frame.disagreement, ".2f"),
+                "worst group (%)": points(frame.worst_disagreement, ".2f"),
                 "which": frame.worst_group.where(frame.worst_disagreement > 0, ""),
-                "accuracy": (100 * frame.accuracy).map("{:.2f}".format),
-                "simulated": (100 * frame.simulated_accuracy).map("{:.2f}".format),
+                "accuracy": points(frame.accuracy, ".2f"),
+                "simulated": points(frame.simulated_accuracy, ".2f"),
                 "integer / float kernels": [
                     f"{i:.0f} / {f:.0f}"
                     for i, f in frame[["integer_kernels", "float_kernels"]].to_numpy(float)
@@ -273,9 +254,9 @@ def disagreement_table(deployed: pd.DataFrame) -> HTML:
 
 
 def guideline_table(latency: pd.DataFrame, deployed: pd.DataFrame) -> HTML:
-    """What to deploy where."""
+    """Fastest INT8 file for every architecture and batch size, and what it keeps."""
     frame = named(guideline(latency, deployed))
-    return shown(
+    return html_table(
         pd.DataFrame(
             {
                 "architecture": frame.architecture,
@@ -284,15 +265,15 @@ def guideline_table(latency: pd.DataFrame, deployed: pd.DataFrame) -> HTML:
                 "ms per image": frame.int8.map("{:.2f}".format),
                 "times faster than eager FP32": frame.over_eager.map("{:.1f}".format),
                 "MiB on disk": frame.mebibytes.map("{:.2f}".format),
-                "accuracy (%)": (100 * frame.accuracy).map("{:.1f}".format),
-                "differs from simulation (%)": (100 * frame.disagreement).map("{:.2f}".format),
+                "accuracy (%)": points(frame.accuracy),
+                "differs from simulation (%)": points(frame.disagreement, ".2f"),
             }
         )
     )
 
 
-def glue_shipping(latency: pd.DataFrame, deployed: pd.DataFrame) -> None:
-    """Glue what the benchmarks of what ships found, in percent, times and milliseconds."""
+def glue_deployment(latency: pd.DataFrame, deployed: pd.DataFrame) -> None:
+    """Glue the results of ``fairq bench latency`` and ``deployment``: percent, times, counts."""
     full, low = deployed[deployed.bits == "W8A8"], deployed[deployed.bits != "W8A8"]
     for name, rows, column in (
         ("differ_most", full, "disagreement"),
@@ -300,9 +281,9 @@ def glue_shipping(latency: pd.DataFrame, deployed: pd.DataFrame) -> None:
         ("low_differ_most", low, "disagreement"),
     ):
         most = rows.loc[rows[column].idxmax()]
-        case = f"{architectures.DISPLAY_NAMES[most.architecture]} in {ENGINES[most.engine].label}"
+        case = f"{title(most.architecture)} in {ENGINES[most.engine].label}"
         if column == "worst_disagreement":
-            case += f", {most.worst_group}, {most.worst_images} pictures"
+            case += f", {most.worst_group}, {most.worst_images} images"
         glue(name, 100 * most[column])
         glue(f"{name}_case", case if name != "low_differ_most" else f"{case} at {most.bits}")
     gains = speedups(latency)
@@ -312,8 +293,7 @@ def glue_shipping(latency: pd.DataFrame, deployed: pd.DataFrame) -> None:
     pairs = against_toolkits(latency)
     behind = pairs[pairs.ratio < 1 - LEVEL].sort_values("ratio")
     cases = [
-        f"{architectures.DISPLAY_NAMES[r.architecture]} in {ENGINES[r.engine].label}, "
-        f"batch {r.batch} ({r.ratio:.2f}x)"
+        f"{title(r.architecture)} in {ENGINES[r.engine].label}, batch {r.batch} ({r.ratio:.2f}x)"
         for r in behind.itertuples()
     ]
     glue("behind_margin", 100 * LEVEL)
@@ -326,5 +306,5 @@ def glue_shipping(latency: pd.DataFrame, deployed: pd.DataFrame) -> None:
     glue("flags", str(first["flags"]))
     glue("calls_least", int(latency.calls.min()))
     glue("pixels", int(first.pixels))
-    glue("energy", energy(latency))
+    glue("energy", energy_sentence(latency))
     glue("study_size", load_params(DEFAULT).data.size)

@@ -9,34 +9,34 @@ params_file = "../params/smoke.yaml"
 overrides = {}
 
 # %% tags=["remove-cell"]
-from fairq_utils.report import chapter as chapters
-from fairq_utils.report import figures, tables
+from fairq_utils.report import analysis, effects, figures, rows
+from fairq_utils.report.chapter import open_chapter
+from fairq_utils.study import storage
 
-chapter = chapters.open_chapter(params_file, overrides)
-glue = chapter.glue
-effects = chapter.effects
-frontier = chapter.frontier()
+chapter = open_chapter(params_file, overrides)
+frontier = analysis.frontier(chapter)
+analysis.glue_frontier(frontier)
 
 # %% [markdown]
 # ## All changes at a glance
 #
-# Change of each gap from the FP32 model, in points: red is a wider gap. Without intervals a
-# heat map shows where to look, not what was found.
+# Change of each gap from the FP32 model, in points: red is a wider gap. Without intervals a heat
+# map shows where to look, not what was found.
 
 # %% mystnb={"image": {"alt": "Heat map of parity gap changes: methods down, architectures across"}}
-figures.configuration_heatmap(effects, "demographic_parity_difference", chapter.crossed)
+figures.heatmap_figure(chapter.effects, rows.PARITY, chapter.crossed)
 # %% mystnb={"image": {"alt": "Heat map of odds gap changes: methods down, architectures across"}}
-figures.configuration_heatmap(effects, "equalized_odds_difference", chapter.crossed)
+figures.heatmap_figure(chapter.effects, rows.ODDS, chapter.crossed)
 # %% mystnb={"image": {"alt": "Heat map of predictive equality gap changes by method and model"}}
-figures.configuration_heatmap(effects, "predictive_equality_difference", chapter.crossed)
+figures.heatmap_figure(chapter.effects, "predictive_equality_difference", chapter.crossed)
 # %% [markdown]
 # ## Every group, before and after
 #
-# Accuracy in percent by group, for FP32 and for each static configuration with random
-# calibration, averaged over architectures.
+# Accuracy in percent by group, for FP32 and for each static configuration with random calibration,
+# averaged over architectures.
 
 # %%
-tables.group_summary(chapter.group_effects)
+analysis.groups_table(chapter.group_effects)
 
 # %% [markdown]
 # ## Accuracy, gap and size
@@ -45,15 +45,15 @@ tables.group_summary(chapter.group_effects)
 # accuracy, gap and size and better in one. Hover for the configuration.
 
 # %% mystnb={"image": {"alt": "Scatter of accuracy over parity gap by size, filled on the front"}}
-figures.pareto(frontier)
+analysis.pareto_figure(frontier)
 # %%
-figures.interactive_pareto(frontier)
+analysis.interactive_pareto_figure(frontier)
 
 # %%
-tables.pareto(frontier)
+analysis.pareto_table(frontier)
 
 # %% [markdown]
-# A network that gives everybody the same answer has no gap, and so a place on this front: the
+# A network that gives everybody the same prediction has no gap, and so a place on this front: the
 # metric rewards it, a reader should not. The front is drawn through point estimates. Where
 # intervals overlap, being on it is partly luck; the table is a short list to choose from, not a
 # ranking.
@@ -64,7 +64,8 @@ tables.pareto(frontier)
 # would show whose errors do not depend on the group.
 
 # %%
-tables.everything(effects, chapter.crossed, chapter.equal_errors())
+alike = effects.equal_errors(chapter.runs, chapter.params)
+analysis.statistics_table(chapter.effects, chapter.crossed, alike)
 
 # %% [markdown]
 # ## Files
@@ -73,20 +74,16 @@ tables.everything(effects, chapter.crossed, chapter.equal_errors())
 # tables:
 
 # %% tags=["nbval-check-output"]
-for path in chapter.write_results():
-    print(path.name)
+folder = storage.results(chapter.params)
+paths = analysis.write_results(chapter.effects, effects.sizes(chapter.runs), folder)
+print(*(path.name for path in paths), sep="\n")
 
 # %% [markdown]
 # ## Summary
 #
-# - {glue:text}`05_analysis.ipynb::front:.0f` of
-#   {glue:text}`05_analysis.ipynb::configurations:.0f` configurations are Pareto-optimal in
+# - {glue:text}`front:.0f` of {glue:text}`configurations:.0f` configurations are Pareto-optimal in
 #   accuracy, demographic parity gap and size.
 # - A gap, or a change of one, has to be read against what chance alone makes of it:
-#   {doc}`06_measuring`.
-# - *What would change our mind*: the recorded study, with several training seeds and a larger
-#   test set.
-
-# %% tags=["remove-cell"]
-glue("front", float(frontier.pareto.sum()))
-glue("configurations", float(len(frontier)))
+#   {doc}`02_measuring`.
+# - *What would change our mind*: the recorded study, with several training seeds and a larger test
+#   set.

@@ -12,37 +12,36 @@ params_file = "../params/smoke.yaml"
 overrides = {}
 
 # %% tags=["remove-cell"]
-from fairq_utils.report import chapter as chapters
-from fairq_utils.report import photographs
+from fairq_utils.report import photographs, population
+from fairq_utils.report.chapter import glue, open_chapter
 from fairq_utils.study import recorded
 
-chapter = chapters.open_chapter(params_file, overrides)
-glue = chapter.glue
+chapter = open_chapter(params_file, overrides)
 
 # %% [markdown]
 # ## Step by step
 #
 # 1. **Read the terms, then fetch the files.** `fairq data get celeba --root data/celeba` says who
-#    owns the pictures and what they may be used for; with `--accept-licence` it downloads what the
+#    owns the images and what they may be used for; with `--accept-licence` it downloads what the
 #    licence lets it. The folder may as well be filled by hand.
 
 # %% tags=["nbval-check-output"]
-photographs.collections()
+photographs.collections_table()
 
 # %% [markdown]
-# 2. **Vouch for the folder.** `fairq data check celeba --root data/celeba` counts people by group
+# 2. **Vouch for the folder.** `fairq data check celeba --root data/celeba` counts subjects by group
 #    beside the published counts, and lists what is damaged, missing, unlabelled, of another size,
 #    or there twice, within a split or across. It ends in 0 or 1.
 # 3. **Ask who is in it.** `fairq data describe celeba --root data/celeba` prints groups, base rates
 #    and the gap that a perfect classifier would have.
 # 4. **Run the study.** `make book PROFILE=celeba`, or `utkface`, or `fairface`. Without a GPU begin
-#    with a part: a copy of the params file with fewer and smaller pictures (`data.images`,
+#    with a part: a copy of the params file with fewer and smaller images (`data.images`,
 #    `data.size: 64`), one architecture and one seed under `training`, and few methods; `fairq plan`
 #    lists what there is to compute.
 #
 # Splits are the collection's own. What it does not hold out is carved by the hash of a file's name:
-# adding a picture moves no other. A picture or label that cannot be used is never dropped in
-# silence; more than `data.max_bad` of them stop the study before anything is computed.
+# adding an image moves no other. An image or label that cannot be used is never dropped in silence;
+# more than `data.max_bad` of them stop the study before anything is computed.
 
 # %% [markdown]
 # ## What is refused
@@ -50,35 +49,32 @@ photographs.collections()
 # Each row is a folder with one fault, and what is said about it:
 
 # %%
-photographs.refusals(recorded.read_rows("refusals"))
+photographs.refusals_table(recorded.read_rows("refusals"))
 
 # %% [markdown]
 # ## Throughput
 #
-# A GPU must not wait for pictures to be decoded. {glue:text}`09_photographs.ipynb::decoded:,.0f`
-# pictures a second are decoded to {glue:text}`09_photographs.ipynb::size:.0f` pixels by one core,
-# once; {glue:text}`09_photographs.ipynb::cached:,.0f` a second are read back in shuffled batches,
-# {glue:text}`09_photographs.ipynb::ratio:,.0f` times as many. Memory that is not the file's own
-# grows by {glue:text}`09_photographs.ipynb::memory_small:.1f` MB over
-# {glue:text}`09_photographs.ipynb::images_small:,.0f` pictures and by
-# {glue:text}`09_photographs.ipynb::memory_large:.1f` MB over
-# {glue:text}`09_photographs.ipynb::images_large:,.0f`.
+# A GPU must not wait for images to be decoded. {glue:text}`decoded:,.0f` images a second are
+# decoded to {glue:text}`size:.0f` pixels by one core, once; {glue:text}`cached:,.0f` a second are
+# read back in shuffled batches, {glue:text}`ratio:,.0f` times as many. Memory that is not the
+# file's own grows by {glue:text}`memory_small:.1f` MB over {glue:text}`images_small:,.0f` images
+# and by {glue:text}`memory_large:.1f` MB over {glue:text}`images_large:,.0f`.
 
 # %% tags=["remove-cell"]
 photographs.glue_throughput(recorded.read_benchmark("data"))
 
 # %% [markdown]
-# ## The people of this study
+# ## The subjects of this study
 
 # %% tags=["wide"] mystnb={"image": {"alt": "Rows of faces, each titled with groups and label"}}
-photographs.sheet(chapter)
+population.faces_figure(chapter.faces().subset("test"), rows=2)
 # %%
-photographs.described(chapter)
+photographs.groups_table(chapter)
 # %% tags=["remove-cell"]
-glue("whose", photographs.whose(chapter))
+glue("subjects", photographs.subjects(chapter))
 
 # %% [markdown]
-# {glue:text}`09_photographs.ipynb::whose:s`
+# {glue:text}`subjects:s`
 #
 # ## Summary
 #
