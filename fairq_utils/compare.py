@@ -69,11 +69,11 @@ class Comparison:
     models: dict[str, nn.Module] = field(repr=False)
 
     def plot_comparison(self, width: float = 11.0) -> Figure:
-        """Accuracy over size, and the change of each gap with its interval; see :func:`drawn`."""
-        from fairq_utils.report.comparison import drawn
+        """Draw accuracy over size and the changes of the gaps; see :func:`comparison_figure`."""
+        from fairq_utils.report.comparison import comparison_figure
 
         scopes = [CROSSED.join(scope) for scope in _scopes(next(iter(self.counts.values())))]
-        return drawn(self.table, GAPS, scopes, width)
+        return comparison_figure(self.table, GAPS, scopes, width)
 
     def save_to_csv(self, path: str | Path) -> Path:
         """Write the table, floats in full; the folders on the way are made.

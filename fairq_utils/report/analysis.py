@@ -53,7 +53,7 @@ def pareto_figure(frontier: pd.DataFrame) -> Figure:
 
 
 def interactive_pareto_figure(frontier: pd.DataFrame) -> Interactive:
-    """The same with every configuration's name under the pointer."""
+    """Draw :func:`pareto_figure` with every configuration's name under the pointer."""
     figure = go.Figure()
     for model, part in frontier.groupby("architecture", sort=False):
         red, green, blue = (int(255 * c) for c in COLOURS[model])

@@ -132,7 +132,7 @@ def _render(source: Path, work: Path, log: Path) -> Path:
 
 
 def outside_references(html: Path) -> list[str]:
-    """What a built book would load over the network, as ``page: reference``; empty is good."""
+    """References of a built book to the network, as ``page: reference``; empty is good."""
     found = []
     for page in sorted(html.rglob("*.html")):
         reader = _Loads()
@@ -167,7 +167,7 @@ class _Loads(HTMLParser):
         self.found += [f"<{tag} style={url}>" for url in IN_STYLE.findall(values.get("style", ""))]
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """As an opening tag, without an inside."""
+        """Look at it as an opening tag, without an inside."""
         self.handle_starttag(tag, attrs)
         self.inside = ""
 

@@ -21,7 +21,7 @@ NARROWEST = 2.0  # points of accuracy that the axis shows at least
 WIDEST = 0.55  # of the space between two methods that their intervals take up
 
 
-def drawn(
+def comparison_figure(
     table: pd.DataFrame, gaps: Sequence[str], scopes: Sequence[str], width: float = 11.0
 ) -> Figure:
     """Accuracy over size, and the change of each gap with its interval, method by method.

@@ -101,7 +101,7 @@ def glue_growth(figures: dict[str, Any]) -> None:
     """Glue the results of ``fairq bench cost``."""
     sizes = pd.DataFrame(figures["sizes"])
     later = sizes[sizes.factor > sizes.factor.min()]
-    for name in ("exponent", "predicted_exponent", "pixels", "processor", "threads"):
+    for name in ("exponent", "predicted_exponent", "pixels", "processor"):
         glue(name, figures[name])
     for kind, slope in figures["exponents"].items():
         glue(f"exponent_{kind}", slope)
@@ -249,6 +249,5 @@ def glue_cost(studies: Mapping[str, Planned]) -> None:
     glue("seeds", len(first.params.training.seeds))
     glue("grids", progress.GRIDS)
     glue("single", cost.SINGLE)
-    glue("single_least", DOUBT[0])
     glue("single_most", DOUBT[1])
     glue("stand_in_ratio", cost.multiply_adds_ratio("squeezenet1_1", "mobilenet_v2"))

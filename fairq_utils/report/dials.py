@@ -214,7 +214,7 @@ def dial_figure(frame: pd.DataFrame, statistic: str) -> Figure | HTML:
 
 
 def dial_table(verdicts: pd.DataFrame) -> HTML:
-    """What quantization adds to the group's disadvantage at the last level of each dial.
+    """Changes that quantization adds to the group's disadvantage at the last level of each dial.
 
     Parameters
     ----------

@@ -161,7 +161,7 @@ class Interactive:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9-]*", self.name):
             raise ValueError(
-                f"interactive: name: {self.name!r} is not made of lower-case letters, digits and "
+                f"Interactive: name: {self.name!r} is not made of lower-case letters, digits and "
                 "hyphens, beginning with a letter"
             )
 

@@ -133,7 +133,7 @@ def write_pairs(progress: Progress = print, scripts: Sequence[Path] | None = Non
 
 
 def differences(script: Path) -> list[str]:
-    """Where a script and the notebook beside it are out of step; empty if they are a pair."""
+    """Places where a script and the notebook beside it are out of step; empty if in step."""
     pair = script.with_suffix(".ipynb")
     if not pair.exists():
         return [f"{_shown(pair)} is missing: run make notebooks"]
@@ -286,7 +286,7 @@ def _shown(path: Path) -> str:
 
 
 class _Clock:
-    """How long the chapters took, last time and now, and so how long still."""
+    """Seconds that the chapters took, last time and now, and so an estimate of what is left."""
 
     def __init__(self, record: Path, names: Sequence[str]) -> None:
         self.record = record

@@ -80,20 +80,16 @@ def floors(values: Iterable[float]) -> list[str]:
     return [f"±{value}" if value else "" for value in points(values)]
 
 
-def interval(value: float, low: float, high: float, scale: float = 100, digits: int = 1) -> str:
-    """``value [low, high]``, in points unless scaled otherwise."""
-    return f"{value * scale:.{digits}f} [{low * scale:.{digits}f}, {high * scale:.{digits}f}]"
-
-
 def intervals(frame: pd.DataFrame, column: str = "compared") -> list[str]:
-    """A cell per row: the column with its interval; statistics that are ratios stay ratios."""
+    """``value [low, high]`` of a column, a cell per row; ratios stay ratios."""
     ends = ("low", "high") if column == "change" else (f"{column}_low", f"{column}_high")
     names = frame["statistic"] if "statistic" in frame else [""] * len(frame)
-    values = frame[[column, *ends]].to_numpy(float)
-    return [
-        interval(value, low, high, *((1, 2) if name in RATIOS else (100, 1)))
-        for name, (value, low, high) in zip(names, values, strict=True)
-    ]
+    cells = []
+    for name, values in zip(names, frame[[column, *ends]].to_numpy(float), strict=True):
+        scale, digits = (1, 2) if name in RATIOS else (100, 1)
+        value, low, high = (f"{scale * number:.{digits}f}" for number in values)
+        cells.append(f"{value} [{low}, {high}]")
+    return cells
 
 
 def html_table(frame: pd.DataFrame, *, wrapped: bool = False) -> HTML:
