@@ -133,19 +133,23 @@ class Analysis(Section):
 
 
 class Execution(Section):
-    """Device, threads, and folders of results.
-
-    ``devices`` train an FP32 model together, each on its part of every batch; ``auto`` is all GPUs
-    that there are. Everything else is on one of them. Their number decides the masks of dropout,
-    see :mod:`fairq_utils.training.distributed`.
-    """
+    """Device, threads, and folders of results."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    devices: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = 1
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     ledger: str = "build/ledger"
     cache: str = "build/cache"
     results: str = "build/results"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_device(cls, values: object) -> object:
+        if isinstance(values, dict) and "devices" in values:
+            raise ValueError(
+                "devices: a model is trained on one device; to train several side by side, each "
+                "on a GPU of its own, write cluster: {kind: local, workers: N, gpus: 1}"
+            )
+        return values
 
 
 class Tracking(Section):
