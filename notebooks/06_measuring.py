@@ -19,7 +19,7 @@ from fairq_utils import stats
 from fairq_utils.bench.coverage import PROMISED, PROMISED_FROM
 from fairq_utils.report import chapter as chapters
 from fairq_utils.report import figures, measuring, tables
-from fairq_utils.training import architectures
+from fairq_utils.training.zoo import display_name
 
 chapter = chapters.open_chapter(params_file, overrides)
 glue = chapter.glue
@@ -127,7 +127,7 @@ glue("most_bits", pairs[0][1].run.bits)
 
 # %% tags=["remove-cell"]
 row = measuring.apparent_bias(effects, chapter.crossed)
-glue("bias_model", architectures.DISPLAY_NAMES[row.architecture])
+glue("bias_model", display_name(row.architecture))
 glue("bias_configuration", tables.label(row))
 glue("bias_before", 100 * row.reference)
 glue("bias_after", 100 * row.compared)
@@ -164,7 +164,7 @@ glue("bias_verdict", judged.outcome)
 still, flipped = measuring.silent_flips(effects, chapter.group_effects)
 tables.flips(flipped)
 # %% tags=["remove-cell"]
-glue("still_model", architectures.DISPLAY_NAMES[still.architecture])
+glue("still_model", display_name(still.architecture))
 glue("still_configuration", tables.label(still))
 glue("still_change", 100 * still.change)
 glue("still_flips", still.flips)

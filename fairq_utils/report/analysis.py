@@ -11,7 +11,7 @@ from fairq_utils.report.chapter import POINT, glue, of
 from fairq_utils.study import statistics
 from fairq_utils.study.ledger import RunRecord
 from fairq_utils.study.params.study import Params
-from fairq_utils.training import architectures
+from fairq_utils.training.zoo import display_name
 
 
 def verdicts(rows: pd.DataFrame, margin: float) -> pd.DataFrame:
@@ -69,9 +69,7 @@ def glue_verdicts(
     judged = ~rows.architecture.isin(list(same))
     glue("equivalent", int((judged & (rows.none == "supported")).sum()))
     glue("same_comparisons", int((~judged).sum()))
-    glue(
-        "same_models", ", ".join(architectures.DISPLAY_NAMES[name] for name in same) or "none here"
-    )
+    glue("same_models", ", ".join(display_name(name) for name in same) or "none here")
     glue("margin", params.analysis.equivalence_margin / POINT)
     glue("unflipped", int((rows.flips == 0).sum()))
     accuracy = of(frame, "accuracy", scope).set_index(statistics.CONFIGURATION).change

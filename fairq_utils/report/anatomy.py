@@ -36,6 +36,7 @@ from fairq_utils.study.params.study import Params
 from fairq_utils.study.people import faces
 from fairq_utils.study.storage import ledger
 from fairq_utils.training import architectures, checkpoints
+from fairq_utils.training.zoo import display_name
 
 IMAGES = 64
 RULES = {
@@ -66,7 +67,7 @@ class Specimen:
     @property
     def title(self) -> str:
         """The architecture's name as it is printed."""
-        return architectures.DISPLAY_NAMES[self.architecture]
+        return display_name(self.architecture)
 
     def layer(self, name: str, *, equalized: bool = False) -> Layer:
         """A float layer, its batch norm folded."""
@@ -299,7 +300,7 @@ def block_errors(reports: dict[str, dict[str, list[float]]]) -> Figure:
     )
     for axis, (architecture, units) in zip(axes[0], reports.items(), strict=False):
         _one_architecture(axis, units)
-        axis.set_title(architectures.DISPLAY_NAMES[architecture], fontsize=10)
+        axis.set_title(display_name(architecture), fontsize=10)
     axes[0][0].set_ylabel("error left (%)")
     figure.supxlabel("blocks, first to last", fontsize=10)
     figure.tight_layout()

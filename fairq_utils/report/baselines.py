@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from fairq_utils.report.chapter import POINT, Chapter, glue, of
-from fairq_utils.training import architectures
+from fairq_utils.training.zoo import display_name
 
 
 def attainable(chapter: Chapter) -> str:
@@ -19,7 +19,7 @@ def glue_baselines(frame: pd.DataFrame, scope: str) -> None:
     rows = of(frame[frame.method == "fp32"], "accuracy", scope)
     best, worst = rows.loc[rows.compared.idxmax()], rows.loc[rows.compared.idxmin()]
     for name, row in (("best", best), ("worst", worst)):
-        glue(name, architectures.DISPLAY_NAMES[row.architecture])
+        glue(name, display_name(row.architecture))
         glue(f"{name}_accuracy", row.compared)
     glue("models", len(rows))
     glue("overlapping", int((rows.compared_high >= best.compared_low).sum()))

@@ -21,7 +21,7 @@ from fairq_utils.study.people import described
 from fairq_utils.study.planning import TRAINING
 from fairq_utils.study.run_models import trained
 from fairq_utils.training import architectures
-from fairq_utils.training.architectures import DISPLAY_NAMES
+from fairq_utils.training.zoo import display_name
 
 
 def glue_mitigation(chapter: Chapter) -> None:
@@ -79,7 +79,7 @@ def clipping(chapter: Chapter, bits: str) -> pd.DataFrame:
 
 def glue_clipping(chapter: Chapter, frame: pd.DataFrame, bits: str) -> None:
     """Glue how far groups differ in what is clipped, and in the error that is left."""
-    glue("clipped_model", DISPLAY_NAMES[specimen(chapter)[0]])
+    glue("clipped_model", display_name(specimen(chapter)[0]))
     by_layer = frame.groupby("layer")
     apart = 100 * by_layer.clipped.agg(np.ptp)
     ratio = by_layer.error.max() / by_layer.error.min()

@@ -19,7 +19,7 @@ from fairq_utils.study.cost import HOUR, INFER, PARTS, TRAIN
 from fairq_utils.study.params.file import load_params
 from fairq_utils.study.params.study import Params
 from fairq_utils.study.workload import KINDS
-from fairq_utils.training import architectures
+from fairq_utils.training.zoo import display_name
 
 COLOURS = dict(zip(KINDS, ("#0173b2", "#de8f05", "#029e73", "#cc78bc", "#d55e00"), strict=True))
 PARTS_LABELS = dict(zip(PARTS, ("train, answer", "calibrate, choose, learn"), strict=True))
@@ -216,9 +216,9 @@ def glue_growth(figures: dict[str, Any]) -> None:
     glue("worst_miss", 100 * float(off.max()))
     glue(
         "worst_case",
-        f"{architectures.DISPLAY_NAMES[worst.architecture]}, {worst.kind.replace('_', ' ')}",
+        f"{display_name(worst.architecture)}, {worst.kind.replace('_', ' ')}",
     )
-    names = [architectures.DISPLAY_NAMES[name] for name in figures["rates"]]
+    names = [display_name(name) for name in figures["rates"]]
     glue("architectures_measured", " and ".join(names))
     rates = pd.DataFrame(figures["rates"]).T
     glue("squeezenet_faster", float(rates.train["squeezenet1_1"] / rates.train["mobilenet_v2"]))

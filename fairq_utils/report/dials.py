@@ -32,7 +32,7 @@ from fairq_utils.study.params.study import Params
 from fairq_utils.study.planning import baseline_of
 from fairq_utils.study.recorded import Recorded
 from fairq_utils.study.statistics import Pair, records, shared
-from fairq_utils.training.architectures import DISPLAY_NAMES
+from fairq_utils.training.zoo import display_name
 
 PLAIN = "plain"
 
@@ -235,13 +235,13 @@ def glue_dials(verdicts: pd.DataFrame, prefix: str) -> None:
     for name, bits in (("most", max), ("fewest", min)):
         glue(f"{prefix}_dials_reach_{name}", reach[bits(reach.index, key=width)])
     cases = [
-        f"{DIALS[row.dial]} at {row.level:g} ({DISPLAY_NAMES[row.architecture]}, {row.bits}, "
+        f"{DIALS[row.dial]} at {row.level:g} ({display_name(row.architecture)}, {row.bits}, "
         f"{row.added / POINT:+.1f} points)"
         for row in shown.itertuples()
     ]
     glue(f"{prefix}_dials_which", "; ".join(cases) or "none")
     mended = [
-        f"{DIALS[row.dial]} ({DISPLAY_NAMES[row.architecture]}, {row.bits}): "
+        f"{DIALS[row.dial]} ({display_name(row.architecture)}, {row.bits}): "
         + ", ".join(called(line) for line in row.removed.split(", "))
         for row in shown.itertuples()
         if row.removed

@@ -5,6 +5,7 @@ Colours tell architectures apart (seaborn's colour-blind palette), and mean the 
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -15,9 +16,19 @@ from matplotlib.figure import Figure
 
 from fairq_utils.report.interactive import Interactive, interactive
 from fairq_utils.report.tables import LABELS, label, method_label, width
-from fairq_utils.training.architectures import DISPLAY_NAMES
+from fairq_utils.training.zoo import ARCHITECTURES, display_name
 
-COLOURS = dict(zip(DISPLAY_NAMES, sns.color_palette("colorblind"), strict=False))
+
+class _Colours(dict[str, tuple[float, float, float]]):
+    """Colours of architectures by name; one without an entry has a hue that its name decides."""
+
+    def __missing__(self, name: str) -> tuple[float, float, float]:
+        hue = zlib.crc32(name.encode()) / 2**32
+        self[name] = sns.husl_palette(1, h=hue)[0]
+        return self[name]
+
+
+COLOURS = _Colours(zip(ARCHITECTURES, sns.color_palette("colorblind"), strict=False))
 LEVELS = {"fp32": "-", "control": ":"}  # methods without bits, and how their lines are drawn
 STYLE: dict[str, Any] = {
     "figure.dpi": 110,
@@ -69,7 +80,7 @@ def panels(
 
 def title(name: str) -> str:
     """An architecture's name as it is printed."""
-    return DISPLAY_NAMES.get(name, name)
+    return display_name(name)
 
 
 def accuracy_bars(effects: pd.DataFrame, bayes: float | None = None) -> Figure:

@@ -18,7 +18,7 @@ from fairq_utils.report.chapter import POINT, Chapter, glue, of
 from fairq_utils.report.figures import COLOURS, finished, title
 from fairq_utils.report.tables import LABELS, intervals, note, shown, width
 from fairq_utils.study.planning import mitigations
-from fairq_utils.training.architectures import DISPLAY_NAMES
+from fairq_utils.training.zoo import display_name
 
 STATISTICS = (
     "demographic_parity_difference",
@@ -243,7 +243,7 @@ def glue_methods(frame: pd.DataFrame, scope: str, prefix: str, replicates: int) 
     for bits in sorted(set(harm.bits)):
         values = harm[harm.bits == bits].harm_plain / POINT
         cases = zip(harm[harm.bits == bits].architecture, values, strict=True)
-        text = ", ".join(f"{value:+.1f} ({DISPLAY_NAMES[name]})" for name, value in cases)
+        text = ", ".join(f"{value:+.1f} ({display_name(name)})" for name, value in cases)
         glue(f"{prefix}_plain_{bits}", text)
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from fairq_utils.report import tables
 from fairq_utils.report.chapter import POINT, at_bits, glue, of
-from fairq_utils.training import architectures
+from fairq_utils.training.zoo import display_name
 
 KEYS = ["architecture", "bits"]
 CLEAR_LOSS = 0.03  # a loss of accuracy below this is too small to speak of shares of it
@@ -86,7 +86,7 @@ def glue_extremes(frame: pd.DataFrame, scope: str) -> None:
         worst = part.loc[part.change.idxmin()]
         glue(f"{name}_bits", str(worst.bits))
         glue(f"{name}_worst", worst.change / POINT)
-        glue(f"{name}_worst_model", architectures.DISPLAY_NAMES[worst.architecture])
+        glue(f"{name}_worst_model", display_name(worst.architecture))
         glue(f"{name}_worst_ranges", str(worst.ranges))
         glue(f"{name}_configurations", len(part))
         glue(f"{name}_hurt", int((part.high < -POINT).sum()))
@@ -102,9 +102,7 @@ def glue_recovery(found: pd.DataFrame) -> None:
     least = best.loc[best.recovered.idxmin()]
     glue("recovered_median", 100 * best.recovered.median())
     glue("recovered_least", 100 * least.recovered)
-    glue(
-        "recovered_least_case", f"{architectures.DISPLAY_NAMES[least.architecture]} at {least.bits}"
-    )
+    glue("recovered_least_case", f"{display_name(least.architecture)} at {least.bits}")
 
 
 def glue_toolkits(found: pd.DataFrame) -> None:
@@ -117,7 +115,7 @@ def glue_toolkits(found: pd.DataFrame) -> None:
     glue("toolkits_low_best", int((low.ahead >= 0).sum()))
     behind = low[low.ahead < 0].sort_values("ahead")
     names = [
-        f"{architectures.DISPLAY_NAMES[r.architecture]} at {r.bits} ({tables.TOOLKITS[r.who]}, "
+        f"{display_name(r.architecture)} at {r.bits} ({tables.TOOLKITS[r.who]}, "
         f"{-r.ahead / POINT:.1f} points better)"
         for r in behind.itertuples()
     ]

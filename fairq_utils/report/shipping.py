@@ -13,7 +13,7 @@ from fairq_utils.report.chapter import DEFAULT, glue
 from fairq_utils.report.figures import finished, panels, title
 from fairq_utils.report.tables import named, shown
 from fairq_utils.study.params.file import load_params
-from fairq_utils.training import architectures
+from fairq_utils.training.zoo import display_name
 
 EAGER, FLOAT, OURS, TOOLKIT = "eager_fp32", "fp32", "int8", "toolkit_int8"
 # The published study's speed-ups of one image from FP32 to INT8 (its README, "Inference Speed").
@@ -300,7 +300,7 @@ def glue_shipping(latency: pd.DataFrame, deployed: pd.DataFrame) -> None:
         ("low_differ_most", low, "disagreement"),
     ):
         most = rows.loc[rows[column].idxmax()]
-        case = f"{architectures.DISPLAY_NAMES[most.architecture]} in {ENGINES[most.engine].label}"
+        case = f"{display_name(most.architecture)} in {ENGINES[most.engine].label}"
         if column == "worst_disagreement":
             case += f", {most.worst_group}, {most.worst_images} pictures"
         glue(name, 100 * most[column])
@@ -312,7 +312,7 @@ def glue_shipping(latency: pd.DataFrame, deployed: pd.DataFrame) -> None:
     pairs = against_toolkits(latency)
     behind = pairs[pairs.ratio < 1 - LEVEL].sort_values("ratio")
     cases = [
-        f"{architectures.DISPLAY_NAMES[r.architecture]} in {ENGINES[r.engine].label}, "
+        f"{display_name(r.architecture)} in {ENGINES[r.engine].label}, "
         f"batch {r.batch} ({r.ratio:.2f}x)"
         for r in behind.itertuples()
     ]

@@ -15,6 +15,7 @@ from IPython.display import HTML
 from fairq_utils.quantizers.methods import CONTROL, METHODS
 from fairq_utils.study.statistics import CONFIGURATION
 from fairq_utils.training import architectures
+from fairq_utils.training.zoo import display_name
 
 LABELS = {
     "accuracy": "Accuracy",
@@ -83,7 +84,7 @@ def named(frame: pd.DataFrame) -> pd.DataFrame:
     """The same table with names as they are printed."""
     shown = frame.copy()
     if "architecture" in shown:
-        shown["architecture"] = shown.architecture.map(architectures.DISPLAY_NAMES)
+        shown["architecture"] = shown.architecture.map(display_name)
     if "statistic" in shown:
         shown["statistic"] = shown.statistic.map(LABELS)
     return shown
@@ -170,7 +171,7 @@ def changes(frame: pd.DataFrame, scope: str, statistic: str) -> HTML:
     return shown(
         pd.DataFrame(
             {
-                "architecture": rows.architecture.map(architectures.DISPLAY_NAMES),
+                "architecture": rows.architecture.map(display_name),
                 "configuration": [label(row) for _, row in rows.iterrows()],
                 "FP32": [f"{v * 100:.1f}" for v in rows.reference],
                 "change": intervals(rows, "change"),
@@ -210,7 +211,7 @@ def recovery(frame: pd.DataFrame) -> HTML:
     return shown(
         pd.DataFrame(
             {
-                "architecture": frame.architecture.map(architectures.DISPLAY_NAMES),
+                "architecture": frame.architecture.map(display_name),
                 "bits": frame.bits,
                 "naive (points)": [f"{v * 100:+.1f}" for v in frame.naive],
                 "best method": [method_label(row) for _, row in frame.iterrows()],
@@ -246,7 +247,7 @@ def toolkits(figures: dict[str, dict[str, dict[str, float | None]]]) -> HTML:
     """
     rows = [
         {
-            "architecture": architectures.DISPLAY_NAMES[architecture],
+            "architecture": display_name(architecture),
             "bits": bits,
             **{
                 TOOLKITS[who]: "" if value is None else f"{value * 100:.1f}"
@@ -278,13 +279,13 @@ def float_sizes() -> HTML:
     digit; two classes with buffers in MiB is tried first.
     """
     rows = []
-    for name in architectures.ARCHITECTURES:
+    for name in PUBLISHED_SIZES:
         counts = _float_sizes(name)
         published = f"{PUBLISHED_SIZES[name]:.2f}"
         fits = [way for way, size in counts.items() if f"{size:.2f}" == published]
         rows.append(
             {
-                "architecture": architectures.DISPLAY_NAMES[name],
+                "architecture": display_name(name),
                 "ours (MiB)": f"{counts['2 outputs, with buffers, MiB']:.2f}",
                 "published": published,
                 "the published figure is": fits[0] if fits else "none of the ways tried",
@@ -347,7 +348,7 @@ def pareto(frontier: pd.DataFrame) -> HTML:
     return shown(
         pd.DataFrame(
             {
-                "architecture": rows.architecture.map(architectures.DISPLAY_NAMES),
+                "architecture": rows.architecture.map(display_name),
                 "configuration": [label(row) for _, row in rows.iterrows()],
                 "accuracy (%)": _with_ends(rows, "accuracy"),
                 "parity gap (points)": _with_ends(rows, "demographic_parity_difference"),
