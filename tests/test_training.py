@@ -82,7 +82,7 @@ ANY = (
 @pytest.mark.parametrize("name", ANY)
 def test_any_architecture_is_trained_and_quantized(name: str, squares: FaceData) -> None:
     check_size(name, 32, "data.size")
-    data = squares.take(np.arange(64))
+    data = squares.take(np.arange(128))
     torch.manual_seed(0)
     model = architectures.build(name, image_size=32)
     architectures.initialise(model, data.images)
@@ -99,7 +99,8 @@ def test_any_architecture_is_trained_and_quantized(name: str, squares: FaceData)
     assert all(report.left_float.values())  # each with its reason
     assert report.size_bytes < 0.3 * report.float_bytes
     before, after = (loop.predict(m, data.images) for m in (model, quantized))
-    assert 0 < np.abs(after - before).mean() < 0.2 * before.std()
+    assert (after != before).any()
+    assert np.corrcoef(before, after)[0, 1] > 0.9
 
 
 def test_a_study_of_an_architecture_without_an_entry(tmp_path: Path) -> None:
