@@ -47,7 +47,7 @@ def study(folder: Path, **sections: Any) -> Params:
     content = {
         "name": "devices",
         "training": {"models": {"mobilenet_v2": {"epochs": 1, "learning_rate": 0.001}}},
-        "quantization": {"bits": ["W8A8"]},
+        "grid": [{"method": "ptq", "bits": "W8A8"}],
         "execution": {"device": "cpu"},
     }
     for name, section in sections.items():
