@@ -22,6 +22,7 @@ from typing import Generic, TypeVar
 from fairq_utils.errors import BadInput
 
 Entry = TypeVar("Entry")
+MANY = 50  # names that a sentence still lists
 
 
 class Registry(Mapping[str, Entry], Generic[Entry]):
@@ -136,7 +137,8 @@ def unknown(name: object, known: Iterable[str]) -> str:
     names = list(known)
     near = difflib.get_close_matches(str(name), names, 1)
     near = near or [other for other in names if other.startswith(str(name).lower())][:1]
-    hint = f"did you mean {near[0]!r}?" if near else f"it is one of {', '.join(names)}"
+    listed = names if len(names) <= MANY else [*names[:5], f"... ({len(names)} names)"]
+    hint = f"did you mean {near[0]!r}?" if near else f"it is one of {', '.join(listed)}"
     return f"{name!r} is unknown; {hint}"
 
 

@@ -15,13 +15,13 @@ from fairq_utils.bench import cost_model as bench_cost
 from fairq_utils.errors import BadInput
 from fairq_utils.quantizers.methods import CONTROL, METHODS, Method, Size
 from fairq_utils.report import cost as cost_chapter
+from fairq_utils.report.baselines import PUBLISHED_SIZES
 from fairq_utils.study import cost, planning, recorded, workload
 from fairq_utils.study.ledger import Run, RunRecord
 from fairq_utils.study.params.file import load_params
 from fairq_utils.study.params.study import Params
 from fairq_utils.study.progress import Progress
 from fairq_utils.study.workload import Rates
-from fairq_utils.training import architectures
 from fairq_utils.training.loop import SETTLING
 
 AWARE = [name for name, method in METHODS.items() if method.group_aware]
@@ -270,7 +270,7 @@ def test_what_cannot_be_counted_is_refused(params: Params) -> None:
 
 def test_published_rates_and_what_follows_from_them() -> None:
     rates = cost.gpu(single=2)
-    assert set(rates) == set(architectures.ARCHITECTURES)
+    assert set(rates) == set(PUBLISHED_SIZES)
     assert rates["resnet50"].train == 1218.01
     assert rates["resnet50"].evaluate == pytest.approx(3676.35 / 2)
     assert rates["resnet50"].tune == pytest.approx(1218.01 / 4)

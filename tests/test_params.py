@@ -93,7 +93,7 @@ BAD = {
     "twice": (planned(bits=["W8A8", "W8A8"]), "grid[2].bits: 'W8A8' stands there twice"),
     "architecture": (
         changed(training={"models": {"vgg": {"epochs": 1, "learning_rate": 0.1}}}),
-        "training.models: 'vgg' is not one of resnet50",
+        "training.models: architecture 'vgg' is unknown; did you mean 'vgg",
     ),
     "dynamic without eight bits": (
         planned(method="dynamic", bits=["W8A8", "W4A4"]),
@@ -194,7 +194,7 @@ BAD = {
             data={"size": 40},
             training={"models": {"vit_small": {"epochs": 1, "learning_rate": 0.1}}},
         ),
-        "data.size: 40 pixels do not divide into vit_small's patches of 16",
+        "data.size: vit_small takes no images of 40 pixels; take a multiple of 16",
     ),
     "batch": (
         changed(

@@ -27,6 +27,7 @@ from fairq_utils.quantizers.layers import QuantConv2d, QuantLinear
 from fairq_utils.quantizers.observers import Extremes, Histogram
 from fairq_utils.quantizers.weights import quantize_weight
 from fairq_utils.training import architectures
+from fairq_utils.training.zoo import ARCHITECTURES
 
 
 def pictures(count: int = 8, side: int = 64, seed: int = 0) -> Tensor:
@@ -194,7 +195,7 @@ def seen(model: nn.Module, x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     return found
 
 
-@pytest.mark.parametrize("name", architectures.ARCHITECTURES)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_layer_of_every_architecture(name: str) -> None:
     """Each quantized layer, given the input of its float layer, answers nearly the same."""
     model = lively(name)

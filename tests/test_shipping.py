@@ -15,11 +15,12 @@ from fairq_utils.bench import deployment, latency, throughput
 from fairq_utils.deploy import engines
 from fairq_utils.quantizers import QuantSpec, quantize_static
 from fairq_utils.report import deployment as chapter
+from fairq_utils.report.baselines import PUBLISHED_SIZES
 from fairq_utils.study import recorded
 from fairq_utils.study.params.file import load_params
 from fairq_utils.study.params.study import Params
 from fairq_utils.study.recorded import RecordError
-from fairq_utils.training import architectures
+from fairq_utils.training.zoo import display_name
 
 ROOT = recorded.FOLDER.parents[1]
 
@@ -111,7 +112,7 @@ def test_energy_is_given_where_it_was_measured(times: pd.DataFrame) -> None:
 
 def test_tables_and_figures_of_the_recorded_benchmarks() -> None:
     times, files = recorded.read_rows("latency"), recorded.read_rows("deployment")
-    assert set(times.architecture) == set(architectures.ARCHITECTURES)
+    assert set(times.architecture) == set(PUBLISHED_SIZES)
     assert set(files.engine) == set(engines.ENGINES)
     for page in (
         chapter.speedup_table(times),
@@ -122,7 +123,7 @@ def test_tables_and_figures_of_the_recorded_benchmarks() -> None:
         assert "MobileNetV2" in page.data
     figure = chapter.latency_figure(times, batch=1)
     assert [axis.get_title() for axis in figure.axes if axis.get_title()] == [
-        architectures.DISPLAY_NAMES[name] for name in dict.fromkeys(times.architecture)
+        display_name(name) for name in dict.fromkeys(times.architecture)
     ]
 
 

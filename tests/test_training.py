@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
+import torchvision
 from torch import nn
 
 from fairq_utils.data import FaceData, load
+from fairq_utils.errors import BadInput
+from fairq_utils.quantizers.post_training import quantize_static
+from fairq_utils.quantizers.spec import QuantSpec
+from fairq_utils.study import cost, execution
+from fairq_utils.study.params.study import Params
 from fairq_utils.training import architectures, checkpoints, loop, objectives, resume
+from fairq_utils.training.image_sizes import check_size
+from fairq_utils.training.zoo import ARCHITECTURES
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +47,88 @@ def squares() -> FaceData:
     return FaceData(torch.from_numpy(images), target, groups, np.repeat("train", 256), factors)
 
 
-@pytest.mark.parametrize("name", architectures.ARCHITECTURES)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_architectures_give_two_logits(name: str) -> None:
-    model = architectures.build(name, image_size=64).eval()
+    model = architectures.build(name, image_size=64)
     with torch.no_grad():
         logits = model(architectures.normalize(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)))
     assert logits.shape == (2, 2)
     assert architectures.classifier(model).weight.shape[0] == 2
+
+
+def test_names_and_labels_are_listed_without_pytorch() -> None:
+    code = (
+        "import sys; from fairq_utils.training.zoo import ARCHITECTURES, display_name; "
+        "print(*ARCHITECTURES, *map(display_name, ['squeezenet1_1', 'convnext_atto']), sep=',');"
+        "assert 'torch' not in sys.modules"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    names = said.stdout.strip().split(",")
+    assert names[:5] == [
+        "resnet50",
+        "mobilenet_v2",
+        "efficientnet_b0",
+        "vit_small",
+        "squeezenet1_1",
+    ]
+    assert names[-2:] == ["SqueezeNet 1.1", "convnext_atto"]
+
+
+ANY = (
+    "convnext_atto",
+    "deit_tiny_patch16_224",
+    "swin_tiny_patch4_window7_224",
+    "regnet_y_400mf",  # of torchvision, the others of timm
+)
+
+
+@pytest.mark.parametrize("name", ANY)
+def test_any_architecture_is_trained_and_quantized(name: str, squares: FaceData) -> None:
+    check_size(name, 32, "data.size")
+    data = squares.take(np.arange(128))
+    torch.manual_seed(0)
+    model = architectures.build(name, image_size=32)
+    architectures.initialise(model, data.images)
+    objective = objectives.WithFactors(data, model, 1.0)
+    recipe = loop.Recipe(epochs=2, learning_rate=5e-4, batch_size=32)
+    history = loop.fit(model, data, recipe, objective, seed=0)
+    objective.close()
+    assert history.loss[-1] < history.loss[0]
+    quantized, report = quantize_static(
+        model, QuantSpec.parse("W8A8"), [architectures.normalize(data.images)]
+    )
+    layers = {n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    assert report.layers.keys() | report.left_float.keys() >= layers
+    assert all(report.left_float.values())  # each with its reason
+    assert report.size_bytes < 0.3 * report.float_bytes
+    before, after = (loop.predict(m, data.images) for m in (model, quantized))
+    assert (after != before).any()
+    assert np.corrcoef(before, after)[0, 1] > 0.9
+
+
+def test_a_study_of_an_architecture_without_an_entry(tmp_path: Path) -> None:
+    params = Params.model_validate(
+        {
+            "name": "other",
+            "data": {"size": 32, "train": 64, "calibration": 200, "validation": 16, "test": 100},
+            "training": {"models": {"regnet_y_400mf": {}}},
+            "grid": [{"method": "ptq", "bits": "W8A8"}, {"method": "dynamic", "bits": "W8A8"}],
+            "quantization": {"calibration_images": 16},
+            "execution": {name: str(tmp_path / name) for name in ("ledger", "cache", "results")},
+        }
+    )
+    stream = io.StringIO()
+    store = execution.execute(params, stream=stream)
+    runs = {record.run.method: record for record in map(store.read, store.keys())}
+    assert runs.keys() == {"fp32", "ptq", "dynamic"}
+    assert len(runs["fp32"].scores) == 100
+    assert "loss_3" in runs["fp32"].measures  # of as many epochs as a recipe has by itself
+    for method in ("ptq", "dynamic"):
+        assert runs[method].size_bytes < 0.3 * runs["fp32"].size_bytes
+        assert (runs[method].scores != runs["fp32"].scores).any()
+    assert "regnet_y_400mf · fp32" in stream.getvalue()
+    with pytest.raises(BadInput, match="there are no rates of regnet_y_400mf"):
+        cost.seconds(cost.jobs(params), cost.gpu())
 
 
 # MiB of parameters and buffers at 224 px and two classes; ResNet-50's is the published figure.
@@ -61,19 +149,74 @@ def test_float_sizes(name: str, size: float) -> None:
 
 
 def test_unknown_names_and_sizes_are_refused() -> None:
-    with pytest.raises(ValueError, match="'resnet51' is not one of resnet50"):
-        architectures.build("resnet51")
-    with pytest.raises(ValueError, match="not a multiple of 16"):
-        architectures.build("vit_small", image_size=50)
+    with pytest.raises(
+        BadInput, match=r"'regnet_y_400m' is unknown; did you mean 'regnet_y_400mf'"
+    ):
+        architectures.build("regnet_y_400m")
+    with pytest.raises(BadInput, match=r"'zzzzzz' is unknown; it is one of resnet50, .* names\)"):
+        architectures.build("zzzzzz")
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "way_out"),
+    [
+        ("vit_small", 50, "take a multiple of 16"),
+        ("deit_tiny_patch16_224", 40, "take a multiple of 16"),  # timm would leave a border out
+        ("vit_h_14", 64, "take a multiple of 14"),
+        ("inception_v3", 64, "take 75 or more"),
+        ("maxvit_t", 64, "take 224"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(name: str, size: int, way_out: str) -> None:
+    with pytest.raises(
+        BadInput, match=rf"^data.size: {name} .* {size} pixels; {way_out}, or leave"
+    ):
+        check_size(name, size, "data.size")
 
 
 def test_missing_pretrained_weights_are_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*args: object, **kwargs: object) -> None:
         raise OSError("Network is unreachable")
 
-    monkeypatch.setitem(architectures.ARCHITECTURES, "resnet50", offline)
-    with pytest.raises(architectures.PretrainedUnavailable, match="set pretrained: false"):
-        architectures.build("resnet50", pretrained=True)
+    monkeypatch.setattr(timm, "create_model", offline)
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    for name in ("resnet50", "regnet_y_400mf", "squeezenet1_1"):
+        with pytest.raises(
+            architectures.PretrainedUnavailable, match=r"unreachable.* pretrained: f"
+        ):
+            architectures.build(name, pretrained=True)
+
+
+@pytest.mark.parametrize("name", ["regnet_y_400mf", "squeezenet1_1"])
+def test_pretrained_weights_of_a_thousand_classes_get_a_head_of_two(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = torchvision.models.get_model(name)
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    monkeypatch.setattr(type(weights), "get_state_dict", lambda *_, **__: whole.state_dict())
+    model = architectures.build(name, pretrained=True)
+    assert model.eval()(torch.zeros(2, 3, 64, 64)).shape == (2, 2)
+    first, same = (next(m.parameters()) for m in (model, whole))
+    assert torch.equal(first, same)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "whitened"),
+    [("vit_small_patch14_reg4_dinov2", 28, True), ("vit_small_patch8_224", 32, False)],
+)
+def test_vision_transformers_of_all_kinds_start_from_images(
+    name: str, size: int, whitened: bool, squares: FaceData
+) -> None:
+    """Register tokens have no positions; an embedding may be wider than a patch has values."""
+    images = squares.images[:64, :, :size, :size]
+    model = architectures.build(name, image_size=size)
+    before = copy.deepcopy(model.state_dict())
+    architectures.initialise(model, images)
+    after = model.state_dict()
+    changed = {key for key, value in before.items() if not torch.equal(value, after[key])}
+    patches = {"patch_embed.proj.weight", "patch_embed.proj.bias"}
+    assert changed == {"pos_embed"} | (patches if whitened else set())
+    assert np.isfinite(loop.predict(model, images)).all()
 
 
 def test_checkpoint_round_trip_and_damage(tmp_path) -> None:

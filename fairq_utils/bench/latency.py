@@ -28,6 +28,7 @@ from fairq_utils.quantizers.post_training import quantize_static
 from fairq_utils.study.params.study import Params
 from fairq_utils.timers import Timing, energy, peak_memory, time_call
 from fairq_utils.training import architectures
+from fairq_utils.training.zoo import display_name
 
 SIZE, BATCHES, CALIBRATION = 224, (1, 32), 16
 SECONDS = 3.0  # of timing per figure
@@ -234,7 +235,7 @@ def words(found: Found, threads: int) -> str:
         "",
     ]
     for architecture, by_batch in figures.items():
-        lines.append(architectures.DISPLAY_NAMES.get(architecture, architecture))
+        lines.append(display_name(architecture))
         lines.append("  " + " " * 28 + "".join(f"batch {b:>4}  " for b in by_batch))
         for key in keys:
             cells = [row.get(key) for row in by_batch.values()]

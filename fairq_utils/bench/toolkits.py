@@ -25,7 +25,8 @@ from fairq_utils.quantizers.spec import QuantSpec
 from fairq_utils.study import planning
 from fairq_utils.study.params.study import Params
 from fairq_utils.study.people import faces
-from fairq_utils.training import architectures, loop
+from fairq_utils.training import loop
+from fairq_utils.training.zoo import display_name
 
 OURS = {"ours_minmax": "ours, min-max", "ours": "ours, best"}
 ITERATIONS = 200  # per block of our reconstruction
@@ -144,7 +145,7 @@ def compare(
                 found.gaps.append(gap)
                 said = f"{gap.kind}: {gap.reason}"
             spent = time.perf_counter() - began
-            what = f"{architectures.DISPLAY_NAMES.get(architecture, architecture)} {label}"
+            what = f"{display_name(architecture)} {label}"
             print(f"toolkits: {what} {who} {said}, {spent:.0f} s", file=sys.stderr, flush=True)
 
 
@@ -189,7 +190,7 @@ def table(found: Comparison) -> str:
                 else f"{100 * row[who]:.1f}"  # type: ignore[operator]
                 for who in labels
             ]
-            rows.append([architectures.DISPLAY_NAMES.get(architecture, architecture), bits, *cells])
+            rows.append([display_name(architecture), bits, *cells])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join(
@@ -205,7 +206,7 @@ def _reasons(gaps: Sequence[Gap]) -> list[str]:
     """One line per reason, with all that it holds for."""
     places: dict[tuple[str, str, str], list[str]] = {}
     for gap in gaps:
-        name = architectures.DISPLAY_NAMES.get(gap.architecture, gap.architecture)
+        name = display_name(gap.architecture)
         key = (gap.toolkit, gap.kind, gap.reason)
         places.setdefault(key, []).append(f"{name} {gap.bits}")
     lines = []

@@ -32,6 +32,7 @@ from fairq_utils.study.params.study import Params
 from fairq_utils.study.people import answers, values
 from fairq_utils.study.planning import baseline_of
 from fairq_utils.training import architectures
+from fairq_utils.training.zoo import display_name
 
 RENDERED = (
     "The people in its training, calibration and test pictures are rendered. Gender, age and "
@@ -149,7 +150,7 @@ def card(
     classes = data.meta["classes"]  # in the order of the logits
     return {
         "format": FORMAT,
-        "name": f"{architectures.DISPLAY_NAMES[run.architecture]} {run.bits or 'FP32'}",
+        "name": f"{display_name(run.architecture)} {run.bits or 'FP32'}",
         "architecture": run.architecture,
         "run": {
             "key": run.key,

@@ -6,6 +6,7 @@ Colours tell architectures apart (seaborn's colour-blind palette), and mean the 
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
@@ -21,9 +22,18 @@ from matplotlib.figure import Figure
 
 from fairq_utils.report.rows import quantized_rows
 from fairq_utils.report.tables import LABELS, label, title
-from fairq_utils.training.architectures import DISPLAY_NAMES
 
-COLOURS = dict(zip(DISPLAY_NAMES, sns.color_palette("colorblind"), strict=False))
+
+class _Colours(dict[str, tuple[float, float, float]]):
+    """Colours of architectures by name; one without an entry has a hue that its name decides."""
+
+    def __missing__(self, name: str) -> tuple[float, float, float]:
+        hue = zlib.crc32(name.encode()) / 2**32
+        self[name] = sns.husl_palette(1, h=hue)[0]
+        return self[name]
+
+
+COLOURS = _Colours(zip(ARCHITECTURES, sns.color_palette("colorblind"), strict=False))
 STYLE: dict[str, Any] = {
     "figure.dpi": 110,
     "savefig.bbox": "tight",

@@ -27,6 +27,14 @@ def _samplers() -> Iterator[Row]:
         yield name, entry.label, entry.source, entry.needs
 
 
+def _models() -> Iterator[Row]:
+    from fairq_utils.training.zoo import ARCHITECTURES
+
+    for name, entry in ARCHITECTURES.items():
+        yield name, entry.label, "", ""
+    yield "any other", "a classifier that timm or torchvision names so", "", ""
+
+
 def _data() -> Iterator[Row]:
     from fairq_utils.data.photographs.registry import COLLECTIONS
 
@@ -39,6 +47,7 @@ def _data() -> Iterator[Row]:
 LISTS: dict[str, Callable[[], Iterator[Row]]] = {
     "methods": _methods,
     "samplers": _samplers,
+    "models": _models,
     "data": _data,
 }
 

@@ -11,7 +11,7 @@ import pandas as pd
 from IPython.display import HTML
 
 from fairq_utils.quantizers.methods import METHODS
-from fairq_utils.training.architectures import DISPLAY_NAMES
+from fairq_utils.training.zoo import display_name
 
 LABELS = {
     "accuracy": "Accuracy",
@@ -35,7 +35,7 @@ RULES = {"minmax": "min-max", "moving_average": "moving average", "mse": "MSE"}
 
 def title(architecture: str) -> str:
     """Name of an architecture as it is printed."""
-    return DISPLAY_NAMES.get(architecture, architecture)
+    return display_name(architecture)
 
 
 def label(row: pd.Series) -> str:

@@ -43,7 +43,7 @@ class Run:
     Attributes
     ----------
     data : population parameters and split sizes that matter to the run
-    architecture : name in :data:`fairq_utils.training.architectures.ARCHITECTURES`
+    architecture : name that :func:`fairq_utils.training.zoo.find` knows
     training : seed and hyperparameters
     method : ``fp32``, ``control`` (FP32 trained on as long as QAT is), or a name in
         :data:`fairq_utils.quantizers.methods.METHODS`

@@ -11,8 +11,8 @@ from typing import Protocol, TextIO
 from fairq_utils.quantizers.methods import METHODS
 from fairq_utils.study.ledger import Run
 from fairq_utils.study.workload import Rates, work
-from fairq_utils.training import architectures
 from fairq_utils.training.loop import REPORTED
+from fairq_utils.training.zoo import display_name
 
 QUIET = 15.0  # seconds of silence during a training
 GRIDS = 2.0  # times as long that a training takes with quantization grids
@@ -140,7 +140,7 @@ class Progress:
                 return
             said = time.perf_counter()
             self.say(
-                f"{self.phase(run)} · {architectures.DISPLAY_NAMES[run.architecture]}: "
+                f"{self.phase(run)} · {display_name(run.architecture)}: "
                 f"{'goes on at ' if goes_on else ''}step {step} of {steps}, loss {loss:.3f}, "
                 f"{self.left(*(self.cost(run) * x / steps for x in (step - begun, begun)))}"
             )
@@ -161,5 +161,5 @@ class Progress:
         what = " ".join(str(v) for v in (run.method, run.bits, run.ranges, run.sampler) if v)
         self.say(
             f"[{self.total - len(self.missing) + len(self.done)}/{self.total}] {phase} · "
-            f"{architectures.DISPLAY_NAMES[run.architecture]} · {what}, {self.left()}"
+            f"{display_name(run.architecture)} · {what}, {self.left()}"
         )

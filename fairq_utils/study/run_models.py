@@ -36,6 +36,7 @@ from fairq_utils.study.planning import baseline_of
 from fairq_utils.study.progress import Listener
 from fairq_utils.study.storage import ledger, unfinished
 from fairq_utils.training import architectures, checkpoints, loop, objectives
+from fairq_utils.training.zoo import display_name
 
 
 def calibration_kind(run: Run) -> str:
@@ -107,7 +108,7 @@ def trained(params: Params, architecture: str, key: str) -> torch.nn.Module:
         weights.sound(store, key)
     if not path.exists():
         raise Fault(
-            f"{path}: there is no FP32 {architectures.DISPLAY_NAMES[architecture]} of this "
+            f"{path}: there is no FP32 {display_name(architecture)} of this "
             "study yet; run `fairq run --params ... --phase baseline` first, with the same params"
         )
     model = architectures.build(architecture, image_size=params.data.size)

@@ -20,14 +20,13 @@ from fairq_utils.errors import Fault
 from fairq_utils.quantizers.layers import use_integers
 from fairq_utils.quantizers.precision import full_precision
 from fairq_utils.study import run_models, tracking, weights
-from fairq_utils.study.devices import device, devices
+from fairq_utils.study.devices import device
 from fairq_utils.study.ledger import Run, RunRecord
 from fairq_utils.study.params.study import Params
 from fairq_utils.study.people import faces
 from fairq_utils.study.progress import Listener
 from fairq_utils.study.storage import ledger, unfinished
 from fairq_utils.training import architectures, checkpoints, loop, objectives
-from fairq_utils.training.distributed import Ranks, together
 
 INITIAL_IMAGES = 2000  # training pictures that a data-dependent initialisation looks at
 EVALUATED = 64  # test pictures at a time: what more of them leave behind is slow to allocate
@@ -49,12 +48,8 @@ def train_baseline(params: Params, run: Run, bars: Listener | None = None) -> st
     if there:
         model = checkpoints.load_checkpoint(_built(params, run), path)
     else:
-        count = devices(params)
-        progress = tracking.reporting(params, run, bars)
-        model, history = together(
-            _trained, (params, run), count=count, device=target, first={"progress": progress}
-        )
-        measures["train_seconds"], measures["train_devices"] = history.seconds, float(count)
+        model, history = _trained(params, run, tracking.reporting(params, run, bars))
+        measures["train_seconds"] = history.seconds
         measures |= {f"loss_{i + 1}": value for i, value in enumerate(history.loss)}
         checkpoints.save_checkpoint(model, path, {"run": run.key})
         weights.keep(store, run.key)
@@ -74,11 +69,11 @@ def _built(params: Params, run: Run) -> torch.nn.Module:
 
 
 def _trained(
-    ranks: Ranks, params: Params, run: Run, progress: loop.Progress | None = None
+    params: Params, run: Run, progress: loop.Progress | None = None
 ) -> tuple[torch.nn.Module, loop.History]:
-    """A trained FP32 model, and its losses; every process that takes part calls this."""
+    """A trained FP32 model, and its losses."""
     seed = int(run.training["seed"])
-    torch.manual_seed(ranks.stream(seed))
+    torch.manual_seed(seed)
     model = _built(params, run)
     recipe = loop.Recipe(**params.training.models[run.architecture].model_dump())
     train = faces(params).subset("train")
@@ -97,10 +92,9 @@ def _trained(
         recipe,
         objective,
         seed=seed,
-        device=ranks.device,
+        device=device(params),
         progress=progress,
         checkpoints=unfinished(params, run),
-        ranks=ranks,
     )
     if isinstance(objective, objectives.WithFactors):
         objective.close()

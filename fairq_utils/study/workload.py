@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-import torch
 from torch import nn
 
 from fairq_utils.calibration import SAMPLERS
@@ -132,8 +131,7 @@ class Structure:
 @lru_cache(maxsize=8)
 def structure(architecture: str) -> Structure:
     """Layers and norms of an architecture, counted without weights."""
-    with torch.device("meta"):
-        model = architectures.build(architecture)
+    model = architectures.outline(architecture)
     return Structure(
         sum(quantizable(module) for module in model.modules()),
         any(isinstance(module, nn.BatchNorm2d) for module in model.modules()),

@@ -1,4 +1,4 @@
-"""One training loop. What differs between baseline, QAT and fine-tuning is the objective."""
+"""One training loop; FP32 models, QAT and fine-tuning under constraints differ in the objective."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,13 +18,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fairq_utils.data.faces import FaceData, Images
 from fairq_utils.errors import BadInput
 from fairq_utils.training.architectures import normalize
-from fairq_utils.training.distributed import ALONE, Ranks
 from fairq_utils.training.resume import Checkpoints, Keeper, Learner, Place
 
 Progress = Callable[[int, int, float], None]
 # objective(model, *batch) -> scalar loss; of a FaceData, a batch is images, rows, flipped
 Objective = nn.Module
-SETTLING = 2048  # pictures over which batch norms are averaged after training
+SETTLING = 2048  # images over which batch norms are averaged after training
 REPORTED = 100  # steps between two calls of the progress callback
 SHORT = {"bf16": torch.bfloat16, "fp16": torch.float16}  # what autocast computes in
 FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -55,26 +54,24 @@ class Recipe:
 
 @dataclass(frozen=True)
 class History:
-    """What a training left behind: mean loss of each epoch, and wall seconds."""
+    """Mean loss of each epoch of a training, and its wall seconds."""
 
     loss: tuple[float, ...]
     seconds: float
 
 
 class Passes:
-    """Batches of pictures, half of them mirrored, in an order that a seed decides; pass after pass.
+    """Batches of images, half of them mirrored, in an order that a seed decides; pass after pass.
 
-    Calling it begins a pass: pictures ready for a network (B, 3, H, W), their rows (B,), and which
+    Calling it begins a pass: images as networks take them (B, 3, H, W), their rows (B,), and which
     of them are mirrored, bool (B,).
 
     Parameters
     ----------
     data : FaceData
     batch : int
-        Pictures per batch; those that are left over at the end of a pass are left out.
+        Images per batch; those that are left over at the end of a pass are left out.
     seed : int
-    ranks : Ranks
-        Each process gets its part of every batch.
 
     Attributes
     ----------
@@ -89,9 +86,8 @@ class Passes:
         *,
         seed: int,
         device: torch.device | str = "cpu",
-        ranks: Ranks = ALONE,
     ) -> None:
-        self.data, self.batch, self.device, self.ranks = data, batch, device, ranks
+        self.data, self.batch, self.device = data, batch, device
         self.steps = len(data) // batch
         self.generator = torch.Generator().manual_seed(seed)
         self.first = 0
@@ -105,7 +101,6 @@ class Passes:
             flipped = torch.rand(self.batch, generator=self.generator) < 0.5
             if step < first:
                 continue
-            rows, flipped = self.ranks.part(rows), self.ranks.part(flipped)
             images = self.data.images[rows]
             images[flipped] = images[flipped].flip(-1)
             yield normalize(images, self.device), rows.to(self.device), flipped.to(self.device)
@@ -121,12 +116,11 @@ def fit(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
     checkpoints: Checkpoints | None = None,
-    ranks: Ranks = ALONE,
 ) -> History:
     """Train ``model`` in place on all rows of ``data``.
 
     AdamW with a one-cycle schedule (Smith and Topin 2018), gradients clipped to norm 1, mirrored
-    pictures half of the time. The seed decides the order of the images and the mirroring; the
+    images half of the time. The seed decides the order of the images and the mirroring; the
     initial weights are the caller's.
 
     Parameters
@@ -140,24 +134,16 @@ def fit(
         steps are those of all epochs, the loss is that of the epoch so far.
     checkpoints : Checkpoints, optional
         Where the training goes on from if it was stopped, and writes that to.
-    ranks : Ranks
-        Of :func:`fairq_utils.training.distributed.together`, whose processes all call this with the
-        same arguments; the loss must be a mean over images.
 
     Raises
     ------
     FloatingPointError
         The loss is no longer finite; names the epoch and step.
     BadInput
-        fp16 without a GPU, or a batch that does not divide among the processes.
+        fp16 without a GPU.
     """
     batch = min(recipe.batch_size, len(data))
-    if batch % ranks.count:
-        raise BadInput(
-            f"training.models.*.batch_size: {batch} images do not divide among "
-            f"{ranks.count} devices; take a multiple of {ranks.count}"
-        )
-    passes = Passes(data, batch, seed=seed, device=device, ranks=ranks)
+    passes = Passes(data, batch, seed=seed, device=device)
     history = optimise(
         model,
         objective,
@@ -166,24 +152,11 @@ def fit(
         recipe,
         device=device,
         progress=progress,
-        keeper=None if checkpoints is None else Keeper(checkpoints, passes, ranks),
-        ranks=ranks,
+        keeper=None if checkpoints is None else Keeper(checkpoints, passes),
     )
     settle_batch_norms(model, data.images, seed=seed, device=device)
     model.eval()
     return history
-
-
-class _Loss(nn.Module):
-    """Model and objective as one module of which the loss is the answer."""
-
-    def __init__(self, model: nn.Module, objective: Objective) -> None:
-        super().__init__()
-        self.model, self.objective = model, objective
-
-    def forward(self, *batch: Tensor) -> Tensor:
-        loss: Tensor = self.objective(self.model, *batch)
-        return loss
 
 
 def optimise(
@@ -196,9 +169,8 @@ def optimise(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
     keeper: Keeper | None = None,
-    ranks: Ranks = ALONE,
 ) -> History:
-    """The loop that all trainings share; :func:`fit` feeds it a :class:`FaceData`.
+    """Train in place on batches of any kind; :func:`fit` feeds it those of a :class:`FaceData`.
 
     Parameters
     ----------
@@ -210,8 +182,6 @@ def optimise(
         Batches of one pass.
     keeper : Keeper, optional
         Of ``epoch``; puts the training where it was stopped, and keeps where it is.
-    ranks : Ranks
-        Several processes average their gradients; ``epoch`` gives each its part of every batch.
     """
     began = time.perf_counter()
     kind = torch.device(device).type
@@ -223,34 +193,20 @@ def optimise(
     model.to(device).to(memory_format=torch.channels_last).train()
     objective.to(device).train()
     parameters = [p for p in (*model.parameters(), *objective.parameters()) if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        _decayed(parameters, recipe.weight_decay), lr=recipe.learning_rate, fused=True
-    )
     total_steps = recipe.epochs * steps
-    rise = 0.25 if total_steps == 5 else 0.2  # of five steps, OneCycleLR divides by 0.2 * 5 - 1
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.learning_rate, total_steps=total_steps, pct_start=rise
-    )
-    scaler = torch.amp.GradScaler(kind, enabled=recipe.precision == "fp16")
-    learner = Learner(model, objective, optimizer, schedule, scaler)
+    learner = _learner(model, objective, parameters, recipe, total_steps, kind)
+    optimizer, scaler = learner.optimizer, learner.scaler
     at = Place(torch.zeros((), device=device)) if keeper is None else keeper.resume(learner)
-    if at.step or at.history:  # it goes on, which is said at once
-        mean = float(ranks.average(at.total)) / at.step if at.step else at.history[-1]
-        if progress is not None:
-            progress(at.epoch * steps + at.step, total_steps, mean)
-    loss_of = ranks.wrapped(_Loss(model, objective))
-    # On a CPU, fused attention over the few tokens of a small picture costs a third more.
-    backends = [SDPBackend.MATH] if kind == "cpu" else FUSED
-    short = SHORT.get(recipe.precision)
+    if progress is not None and (at.step or at.history):  # it goes on, which is said at once
+        progress(at.epoch * steps + at.step, total_steps, at.mean)
     for number in range(at.epoch, recipe.epochs):
         if keeper is not None:
             keeper.start()
         for batch in itertools.islice(epoch(), steps - at.step):
             if keeper is not None:
                 keeper.offer(learner, at)
-            cast = nullcontext() if short is None else torch.autocast(kind, short)
-            with cast, sdpa_kernel(backends), ranks.whole_batch():
-                loss = loss_of(*batch)
+            with _computing(kind, recipe.precision):
+                loss = objective(model, *batch)
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()
             scaler.unscale_(optimizer)
@@ -263,15 +219,13 @@ def optimise(
                 )
             scaler.step(optimizer)
             scaler.update()
-            schedule.step()
+            learner.schedule.step()
             at.total += loss.detach()
             at.step += 1
             done = number * steps + at.step
-            if done % REPORTED == 0 or done == total_steps:
-                mean = float(ranks.average(at.total)) / at.step
-                if progress is not None:
-                    progress(done, total_steps, mean)
-        at.history.append(float(ranks.average(at.total)) / at.step)
+            if progress is not None and (done % REPORTED == 0 or done == total_steps):
+                progress(done, total_steps, at.mean)
+        at.history.append(at.mean)
         if not math.isfinite(at.history[-1]):
             raise FloatingPointError(
                 f"training: the loss is not finite in epoch {number + 1}; "
@@ -282,20 +236,58 @@ def optimise(
     return History(tuple(at.history), at.seconds + time.perf_counter() - began)
 
 
+def _learner(
+    model: nn.Module,
+    objective: Objective,
+    parameters: list[nn.Parameter],
+    recipe: Recipe,
+    total_steps: int,
+    kind: str,
+) -> Learner:
+    """AdamW, its one-cycle schedule, and the scale of fp16's gradients."""
+    optimizer = torch.optim.AdamW(
+        _decayed(parameters, recipe.weight_decay), lr=recipe.learning_rate, fused=True
+    )
+    rise = 0.25 if total_steps == 5 else 0.2  # of five steps, OneCycleLR divides by 0.2 * 5 - 1
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, recipe.learning_rate, total_steps=total_steps, pct_start=rise
+    )
+    scaler = torch.amp.GradScaler(kind, enabled=recipe.precision == "fp16")
+    return Learner(model, objective, optimizer, schedule, scaler)
+
+
+def _decayed(parameters: list[nn.Parameter], decay: float) -> list[dict[str, object]]:
+    """Weight decay for matrices and filters, none for biases and normalisation."""
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+@contextmanager
+def _computing(kind: str, precision: str) -> Iterator[None]:
+    """Precision of a forward pass on a kind of device, and how attention is computed in it."""
+    short = SHORT.get(precision)
+    # On a CPU, fused attention over the few tokens of a small image costs a third more.
+    backends = [SDPBackend.MATH] if kind == "cpu" else FUSED
+    with nullcontext() if short is None else torch.autocast(kind, short), sdpa_kernel(backends):
+        yield
+
+
 def settle_batch_norms(
     model: nn.Module, images: Images, *, seed: int, device: torch.device | str = "cpu"
 ) -> None:
     """Replace, in place, the running statistics of batch norms by those of the final weights.
 
     A running average still holds the weights of a hundred steps ago. After a short training that
-    is enough for a few pictures to grow by a factor of hundreds through a deep network: harmless
-    in float, ruinous to a min-max range. A plain average over :data:`SETTLING` pictures at the
+    is enough for a few images to grow by a factor of hundreds through a deep network: harmless
+    in float, ruinous to a min-max range. A plain average over :data:`SETTLING` images at the
     final weights mends it (Wu and Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3).
 
     Parameters
     ----------
     images : uint8 (N, 3, H, W)
-        Training pictures.
+        Of the training split.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
     if not norms:
@@ -314,14 +306,6 @@ def settle_batch_norms(
                 model(normalize(images[rows], device))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-
-
-def _decayed(parameters: list[nn.Parameter], decay: float) -> list[dict[str, object]]:
-    """Weight decay for matrices and filters, none for biases and normalisation."""
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
 
 
 def predict(

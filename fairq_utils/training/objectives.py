@@ -1,4 +1,4 @@
-"""What an FP32 training minimises: classification, alone or beside the coefficients of faces."""
+"""Objectives of an FP32 training: classification, alone or beside the coefficients of faces."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class WithFactors(Classification):
 
     A linear layer predicts the standardised coefficients from what enters the classifier
     (multi-task learning, Caruana 1997). It stands in for pre-training where no weights can be
-    fetched, and is thrown away after training. In a mirrored picture left and right change
+    fetched, and is thrown away after training. In a mirrored image left and right change
     places, so its coefficients do too.
     """
 
@@ -55,7 +55,7 @@ class WithFactors(Classification):
         self.features: Tensor | None = None
         layer = classifier(model)
         width = layer.in_channels if isinstance(layer, nn.Conv2d) else layer.in_features
-        self.head = nn.Linear(int(width), straight.shape[1])  # type: ignore[arg-type]
+        self.head = nn.Linear(width, straight.shape[1])
         nn.init.zeros_(self.head.weight)
         layer.register_forward_pre_hook(self._keep)
         self.hook = next(reversed(layer._forward_pre_hooks))
@@ -80,7 +80,7 @@ class WithFactors(Classification):
 
 
 def _standardised(factors: pd.DataFrame) -> tuple[Tensor, Tensor]:
-    """Coefficients of unit variance (N, K), and those of the mirrored pictures."""
+    """Coefficients of unit variance (N, K), and those of the mirrored images."""
     values = factors.to_numpy(np.float64)
     names = list(factors.columns)
     swap = {"Left": "Right", "Right": "Left"}

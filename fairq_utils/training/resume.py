@@ -1,4 +1,4 @@
-"""A training that was killed goes on from its last checkpoint, to the weights it would have had.
+"""Trainings that were killed go on from their last checkpoint, to the weights they would have had.
 
 Everything that decides the next step is in one safetensors file: weights, optimiser, schedule, what
 the objective has learnt, the random states of dropout and of the order, and how far the pass is.
@@ -24,10 +24,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fairq_utils.data.whole_files import written_whole
-from fairq_utils.training.distributed import ALONE, Ranks
 
-FORMAT = "1"  # of the file; one of another format is set aside
-AGREED = 10  # several processes decide every so many steps whether to write
+FORMAT = "2"  # of the file; one of another format is set aside
 
 
 @dataclass(frozen=True)
@@ -68,10 +66,15 @@ class Place:
     history: list[float] = field(default_factory=list)
     seconds: float = 0.0
 
+    @property
+    def mean(self) -> float:
+        """Mean loss of the present pass so far, or of the last one where none has begun."""
+        return float(self.total) / self.step if self.step else self.history[-1]
+
 
 @dataclass(frozen=True)
 class Learner:
-    """What a training changes."""
+    """Model, objective and optimiser: the state that a training changes."""
 
     model: nn.Module
     objective: nn.Module
@@ -94,11 +97,10 @@ class Keeper:
     ----------
     checkpoints : Checkpoints
     passes : gives the batches; batches must not draw from the global random state
-    ranks : the processes that train together; the first one writes
     """
 
-    def __init__(self, checkpoints: Checkpoints, passes: Passes, ranks: Ranks = ALONE) -> None:
-        self.checkpoints, self.passes, self.ranks = checkpoints, passes, ranks
+    def __init__(self, checkpoints: Checkpoints, passes: Passes) -> None:
+        self.checkpoints, self.passes = checkpoints, passes
         self.began = self.written = time.perf_counter()
         self.order = passes.generator.get_state()
 
@@ -108,51 +110,41 @@ class Keeper:
 
     def offer(self, learner: Learner, place: Place) -> None:
         """Write the state if it is time to; called between two steps."""
-        if self.ranks.count > 1 and place.step % AGREED:
+        if time.perf_counter() - self.written < 60 * self.checkpoints.minutes:
             return
-        due = time.perf_counter() - self.written >= 60 * self.checkpoints.minutes
-        if not self.ranks.agreed(due):
-            return
-        tensors = self._tensors(learner, place)
-        if self.ranks.rank == 0:
-            _write(self.checkpoints.path, tensors, self._scalars(learner, place))
+        tensors, scalars = self._tensors(learner, place), self._scalars(learner, place)
+        _write(self.checkpoints.path, tensors, scalars)
         self.written = time.perf_counter()
 
     def resume(self, learner: Learner) -> Place:
         """Put a training where its file says, or at its beginning where there is none.
 
-        A file that is damaged, or of another run, number of processes, kind of device or version
-        of PyTorch, is set aside with a warning.
+        A file that is damaged, or of another run, kind of device or version of PyTorch, is set
+        aside with a warning.
         """
-        device = learner.optimizer.param_groups[0]["params"][0].device
-        start = Place(torch.zeros((), device=device))
-        content = self._read() if self.ranks.rank == 0 else None
-        if not self.ranks.agreed(content is not None):
-            return start
-        tensors, scalars = content or _content(self.checkpoints.path)
+        device = _parameters(learner.optimizer)[0].device
+        content = self._read(device)
+        if content is None:
+            return Place(torch.zeros((), device=device))
+        tensors, scalars = content
         _restore(learner, tensors, scalars)
-        rank = self.ranks.rank
-        # Cloned, because a state is read from the beginning of its memory.
-        torch.set_rng_state(tensors["random.cpu"][rank].clone())
+        torch.set_rng_state(tensors["random.cpu"])
         if "random.cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["random.cuda"][rank].clone(), device)
+            torch.cuda.set_rng_state(tensors["random.cuda"], device)
         self.passes.generator.set_state(tensors["order"])
         self.passes.first = scalars["step"]
-        start.total += tensors["totals"][rank].to(device)
-        start.epoch, start.step = scalars["epoch"], scalars["step"]
-        start.history, start.seconds = scalars["history"], scalars["seconds"]
-        return start
+        total = tensors["total"].to(device)
+        return Place(total, *(scalars[name] for name in ("epoch", "step", "history", "seconds")))
 
-    def _identity(self) -> dict[str, Any]:
+    def _identity(self, device: torch.device) -> dict[str, Any]:
         return {
             "format": FORMAT,
             "run": self.checkpoints.run,
-            "processes": self.ranks.count,
-            "device": torch.device(self.ranks.device).type,
+            "device": device.type,
             "torch": str(torch.__version__),
         }
 
-    def _read(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def _read(self, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         path = self.checkpoints.path
         if not path.exists():
             return None
@@ -161,7 +153,7 @@ class Keeper:
         except (SafetensorError, OSError, ValueError) as error:
             _set_aside(path, f"is damaged ({error})")
             return None
-        for name, mine in self._identity().items():
+        for name, mine in self._identity(device).items():
             if scalars.get(name) != mine:
                 _set_aside(path, f"is of another training ({name} {scalars.get(name)}, not {mine})")
                 return None
@@ -177,17 +169,16 @@ class Keeper:
             for name, value in learner.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{number}.{name}"] = value
         tensors["order"] = self.order
-        tensors["totals"] = self.ranks.gathered(place.total)
-        tensors["random.cpu"] = self.ranks.gathered(torch.get_rng_state())
+        tensors["total"] = place.total
+        tensors["random.cpu"] = torch.get_rng_state()
         if place.total.device.type == "cuda":
-            state = torch.cuda.get_rng_state(place.total.device)
-            tensors["random.cuda"] = self.ranks.gathered(state)
+            tensors["random.cuda"] = torch.cuda.get_rng_state(place.total.device)
         return tensors
 
     def _scalars(self, learner: Learner, place: Place) -> dict[str, Any]:
         schedule = learner.schedule.state_dict()
         return {
-            **self._identity(),
+            **self._identity(place.total.device),
             "epoch": place.epoch,
             "step": place.step,
             "history": place.history,

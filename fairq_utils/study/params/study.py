@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
@@ -11,10 +11,11 @@ from fairq_utils.study.params.cluster import Cluster
 from fairq_utils.study.params.data import RENDERED, Data, Photographs, data_kind
 from fairq_utils.study.params.grid import Entry
 from fairq_utils.study.params.section import Section, Seed, Weight, unique
+from fairq_utils.training import zoo
+from fairq_utils.training.image_sizes import check_size
 
 Attribute = Annotated[str, Field(min_length=1)]
-Architecture = Literal["resnet50", "mobilenet_v2", "efficientnet_b0", "vit_small", "squeezenet1_1"]
-ARCHITECTURES = get_args(Architecture)
+Architecture = Annotated[str, Field(min_length=1)]  # of training.models
 
 
 class ParamsError(BadInput):
@@ -22,17 +23,17 @@ class ParamsError(BadInput):
 
 
 def _known(models: dict[str, ModelRecipe]) -> dict[str, ModelRecipe]:
-    unknown = [name for name in models if name not in ARCHITECTURES]
-    if unknown:
-        raise ValueError(f"{unknown[0]!r} is not one of {', '.join(ARCHITECTURES)}")
+    for name in models:
+        if name not in zoo.ARCHITECTURES:  # to look among all others takes seconds
+            zoo.find(name)
     return models
 
 
 class ModelRecipe(Section):
     """Recipe by which one architecture is trained."""
 
-    epochs: Annotated[int, Field(ge=1)]
-    learning_rate: Annotated[float, Field(gt=0, lt=10, allow_inf_nan=False)]
+    epochs: Annotated[int, Field(ge=1)] = 3
+    learning_rate: Annotated[float, Field(gt=0, lt=10, allow_inf_nan=False)] = 5e-4
     batch_size: Annotated[int, Field(ge=2)] = 64
     weight_decay: Weight = 0.05
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -133,19 +134,23 @@ class Analysis(Section):
 
 
 class Execution(Section):
-    """Device, threads, and folders of results.
-
-    ``devices`` train an FP32 model together, each on its part of every batch; ``auto`` is all GPUs
-    that there are. Everything else is on one of them. Their number decides the masks of dropout,
-    see :mod:`fairq_utils.training.distributed`.
-    """
+    """Device, threads, and folders of results."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    devices: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = 1
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     ledger: str = "build/ledger"
     cache: str = "build/cache"
     results: str = "build/results"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_device(cls, values: object) -> object:
+        if isinstance(values, dict) and "devices" in values:
+            raise ValueError(
+                "devices: a model is trained on one device; to train several side by side, each "
+                "on a GPU of its own, write cluster: {kind: local, workers: N, gpus: 1}"
+            )
+        return values
 
 
 class Tracking(Section):
@@ -182,11 +187,8 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _together(self) -> Params:
-        if "vit_small" in self.training.models and self.data.size % 16:
-            raise ValueError(
-                f"data.size: {self.data.size} pixels do not divide into vit_small's patches of 16; "
-                "take a multiple of 16, or leave vit_small out"
-            )
+        for name in self.training.models:
+            check_size(name, self.data.size, "data.size")
         for at, entry in enumerate(self.grid):
             for model in entry.models:
                 if model not in self.training.models:
@@ -245,11 +247,6 @@ def _check_rendered(params: Params, data: Data) -> None:
 
 def _check_dials(params: Params) -> None:
     dials = params.dials
-    if "vit_small" in dials.models and dials.size % 16:
-        raise ValueError(
-            f"dials.size: {dials.size} pixels do not divide into vit_small's patches of 16; take a "
-            "multiple of 16"
-        )
     if dials.models and dials.calibration_images > dials.calibration:
         raise ValueError(
             f"dials.calibration_images: {dials.calibration_images} images are asked for, but "
@@ -266,3 +263,4 @@ def _check_dials(params: Params) -> None:
                 f"dials.train: {dials.train} images are fewer than a batch of {dialled} "
                 f"({params.training.models[dialled].batch_size}); ask for more"
             )
+        check_size(dialled, dials.size, "dials.size")
