@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from fairq_utils.data import FaceData
 from fairq_utils.errors import BadInput, Fault
 from fairq_utils.study import devices as study_devices
-from fairq_utils.study import people, planning, runs, storage
+from fairq_utils.study import planning, runs, storage
 from fairq_utils.study.params.file import load_params
 from fairq_utils.study.params.study import Params
 from fairq_utils.training import architectures, loop, objectives
@@ -256,7 +256,7 @@ def study(folder: Path, **sections: Any) -> Params:
     content = {
         "name": "devices",
         "training": {"models": {"mobilenet_v2": {"epochs": 1, "learning_rate": 0.001}}},
-        "quantization": {"bits": ["W8A8"]},
+        "grid": [{"method": "ptq", "bits": "W8A8"}],
         "execution": {"device": "cpu"},
     }
     for name, section in sections.items():
@@ -277,7 +277,7 @@ def test_devices_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(Fault, match=r"execution\.devices: 5 .* finds 4 GPUs; use auto"):
         study_devices.devices(study(tmp_path, execution={**gpus, "devices": 5}))
     daemon = SimpleNamespace(daemon=True)
-    monkeypatch.setattr(people.multiprocessing, "current_process", lambda: daemon)
+    monkeypatch.setattr(study_devices.multiprocessing, "current_process", lambda: daemon)
     assert study_devices.devices(study(tmp_path, execution=gpus)) == 1
 
 
