@@ -52,15 +52,15 @@ STUDY: dict[str, Any] = {
     "training": {
         "models": {"squeezenet1_1": {"epochs": 1, "learning_rate": 0.0003, "batch_size": 16}}
     },
-    "quantization": {
-        "bits": ["W8A8", "W4A4"],
-        "calibration_images": 16,
-        "further": {"equalized": ["W4A8"], "adaround": ["W4A8"]},
-        "iterations": 2,
-    },
+    "grid": [
+        {"method": "ptq", "bits": ["W8A8", "W4A4"], "sampler": ["random", "group_balanced"]},
+        {"method": "dynamic", "bits": "W8A8"},
+        {"method": ["equalized", "adaround"], "bits": "W4A8"},
+    ],
+    "quantization": {"calibration_images": 16, "iterations": 2},
     "analysis": {"replicates": 100},
 }
-RUNS = 8  # FP32, two bits x two samplers, dynamic, two further methods
+RUNS = 8  # FP32, two bits x two samplers, dynamic, two other methods
 
 
 @dataclass

@@ -29,6 +29,7 @@ from fairq_utils.deploy.model_card import Margins, measured
 from fairq_utils.errors import BadInput, Fault
 from fairq_utils.study import execution, people, planning, run_models, storage
 from fairq_utils.study.params.file import load_params
+from fairq_utils.study.params.grid import Entry
 from fairq_utils.study.params.study import Params
 from fairq_utils.training import architectures, checkpoints, loop
 
@@ -37,12 +38,13 @@ STUDY = {
     "name": "small",
     "data": {"size": 32, "train": 64, "calibration": 48, "validation": 10, "test": 64},
     "training": {"models": {MODEL: {"epochs": 1, "learning_rate": 0.0003, "batch_size": 16}}},
-    "quantization": {
-        "bits": ["W8A8", "W4A4"],
-        "calibration_images": 16,
-        "further": {"mixed": ["W4A8"], "qat": ["W4A4"]},
-        "iterations": 3,
-    },
+    "grid": [
+        {"method": "ptq", "bits": ["W8A8", "W4A4"], "sampler": ["random", "group_balanced"]},
+        {"method": "dynamic", "bits": "W8A8"},
+        {"method": "mixed", "bits": "W4A8"},
+        {"method": "qat", "bits": "W4A4"},
+    ],
+    "quantization": {"calibration_images": 16, "iterations": 3},
     "analysis": {"replicates": 100},
 }
 COMPILER = shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
@@ -309,8 +311,8 @@ def test_a_word_stands_for_a_run(params: Params) -> None:
     chosen = deployable.choose(params, MODEL, "onnxruntime")
     assert (chosen.method, chosen.bits, chosen.sampler) == ("gates", "W8A8", "random")
     # Where the study has that run, it is the same one.
-    quantization = params.quantization.model_copy(update={"further": {"gates": ("W8A8",)}})
-    larger = params.model_copy(update={"quantization": quantization})
+    gates = Entry(method=("gates",), bits=("W8A8",))
+    larger = params.model_copy(update={"grid": (*params.grid, gates)})
     assert chosen.key in {run.key for run in planning.plan(larger)}
 
 
@@ -340,7 +342,7 @@ def test_a_word_that_stands_for_two(params: Params, monkeypatch: pytest.MonkeyPa
     assert deployable.choose(params, "abcd2", "onnxruntime") is two[1]
 
 
-@pytest.mark.parametrize("method", ["qat", "control", "dynamic"])
+@pytest.mark.parametrize("method", ["qat", "fp32_finetuning", "dynamic"])
 def test_what_cannot_ship_says_why(
     small: Path, params: Params, tmp_path: Path, method: str
 ) -> None:

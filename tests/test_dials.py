@@ -223,7 +223,7 @@ def test_a_change_is_signed_and_belongs_to_the_group(params: Params, tmp_path: P
             "dials": params.dials.model_copy(
                 update={
                     "models": ("squeezenet1_1",),
-                    "grid": params.dials.grid[:1],
+                    "grid": (params.dials.grid[0].model_copy(update={"bits": ("W4A4",)}),),
                     "training_share": (),
                     "base_rate": (),
                     "light": (),

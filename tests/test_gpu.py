@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -25,14 +25,17 @@ from stand_in_gpu import GPU, install
 from torch import nn
 
 from fairq_utils import FairnessAwareQuantizer, apply_quantization, compute_fairness_metrics
+from fairq_utils.apply import PUBLISHED
+from fairq_utils.calibration import SAMPLERS
 from fairq_utils.metrics.model_metrics import device_of
 from fairq_utils.quantizers import onednn, use_integers
+from fairq_utils.quantizers.methods import CONTROL, METHODS
 from fairq_utils.study import devices as study_devices
 from fairq_utils.study import execution, people, planning, run_models, runs, storage
 from fairq_utils.study.ledger import RunRecord
 from fairq_utils.study.params.data import CELLS
 from fairq_utils.study.params.file import load_params
-from fairq_utils.study.params.study import Minding, Params, Sampler
+from fairq_utils.study.params.study import Params
 from fairq_utils.training import loop
 
 SMALL = {
@@ -48,43 +51,28 @@ SMALL = {
     },
     "analysis.replicates": 100,
 }
+LIMITED = [name for name, method in METHODS.items() if "max_reverted" in method.settings]
+APART = ("ptq", CONTROL, "operations", *LIMITED)  # methods with an entry of their own, or without
 EVERYTHING = {
     "training.models": {
         "squeezenet1_1": {"epochs": 1, "learning_rate": 0.0003, "batch_size": 16},
     },
-    "quantization": {
-        "bits": ["W4A8"],
-        "ranges": ["mse"],
-        "methods": ["ptq", "dynamic"],
-        "calibration_images": 16,
-        "tuning": {"images": 64},
-        "further": {
-            "naive": ["W4A8"],
-            "equalized": ["W4A8"],
-            "adaround": ["W4A8"],
-            "block": ["W4A8"],
-            "mixed": ["W4A8"],
-            "float_classifier": ["W4A8"],
-            "operations": ["W8A8"],
-            "qat": ["W4A8"],
-        },
-        "iterations": 3,
-    },
-    "mitigation": {
-        "methods": [*get_args(Sampler), *get_args(Minding)],
-        "bits": ["W4A8"],
-        "max_reverted": 2,
-    },
+    "grid": [
+        {"method": "ptq", "bits": "W4A8", "range": "mse", "sampler": list(SAMPLERS)},
+        {"method": [name for name in METHODS if name not in APART], "bits": "W4A8"},
+        {"method": "operations", "bits": "W8A8"},
+        {"method": LIMITED, "bits": "W4A8", "max_reverted": 2},
+    ],
+    "quantization": {"calibration_images": 16, "tuning": {"images": 64}, "iterations": 3},
 }
 ATTENTION = {
     "training.models": {"vit_small": {"epochs": 1, "learning_rate": 0.0003, "batch_size": 16}},
-    "quantization": {
-        "bits": ["W8A8"],
-        "ranges": ["mse"],
-        "methods": ["ptq"],
-        "calibration_images": 16,
-        "further": {"operations": ["W8A8"], "equalized": ["W4A8"]},
-    },
+    "grid": [
+        {"method": "ptq", "bits": "W8A8", "range": "mse", "sampler": ["random", "group_balanced"]},
+        {"method": "operations", "bits": "W8A8"},
+        {"method": "equalized", "bits": "W4A8"},
+    ],
+    "quantization": {"calibration_images": 16},
 }
 NEAR = 0.5  # of what quantization moves an answer by, it may differ from the processor's
 STUDIES = {"everything": EVERYTHING, "attention": ATTENTION}
@@ -181,14 +169,14 @@ def test_a_study_comes_out_as_on_the_processor(
     assert [r.run.key for r in found] == [r.run.key for r in expected]
     methods = {record.run.method for record in found}
     if name == "everything":
-        assert methods >= set(get_args(Minding)) - {"one_group"}  # a sampler, by its other name
+        assert methods == {"fp32", *METHODS}
     fp32 = (record for record in expected if record.run.method == "fp32")
     floats = {record.run.architecture: record.scores.astype(float) for record in fp32}
     for one, other in zip(found, expected, strict=True):
         label = f"{one.run.method} {one.run.sampler}"
         assert one.size_bytes == other.size_bytes, label
         apart = np.abs(one.scores.astype(float) - other.scores.astype(float))
-        if one.run.method in ("fp32", "control"):
+        if one.run.method in ("fp32", CONTROL):
             np.testing.assert_array_equal(one.scores, other.scores, label)
         # What the processor adds in integers is added in float here: a value at the edge of a grid
         # may fall to its other side.
@@ -258,9 +246,9 @@ def _applied(batches_there: bool) -> dict[str, tuple[str, float, float]]:
     pool = list(loader(512, 2))
     batches = [(x.to(GPU), y.to(GPU), _moved(g)) for x, y, g in pool] if batches_there else pool
     found = {}
-    for method in METHODS:
+    for method in (*METHODS, PUBLISHED):
         asked: dict[str, Any] = {"sensitive_attrs": ["gender"], "calibration_images": 128}
-        if method in ("adaround", "reconstruction"):
+        if method in ("adaround", "block"):
             asked["iterations"] = 20
         here = apply_quantization(model, method, 4, pool, **asked)
         there = apply_quantization(_network().to(GPU), method, 4, batches, **asked)
@@ -275,7 +263,7 @@ def _applied(batches_there: bool) -> dict[str, tuple[str, float, float]]:
 @pytest.mark.parametrize("batches_there", [False, True])
 def test_every_method_works_where_the_model_is(batches_there: bool, there: Call) -> None:
     found = there(_applied, batches_there)
-    assert found.keys() == METHODS.keys()
+    assert found.keys() == {*METHODS, PUBLISHED}
     for method, (device, apart, moved) in found.items():
         assert device == "gpu", method
         assert moved > 0, method

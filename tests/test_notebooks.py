@@ -187,9 +187,9 @@ def test_unreadable_params_file_ends_the_command_with_2(tmp_path: Path) -> None:
 
 def test_an_override_that_cannot_be_ends_the_command_with_2() -> None:
     smoke = ["book", "--params", str(notebooks.SMOKE)]
-    answer = CliRunner().invoke(app, [*smoke, "--set", "quantization.bit=[W8A8]"])
+    answer = CliRunner().invoke(app, [*smoke, "--set", "quantization.iteration=5"])
     assert answer.exit_code == 2
-    assert "quantization.bit: unknown key; did you mean 'bits'?" in answer.stderr
+    assert "quantization.iteration: unknown key; did you mean 'iterations'?" in answer.stderr
 
 
 def test_papermill_alone_cannot_give_an_unknown_parameter(tmp_path: Path) -> None:

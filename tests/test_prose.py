@@ -39,7 +39,7 @@ def test_no_absence_is_counted_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantization, "glue", glued.__setitem__)
     rows = []
     for architecture in ("resnet50", "vit_small"):
-        values = (architecture, "ptq", "W8A8", "mse", "random")
+        values = (architecture, "ptq", "W8A8", "mse", "random", "")
         configuration = dict(zip(CONFIGURATION, values, strict=True))
         for statistic in ("demographic_parity_difference", "accuracy"):
             rows.append(
@@ -61,7 +61,8 @@ def test_no_absence_is_counted_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
             "name": "x",
             "data": data,
             "training": {"models": {"squeezenet1_1": {"epochs": 1, "learning_rate": 0.001}}},
-            "quantization": {"bits": ["W8A8"], "calibration_images": 20},
+            "grid": [{"method": "ptq", "bits": "W8A8"}],
+            "quantization": {"calibration_images": 20},
         }
     )
     quantization.glue_changes(pd.DataFrame(rows), SCOPE, params)

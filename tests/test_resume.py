@@ -313,7 +313,8 @@ def study(folder: Path, minutes: float) -> Params:
             "checkpoint_minutes": minutes,
             "models": {"squeezenet1_1": {"epochs": 2, "learning_rate": 0.001, "batch_size": 16}},
         },
-        "quantization": {"bits": ["W8A8"], "further": {"qat": ["W4A4"]}, "calibration_images": 16},
+        "grid": [{"method": "qat", "bits": "W4A4"}],
+        "quantization": {"calibration_images": 16},
         "execution": {"device": "cpu"},
     }
     folder.mkdir()

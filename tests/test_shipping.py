@@ -18,7 +18,6 @@ from fairq_utils.report import deployment as chapter
 from fairq_utils.report.baselines import PUBLISHED_SIZES
 from fairq_utils.study import recorded
 from fairq_utils.study.params.file import load_params
-from fairq_utils.study.params.study import Params
 from fairq_utils.study.recorded import RecordError
 from fairq_utils.training.zoo import display_name
 
@@ -138,14 +137,6 @@ def test_the_group_with_most_changes() -> None:
     assert deployment.worst(changed, groups) == ("m, old", 1.0, 2)
 
 
-def smoke(architecture: str) -> Params:
-    given = load_params(ROOT / "params" / "smoke.yaml").model_dump()
-    recipe = next(iter(given["training"]["models"].values()))
-    given["training"]["models"] = {architecture: recipe}
-    given["quantization"]["further_models"] = []
-    return Params.model_validate(given)
-
-
 def test_latency_has_every_key_and_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     one = {"onnxruntime": engines.ENGINES["onnxruntime"]}
     monkeypatch.setattr(engines, "ENGINES", one)
@@ -157,7 +148,9 @@ def test_latency_has_every_key_and_names_what_is_missing(monkeypatch: pytest.Mon
         raise RuntimeError("no such\ntoolkit here")
 
     monkeypatch.setattr(latency.peer_files, "write", refuse)
-    figures, text, tables = latency.bench_latency(smoke("squeezenet1_1"))
+    recipe = {"squeezenet1_1": {"epochs": 1, "learning_rate": 0.001}}
+    params = load_params(ROOT / "params" / "smoke.yaml", {"training.models": recipe})
+    figures, text, tables = latency.bench_latency(params)
     for batch in ("1", "2"):
         row = figures["squeezenet1_1"][batch]
         assert row["onnxruntime_toolkit_int8"] is None

@@ -26,7 +26,7 @@ def study(folder: Path, **sinks: str) -> Params:
     content = {
         "name": "shown",
         "training": {"models": {"squeezenet1_1": {"epochs": 2, "learning_rate": 0.001}}},
-        "quantization": {"bits": ["W8A8"]},
+        "grid": [{"method": "ptq", "bits": "W8A8"}],
         "execution": {"device": "cpu"},
         "tracking": sinks,
     }

@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 
 from fairq_utils.report.rows import quantized_rows
 from fairq_utils.report.tables import LABELS, label, title
+from fairq_utils.training.zoo import ARCHITECTURES
 
 
 class _Colours(dict[str, tuple[float, float, float]]):
