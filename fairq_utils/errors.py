@@ -5,9 +5,8 @@ It ends with 0, or with one sentence and 1, 2 or 130.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import typer
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class Fault(RuntimeError):
@@ -22,6 +21,44 @@ class BadInput(Fault, ValueError):
     exit_code = 2
 
 
+class MissingExtra(Fault, ImportError):
+    """Optional dependencies are not installed; the message names the extra that brings them."""
+
+
+@contextmanager
+def needs(what: str, extra: str | None) -> Iterator[None]:
+    """Say in one sentence which optional dependencies are missing, where a package is.
+
+    Parameters
+    ----------
+    what : that was asked for, such as ``"`fairq run`"``
+    extra : of ``pyproject.toml``, several with commas; None where what is missing is a defect
+
+    Raises
+    ------
+    MissingExtra
+        A package that is imported within is not there.
+
+    Examples
+    --------
+    >>> try:
+    ...     with needs("`fairq run`", "study"):
+    ...         import missing_package
+    ... except MissingExtra as error:
+    ...     print(error)
+    `fairq run` needs the study extra (no missing_package): pip install 'fairq_utils[study]'
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = str(error.name).partition(".")[0]
+        if extra is None or missing == __name__.partition(".")[0]:
+            raise
+        raise MissingExtra(
+            f"{what} needs the {extra} extra (no {missing}): pip install 'fairq_utils[{extra}]'"
+        ) from None
+
+
 def say_and_stop(action: Callable[[], None], kept: str = "every finished run is kept") -> None:
     """Run an action; what a user can mend is one sentence, not a traceback.
 
@@ -32,6 +69,8 @@ def say_and_stop(action: Callable[[], None], kept: str = "every finished run is 
     action : callable
     kept : what an interruption leaves, as the same command goes on from there
     """
+    import typer  # here, because it takes a fifth of a second
+
     try:
         action()
     except Fault as error:

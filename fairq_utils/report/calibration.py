@@ -12,7 +12,7 @@ from matplotlib.ticker import ScalarFormatter
 from fairq_utils.data.loading import RENDERER
 from fairq_utils.fingerprint import code_version, fingerprint
 from fairq_utils.mitigation.group_ranges import clipped, observe_groups
-from fairq_utils.mitigation.sample import Sample, sample
+from fairq_utils.mitigation.sample import Sample, as_sample
 from fairq_utils.quantizers.spec import QuantSpec
 from fairq_utils.report.chapter import POINT, Chapter, glue, of, static
 from fairq_utils.report.effects import RANGES
@@ -47,7 +47,7 @@ def calibration_sample(chapter: Chapter) -> Sample:
     """The calibration pool with its groups."""
     pool = chapter.faces().subset("calibration")
     attributes = list(chapter.params.analysis.attributes)
-    return sample(architectures.Normalized(pool.images), pool.target, pool.groups[attributes])
+    return as_sample(architectures.Normalized(pool.images), pool.target, pool.groups[attributes])
 
 
 def specimen(chapter: Chapter) -> tuple[str, str]:
