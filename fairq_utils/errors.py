@@ -5,7 +5,7 @@ It ends with 0, or with one sentence and 1, 2 or 130.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 
@@ -32,7 +32,7 @@ def needs(what: str, extra: str | None) -> Iterator[None]:
     Parameters
     ----------
     what : that was asked for, such as ``"`fairq run`"``
-    extra : of ``pyproject.toml``, several with commas; None where what is missing is a defect
+    extra : of ``pyproject.toml``, or several with commas; None where what is missing is a defect
 
     Raises
     ------
@@ -54,25 +54,26 @@ def needs(what: str, extra: str | None) -> Iterator[None]:
         missing = str(error.name).partition(".")[0]
         if extra is None or missing == __name__.partition(".")[0]:
             raise
+        extras = f"{extra.replace(',', ' and ')} extra{'s' if ',' in extra else ''}"
         raise MissingExtra(
-            f"{what} needs the {extra} extra (no {missing}): pip install 'fairq_utils[{extra}]'"
+            f"{what} needs the {extras} (no {missing}): pip install 'fairq_utils[{extra}]'"
         ) from None
 
 
-def say_and_stop(action: Callable[[], None], kept: str = "every finished run is kept") -> None:
-    """Run an action; what a user can mend is one sentence, not a traceback.
+@contextmanager
+def in_one_sentence(kept: str = "every finished run is kept") -> Iterator[None]:
+    """Say what a user can mend in one sentence, not in a traceback, and end the command.
 
     Exit code 2 is input that cannot be used, 130 an interruption, 1 anything else.
 
     Parameters
     ----------
-    action : callable
     kept : what an interruption leaves, as the same command goes on from there
     """
     import typer  # here, because it takes a fifth of a second
 
     try:
-        action()
+        yield
     except Fault as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(error.exit_code) from error
