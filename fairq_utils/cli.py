@@ -6,14 +6,15 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fairq_utils import data_cli
-from fairq_utils.errors import say_and_stop as _say_and_stop
-from fairq_utils.study.params.file import load_params, parse_overrides
-from fairq_utils.study.params.study import Params, ParamsError
+from fairq_utils.errors import in_one_sentence, needs
+
+if TYPE_CHECKING:
+    from fairq_utils.study.params.study import Params
 
 app = typer.Typer(
     add_completion=False,
@@ -44,14 +45,15 @@ class Phase(StrEnum):
 
 
 def _read(path: Path, overrides: list[str] | None = None) -> Params:
-    try:
-        return load_params(path, parse_overrides(overrides or []))
-    except ParamsError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(2) from error
+    """Read a params file; first of all, as what it refuses is said at once then."""
+    from fairq_utils.study.params.file import load_params, parse_overrides
+
+    return load_params(path, parse_overrides(overrides or []))
 
 
 @app.command()
+@in_one_sentence()
+@needs("`fairq run`", "study")
 def run(
     params: ParamsFile = DEFAULT,
     phase: Annotated[Phase, typer.Option(help="Which phase to run.")] = Phase.all,
@@ -70,16 +72,13 @@ def run(
     if cluster is not None:
         settings = settings.model_copy(update={"cluster": settings.cluster.elsewhere(cluster)})
 
-    def action() -> None:
-        from fairq_utils.study import execution
-        from fairq_utils.study.planning import PHASES
+    from fairq_utils.study import execution
+    from fairq_utils.study.planning import PHASES
 
-        if phase is not Phase.analysis:
-            execution.execute(settings, PHASES if phase is Phase.all else (phase.value,))
-        if phase in (Phase.all, Phase.analysis):
-            _analyse(settings)
-
-    _say_and_stop(action)
+    if phase is not Phase.analysis:
+        execution.execute(settings, PHASES if phase is Phase.all else (phase.value,))
+    if phase in (Phase.all, Phase.analysis):
+        _analyse(settings)
 
 
 def _analyse(settings: Params) -> None:
@@ -98,56 +97,55 @@ def _analyse(settings: Params) -> None:
 
 
 @app.command()
+@in_one_sentence()
+@needs("`fairq record`", "book")
 def record(params: ParamsFile = DEFAULT, overrides: Overrides = None) -> None:
     """Keep a study's tables in book/results/, where chapters read what takes hours."""
     settings = _read(params, overrides)
 
-    def action() -> None:
-        from fairq_utils.report import record as recorded
+    from fairq_utils.report import record as recorded
 
-        for path in recorded.record(settings):
-            typer.echo(str(path))
-
-    _say_and_stop(action)
+    for path in recorded.record(settings):
+        typer.echo(str(path))
 
 
 @app.command()
+@in_one_sentence()
+@needs("`fairq book`", "book")
 def book(params: ParamsFile = DEFAULT, overrides: Overrides = None) -> None:
     """Execute the chapters at a params file and build the book."""
     _read(params, overrides)
 
-    def action() -> None:
-        from fairq_utils.report.book import build_book
+    from fairq_utils.report.book import build_book
+    from fairq_utils.study.params.file import parse_overrides
 
-        given = parse_overrides(overrides or [])
-        index = build_book(
-            params,
-            progress=lambda line: typer.echo(line),
-            parameters={"overrides": given} if given else {},
-        )
-        typer.echo(f"The book: {index}")
-        typer.echo(f"Open it:  xdg-open {index}   (or {index.as_uri()} in a browser)")
-
-    _say_and_stop(action)
+    given = parse_overrides(overrides or [])
+    index = build_book(
+        params,
+        progress=lambda line: typer.echo(line),
+        parameters={"overrides": given} if given else {},
+    )
+    typer.echo(f"The book: {index}")
+    typer.echo(f"Open it:  xdg-open {index}   (or {index.as_uri()} in a browser)")
 
 
 @app.command()
+@in_one_sentence()
+@needs("`fairq notebooks`", "book")
 def notebooks(
     chapters: Annotated[
         list[Path] | None, typer.Argument(help="Chapters' scripts; all if none is named.")
     ] = None,
 ) -> None:
     """Rewrite the .ipynb beside each chapter's script, executed at params/smoke.yaml."""
+    from fairq_utils.report.notebooks import write_pairs
 
-    def action() -> None:
-        from fairq_utils.report.notebooks import write_pairs
-
-        write_pairs(lambda line: typer.echo(line), chapters or None)
-
-    _say_and_stop(action)
+    write_pairs(lambda line: typer.echo(line), chapters or None)
 
 
 @app.command()
+@in_one_sentence()
+@needs("`fairq plan`", "study")
 def plan(
     params: ParamsFile = DEFAULT,
     overrides: Overrides = None,
@@ -158,41 +156,40 @@ def plan(
     """Print the grid with its runs, those in the ledger, and about how long the others take."""
     settings = _read(params, overrides)
 
-    def action() -> None:
-        from fairq_utils.study import dials, overview, planning, storage
-        from fairq_utils.study.feasibility import check, check_decoded
+    from fairq_utils.study import dials, overview, planning, storage
+    from fairq_utils.study.feasibility import check, check_decoded
 
-        check(settings)
-        check_decoded(settings)
-        store = storage.ledger(settings)
-        if not each:
-            typer.echo(overview.text(overview.overview(settings, store)))
-            typer.echo(
-                "Times are those of two cores, or go by this study's own runs once some are done."
-            )
-            return
-        runs = planning.with_dials(settings)
-        turned = {
-            world.params: [f"{dials.LABELS[world.dial]} {world.level:g}" if world.dial else "even"]
-            for world in dials.worlds(settings)
-        }
-        for entry, part in runs.items():
-            state = "done   " if store.contains(entry.key) else "missing"
-            what = [
-                *turned.get(part, []),
-                entry.architecture,
-                f"seed {entry.training['seed']}",
-                entry.method,
-            ]
-            what += [str(v) for v in (entry.bits, entry.ranges, entry.sampler) if v]
-            typer.echo(f"{state}  {entry.key}  {' '.join(what)}")
-        done = sum(store.contains(entry.key) for entry in runs)
-        typer.echo(f"{done} of {len(runs)} runs are in {settings.execution.ledger}")
-
-    _say_and_stop(action)
+    check(settings)
+    check_decoded(settings)
+    store = storage.ledger(settings)
+    if not each:
+        typer.echo(overview.text(overview.overview(settings, store)))
+        typer.echo(
+            "Times are those of two cores, or go by this study's own runs once some are done."
+        )
+        return
+    runs = planning.with_dials(settings)
+    turned = {
+        world.params: [f"{dials.LABELS[world.dial]} {world.level:g}" if world.dial else "even"]
+        for world in dials.worlds(settings)
+    }
+    for entry, part in runs.items():
+        state = "done   " if store.contains(entry.key) else "missing"
+        what = [
+            *turned.get(part, []),
+            entry.architecture,
+            f"seed {entry.training['seed']}",
+            entry.method,
+        ]
+        what += [str(v) for v in (entry.bits, entry.ranges, entry.sampler) if v]
+        typer.echo(f"{state}  {entry.key}  {' '.join(what)}")
+    done = sum(store.contains(entry.key) for entry in runs)
+    typer.echo(f"{done} of {len(runs)} runs are in {settings.execution.ledger}")
 
 
 @app.command()
+@in_one_sentence()
+@needs("`fairq check --params`", "study")
 def check(
     params: Annotated[Path | None, typer.Option(help="Also check this params file.")] = None,
 ) -> None:
@@ -211,6 +208,8 @@ def check(
 
 
 @app.command()
+@in_one_sentence()
+@needs("`fairq bench`", "study,engines")
 def bench(
     name: Annotated[
         str,
@@ -231,16 +230,12 @@ def bench(
     The params file names the study whose models are measured: by toolkits, latency, deployment,
     study and cluster.
     """
+    from fairq_utils import bench as benchmarks
 
-    def action() -> None:
-        from fairq_utils import bench as benchmarks
-
-        settings = _read(params, overrides) if name in benchmarks.OF_A_STUDY else None
-        _, path = benchmarks.run(name, params=settings, root=root)
-        typer.echo(path.with_suffix(".txt").read_text(), nl=False)
-        typer.echo(str(path))
-
-    _say_and_stop(action)
+    settings = _read(params, overrides) if name in benchmarks.OF_A_STUDY else None
+    _, path = benchmarks.run(name, params=settings, root=root)
+    typer.echo(path.with_suffix(".txt").read_text(), nl=False)
+    typer.echo(str(path))
 
 
 class Kind(StrEnum):
@@ -255,6 +250,8 @@ class Kind(StrEnum):
 
 
 @app.command("list")
+@in_one_sentence()
+@needs("`fairq list`", "study")
 def list_(
     kind: Annotated[Kind, typer.Argument(help="What to list.")],
     plugins: Annotated[
@@ -263,15 +260,11 @@ def list_(
     ] = None,
 ) -> None:
     """List what can be named: each name with its label, its source, and what it needs."""
+    from fairq_utils.registry import load_plugins
+    from fairq_utils.report import names
 
-    def action() -> None:
-        from fairq_utils.registry import load_plugins
-        from fairq_utils.report import names
-
-        load_plugins(plugins or [])
-        typer.echo(names.text(kind.value))
-
-    _say_and_stop(action)
+    load_plugins(plugins or [])
+    typer.echo(names.text(kind.value))
 
 
 class EngineName(StrEnum):
@@ -283,6 +276,8 @@ class EngineName(StrEnum):
 
 
 @app.command()
+@in_one_sentence()
+@needs("`fairq export`", "study,engines")
 def export(
     model: Annotated[
         str,
@@ -301,15 +296,14 @@ def export(
     """Write a model of the study as a folder that ships: its file, a card, a README."""
     settings = _read(params, overrides)
 
-    def action() -> None:
-        from fairq_utils.deploy import deployable
+    from fairq_utils.deploy import deployable
 
-        typer.echo(str(deployable.export(settings, model, engine.value, out, batch=batch)))
-
-    _say_and_stop(action)
+    typer.echo(str(deployable.export(settings, model, engine.value, out, batch=batch)))
 
 
 @app.command()
+@in_one_sentence()
+@needs("`fairq predict`", "engines")
 def predict(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `fairq export` wrote.")],
     images: Annotated[list[Path], typer.Argument(help="Pictures of faces.")],
@@ -319,22 +313,18 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """Let an exported model answer about image files."""
+    from fairq_utils.deploy import predict as predicting
 
-    def action() -> None:
-        from fairq_utils.deploy import predict as predicting
-
-        deployed = predicting.open_deployable(folder, threads)
-        unread = 0
-        for answer in predicting.classify(deployed, images):
-            if isinstance(answer, predicting.NoPicture):
-                unread += 1
-                typer.echo(str(answer), err=True)
-            else:
-                typer.echo(answer.as_json() if as_json else answer.line())
-        if unread:
-            raise typer.Exit(1)
-
-    _say_and_stop(action)
+    deployed = predicting.open_deployable(folder, threads)
+    unread = 0
+    for answer in predicting.classify(deployed, images):
+        if isinstance(answer, predicting.NoPicture):
+            unread += 1
+            typer.echo(str(answer), err=True)
+        else:
+            typer.echo(answer.as_json() if as_json else answer.line())
+    if unread:
+        raise typer.Exit(1)
 
 
 def main() -> None:

@@ -8,11 +8,10 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import nn
 
@@ -29,6 +28,9 @@ from fairq_utils.quantizers.methods import CONTROL, METHODS
 from fairq_utils.quantizers.report import QuantReport
 from fairq_utils.stats.floors import exchange_floors
 from fairq_utils.stats.paired import paired_bootstrap
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 GAPS = ("demographic_parity_difference", "equalized_odds_difference")
 ALIASES = {"bias_aware": PUBLISHED, "mixed_precision": "mixed"}

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from fairq_utils.data.photographs.registry import COLLECTIONS
-from fairq_utils.errors import BadInput, say_and_stop
+from fairq_utils.errors import BadInput, in_one_sentence, needs
 
 app = typer.Typer(
     no_args_is_help=True, help="Photographs: fetch a collection, vouch for it, describe it."
@@ -44,6 +44,8 @@ Options = Annotated[
 
 
 @app.command()
+@in_one_sentence("what came is kept")
+@needs("`fairq data get`", "study")
 def get(
     name: Name,
     root: Root,
@@ -56,33 +58,31 @@ def get(
 
     What was begun is gone on with; files are checked before they get their names.
     """
+    from fairq_utils.data.download import get as fetch_all
 
-    def action() -> None:
-        from fairq_utils.data.download import get as fetch_all
+    entry = COLLECTIONS.find(name, "collection")
+    wanted = entry.source(**entry.checked(_own(options)))
+    if not wanted.files:
+        raise BadInput(f"{name}: this is {entry.title}, of which there is nothing to fetch")
+    typer.echo(wanted.terms())
+    if not accept_licence:
+        raise BadInput(
+            "nothing was fetched: read the terms, and give --accept-licence if you keep to them"
+        )
+    lines: dict[str, Callable[[int, int], None]] = {}
 
-        entry = COLLECTIONS.find(name, "collection")
-        wanted = entry.source(**entry.checked(_own(options)))
-        if not wanted.files:
-            raise BadInput(f"{name}: this is {entry.title}, of which there is nothing to fetch")
-        typer.echo(wanted.terms())
-        if not accept_licence:
-            raise BadInput(
-                "nothing was fetched: read the terms, and give --accept-licence if you keep to them"
-            )
-        lines: dict[str, Callable[[int, int], None]] = {}
+    def tick(file: str, done: int, total: int) -> None:
+        line = lines.setdefault(file, _ticker(file, "MB", 1e6))
+        line(done, total)
 
-        def tick(file: str, done: int, total: int) -> None:
-            line = lines.setdefault(file, _ticker(file, "MB", 1e6))
-            line(done, total)
-
-        for path in fetch_all(wanted, root, tick):
-            typer.echo(str(path))
-        typer.echo(f"Look at it:  fairq data check {name} --root {root}")
-
-    say_and_stop(action, "what came is kept")
+    for path in fetch_all(wanted, root, tick):
+        typer.echo(str(path))
+    typer.echo(f"Look at it:  fairq data check {name} --root {root}")
 
 
 @app.command()
+@in_one_sentence("nothing was changed")
+@needs("`fairq data check`", "study")
 def check(
     name: Name,
     root: Root,
@@ -106,46 +106,39 @@ def check(
 
     Ends with 0 if all is well and with 1 if not.
     """
-    sound = True
+    from fairq_utils.data.vouch import vouch
 
-    def action() -> None:
-        nonlocal sound
-        from fairq_utils.data.vouch import vouch
-
-        _refuse_missing_folder("--findings", findings)
-        listing = _listing(name, root, target, groups, options)
-        published = None if part else COLLECTIONS[name].published
-        report = vouch(
-            listing,
-            pixels=pixels,
-            max_bad=max_bad,
-            published=published,
-            progress=_ticker(name, "images"),
-        )
-        typer.echo(
-            report.table.assign(ok=report.table.ok.map({True: "", False: "NO"})).to_string(
-                index=False
-            )
-        )
-        for finding in report.findings[:SHOWN]:
-            typer.echo(f"{finding.place}: {finding.problem}")
-        if len(report.findings) > SHOWN:
-            more = len(report.findings) - SHOWN
-            typer.echo(f"and {more} more; --findings FILE writes all of them")
-        if findings is not None:
-            report.findings_table().to_csv(findings, index=False)
-            typer.echo(str(findings))
-        if published is not None:
-            typer.echo(f"Published counts: {published.source}")
-        typer.echo("sound" if report.ok else "not sound: see NO above")
-        sound = report.ok
-
-    say_and_stop(action, "nothing was changed")
-    if not sound:
+    _refuse_missing_folder("--findings", findings)
+    listing = _listing(name, root, target, groups, options)
+    published = None if part else COLLECTIONS[name].published
+    report = vouch(
+        listing,
+        pixels=pixels,
+        max_bad=max_bad,
+        published=published,
+        progress=_ticker(name, "images"),
+    )
+    typer.echo(
+        report.table.assign(ok=report.table.ok.map({True: "", False: "NO"})).to_string(index=False)
+    )
+    for finding in report.findings[:SHOWN]:
+        typer.echo(f"{finding.place}: {finding.problem}")
+    if len(report.findings) > SHOWN:
+        more = len(report.findings) - SHOWN
+        typer.echo(f"and {more} more; --findings FILE writes all of them")
+    if findings is not None:
+        report.findings_table().to_csv(findings, index=False)
+        typer.echo(str(findings))
+    if published is not None:
+        typer.echo(f"Published counts: {published.source}")
+    typer.echo("sound" if report.ok else "not sound: see NO above")
+    if not report.ok:
         raise typer.Exit(1)
 
 
 @app.command()
+@in_one_sentence("nothing was changed")
+@needs("`fairq data describe`", "study")
 def describe(
     name: Name,
     root: Root,
@@ -158,39 +151,33 @@ def describe(
     ] = None,
 ) -> None:
     """Describe who is in a collection: groups, base rates, a perfect classifier's parity gap."""
+    from fairq_utils.metrics.base_rates import CROSSED, WHOLE, base_rates, decides
 
-    def action() -> None:
-        from fairq_utils.metrics.base_rates import CROSSED, WHOLE, base_rates, decides
-
-        _refuse_missing_folder("--table", table)
-        listing = _listing(name, root, target, groups, options)
-        asked = listing.meta["target"]
-        same = [name for name in listing.groups if decides(listing.groups[name], listing.target)]
-        if len(same) == len(listing.groups.columns):
-            raise BadInput(
-                f"groups: {same[0]} is what the target, {asked}, is made of; name another attribute"
-            )
-        others = listing.groups.drop(columns=same)
-        found = base_rates(listing.target, others, listing.split)
-        crossed = found.cells.attribute.str.count(CROSSED)
-        shown = found.cells[(crossed == 0) | ((crossed == 1) & (found.cells.split == WHOLE))]
-        typer.echo(f"{name}: {asked}, base rates in percent")
-        for ours in same:
-            typer.echo(f"without {ours}, which the target is made of")
-        typer.echo()
-        typer.echo(_printed(shown, "base_rate"))
-        typer.echo("\nDemographic parity difference of a perfect classifier, in points\n")
-        typer.echo(_printed(found.gaps, "gap"))
-        lost = sum(finding.counts for finding in listing.findings)
-        if lost:
-            typer.echo(
-                f"\n{lost} images or labels are left out of this; `fairq data check` lists them"
-            )
-        if table is not None:
-            found.cells.to_csv(table, index=False)
-            typer.echo(str(table))
-
-    say_and_stop(action, "nothing was changed")
+    _refuse_missing_folder("--table", table)
+    listing = _listing(name, root, target, groups, options)
+    asked = listing.meta["target"]
+    same = [name for name in listing.groups if decides(listing.groups[name], listing.target)]
+    if len(same) == len(listing.groups.columns):
+        raise BadInput(
+            f"groups: {same[0]} is what the target, {asked}, is made of; name another attribute"
+        )
+    others = listing.groups.drop(columns=same)
+    found = base_rates(listing.target, others, listing.split)
+    crossed = found.cells.attribute.str.count(CROSSED)
+    shown = found.cells[(crossed == 0) | ((crossed == 1) & (found.cells.split == WHOLE))]
+    typer.echo(f"{name}: {asked}, base rates in percent")
+    for ours in same:
+        typer.echo(f"without {ours}, which the target is made of")
+    typer.echo()
+    typer.echo(_printed(shown, "base_rate"))
+    typer.echo("\nDemographic parity difference of a perfect classifier, in points\n")
+    typer.echo(_printed(found.gaps, "gap"))
+    lost = sum(finding.counts for finding in listing.findings)
+    if lost:
+        typer.echo(f"\n{lost} images or labels are left out of this; `fairq data check` lists them")
+    if table is not None:
+        found.cells.to_csv(table, index=False)
+        typer.echo(str(table))
 
 
 def _refuse_missing_folder(option: str, path: Path | None) -> None:

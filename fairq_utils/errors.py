@@ -5,9 +5,8 @@ It ends with 0, or with one sentence and 1, 2 or 130.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import typer
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class Fault(RuntimeError):
@@ -22,18 +21,59 @@ class BadInput(Fault, ValueError):
     exit_code = 2
 
 
-def say_and_stop(action: Callable[[], None], kept: str = "every finished run is kept") -> None:
-    """Run an action; what a user can mend is one sentence, not a traceback.
+class MissingExtra(Fault, ImportError):
+    """Optional dependencies are not installed; the message names the extra that brings them."""
+
+
+@contextmanager
+def needs(what: str, extra: str | None) -> Iterator[None]:
+    """Say in one sentence which optional dependencies are missing, where a package is.
+
+    Parameters
+    ----------
+    what : that was asked for, such as ``"`fairq run`"``
+    extra : of ``pyproject.toml``, or several with commas; None where what is missing is a defect
+
+    Raises
+    ------
+    MissingExtra
+        A package that is imported within is not there.
+
+    Examples
+    --------
+    >>> try:
+    ...     with needs("`fairq run`", "study"):
+    ...         import missing_package
+    ... except MissingExtra as error:
+    ...     print(error)
+    `fairq run` needs the study extra (no missing_package): pip install 'fairq_utils[study]'
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = str(error.name).partition(".")[0]
+        if extra is None or missing == __name__.partition(".")[0]:
+            raise
+        extras = f"{extra.replace(',', ' and ')} extra{'s' if ',' in extra else ''}"
+        raise MissingExtra(
+            f"{what} needs the {extras} (no {missing}): pip install 'fairq_utils[{extra}]'"
+        ) from None
+
+
+@contextmanager
+def in_one_sentence(kept: str = "every finished run is kept") -> Iterator[None]:
+    """Say what a user can mend in one sentence, not in a traceback, and end the command.
 
     Exit code 2 is input that cannot be used, 130 an interruption, 1 anything else.
 
     Parameters
     ----------
-    action : callable
     kept : what an interruption leaves, as the same command goes on from there
     """
+    import typer  # here, because it takes a fifth of a second
+
     try:
-        action()
+        yield
     except Fault as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(error.exit_code) from error

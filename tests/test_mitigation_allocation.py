@@ -26,7 +26,7 @@ from fairq_utils.mitigation.group_sensitivity import (
     reduced,
     tail_mean,
 )
-from fairq_utils.mitigation.sample import Sample, sample
+from fairq_utils.mitigation.sample import Sample, as_sample
 from fairq_utils.quantizers import (
     Observed,
     QuantSpec,
@@ -76,7 +76,7 @@ def people() -> Sample:
     genders = rng.choice(["f", "m"], 150)
     images = torch.randn(150, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     images += torch.from_numpy((ages == "old") * 1.5).float().view(-1, 1, 1, 1)
-    return sample(images, rng.integers(0, 2, 150), {"age": ages, "gender": genders})
+    return as_sample(images, rng.integers(0, 2, 150), {"age": ages, "gender": genders})
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def test_what_cannot_be_told_apart_is_refused(seen: Observed, people: Sample) ->
         group_sensitivities(seen, CANDIDATES[:1] * 2, people)
     with pytest.raises(BadInput, match="sample: has no images"):
         group_sensitivities(seen, CANDIDATES, people.take([]))
-    flat = sample(torch.randn(64, 3, 64), [0, 1] * 32, {"g": ["a", "b"] * 32})
+    flat = as_sample(torch.randn(64, 3, 64), [0, 1] * 32, {"g": ["a", "b"] * 32})
     positions = observe(Positions(), [flat.images])
     with pytest.raises(BadInput, match="not a row per image"):
         group_sensitivities(positions, CANDIDATES, flat, measure="layer")
@@ -341,7 +341,7 @@ def routes() -> Sample:
     signs = np.where(labels == 1, 1.0, -1.0) * rng.uniform(0.5, 1, 200)
     rare = np.arange(200) % 20 == 0
     x = np.stack([np.where(rare, 0, signs), np.where(rare, signs, 0)], axis=1)
-    return sample(torch.from_numpy(x).float(), labels, {"g": np.where(rare, "rare", "usual")})
+    return as_sample(torch.from_numpy(x).float(), labels, {"g": np.where(rare, "rare", "usual")})
 
 
 TENSOR = QuantSpec(weight_granularity="tensor", first_last_bits=8)

@@ -31,7 +31,7 @@ from fairq_utils.mitigation.group_facts import (
     image_losses,
     two_logits,
 )
-from fairq_utils.mitigation.sample import Sample, sample
+from fairq_utils.mitigation.sample import Sample, as_sample
 from fairq_utils.quantizers import QuantSpec, observe
 from fairq_utils.quantizers.sensitivity import classification_loss
 from fairq_utils.training import loop, objectives
@@ -281,7 +281,7 @@ def population(seed: int = 0, count: int = 2000) -> Sample:
     x[:, 0] += 1.2 * sign
     x[:, 1] = 0.5 * x[:, 1] + torch.where(rare, -sign, sign)
     x[:, 2] = 0.5 * x[:, 2] + torch.where(rare, 1.0, -1.0)
-    return sample(x, labels, {"group": np.where(rare, "rare", "common")})
+    return as_sample(x, labels, {"group": np.where(rare, "rare", "common")})
 
 
 def biased(seed: int = 1, count: int = 2000) -> Sample:
@@ -293,7 +293,7 @@ def biased(seed: int = 1, count: int = 2000) -> Sample:
     x = torch.randn(count, 8, generator=generator)
     x[:, 0] += 2.0 * labels - 1
     x[:, 1] += torch.where(second, 1.0, -1.0)
-    return sample(x, labels, {"group": np.where(second, "second", "first")})
+    return as_sample(x, labels, {"group": np.where(second, "second", "first")})
 
 
 def trained(
@@ -588,7 +588,7 @@ def test_fine_tuning_refuses_before_it_computes(network: nn.Module) -> None:
     for settings, message in cases:
         with pytest.raises(BadInput, match=message):
             fine_tune(seen, QuantSpec.parse("W4A8"), people, **settings)
-    lonely = sample(people.images, people.labels, ["all"] * 60)
+    lonely = as_sample(people.images, people.labels, ["all"] * 60)
     with pytest.raises(BadInput, match="one group, all"):
         fine_tune(seen, None, lonely, "parity", batch_size=30)
     gone = pd.Series(pd.Categorical(["a", "b"] * 30, categories=["a", "b", "c"]))

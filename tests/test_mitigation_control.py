@@ -17,7 +17,7 @@ from fairq_utils.errors import BadInput
 from fairq_utils.mitigation import accuracy_control
 from fairq_utils.mitigation.accuracy_control import CRITERIA, Drop, control_accuracy
 from fairq_utils.mitigation.group_sensitivity import group_sensitivities
-from fairq_utils.mitigation.sample import Sample, sample
+from fairq_utils.mitigation.sample import Sample, as_sample
 from fairq_utils.quantizers import Observed, QuantSpec, observe, quantize_observed
 
 SPEC = QuantSpec(weight_bits=2, weight_granularity="tensor", first_last_bits=8)
@@ -45,7 +45,7 @@ def people() -> Sample:
     signs = np.where(labels == 1, 1.0, -1.0) * rng.uniform(0.5, 1, 400)
     rare = np.arange(400) % 20 == 0
     x = np.stack([np.where(rare, 0, signs), np.where(rare, signs, 0)], axis=1)
-    return sample(torch.from_numpy(x).float(), labels, {"g": np.where(rare, "rare", "usual")})
+    return as_sample(torch.from_numpy(x).float(), labels, {"g": np.where(rare, "rare", "usual")})
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def answers(model: nn.Module, images: Tensor) -> Tensor:
 
 def test_criteria_by_hand() -> None:
     groups = {"g": ["a"] * 4 + ["b"] * 2 + ["c"] * 2}
-    people = sample(torch.zeros(8, 1), [1, 1, 0, 0, 1, 0, 1, 1], groups)
+    people = as_sample(torch.zeros(8, 1), [1, 1, 0, 0, 1, 0, 1, 1], groups)
     before = torch.tensor([1, 1, 0, 1, 1, 1, 1, 0])  # right: 3 of 4, 1 of 2, 1 of 2
     after = torch.tensor([1, 0, 0, 0, 0, 1, 1, 1])  # right: 3 of 4, 0 of 2, 2 of 2
     assert accuracy_control.overall(before, after, people) == Drop(0.0, (0, 1, 2))
@@ -74,7 +74,7 @@ def test_criteria_by_hand() -> None:
 
 def test_a_category_without_an_image_is_no_group() -> None:
     groups = {"g": ["a", "c", "a", "c"], "h": ["x", "y", "x", "y"]}
-    people = sample(torch.zeros(4, 1), [1, 1, 0, 0], groups, least=0)
+    people = as_sample(torch.zeros(4, 1), [1, 1, 0, 0], groups, least=0)
     assert people.present == [0, 3]
     wrong = torch.tensor([1, 0, 0, 1])
     assert accuracy_control.worst_group(people.labels, wrong, people) == Drop(1.0, (3,))
@@ -255,7 +255,7 @@ def trained() -> tuple[nn.Module, Sample]:
         optimizer.zero_grad()
         F.cross_entropy(model(x[:240]), truth[:240]).backward()
         optimizer.step()
-    people = sample(x[240:], labels[240:], {"g": np.where(rare, "rare", "usual")[240:]})
+    people = as_sample(x[240:], labels[240:], {"g": np.where(rare, "rare", "usual")[240:]})
     return model.eval(), people
 
 
@@ -394,7 +394,7 @@ def test_what_cannot_be_controlled_is_refused(seen: Observed, people: Sample) ->
         ask(least=21)
     ask(least=21, criterion="overall", max_drop=1.0)  # everyone is one group
     with pytest.raises(BadInput, match="a gap is between groups, and all images are of 'rare'"):
-        ask(criterion="gap", sample=sample(torch.zeros(30, 2), [0] * 30, {"g": ["rare"] * 30}))
+        ask(criterion="gap", sample=as_sample(torch.zeros(30, 2), [0] * 30, {"g": ["rare"] * 30}))
     with pytest.raises(BadInput, match="sample: has no images"):
         ask(sample=people.take([]))
     with pytest.raises(BadInput, match="label 2 of image 3 is none of the model's 2 classes"):

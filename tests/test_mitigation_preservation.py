@@ -24,8 +24,8 @@ from fairq_utils.errors import BadInput
 from fairq_utils.mitigation import preservation as preserving
 from fairq_utils.mitigation.channel_scores import channel_scores, unit_scores
 from fairq_utils.mitigation.precision import preserve_channels, preserve_layers
-from fairq_utils.mitigation.preservation import choose, choose_at_random, preservation
-from fairq_utils.mitigation.sample import Sample, sample
+from fairq_utils.mitigation.preservation import choose, choose_at_random, preserve
+from fairq_utils.mitigation.sample import Sample, as_sample
 from fairq_utils.quantizers import (
     Observed,
     QuantSpec,
@@ -79,7 +79,7 @@ def observed(**options: bool) -> Observed:
 
 def people(count: int = 24, rare: int = 4) -> Sample:
     labels = torch.randint(3, (count,), generator=torch.Generator().manual_seed(5)).tolist()
-    return sample(pictures(count), labels, {"age": ["old"] * rare + ["young"] * (count - rare)})
+    return as_sample(pictures(count), labels, {"age": ["old"] * rare + ["young"] * (count - rare)})
 
 
 def layer(model: nn.Module, name: str) -> Quantized:
@@ -567,7 +567,7 @@ def test_cuda_agrees_with_cpu() -> None:
     for device in ("cpu", "cuda"):
         seen = observe(net().to(device), [pictures(64, 3).to(device)])
         tables.append(channel_scores(seen, FOUR, everybody))
-        module, _ = preservation(seen, FOUR, everybody, budget=0.1)
+        module, _ = preserve(seen, FOUR, everybody, budget=0.1)
         assert layer(module, "stem").weight_integers.device.type == device
     np.testing.assert_allclose(tables[0].score, tables[1].score, atol=1e-3)
 
@@ -604,7 +604,7 @@ def test_chance_spends_the_budget_and_is_seeded() -> None:
 
 def test_groups_are_reduced_by_the_worst_or_by_their_sizes() -> None:
     groups = {"sex": ["f", "f", "m", "m"], "age": ["old", "young", "young", "young"]}
-    everybody = sample(pictures(4), [0] * 4, groups, least=0)  # there is no old man
+    everybody = as_sample(pictures(4), [0] * 4, groups, least=0)  # there is no old man
     table = pd.DataFrame(
         {
             "layer": ["b"] * 3 + ["a"] * 3,
@@ -636,7 +636,7 @@ def rare_needs_one_channel() -> tuple[nn.Module, Sample]:
     images[:, 2, 0, 0] = torch.where(rare, 0.0, sign * 0.15 / 0.07)
     model = nn.Sequential(first, nn.Flatten(), head).eval()
     groups = {"age": np.where(rare.numpy(), "old", "young")}
-    return model, sample(images, labels, groups)
+    return model, as_sample(images, labels, groups)
 
 
 def test_the_worst_groups_channel_is_kept_and_the_blind_choice_is_another() -> None:
@@ -651,7 +651,7 @@ def test_the_worst_groups_channel_is_kept_and_the_blind_choice_is_another() -> N
     budget = 7 / size  # one row: 1.5 bytes more, and its number
     found = {}
     for by in ("worst_group", "overall"):
-        module, report = preservation(seen, FOUR, everybody, budget=budget, by=by)
+        module, report = preserve(seen, FOUR, everybody, budget=budget, by=by)
         rows = layer(module, "0").kept_rows
         assert rows is not None
         assert report.corrections["preserved"] == {"0": 1}
@@ -679,7 +679,7 @@ def test_the_worst_groups_channel_is_kept_and_the_blind_choice_is_another() -> N
 def test_the_budget_is_kept_and_used(by: str, kept: str | None, budget: float) -> None:
     seen, everybody = observed(), people()
     plain = quantize_observed(seen, FOUR)[1].size_bytes
-    module, report = preservation(
+    module, report = preserve(
         seen,
         FOUR,
         everybody,
@@ -706,7 +706,7 @@ def test_the_budget_is_kept_and_used(by: str, kept: str | None, budget: float) -
 def test_chance_in_preservation_is_seeded() -> None:
     seen, everybody = observed(), people()
     draws = [
-        preservation(seen, FOUR, everybody, budget=0.1, by="random", seed=seed)[0].state_dict()
+        preserve(seen, FOUR, everybody, budget=0.1, by="random", seed=seed)[0].state_dict()
         for seed in (0, 0, 1)
     ]
     rows = [{k: v.tolist() for k, v in draw.items() if k.endswith("kept_rows")} for draw in draws]
@@ -727,20 +727,20 @@ def test_layers_are_chosen_by_given_scores() -> None:
         budget = (allowed + 0.01) / plain
         if layers is None:
             with pytest.raises(BadInput, match=r"buys no layer; the cheapest takes 9 bytes, a bud"):
-                preservation(seen, FOUR, everybody, budget=budget, unit="layers", scores=scores)
+                preserve(seen, FOUR, everybody, budget=budget, unit="layers", scores=scores)
             continue
-        _, report = preservation(seen, FOUR, everybody, budget=budget, unit="layers", scores=scores)
+        _, report = preserve(seen, FOUR, everybody, budget=budget, unit="layers", scores=scores)
         assert sorted(report.corrections["preserved"]) == layers
         assert report.size_bytes <= plain + allowed
     with pytest.raises(BadInput, match="scores: there is none for 'stem'; give one per layer"):
-        preservation(seen, FOUR, everybody, unit="layers", budget=0.1, scores=scores[["head"]])
+        preserve(seen, FOUR, everybody, unit="layers", budget=0.1, scores=scores[["head"]])
 
 
 def test_inputs_of_more_bits_cost_no_bytes() -> None:
     seen, everybody = observed(), people()
     spec = QuantSpec.parse("W8A4", first_last_bits=None)
     scores = pd.Series({"head": 1.0, "stem": 0.2, "deep": 0.9, "twice": -1.0})
-    _, report = preservation(seen, spec, everybody, budget=0.01, unit="layers", scores=scores)
+    _, report = preserve(seen, spec, everybody, budget=0.01, unit="layers", scores=scores)
     assert [report.layers[n] for n in seen.order] == ["W8A8", "W8A8", "W8A4", "W8A8"]
     assert report.corrections["extra_bytes"] == 0
 
@@ -765,7 +765,7 @@ def test_layers_are_measured_by_the_ablation_of_each_group(
     monkeypatch.setattr(preserving, "group_sensitivities", group_sensitivities)
     plain = quantize_observed(seen, FOUR)[1].size_bytes
     for by, name in (("worst_group", "twice"), ("overall", "deep")):
-        _, report = preservation(seen, FOUR, everybody, budget=27.5 / plain, unit="layers", by=by)
+        _, report = preserve(seen, FOUR, everybody, budget=27.5 / plain, unit="layers", by=by)
         assert list(report.corrections["preserved"]) == [name]
     assert asked == [[FOUR], [FOUR]]
 
@@ -774,17 +774,17 @@ def test_at_eight_bits_only_float_is_more() -> None:
     seen, everybody = observed(), people()
     for unit in ("channels", "layers"):
         scores = pd.Series(1.0, index=seen.order) if unit == "layers" else None
-        _, report = preservation(seen, QuantSpec(), everybody, budget=0.3, unit=unit, scores=scores)
+        _, report = preserve(seen, QuantSpec(), everybody, budget=0.3, unit=unit, scores=scores)
         assert report.corrections["preservation"]["kept"] is None
         with pytest.raises(BadInput, match=r"nothing at W8A8 has fewer than 8 bits; .*kept=None"):
-            preservation(seen, QuantSpec(), everybody, unit=unit, kept=8)
+            preserve(seen, QuantSpec(), everybody, unit=unit, kept=8)
 
 
 def test_what_hurts_nobody_is_not_kept() -> None:
     model, everybody = rare_needs_one_channel()
     seen = observe(model, [everybody.images])
     flipped = replace(everybody, labels=1 - everybody.labels)  # rounding to nothing helps all
-    _, report = preservation(seen, FOUR, flipped, budget=1.0)
+    _, report = preserve(seen, FOUR, flipped, budget=1.0)
     assert report.corrections["preserved"] == {} and report.corrections["extra_bytes"] == 0
 
 
@@ -804,13 +804,13 @@ def test_what_hurts_nobody_is_not_kept() -> None:
 )
 def test_bad_choices_are_refused(options: dict[str, object], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        preservation(observed(), FOUR, people(), **options)  # type: ignore[arg-type]
+        preserve(observed(), FOUR, people(), **options)  # type: ignore[arg-type]
 
 
 def test_bad_samples_and_specs_are_refused() -> None:
     seen, everybody = observed(), people()
     groups = replace(everybody.groups, names=(*everybody.groups.names, "third"))
-    for ask in (preservation, channel_scores):
+    for ask in (preserve, channel_scores):
         with pytest.raises(BadInput, match="the group 'third' of age has 0 images"):
             ask(seen, FOUR, replace(everybody, groups=groups))
         with pytest.raises(BadInput, match="the sample has no images"):
@@ -828,5 +828,5 @@ def test_bad_samples_and_specs_are_refused() -> None:
 
 def test_weights_alone_can_be_preserved() -> None:
     seen, everybody = observed(), people()
-    _, report = preservation(seen, QuantSpec.parse("W4"), everybody, budget=0.1)
+    _, report = preserve(seen, QuantSpec.parse("W4"), everybody, budget=0.1)
     assert sum(report.corrections["preserved"].values()) > 0

@@ -25,8 +25,8 @@ from fairq_utils.mitigation.group_ranges import (
     observe_groups,
 )
 from fairq_utils.mitigation.pool import pool_features, pool_losses
-from fairq_utils.mitigation.preservation import preservation
-from fairq_utils.mitigation.sample import Sample, sample
+from fairq_utils.mitigation.preservation import preserve
+from fairq_utils.mitigation.sample import Sample, as_sample
 from fairq_utils.quantizers import (
     QuantSpec,
     finish_qat,
@@ -298,7 +298,7 @@ def people() -> Sample:
     order = torch.randperm(44, generator=torch.Generator().manual_seed(2))
     labels = torch.arange(44) % 2
     ages = np.array(["young"] * 40 + ["old"] * 4)
-    return sample(images[order], labels, {"age": ages[order.numpy()]})
+    return as_sample(images[order], labels, {"age": ages[order.numpy()]})
 
 
 @pytest.mark.parametrize("weighting", ["mean", "worst"])
@@ -399,7 +399,7 @@ class Routed(nn.Module):
 def test_a_layer_that_a_group_never_reaches_has_nothing_of_it() -> None:
     torch.manual_seed(0)
     images = torch.cat([1 + torch.rand(6, 4), -1 - torch.rand(6, 4)])
-    faces = sample(images, [0, 1] * 6, {"age": ["young"] * 6 + ["old"] * 6})
+    faces = as_sample(images, [0, 1] * 6, {"age": ["young"] * 6 + ["old"] * 6})
     for weighting in ("mean", "worst"):
         seen = observe_groups(Routed(), faces, RULES, weighting=weighting)
         table = clipped(seen, MSE)
@@ -455,7 +455,7 @@ def test_cuda_agrees_with_cpu(model: nn.Module, people: Sample) -> None:
 
 def test_who_is_clipped_by_hand() -> None:
     images = torch.tensor([[1.0, -1.0], [2.0, 0.0], [6.0, 8.0], [-4.0, 2.5]])
-    faces = sample(images, [0, 1, 0, 1], {"age": ["young", "young", "old", "old"]})
+    faces = as_sample(images, [0, 1, 0, 1], {"age": ["young", "young", "old", "old"]})
     seen = observe_groups(nn.Linear(2, 2), faces)
     spec = QuantSpec.parse("W8A2", activation_range="mse", first_last_bits=None)
     table = clipped(seen, spec, {"": (0.0, 3.0)}).set_index("group")
@@ -613,16 +613,16 @@ def test_a_sample_of_pictures_on_disk_is_read_in_parts(
     np.save(tmp_path / "images.npy", rng.integers(0, 256, (300, 3, 16, 16)).astype(np.uint8))
     pictures = StoredImages(tmp_path / "images.npy")
     labels, groups = rng.integers(0, 2, 300), {"gender": rng.choice(["f", "m"], 300)}
-    whole = sample(architectures.normalize(pictures[:]), labels, groups)
+    whole = as_sample(architectures.normalize(pictures[:]), labels, groups)
     sizes = noted_sizes(monkeypatch)
-    parts = sample(architectures.Normalized(pictures), labels, groups)
+    parts = as_sample(architectures.Normalized(pictures), labels, groups)
     assert len(parts) == 300 and parts.images.shape == whole.images.shape
     spec = QuantSpec.parse("W4A8")
     found = []
     for people in (whole, parts):
         seen = observe_groups(net, people, ["mse"], keep=True)
         controlled, _ = control_accuracy(seen, spec, people, max_drop=0.0)
-        kept, _ = preservation(seen, spec, people)
+        kept, _ = preserve(seen, spec, people)
         with torch.no_grad():
             found.append([module(whole.images) for module in (controlled, kept)])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fairq_utils.lazy import passed_on
 
 if TYPE_CHECKING:
+    from fairq_utils.data.batches import Batch, read
     from fairq_utils.data.faces import FaceData
-    from fairq_utils.data.loading import load
+    from fairq_utils.data.group_dials import GroupDials
+    from fairq_utils.data.loading import load, load_population
+    from fairq_utils.data.photographs.registry import COLLECTIONS, Collection, collection
+    from fairq_utils.data.population import Population
 
-__all__ = ["FaceData", "load"]
+__all__ = [
+    "COLLECTIONS",
+    "Batch",
+    "Collection",
+    "FaceData",
+    "GroupDials",
+    "Population",
+    "collection",
+    "load",
+    "load_population",
+    "read",
+]
 
-_HOMES = {"FaceData": "fairq_utils.data.faces", "load": "fairq_utils.data.loading"}
-
-
-def __getattr__(name: str) -> Any:
-    """Import what is asked for: torch takes seconds, and a list of collections needs none."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'fairq_utils.data' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+__getattr__, __dir__ = passed_on(__name__, extra="study")

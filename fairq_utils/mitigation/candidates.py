@@ -15,7 +15,7 @@ from fairq_utils.mitigation.accuracy_control import control_accuracy
 from fairq_utils.mitigation.balancing_act import affordable_memory
 from fairq_utils.mitigation.fine_tuning import fine_tune
 from fairq_utils.mitigation.group_mixed import quantize_mixed_for_groups
-from fairq_utils.mitigation.preservation import preservation
+from fairq_utils.mitigation.preservation import preserve
 from fairq_utils.mitigation.sample import CHUNK, Sample
 from fairq_utils.quantizers.calibrate import Observed, observe
 from fairq_utils.quantizers.post_training import quantize_observed
@@ -84,7 +84,7 @@ def _balanced(made: Making) -> Result:
 
 
 def _preserved(made: Making) -> Result:
-    return preservation(made.seen, made.spec, made.sample, unit="channels", by="worst_group")
+    return preserve(made.seen, made.spec, made.sample, unit="channels", by="worst_group")
 
 
 def _mixed(made: Making) -> Result:

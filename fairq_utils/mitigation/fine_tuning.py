@@ -137,10 +137,10 @@ def fine_tune(
 
     Examples
     --------
-    >>> from fairq_utils.mitigation.sample import sample
+    >>> from fairq_utils.mitigation.sample import as_sample
     >>> from fairq_utils.quantizers import observe
     >>> images = torch.randn(64, 3)
-    >>> people = sample(images, [0, 1] * 32, {"gender": ["f", "f", "m", "m"] * 16})
+    >>> people = as_sample(images, [0, 1] * 32, {"gender": ["f", "f", "m", "m"] * 16})
     >>> network = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> seen = observe(network, [images])
     >>> module, report = fine_tune(

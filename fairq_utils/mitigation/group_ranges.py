@@ -218,9 +218,9 @@ def observe_groups(
 
     Examples
     --------
-    >>> from fairq_utils.mitigation.sample import sample
+    >>> from fairq_utils.mitigation.sample import as_sample
     >>> ages = {"age": ["young", "young", "old"]}
-    >>> faces = sample(torch.tensor([[1.0], [1.0], [3.0]]), [0, 1, 1], ages)
+    >>> faces = as_sample(torch.tensor([[1.0], [1.0], [3.0]]), [0, 1, 1], ages)
     >>> seen = observe_groups(nn.Linear(1, 2), faces, ["minmax"])
     >>> seen.statistics[""].range("minmax", 8)
     (1.0, 3.0)
@@ -319,9 +319,9 @@ def clipped(seen: Observed, spec: QuantSpec, ranges: Ranges | None = None) -> pd
     Examples
     --------
     >>> from fairq_utils.mitigation.group_ranges import observe_groups
-    >>> from fairq_utils.mitigation.sample import sample
+    >>> from fairq_utils.mitigation.sample import as_sample
     >>> ages = {"age": ["young", "young", "old"]}
-    >>> faces = sample(torch.tensor([[1.0], [1.0], [3.0]]), [0, 1, 1], ages)
+    >>> faces = as_sample(torch.tensor([[1.0], [1.0], [3.0]]), [0, 1, 1], ages)
     >>> seen = observe_groups(torch.nn.Linear(1, 2), faces)
     >>> table = clipped(seen, QuantSpec(), {"": (0.0, 2.0)}).set_index("group")
     >>> table["clipped"].to_dict(), table["error"].round(2).to_dict()

@@ -119,7 +119,7 @@ __all__ = [
     "channel_scores",
     "choose",
     "choose_at_random",
-    "preservation",
+    "preserve",
     "preserve_channels",
     "preserve_layers",
 ]
@@ -130,7 +130,7 @@ UNITS = ("layers", "channels")
 RANDOM = "random"
 
 
-def preservation(
+def preserve(
     seen: Observed,
     spec: QuantSpec,
     sample: Sample,
@@ -256,7 +256,7 @@ def _fit(unit: str, by: str) -> Fit:
         # Ablation passes over the images once for every layer; a gradient, once.
         images = task.calibration() if unit == "layers" else task.validation()
         budget = task.settings["budget"]
-        return preservation(
+        return preserve(
             task.observed(), task.spec, images, budget=budget, unit=unit, by=by, seed=task.seed
         )
 

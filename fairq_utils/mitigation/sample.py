@@ -80,7 +80,7 @@ class Sample:
         )
 
 
-def sample(
+def as_sample(
     images: Inputs,
     labels: Any,
     groups: Features,
@@ -110,7 +110,7 @@ def sample(
 
     Examples
     --------
-    >>> found = sample(torch.zeros(4, 3), [0, 1, 0, 1], {"gender": ["f", "f", "m", "m"]})
+    >>> found = as_sample(torch.zeros(4, 3), [0, 1, 0, 1], {"gender": ["f", "f", "m", "m"]})
     >>> found.groups.names, found.present
     (('f', 'm'), [0, 1])
     """
@@ -159,7 +159,7 @@ def of_batch(
                 f"{', '.join(batch.groups)}"
             )
     groups = {name: batch.groups[name] for name in names}
-    return sample(batch.images, batch.labels, groups, least=least, what=what)
+    return as_sample(batch.images, batch.labels, groups, least=least, what=what)
 
 
 def gathered(

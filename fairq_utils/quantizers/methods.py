@@ -138,7 +138,7 @@ class Method:
 
     @property
     def place(self) -> tuple[int, int]:
-        """Where tables have it: by its family, those that are not group-aware first."""
+        """Place in tables, by family; those that are not group-aware come first."""
         families = (*FAMILIES, self.family)
         return int(self.group_aware), families.index(self.family)
 

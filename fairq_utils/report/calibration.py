@@ -13,7 +13,7 @@ from matplotlib.ticker import ScalarFormatter
 from fairq_utils.data.loading import RENDERER
 from fairq_utils.fingerprint import code_version, fingerprint
 from fairq_utils.mitigation.group_ranges import clipped, observe_groups
-from fairq_utils.mitigation.sample import sample
+from fairq_utils.mitigation.sample import as_sample
 from fairq_utils.quantizers.spec import QuantSpec
 from fairq_utils.report.chapter import POINT, Chapter, glue
 from fairq_utils.report.effects import RANGES
@@ -55,7 +55,7 @@ def clipping(chapter: Chapter, bits: str) -> pd.DataFrame:
         groups = pool.groups[list(chapter.params.analysis.attributes)]
         model = trained(chapter.params, record.run.architecture, record.run.key)
         observed = observe_groups(
-            model, sample(Normalized(pool.images), pool.target, groups), [RANGES, "percentile"]
+            model, as_sample(Normalized(pool.images), pool.target, groups), [RANGES, "percentile"]
         )
         spec = QuantSpec.parse(bits, weight_range=RANGES, activation_range=RANGES)
         return clipped(observed, spec)

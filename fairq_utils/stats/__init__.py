@@ -20,42 +20,55 @@ module              answers
 ==================  ====================================================================
 """
 
-from fairq_utils.stats.across_seeds import (
-    ArmTests,
-    Equivalence,
-    PairedTests,
-    arm_tests,
-    equivalence,
-    paired_tests,
-)
-from fairq_utils.stats.disagreement import Exemplars, churn, exemplars, modal, over_representation
-from fairq_utils.stats.effects import Effect, cliffs_delta, cohens_d, cohens_dz
-from fairq_utils.stats.floors import (
-    change_noise_floor,
-    equal_errors,
-    exchange_floors,
-    noise_floor,
-    null_gaps,
-    seed_floors,
-    seed_pairs,
-)
-from fairq_utils.stats.paired import Replicates, Statistic, paired_bootstrap, replicate
-from fairq_utils.stats.power import change_sd, detectable_change, power_to_detect, seeds_needed
-from fairq_utils.stats.resampling import SharedImages, resample, share_images
-from fairq_utils.stats.significance import adjusted, flips_by_group, mcnemar_mid_p
-from fairq_utils.stats.trends import Trend, trend
-from fairq_utils.stats.verdicts import (
-    Claim,
-    Verdict,
-    above,
-    below,
-    between,
-    differs,
-    judge,
-    near,
-    together,
-    verdict,
-)
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fairq_utils.lazy import passed_on
+
+if TYPE_CHECKING:
+    from fairq_utils.stats.across_seeds import (
+        ArmTests,
+        Equivalence,
+        PairedTests,
+        arm_tests,
+        equivalence,
+        paired_tests,
+    )
+    from fairq_utils.stats.disagreement import (
+        Exemplars,
+        churn,
+        exemplars,
+        modal,
+        over_representation,
+    )
+    from fairq_utils.stats.effects import Effect, cliffs_delta, cohens_d, cohens_dz
+    from fairq_utils.stats.floors import (
+        change_noise_floor,
+        equal_errors,
+        exchange_floors,
+        noise_floor,
+        null_gaps,
+        seed_floors,
+        seed_pairs,
+    )
+    from fairq_utils.stats.paired import Replicates, Statistic, paired_bootstrap, replicate
+    from fairq_utils.stats.power import change_sd, detectable_change, power_to_detect, seeds_needed
+    from fairq_utils.stats.resampling import SharedImages, resample, share_images
+    from fairq_utils.stats.significance import adjusted, flips_by_group, mcnemar_mid_p
+    from fairq_utils.stats.trends import Trend, trend
+    from fairq_utils.stats.verdicts import (
+        Claim,
+        Verdict,
+        above,
+        below,
+        between,
+        differs,
+        judge,
+        near,
+        together,
+        verdict,
+    )
 
 __all__ = [
     "ArmTests",
@@ -107,3 +120,5 @@ __all__ = [
     "trend",
     "verdict",
 ]
+
+__getattr__, __dir__ = passed_on(__name__)

@@ -10,23 +10,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fairq_utils.errors import BadInput
-from fairq_utils.study.params.data import Photographs
-from fairq_utils.study.params.study import Params
 
-PACKAGES = {
-    "torch": "torch",
-    "torchvision": "torchvision",
-    "timm": "timm",
-    "anny": "anny",
-    "warp-lang": "warp",
-    "fairlearn": "fairlearn",
-    "aif360": "aif360",
-    "dask": "dask",
-    "papermill": "papermill",
-    "jupyter-book": "jupyter_book",
+if TYPE_CHECKING:
+    from fairq_utils.study.params.study import Params
+
+PACKAGES = {  # distribution -> what is imported, and the extra that brings it
+    "torch": ("torch", ""),
+    "torchvision": ("torchvision", "study"),
+    "timm": ("timm", "study"),
+    "anny": ("anny", "study"),
+    "warp-lang": ("warp", "study"),
+    "dask": ("dask", "study"),
+    "papermill": ("papermill", "book"),
+    "jupyter-book": ("jupyter_book", "book"),
 }
+SLOW = ("anny", "jupyter-book", "papermill")  # to import, or chatty
 FREE_GIB = 2.0
 
 
@@ -50,8 +51,8 @@ def inspect(params: Params | None = None) -> Iterator[Item]:
     yield Item(
         "python", sys.version_info >= (3, 11), platform.python_version() + " (3.11 or newer)"
     )
-    for name, module in PACKAGES.items():
-        yield _package(name, module)
+    for name in PACKAGES:
+        yield _package(name)
     compiler = shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
     yield Item("C++ compiler", compiler is not None, compiler or "install one: apt install g++")
     yield from _processors(params)
@@ -62,12 +63,14 @@ def inspect(params: Params | None = None) -> Iterator[Item]:
         yield _people(params)
 
 
-def _package(name: str, module: str) -> Item:
+def _package(name: str) -> Item:
+    module, extra = PACKAGES[name]
     try:
         found = version(name)
     except PackageNotFoundError:
-        return Item(name, False, f"not installed: pip install {name}")
-    if name in ("anny", "jupyter-book", "papermill", "aif360"):  # slow or chatty to import
+        what = f"'fairq_utils[{extra}]'" if extra else name
+        return Item(name, False, f"not installed: pip install {what}")
+    if name in SLOW:
         return Item(name, True, found)
     try:
         importlib.import_module(module)
@@ -92,6 +95,8 @@ def _processors(params: Params | None) -> Iterator[Item]:
 
 
 def _pictures(params: Params) -> Item:
+    from fairq_utils.study.params.data import Photographs
+
     data = params.data
     if isinstance(data, Photographs):
         there = Path(data.root).is_dir()

@@ -22,7 +22,7 @@ from fairq_utils.mitigation.constraints import CONSTRAINTS
 from fairq_utils.mitigation.fine_tuning import OnFaces
 from fairq_utils.mitigation.group_facts import facts_of_faces
 from fairq_utils.mitigation.pool import pool_features, pool_losses
-from fairq_utils.mitigation.sample import CHUNK, Sample, sample
+from fairq_utils.mitigation.sample import CHUNK, Sample, as_sample
 from fairq_utils.quantizers.calibrate import Observed, observe
 from fairq_utils.quantizers.methods import METHODS, Task
 from fairq_utils.quantizers.precision import full_precision
@@ -191,7 +191,7 @@ def _task(
 
 def _sample(data: FaceData, attributes: Sequence[str], least: int, device: torch.device) -> Sample:
     images = architectures.Normalized(data.images, device)
-    return sample(images, data.target, data.groups[list(attributes)], least=least)
+    return as_sample(images, data.target, data.groups[list(attributes)], least=least)
 
 
 def _tune(
