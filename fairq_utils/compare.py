@@ -39,7 +39,7 @@ Statistic = Callable[[NDArray[Any]], NDArray[Any]]
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison found.
+    """Result of a comparison.
 
     Attributes
     ----------
