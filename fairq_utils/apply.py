@@ -172,7 +172,7 @@ def apply_quantization(
 
 
 def balanced_size(groups: pd.DataFrame) -> int:
-    """How many images a group-balanced draw can have: the smallest cell that occurs, times cells.
+    """Number of images of a group-balanced draw: the smallest cell that occurs, times cells.
 
     Examples
     --------
@@ -267,7 +267,7 @@ def _spec(name: str, bit_width: int | str, options: Mapping[str, Any]) -> QuantS
 
 @dataclass(frozen=True)
 class _Source:
-    """What a call of :func:`apply_quantization` brings, and the task that a method makes of it."""
+    """Arguments of :func:`apply_quantization`, and the task that they make."""
 
     model: nn.Module
     name: str
@@ -373,7 +373,7 @@ def _people(
     name: str,
     sensitive_attrs: Sequence[str],
 ) -> Sample:
-    """What there is to train on, or the pool, with labels and groups."""
+    """Images to train on, or the pool, with labels and groups."""
     what, batch = "calibration_data", pool
     if train_data is not None:
         what, batch = "train_data", gather(train_data, sys.maxsize, "train_data", sensitive_attrs)
@@ -420,7 +420,7 @@ def _drawn(
 
 
 def _classes(model: nn.Module, image: Tensor) -> int:
-    """How many labels the model's logits tell apart."""
+    """Number of labels that the model's logits tell apart."""
     try:
         with evaluating(model), torch.no_grad():
             logits = model(image)

@@ -1,4 +1,4 @@
-"""Who is in the calibration set: samplers over demographic groups, all of equal size."""
+"""Calibration sets: samplers over demographic groups, all of equal size."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Pool:
-    """What a sampler may look at: the arguments of :func:`draw`."""
+    """Pool that a sampler draws from: the arguments of :func:`draw`."""
 
     groups: pd.DataFrame
     target: NDArray[np.int8]
@@ -68,7 +68,7 @@ class Sampler:
 
     @property
     def looks(self) -> bool:
-        """Whether it needs a float model's view of the whole pool."""
+        """True if it needs a float model's view of the whole pool."""
         return self.needs in ("losses", "features")
 
 

@@ -268,7 +268,7 @@ def list_(
 
 
 class EngineName(StrEnum):
-    """What runs an exported model."""
+    """Engine that runs an exported model."""
 
     onnxruntime = "onnxruntime"
     openvino = "openvino"

@@ -41,7 +41,7 @@ Statistic = Callable[[NDArray[Any]], NDArray[Any]]
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison found.
+    """Result of a comparison.
 
     Attributes
     ----------

@@ -15,8 +15,8 @@ from fairq_utils.mitigation.certificate import (
     CHANCE,
     Question,
     bound,
-    harm,
     images_needed,
+    observed,
     passes,
     plan,
 )
@@ -99,7 +99,7 @@ def test_evidence_grows_with_images_and_with_the_limit() -> None:
 def test_false_certificates_are_rarer_than_delta(evidence, balanced) -> None:
     question = replace(QUESTION, evidence=evidence)
     world = World(0.02, question.limit + 1e-6, balanced)
-    assert harm(world.table(), question) > question.limit
+    assert observed(world.table(), question) > question.limit
     assert single(world, 2000, question, DRAWS) <= question.delta
 
 
@@ -224,9 +224,9 @@ def test_harm_is_the_change_of_the_metric(metric) -> None:
     question = replace(QUESTION, metric=metric)
     gap = FAIRNESS[metric]
     change = gap(table.sum(axis=2)) - gap(table.sum(axis=3))
-    assert harm(table, question) == pytest.approx(float(change))
+    assert observed(table, question) == pytest.approx(float(change))
     itself = replace(question, constrained="gap", limit=0.5)
-    assert harm(table, itself) == pytest.approx(float(gap(table.sum(axis=2))))
+    assert observed(table, itself) == pytest.approx(float(gap(table.sum(axis=2))))
     how = plan(table, 5000, itself)
     assert float(gap(table.sum(axis=2))) < bound(table, how, itself) < 1
 
@@ -234,7 +234,7 @@ def test_harm_is_the_change_of_the_metric(metric) -> None:
 def test_bound_covers_the_true_harm() -> None:
     rng = np.random.default_rng(4)
     world = World(0.03, 0.01)
-    true = harm(world.table(), QUESTION)
+    true = observed(world.table(), QUESTION)
     below = 0
     for _ in range(60):
         [learnt], [held] = drawn([world], 1000, rng), drawn([world], 2000, rng)

@@ -115,7 +115,7 @@ def test_harm_is_that_of_the_images_it_was_tested_on(model: nn.Module) -> None:
         sensitive_features=rest.groups[["gender"]],
         reference=rest.predictions["a"],
     ).table
-    assert found.harm == pytest.approx(float(gap(table.sum(2))) - float(gap(table.sum(3))))
+    assert found.observed == pytest.approx(float(gap(table.sum(2))) - float(gap(table.sum(3))))
 
 
 def test_too_few_images_are_said_to_be_too_few(model: nn.Module) -> None:

@@ -19,8 +19,8 @@ from fairq_utils.mitigation.certificate import (
     EVIDENCE,
     MOST,
     Question,
-    harm,
     least,
+    observed,
     passes,
     plan,
 )
@@ -119,7 +119,7 @@ def sequence(
         least one of a harm at most that.
     """
     rng = np.random.default_rng(seed)
-    true = [harm(world.table(), question) for world in worlds]
+    true = [observed(world.table(), question) for world in worlds]
     wrong = right = 0
     for _ in range(draws):
         learnt, held_out = drawn(worlds, LEARNT, rng), drawn(worlds, images, rng)

@@ -27,7 +27,7 @@ from fairq_utils.quantizers.tracing import replace
 
 @dataclass(frozen=True)
 class Drop:
-    """How much worse a quantized model is, and which groups' answers show it.
+    """Drop of a quantized model, and the groups whose predictions show it.
 
     Attributes
     ----------

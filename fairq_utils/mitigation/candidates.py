@@ -1,4 +1,4 @@
-"""What a quantizer that certifies may return: candidates, the cheapest first."""
+"""Candidates that a quantizer that certifies may return, the cheapest first."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Result = tuple[nn.Module, QuantReport]
 
 @dataclass(frozen=True)
 class Making:
-    """What candidates are made from.
+    """Material that candidates are made from.
 
     Attributes
     ----------
@@ -39,7 +39,7 @@ class Making:
     sample : Sample
     seen : what calibration on a random draw from it left behind
     train : images to fine-tune on; None where that is not allowed
-    limit : of the harm
+    limit : of the gap or its increase
     seed : int
     """
 

@@ -1,8 +1,9 @@
 r"""A bound on what quantization does to a gap, with the chance of being wrong named in advance.
 
-A candidate is *certified* if the hypothesis that it does too much harm is rejected on images that
-had no part in making or choosing it. Harm is the increase of a gap over the float model (or the gap
-itself) beyond a limit :math:`\epsilon`, in any ordered pair of groups. For a gap in a rate r,
+A candidate is *certified* if the hypothesis that its gap grows too much is rejected on images that
+had no part in making or choosing it. The statistic is the increase of a gap over the float model
+(or the gap itself) beyond a limit :math:`\epsilon`, in any ordered pair of groups. For a gap in a
+rate r,
 
 .. math:: \text{increase} = \max_{g,h} (r^q_g - r^q_h) - \max_{k,l} (r_k - r_l) > \epsilon
 
@@ -46,16 +47,16 @@ COARSE = 1e-3  # of the bound on the float model's gap, which is on the safe sid
 
 @dataclass(frozen=True)
 class Question:
-    """What is to be certified.
+    """Question that a certificate answers.
 
     Attributes
     ----------
     metric : a difference over groups in :data:`fairq_utils.metrics.FAIRNESS`
         Of selection rates, true or false positive rates, or accuracies.
     limit : float
-        The largest harm that is allowed, a fraction.
+        The largest increase (or gap) that is allowed, a fraction.
     delta : float
-        The chance of certifying anything that does more harm, at most.
+        The chance of certifying anything beyond the limit, at most.
     constrained : ``increase`` over the float model, or the ``gap`` itself
     evidence : ``betting`` or ``normal``
         ``betting`` holds at any number of images (:mod:`fairq_utils.mitigation.betting`);
@@ -118,7 +119,7 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a candidate is tested; decided without the images it is tested on.
+    """Plan of a candidate's test; decided without the images it is tested on.
 
     Attributes
     ----------
@@ -211,7 +212,7 @@ def refuse_empty(table: Table, question: Question, groups: Sequence[str], what: 
 
 
 def p_value(table: Table, how: Plan, question: Question) -> float:
-    """P-value of "this candidate does too much harm": that of the pair that looks worst.
+    """P-value of "this candidate is beyond the limit": that of the pair that looks worst.
 
     Parameters
     ----------
@@ -235,7 +236,7 @@ def p_value(table: Table, how: Plan, question: Question) -> float:
 
 
 def passes(table: Table, how: Plan, question: Question) -> bool:
-    """Whether :func:`p_value` is at most delta, without the pairs after the first that fails."""
+    """True if :func:`p_value` is at most delta; skips the pairs after the first that fails."""
     apart = any(not contrast.paired for contrast in how.contrasts)
     floor = _floor(table, how.widest, how.spent, question) if apart else 0.0
     return all(
@@ -294,19 +295,19 @@ def bound(table: Table, how: Plan, question: Question) -> float:
     return high
 
 
-def harm(table: Table, question: Question) -> float:
-    """What the limit is about, as observed: the increase of the gap, or the gap."""
+def observed(table: Table, question: Question) -> float:
+    """Observed statistic that the limit is about: the increase of the gap, or the gap."""
     metric = FAIRNESS[question.metric]
     after = float(metric(table.sum(axis=2)))
     return after if question.constrained == "gap" else after - float(metric(table.sum(axis=3)))
 
 
 def images_needed(table: Table, how: Plan, question: Question, *, draws: int = 60) -> int | None:
-    """How many images would most likely certify a candidate that is as it was observed.
+    """Number of images that would most likely certify a candidate that is as it was observed.
 
     A plan, not a promise: so many that the test passes in :data:`CHANCE` of ``draws`` samples of
     that size from the observed proportions. What is observed on few images may be far from the
-    truth. None where the observed harm is itself too large, or the number out of reach.
+    truth. None where the observed statistic is itself too large, or the number out of reach.
 
     Parameters
     ----------
@@ -359,7 +360,7 @@ def least(enough: Callable[[float], bool], low: float, most: float) -> float | N
 
 
 def _float(side: Table) -> Table:
-    """How often a rate's 0 and 1 occur in the float model's answers, among -1, 0, 1."""
+    """Counts of a rate's 0 and 1 in the float model's predictions, among -1, 0, 1."""
     return np.array([0, side[0].sum(), side[1].sum()], float)
 
 
@@ -368,7 +369,7 @@ def _answer(side: Table) -> Table:
 
 
 def _flips(side: Table) -> Table:
-    """How often the answer changed by -1, 0 and 1."""
+    """Counts of predictions that changed by -1, 0 and 1."""
     return np.array([side[1, 0], side[0, 0] + side[1, 1], side[0, 1]], float)
 
 

@@ -56,7 +56,7 @@ class FairnessAwareQuantizer:
         What the limit is on: the increase over the float model, or the gap itself. Where base rates
         differ between groups, even a perfect classifier has a gap.
     delta : float
-        The chance of returning anything that does more harm, at most.
+        The chance of returning anything beyond the bound, at most.
     evidence : ``betting`` or ``normal``
         See :class:`~fairq_utils.mitigation.certificate.Question`.
     making_images : int
@@ -382,7 +382,7 @@ class FairnessAwareQuantizer:
                 self.spec.label,
                 tuple(self.sensitive_attributes),
                 self.question,
-                trial.harm,
+                trial.observed,
                 trial.bound,
                 images,
                 trials,
@@ -409,7 +409,7 @@ class FairnessAwareQuantizer:
                 f"the float model's own gap is {before:.4f}, and no quantization is to blame for "
                 "it: constrain the increase instead, or allow more"
             )
-        elif nearest.harm > self.max_dp_gap:
+        elif nearest.observed > self.max_dp_gap:
             way = (
                 "more images would not help: what was observed is too much; allow it, or more bits"
             )
@@ -423,7 +423,7 @@ class FairnessAwareQuantizer:
             f"FairnessAwareQuantizer: none of {', '.join(t.name for t in trials)} is certified to "
             f"stay within {self.max_dp_gap} with a chance of error of at most {self.delta:g}; "
             "nearest came "
-            f"{nearest.name}, observed {nearest.harm:+.4f}, bound {nearest.bound:.4f}, on "
+            f"{nearest.name}, observed {nearest.observed:+.4f}, bound {nearest.bound:.4f}, on "
             f"{sum(images.values())} held-out images, {images[smallest]} of them of the group "
             f"{smallest!r}; {way}"
         )

@@ -1,4 +1,4 @@
-"""How much each group's loss minds the rounding of each output channel, from gradients.
+"""Sensitivity of each group's loss to the rounding of each output channel, from gradients.
 
 With ``l_i`` the loss of image ``i`` and ``dw = w^ - w`` what rounding does to the weights of one
 output channel, the loss changes, to first order, by::
@@ -130,7 +130,7 @@ def unit_scores(
         Columns ``unit``, ``group`` and ``value``.
     unit : names of the columns that say what is scored
     by : a name of :data:`BY`
-        ``worst_group``: of the group that minds most; ``overall``: weighted by the groups' sizes,
+        ``worst_group``: of the most sensitive group; ``overall``: weighted by the groups' sizes,
         which is the sensitivity of all images together, blind to groups.
 
     Returns

@@ -179,7 +179,7 @@ def facts_of_faces(
 
 
 def groups_of(data: FaceData, attributes: Sequence[str]) -> Groups:
-    """Which group each picture belongs to; one without a picture is refused, and one group."""
+    """Groups of a data set, crossed; refuses a group without an image, and a single group."""
     for name in attributes:
         if name not in data.groups:
             raise BadInput(

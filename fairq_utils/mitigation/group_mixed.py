@@ -121,7 +121,7 @@ def allocate_for_groups(
 
 
 def summed(found: ByGroup, chosen: Mapping[str, str]) -> Floats:
-    """What each group notices of an allocation, ``S_g``, (G,)."""
+    """Sensitivity of each group to an allocation, ``S_g``, (G,)."""
     at = found.rows["bits"] == found.rows["layer"].map(chosen)
     sums: Floats = found.values[at.to_numpy()].sum(axis=0)
     return sums

@@ -37,7 +37,7 @@ RULES = ("minmax", "percentile", "mse")
 
 @dataclass
 class Turn:
-    """Whose images the model looks at.
+    """Group whose images the model looks at.
 
     Attributes
     ----------
@@ -50,7 +50,7 @@ class Turn:
 
 
 class GroupedStatistics:
-    """What calibration saw of one tensor, group by group; a range by the groups' errors.
+    """Calibration statistics of one tensor by group; a range by the groups' errors.
 
     It stands where :class:`~fairq_utils.quantizers.ranges.InputStatistics` does.
 
@@ -91,7 +91,7 @@ class GroupedStatistics:
         self.counts[name].see(x)
 
     def has(self, rule: str) -> bool:
-        """Whether :meth:`range` can answer for this rule."""
+        """True if :meth:`range` can answer for this rule."""
         return rule in RULES and (rule == "minmax" or rule in self._rules)
 
     def range(
@@ -286,7 +286,7 @@ def input_ranges(seen: Observed, spec: QuantSpec) -> dict[str, tuple[float, floa
 
 
 def clipped(seen: Observed, spec: QuantSpec, ranges: Ranges | None = None) -> pd.DataFrame:
-    """What the range of each layer's input does to each group.
+    """Clipping and error of each group under the range of each layer's input.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What a float model makes of a pool of images: the features and losses that samplers draw by."""
+"""Features and losses of a pool of images under a float model, which samplers draw by."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fairq_utils.training.architectures import Inputs
 
 
 def pool_features(model: nn.Module, images: Inputs) -> NDArray[np.float32]:
-    """What enters the classifier: the input of the linear or convolution layer called last.
+    """Features of each image: the input of the linear or convolution layer called last.
 
     Parameters
     ----------

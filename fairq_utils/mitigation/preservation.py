@@ -36,12 +36,12 @@ from fairq_utils.quantizers.spec import QuantSpec
 
 
 def choose(scores: pd.Series, costs: pd.Series, budget: float) -> list[Any]:
-    """What to keep: the most harm per byte first, then what still fits.
+    """Choose what to keep: the largest increase of loss per byte first, then what still fits.
 
     Parameters
     ----------
     scores : Series
-        Harm of quantizing each unit; those of 0 or less are never chosen.
+        Increase of the loss by quantizing each unit; those of 0 or less are never chosen.
     costs : Series, of the same index
         Bytes, 0 or more.
     budget : float
@@ -50,7 +50,7 @@ def choose(scores: pd.Series, costs: pd.Series, budget: float) -> list[Any]:
     Returns
     -------
     list
-        Index values, best first; of equal harm per byte, the earlier first.
+        Index values, best first; of equal increase per byte, the earlier first.
 
     Raises
     ------
@@ -70,15 +70,15 @@ def choose(scores: pd.Series, costs: pd.Series, budget: float) -> list[Any]:
     if unknown:
         raise BadInput(f"choose: the score of {unknown[0]!r} is not a number; leave it out")
     price = costs.loc[scores.index].to_numpy(float)
-    harm = scores.to_numpy(float)
-    useful = np.flatnonzero(harm > 0)
-    ratio = np.divide(harm, price, out=np.full(len(harm), np.inf), where=price > 0)
+    increase = scores.to_numpy(float)
+    useful = np.flatnonzero(increase > 0)
+    ratio = np.divide(increase, price, out=np.full(len(increase), np.inf), where=price > 0)
     order = useful[np.argsort(-ratio[useful], kind="stable")]
     return [scores.index[at] for at in _that_fit(order, price, budget)]
 
 
 def choose_at_random(costs: pd.Series, budget: float, seed: int) -> list[Any]:
-    """What to keep by chance: units in a random order, as long as they fit.
+    """Choose what to keep by chance: units in a random order, as long as they fit.
 
     Parameters
     ----------
@@ -167,8 +167,8 @@ def preserve(
     seed : int
         Of the random choice.
     scores : Series, optional
-        Harm of quantizing each unit, by layer or by (layer, channel), instead of what ``by`` would
-        measure: for channels :func:`channel_scores`, for layers the ablation of
+        Increase of the loss by each unit, a layer or a (layer, channel), instead of what ``by``
+        would measure: for channels :func:`channel_scores`, for layers the ablation of
         ``fairq_utils.mitigation.group_sensitivity.group_sensitivities``.
 
     Returns

@@ -14,8 +14,8 @@ from fairq_utils.mitigation.certificate import (
     Question,
     Table,
     bound,
-    harm,
     images_needed,
+    observed,
     p_value,
     passes,
     plan,
@@ -25,7 +25,7 @@ from fairq_utils.quantizers.report import QuantReport
 
 @dataclass(frozen=True)
 class Certificate:
-    """What was shown about the model that was returned.
+    """Certificate of the model that was returned.
 
     Attributes
     ----------
@@ -33,7 +33,7 @@ class Certificate:
     bits : what was asked for, such as W8A8
     attributes : whose crossed groups are compared
     question : metric, limit, delta, evidence
-    harm, bound : float
+    observed, bound : float
         Observed on the held-out images; and its upper bound, at the confidence that its place in
         the sequence of trials gives it.
     images : held-out images by group
@@ -44,7 +44,7 @@ class Certificate:
     bits: str
     attributes: tuple[str, ...]
     question: Question
-    harm: float
+    observed: float
     bound: float
     images: dict[str, int]
     trials: tuple[Trial, ...]
@@ -64,8 +64,8 @@ class Certificate:
             f"{asked.delta:g} ({EVIDENCE_SAYS[asked.evidence]})",
             "it holds for people drawn as the held-out images were: in random order within a "
             "group, none of them twice, none of them trained on",
-            f"observed {self.harm:+.4f}, bound {self.bound:.4f}, on {sum(self.images.values())} "
-            f"held-out images ({groups})",
+            f"observed {self.observed:+.4f}, bound {self.bound:.4f}, on "
+            f"{sum(self.images.values())} held-out images ({groups})",
             *(_line(trial) for trial in self.trials),
         ]
         return "\n".join(lines)
@@ -80,8 +80,8 @@ EVIDENCE_SAYS = {
 def _line(trial: Trial) -> str:
     needed = "" if trial.images_needed is None else f", about {trial.images_needed} images needed"
     return (
-        f"  {trial.name}: {trial.outcome}, observed {trial.harm:+.4f}, bound {trial.bound:.4f}, "
-        f"{trial.size_bytes} bytes, {trial.seconds:.1f} s{needed}"
+        f"  {trial.name}: {trial.outcome}, observed {trial.observed:+.4f}, bound "
+        f"{trial.bound:.4f}, {trial.size_bytes} bytes, {trial.seconds:.1f} s{needed}"
     )
 
 
@@ -120,13 +120,13 @@ class NotCertified(Fault):
 
 @dataclass(frozen=True)
 class Trial:
-    """What became of one candidate.
+    """Trial of one candidate.
 
     Attributes
     ----------
     name : str
     size_bytes : int
-    harm, bound : float
+    observed, bound : float
         Observed on the held-out images; and its upper bound at confidence 1 - ``level``, for this
         candidate alone. What holds of all that are certified together is the limit.
     p_value, level : float
@@ -141,7 +141,7 @@ class Trial:
 
     name: str
     size_bytes: int
-    harm: float
+    observed: float
     bound: float
     p_value: float
     level: float
@@ -183,7 +183,7 @@ def in_sequence(
     Returns
     -------
     list of Trial, in the order of the test
-        With a probability of at least 1 - delta none of those certified does more harm than
+        With a probability of at least 1 - delta none of those certified is beyond
         ``question.limit``.
     """
     expected: dict[str, float] = {}
@@ -207,7 +207,7 @@ def in_sequence(
             Trial(
                 name,
                 candidate.size_bytes,
-                harm(table, asked),
+                observed(table, asked),
                 bound(table, how, asked) if describe else math.nan,
                 p_value(table, how, asked) if describe else math.nan,
                 asked.delta,
