@@ -24,7 +24,7 @@ from fairq_utils.quantizers import onednn as kernels
 from fairq_utils.quantizers.folding import fold_batch_norms
 from fairq_utils.quantizers.grids import input_grid
 from fairq_utils.quantizers.layers import QuantConv2d, QuantLinear
-from fairq_utils.quantizers.observers import Extremes, Histogram
+from fairq_utils.quantizers.observers import MinMaxObserver, HistogramObserver
 from fairq_utils.quantizers.weights import quantize_weight
 from fairq_utils.training import architectures
 
@@ -144,9 +144,9 @@ def test_simulation_equals_integer_arithmetic(kind: str, bits: str) -> None:
 
 
 def test_minmax_sees_all_batches() -> None:
-    observer = Extremes()
+    observer = MinMaxObserver()
     for batch in (torch.tensor([1.0, 2.0]), torch.tensor([-3.0, 0.5])):
-        observer.see(batch)
+        observer.update(batch)
     assert (observer.low, observer.high) == (-3.0, 2.0)
 
 
@@ -156,9 +156,9 @@ def test_percentile_equals_the_quantile_of_all_values(scale: float) -> None:
     batches = [
         torch.from_numpy(scale * rng.standard_t(3, 20_000) * (1 + i)).float() for i in range(6)
     ]
-    observer = Histogram()
+    observer = HistogramObserver()
     for batch in batches:
-        observer.see(batch)
+        observer.update(batch)
     every = torch.cat(batches).numpy()
     low, high = observer.central(99.0)
     bins = float(every.max() - every.min()) / 2048
@@ -168,8 +168,8 @@ def test_percentile_equals_the_quantile_of_all_values(scale: float) -> None:
 
 
 def test_percentile_of_a_constant_is_that_constant() -> None:
-    observer = Histogram()
-    observer.see(torch.full((10,), 2.5))
+    observer = HistogramObserver()
+    observer.update(torch.full((10,), 2.5))
     low, high = observer.central(99.9)
     assert low == pytest.approx(2.5, rel=1e-3)
     assert high == pytest.approx(2.5, rel=1e-3)

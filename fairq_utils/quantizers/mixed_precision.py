@@ -201,7 +201,7 @@ def _affordable(table: pd.DataFrame, budget: int) -> None:
 
 
 def quantize_mixed(
-    seen: Observed,
+    observed: Observed,
     budget: int | float,
     spec: QuantSpec | None = None,
     *,
@@ -213,7 +213,7 @@ def quantize_mixed(
 
     Parameters
     ----------
-    seen : from :func:`fairq_utils.quantizers.observe`
+    observed : from :func:`fairq_utils.quantizers.observe`
         With ``keep=True`` where there are no labels. It stays as it is.
     budget : int or float
         Size of the whole quantized model: a whole number of bytes, or a fraction in (0, 1] of the
@@ -240,10 +240,16 @@ def quantize_mixed(
     """
     spec = QuantSpec() if spec is None else spec
     candidates = weight_widths(spec) if candidates is None else candidates
-    allowed = in_bytes(budget, seen.float_bytes, "quantize_mixed")
-    table = sensitivities(seen, candidates, labelled=labelled, measure=measure)
+    allowed = in_bytes(budget, observed.float_bytes, "quantize_mixed")
+    table = sensitivities(observed, candidates, labelled=labelled, measure=measure)
     module, report, chosen = within_budget(
-        seen, allowed, spec, candidates, table, lambda left: allocate(table, left), "quantize_mixed"
+        observed,
+        allowed,
+        spec,
+        candidates,
+        table,
+        lambda left: allocate(table, left),
+        "quantize_mixed",
     )
     note = {
         "budget": allowed,
@@ -260,7 +266,7 @@ def weight_widths(spec: QuantSpec) -> list[QuantSpec]:
 
 
 def within_budget(
-    seen: Observed,
+    observed: Observed,
     allowed: int,
     spec: QuantSpec,
     candidates: Sequence[QuantSpec],
@@ -289,7 +295,7 @@ def within_budget(
     ValueError
         As in :func:`quantize_mixed`.
     """
-    rest = bytes_of_the_rest(seen, candidates[0])
+    rest = bytes_of_the_rest(observed, candidates[0])
     over = 0
     while True:
         # Corrections add biases and operations grids, which only a quantized model shows.
@@ -305,18 +311,18 @@ def within_budget(
         layers = {
             name: next(
                 own
-                for own in (edge_spec(c, name, seen.order) for c in candidates)
+                for own in (edge_spec(c, name, observed.order) for c in candidates)
                 if own.label == chosen[name]
             )
-            for name in seen.order
+            for name in observed.order
         }
-        module, report = quantize_observed(seen, spec, layers)
+        module, report = quantize_observed(observed, spec, layers)
         over = report.size_bytes - allowed
         if over <= 0:
             return module, report, chosen
 
 
-def float_classifier(seen: Observed, spec: QuantSpec) -> tuple[nn.Module, QuantReport]:
+def float_classifier(observed: Observed, spec: QuantSpec) -> tuple[nn.Module, QuantReport]:
     """The published study's "FP32 classifier + quantized backbone".
 
     The last quantizable layer, in the order of execution, stays in float; all others follow
@@ -327,12 +333,12 @@ def float_classifier(seen: Observed, spec: QuantSpec) -> tuple[nn.Module, QuantR
     ValueError
         The classifier is the only layer that could be quantized.
     """
-    if len(seen.order) < 2:
+    if len(observed.order) < 2:
         raise ValueError(
-            f"float_classifier: {len(seen.order)} layers can be quantized, and the last of them is "
-            "to stay in float; of such a model there is no backbone to quantize"
+            f"float_classifier: {len(observed.order)} layers can be quantized, and the last of "
+            "them is to stay in float; of such a model there is no backbone to quantize"
         )
-    return quantize_observed(seen, spec, {seen.order[-1]: None})
+    return quantize_observed(observed, spec, {observed.order[-1]: None})
 
 
 def in_bytes(budget: int | float, float_bytes: int, what: str) -> int:
@@ -348,21 +354,21 @@ def in_bytes(budget: int | float, float_bytes: int, what: str) -> int:
     )
 
 
-def uniform_budget(seen: Observed, spec: QuantSpec) -> int:
+def uniform_budget(observed: Observed, spec: QuantSpec) -> int:
     """Bytes for mixed precision: of uniform bits, or of six where uniform is eight.
 
     Uniform eight bits would leave it no choice.
     """
     width = spec.weight_bits - (FEWER if spec.weight_bits == max(WIDTHS) else 0)
     uniform = dataclasses.replace(nearest(spec), weight_bits=width)
-    return quantize_observed(seen, uniform)[1].size_bytes
+    return quantize_observed(observed, uniform)[1].size_bytes
 
 
 def _mixed(task: Task) -> Result:
-    seen, budget = task.observed(), task.settings["budget"]
-    allowed = uniform_budget(seen, task.spec) if budget is None else budget
+    observed, budget = task.observed(), task.settings["budget"]
+    allowed = uniform_budget(observed, task.spec) if budget is None else budget
     # Not by the loss, though there may be labels: of a calibration set, it is mostly chance.
-    return quantize_mixed(seen, allowed, task.spec, measure="layer")
+    return quantize_mixed(observed, allowed, task.spec, measure="layer")
 
 
 def _float_classifier(task: Task) -> Result:

@@ -1,4 +1,4 @@
-"""What a model computes between its layers: additions, products and gates of feature maps.
+"""Operations that a model computes between its layers: additions, products and gates.
 
 Integer engines read both operands of an addition, queries, keys, scores and values of attention,
 and some of them the factors of SiLU and of squeeze-and-excitation, from integers. Here each of them
@@ -14,7 +14,7 @@ import inspect
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import CodeType
@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from fairq_utils.quantizers.checks import check_finite
 from fairq_utils.quantizers.grids import input_grid, on_static_grid
-from fairq_utils.quantizers.ranges import InputStatistics, Statistics
+from fairq_utils.quantizers.ranges import Statistics
 from fairq_utils.quantizers.spec import QuantSpec
 from fairq_utils.quantizers.tracing import (
     ADDITION,
@@ -69,7 +69,7 @@ class Operation:
     operands: tuple[str, ...]
 
     def names(self) -> list[str]:
-        """What it is called in a report: ``blocks.0.attn: scores x values``."""
+        """Names in a report: ``blocks.0.attn: scores x values``."""
         pairs = [self.operands[i : i + 2] for i in range(0, len(self.operands), 2)]
         if self.site.kind == SILU or pairs == [("left", "right")]:
             plain = [self.site.kind]
@@ -80,12 +80,12 @@ class Operation:
 
 @dataclass(frozen=True)
 class Operations:
-    """The operations of a model, and what calibration saw of their operands.
+    """The operations of a model, and calibration statistics of their operands.
 
     Attributes
     ----------
     found : in order of execution
-    statistics : site -> what was seen of each operand; only of the kinds that were asked for
+    statistics : site -> those of each operand; only of the kinds that were asked for
     observed : options of :class:`QuantSpec` that were asked for
     """
 
@@ -93,9 +93,52 @@ class Operations:
     statistics: dict[Site, tuple[Statistics, ...]] = field(default_factory=dict)
     observed: frozenset[str] = frozenset()
 
+    @classmethod
+    def watched(
+        cls, found: Sequence[Operation], asked: Collection[str], make: Callable[[], Statistics]
+    ) -> Operations:
+        """The operations found, with statistics, still empty, of those that are asked for.
+
+        Parameters
+        ----------
+        found : in order of execution
+        asked : options of :class:`QuantSpec` whose operations are watched
+        make : makes the statistics of one operand
+        """
+        statistics = {
+            op.site: tuple(make() for _ in op.operands)
+            for op in found
+            if OPTIONS[op.site.kind] in asked
+        }
+        return cls(tuple(found), statistics, frozenset(asked))
+
     def chosen(self, spec: QuantSpec) -> tuple[Operation, ...]:
         """Those that the spec quantizes."""
         return tuple(op for op in self.found if getattr(spec, OPTIONS[op.site.kind]))
+
+    def observe(self, model: nn.Module, batch: Tensor) -> None:
+        """Run the model on one batch and update the statistics of its operations.
+
+        Raises
+        ------
+        ValueError
+            An operand is NaN or infinite.
+        """
+        if not self.statistics:
+            model(batch)
+            return
+        operations = {op.site: op for op in self.found}
+
+        def update(site: Site, number: int, x: Tensor) -> Tensor:
+            operation = operations[site]
+            name = operation.names()[0 if site.kind == SILU else number // 2]
+            check_finite(x, f"quantize_static: the {operation.operands[number]} of {name}")
+            self.statistics[site][number].update(x)
+            return x
+
+        names = {module: name for name, module in model.named_modules()}
+        with entered(AtOperands(names, self.statistics, update)):
+            model(batch)
 
 
 Treat = Callable[[Site, int, Tensor], Tensor]  # (site, number of the operand, operand)
@@ -189,61 +232,6 @@ def silu(treat: Callable[[int, Tensor], Tensor], input: Tensor, inplace: bool = 
     return input.copy_(out) if inplace else out
 
 
-class Watch:
-    """Statistics of the operands of operations, collected while a model is calibrated.
-
-    Parameters
-    ----------
-    model : nn.Module
-    found : its operations
-    asked : options of :class:`QuantSpec` whose operations are watched
-    rules : names of range rules
-    statistics : makes, from the rules, what is kept of one operand
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        found: Sequence[Operation],
-        asked: Sequence[str],
-        rules: Sequence[str],
-        statistics: Callable[[Sequence[str]], Statistics] = InputStatistics,
-    ) -> None:
-        self._model, self._found, self._asked = model, tuple(found), frozenset(asked)
-        self._statistics = {
-            op.site: tuple(statistics(rules) for _ in op.operands)
-            for op in found
-            if OPTIONS[op.site.kind] in self._asked
-        }
-        self._names = {module: name for name, module in model.named_modules()}
-        self._operations = {op.site: op for op in found}
-
-    def run(self, batch: Tensor) -> None:
-        """Let the model answer about one batch.
-
-        Raises
-        ------
-        ValueError
-            An operand is NaN or infinite.
-        """
-        if not self._statistics:
-            self._model(batch)
-            return
-        with entered(AtOperands(self._names, self._statistics, self._see)):
-            self._model(batch)
-
-    def _see(self, site: Site, number: int, x: Tensor) -> Tensor:
-        operation = self._operations[site]
-        name = operation.names()[0 if operation.site.kind == SILU else number // 2]
-        check_finite(x, f"quantize_static: the {operation.operands[number]} of {name}")
-        self._statistics[site][number].see(x)
-        return x
-
-    def operations(self) -> Operations:
-        """What has been seen."""
-        return Operations(self._found, dict(self._statistics), self._asked)
-
-
 class Forward:
     """The forward pass of a model with the operands of its operations on their grids.
 
@@ -281,7 +269,7 @@ class Forward:
         return partial(type(self.model).forward, self.model)
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
-        """What the model answers."""
+        """The model's output."""
         places = dict.fromkeys(site.module for site in self.rows)
         names = {self.model.get_submodule(name): name for name in places}
         with entered(AtOperands(names, self.rows, self._quantize)):
@@ -294,7 +282,7 @@ class Forward:
         return on_static_grid(x, scales[row], zeros[row], top)
 
 
-def quantize_operations(model: nn.Module, seen: Operations, spec: QuantSpec) -> None:
+def quantize_operations(model: nn.Module, observed: Operations, spec: QuantSpec) -> None:
     """Put, in place, the operands of a model's operations on the grids of calibration.
 
     Gradients pass straight through inside the grids, which stay as they are. A model without such
@@ -304,7 +292,7 @@ def quantize_operations(model: nn.Module, seen: Operations, spec: QuantSpec) -> 
     ----------
     model : nn.Module
         It gets the buffers and the forward pass of :class:`Forward`.
-    seen : from calibration
+    observed : from calibration
     spec : QuantSpec
         ``residuals``, ``attention_products``, ``gates``; ``activation_bits``, ``activation_range``
         and ``percentile`` of their grids, and ``activation_scheme`` of all but the operands of
@@ -315,7 +303,7 @@ def quantize_operations(model: nn.Module, seen: Operations, spec: QuantSpec) -> 
     ValueError
         The operations of this model are on grids already.
     """
-    chosen = seen.chosen(spec)
+    chosen = observed.chosen(spec)
     if not chosen:
         return
     if hasattr(model, "operation_scales"):
@@ -329,8 +317,8 @@ def quantize_operations(model: nn.Module, seen: Operations, spec: QuantSpec) -> 
         # Integer kernels multiply two activations only where neither side needs a zero-point.
         attention = operation.site.kind in (PRODUCT, ATTENTION)
         scheme = "symmetric" if attention else spec.activation_scheme
-        for watched in seen.statistics[operation.site]:
-            low, high = torch.tensor(watched.range(rule, bits, scheme, spec.percentile))
+        for statistics in observed.statistics[operation.site]:
+            low, high = torch.tensor(statistics.range(rule, bits, scheme, spec.percentile))
             grids.append(torch.stack(input_grid(low, high, bits, scheme)))
     scales, zeros = torch.stack(grids).T.contiguous()
     held = next((t.device for t in (*model.parameters(), *model.buffers())), None)

@@ -158,7 +158,7 @@ class _Surveyor(TorchFunctionMode):
         return result
 
     def _open_attention(self, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        module, _ = self.calls.innermost()
+        module = self.calls.innermost()
         self._say(module, "F.multi_head_attention_forward", "its projections stay in float")
         before, self._within_attention = self._within_attention, True
         try:
@@ -204,14 +204,14 @@ class _Surveyor(TorchFunctionMode):
             left_scores, right_scores = (o is not None and o.scores for o in origins[:2])
             self._found[site] = (left_scores, right_scores)
         elif any(origin is not None for origin in origins):
-            module, _ = self.calls.innermost()
+            module = self.calls.innermost()
             self._say(module, f"torch.{call.function.__name__}", "it stays in float")
 
     def _look_at_weight(self, func: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         name = WEIGHTED.get(func) or MATRIX_PRODUCTS.get(func)
         if name is None or self._within_attention:
             return
-        module, _ = self.calls.innermost()
+        module = self.calls.innermost()
         if isinstance(module, LAYERS):
             weight = args[1] if len(args) > 1 else named.get("weight")
             if module.weight is weight or getattr(module, "parametrizations", None):
@@ -229,7 +229,7 @@ class _Surveyor(TorchFunctionMode):
             owner = self._owners.get(id(value))
             if owner is None:
                 continue
-            module, _ = self.calls.innermost()
+            module = self.calls.innermost()
             held = () if module is None else module.parameters(recurse=False)
             if not any(value is own for own in held):
                 place = self._place(module)
