@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
-from torch.utils._pytree import tree_leaves
 
 from fairq_utils.quantizers.layers import quantizable
-from fairq_utils.quantizers.tracing import Reads, first_input, removed_after
+from fairq_utils.quantizers.tracing import Reads, first_input, removed_after, tensors_in
 
 TOLERANCE = 1e-3  # relative to the largest output
 
@@ -64,12 +63,8 @@ def same_outputs(a: Any, b: Any) -> bool:
 
     A net below the structural test, which looks at who reads a tensor.
     """
-    pairs = [
-        (x, y)
-        for x, y in zip(tree_leaves(a), tree_leaves(b), strict=True)
-        if isinstance(x, Tensor) and x.is_floating_point()
-    ]
-    return all(_same(x, y) for x, y in pairs)
+    pairs = zip(tensors_in(a), tensors_in(b), strict=True)
+    return all(_same(x, y) for x, y in pairs if x.is_floating_point())
 
 
 @dataclass

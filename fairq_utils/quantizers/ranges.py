@@ -39,21 +39,6 @@ MakeGrid = Callable[[Tensor, Tensor], Grid]
 Error = Callable[[Tensor, Tensor], Tensor]  # of each of C ranges, from their ends (C,)
 
 
-class Statistics(Protocol):
-    """Calibration statistics of one tensor, of any kind; see :class:`InputStatistics`."""
-
-    def update(self, x: Tensor) -> None:
-        """Take one batch (B, ...) into account."""
-
-    def has(self, rule: str) -> bool:
-        """Check that :meth:`range` has what this rule needs."""
-
-    def range(
-        self, rule: str, bits: int, scheme: str = "affine", percentile: float = 99.9
-    ) -> tuple[float, float]:
-        """Smallest and largest value to represent, within those that were observed."""
-
-
 class InputStatistics:
     """Calibration statistics of one tensor, and its range by the rules that were named.
 
@@ -114,14 +99,19 @@ class InputStatistics:
         raise ValueError(f"the rule {rule!r} needs a histogram, and none was kept")
 
 
-def input_grids(bits: int, scheme: str) -> MakeGrid:
-    """Make, from the ends of C ranges, the grids of inputs that hold them."""
+class Statistics(Protocol):
+    """Calibration statistics of one tensor, of any kind; see :class:`InputStatistics`."""
 
-    def grid(lower: Tensor, upper: Tensor) -> Grid:
-        scale, zero = input_grid(lower, upper, bits, scheme)
-        return scale, zero, 0, 2**bits - 1
+    def update(self, x: Tensor) -> None:
+        """Take one batch (B, ...) into account."""
 
-    return grid
+    def has(self, rule: str) -> bool:
+        """Check that :meth:`range` has what this rule needs."""
+
+    def range(
+        self, rule: str, bits: int, scheme: str = "affine", percentile: float = 99.9
+    ) -> tuple[float, float]:
+        """Smallest and largest value to represent, within those that were observed."""
 
 
 def weight_limits(
@@ -156,15 +146,14 @@ def weight_limits(
     return _search(_divergence_of(*_row_histograms(rows, low, high), grid), low, high)
 
 
-def _quantile(rows: Tensor, share: float) -> Tensor:
-    """Nearest-rank quantile of every row; ``torch.quantile`` refuses large layers."""
-    rank = min(max(round(share * (rows.shape[1] - 1)) + 1, 1), rows.shape[1])
-    return rows.kthvalue(rank, dim=1).values
+def input_grids(bits: int, scheme: str) -> MakeGrid:
+    """Make, from the ends of C ranges, the grids of inputs that hold them."""
 
+    def grid(lower: Tensor, upper: Tensor) -> Grid:
+        scale, zero = input_grid(lower, upper, bits, scheme)
+        return scale, zero, 0, 2**bits - 1
 
-def _fractions(count: int, last: float) -> Tensor:
-    """Numbers from 1 to ``last``, each the same factor smaller than the one before; float64."""
-    return last ** (torch.arange(count, dtype=torch.float64) / (count - 1))
+    return grid
 
 
 def search_ends(error: Error, low: float, high: float) -> tuple[float, float]:
@@ -216,30 +205,6 @@ def search_pairs(error: Error, least: Error, low: float, high: float) -> tuple[f
     return float(lows[at]), float(highs[at])
 
 
-def _search(
-    error: Error, low: Tensor, high: Tensor, clipping: Error | None = None
-) -> tuple[Tensor, Tensor]:
-    """Shrink every row's range until its error is smallest.
-
-    Parameters
-    ----------
-    clipping : a part of the error that only grows as ranges shrink
-        Where it alone is above the smallest error of every row, nothing narrower is tried.
-    """
-    least, left, right = torch.full_like(low, torch.inf), low, high
-    for number, fraction in enumerate(_fractions(*WEIGHT_FRACTIONS).tolist()):
-        lower, upper = low * fraction, high * fraction
-        if clipping is not None and number % BETWEEN_CHECKS == 0:
-            hopeless = clipping(lower, upper) > least
-            if hopeless.all():
-                break
-        now = error(lower, upper)
-        better = now < least
-        least = torch.where(better, now, least)
-        left, right = torch.where(better, lower, left), torch.where(better, upper, right)
-    return left, right
-
-
 def summed_error(values: Tensor, weights: Tensor, grid: MakeGrid) -> Error:
     """Weighted squared error of ascending values (K,) on the grids that hold C ranges.
 
@@ -278,6 +243,41 @@ def clipping_error(values: Tensor, weights: Tensor, grid: MakeGrid) -> Error:
         return under + _squared([total[..., -1:] - total[..., above] for total in sums], last)
 
     return error
+
+
+def _search(
+    error: Error, low: Tensor, high: Tensor, clipping: Error | None = None
+) -> tuple[Tensor, Tensor]:
+    """Shrink every row's range until its error is smallest.
+
+    Parameters
+    ----------
+    clipping : a part of the error that only grows as ranges shrink
+        Where it alone is above the smallest error of every row, nothing narrower is tried.
+    """
+    least, left, right = torch.full_like(low, torch.inf), low, high
+    for number, fraction in enumerate(_fractions(*WEIGHT_FRACTIONS).tolist()):
+        lower, upper = low * fraction, high * fraction
+        if clipping is not None and number % BETWEEN_CHECKS == 0:
+            hopeless = clipping(lower, upper) > least
+            if hopeless.all():
+                break
+        now = error(lower, upper)
+        better = now < least
+        least = torch.where(better, now, least)
+        left, right = torch.where(better, lower, left), torch.where(better, upper, right)
+    return left, right
+
+
+def _fractions(count: int, last: float) -> Tensor:
+    """Numbers from 1 to ``last``, each the same factor smaller than the one before; float64."""
+    return last ** (torch.arange(count, dtype=torch.float64) / (count - 1))
+
+
+def _quantile(rows: Tensor, share: float) -> Tensor:
+    """Nearest-rank quantile of every row; ``torch.quantile`` refuses large layers."""
+    rank = min(max(round(share * (rows.shape[1] - 1)) + 1, 1), rows.shape[1])
+    return rows.kthvalue(rank, dim=1).values
 
 
 def _running_sums(values: Tensor, weights: Tensor) -> list[Tensor]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +30,7 @@ from fairq_utils.quantizers.tracing import (
     entered,
     multi_head_attention,
     recognise,
+    tensors_in,
 )
 
 # Functions with a weight as their second argument, as the report calls them.
@@ -63,7 +63,7 @@ VALUELESS = frozenset(
 
 @dataclass(frozen=True)
 class Survey:
-    """What a model computes outside its layers.
+    """Operations of a model outside its layers, and weights that are used directly.
 
     Attributes
     ----------
@@ -94,10 +94,10 @@ def survey(model: nn.Module, example: Tensor) -> Survey:
 
 @dataclass(frozen=True)
 class _Origin:
-    """What a tensor that depends on the input comes from."""
+    """Origin of a tensor that depends on the input."""
 
     product: Site | None = None  # it is that product, scaled, masked or reshaped
-    scores: bool = False  # it is what a softmax answered
+    scores: bool = False  # it is the output of a softmax
 
 
 class _Surveyor(TorchFunctionMode):
@@ -107,7 +107,7 @@ class _Surveyor(TorchFunctionMode):
         self.calls = Calls(names, sys._getframe(1))
         self.direct: dict[str, str] = {}
         self.read: dict[str, str] = {}
-        self._found: dict[Site, tuple[bool, bool]] = {}  # which operand is a softmax's answer
+        self._found: dict[Site, tuple[bool, bool]] = {}  # which operand is a softmax's output
         self._queried: set[Site] = set()  # products that reach a softmax
         self._origins: dict[int, tuple[weakref.ref[Tensor], _Origin]] = {}
         self._owners = {
@@ -139,7 +139,7 @@ class _Surveyor(TorchFunctionMode):
         named = kwargs or {}
         if func is F.multi_head_attention_forward:
             return self._open_attention(args, named)
-        given = list(_tensors((args, named)))
+        given = tensors_in((args, named))
         self._look_at_readers(given)
         call = recognise(func, args, named)
         site = None if call is None else self.calls.site(call.kind)
@@ -151,9 +151,9 @@ class _Surveyor(TorchFunctionMode):
         result = func(*args, **named)
         name = getattr(func, "__name__", "")
         if active and name not in VALUELESS:
-            changed = [*_tensors(result), *_tensors(named.get("out"))]
+            changed = tensors_in((result, named.get("out")))
             if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
-                changed += _tensors(args[:1])
+                changed += tensors_in(args[:1])
             self._mark(changed, self._onward(func, name, site, active))
         return result
 
@@ -234,14 +234,3 @@ class _Surveyor(TorchFunctionMode):
             if not any(value is own for own in held):
                 place = self._place(module)
                 self.read[owner] = f"its weight is also read by {place}; it stays in float"
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """All tensors in nested tuples, lists and mappings."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for part in value:
-            yield from _tensors(part)
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))

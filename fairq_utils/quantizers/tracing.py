@@ -108,6 +108,11 @@ def first_input(inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
     return inputs[0] if inputs else next(iter(named.values()))
 
 
+def tensors_in(values: Any) -> list[Tensor]:
+    """All tensors in nested tuples, lists and mappings."""
+    return [x for x in tree_leaves(values) if isinstance(x, Tensor)]
+
+
 @contextmanager
 def removed_after(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
     """Take hooks off again, whatever happens meanwhile."""
@@ -135,7 +140,7 @@ class Reads(TorchFunctionMode):
     ) -> Any:
         """Count, then compute."""
         if getattr(func, "__name__", "") not in UNREAD:
-            given = {id(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+            given = {id(x) for x in tensors_in((args, kwargs))}
             self._counts.update(given & self._watched.keys())
         return func(*args, **(kwargs or {}))
 
