@@ -11,11 +11,11 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+from fairq_utils.mitigation.methods import METHODS as FAIR
 
 from fairq_utils.bench import cost_model as bench_cost
 from fairq_utils.errors import BadInput
 from fairq_utils.mitigation.accuracy_control import control_accuracy
-from fairq_utils.mitigation.methods import METHODS as FAIR
 from fairq_utils.report import cost as cost_chapter
 from fairq_utils.report import cost as cost_display
 from fairq_utils.study import cost, planning, recorded, workload

@@ -20,12 +20,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import loader
+from fairq_utils.mitigation.published_methods import METHODS
 from stand_in_gpu import GPU, install
 from torch import nn
 
 from fairq_utils import FairnessAwareQuantizer, apply_quantization, compute_fairness_metrics
 from fairq_utils.metrics.model_metrics import device_of
-from fairq_utils.mitigation.published_methods import METHODS
 from fairq_utils.quantizers import onednn, use_integers
 from fairq_utils.study import devices as study_devices
 from fairq_utils.study import execution, people, planning, run_models, runs, storage

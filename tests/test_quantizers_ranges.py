@@ -202,12 +202,12 @@ def test_a_range_is_found_again_after_more_was_seen() -> None:
 def test_models_of_one_calibration_share_no_memory() -> None:
     torch.manual_seed(3)
     x = torch.randn(4, 6)
-    seen = observe(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)), [x])
-    first, _ = quantize_observed(seen, QuantSpec())
+    observed = observe(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)), [x])
+    first, _ = quantize_observed(observed, QuantSpec())
     expected = first(x)
     for value in first.buffers():
         value.zero_()
-    again, _ = quantize_observed(seen, QuantSpec())
+    again, _ = quantize_observed(observed, QuantSpec())
     assert torch.equal(again(x), expected)
 
 
@@ -268,7 +268,7 @@ def test_weights_only() -> None:
     ],
 )
 def test_every_grid_computes_what_its_integers_say(options: dict[str, object]) -> None:
-    """The layer's answer from its own integers, in float64."""
+    """The layer's output from its own integers, in float64."""
     torch.manual_seed(0)
     layer, x = nn.Conv2d(6, 4, 3, padding=1), torch.randn(8, 6, 7, 7)
     spec = QuantSpec.parse("W4A8", first_last_bits=None, **options)
@@ -308,7 +308,7 @@ def test_an_input_that_grows_infinite_is_refused_by_the_name_of_the_layer() -> N
 
 
 def test_one_odd_picture_does_not_set_the_range_of_all_others() -> None:
-    """A picture 300 times as strong as the others, on both sides of zero."""
+    """An image 300 times as strong as the others, on both sides of zero."""
     x = torch.randn(256, 400, generator=torch.Generator().manual_seed(0))
     x[17] *= 300
     statistics = InputStatistics()

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fairq_utils.mitigation.methods import METHODS
 from matplotlib.figure import Figure
 
 from fairq_utils.bench import throughput
@@ -18,7 +19,6 @@ from fairq_utils.bench.certificate import rates
 from fairq_utils.calibration import SAMPLERS
 from fairq_utils.errors import BadInput
 from fairq_utils.fingerprint import closure
-from fairq_utils.mitigation.methods import METHODS
 from fairq_utils.quantizers.methods import CONTROL
 from fairq_utils.report import calibration, certificates, dials, effects, mitigation
 from fairq_utils.report import chapter as chapters
