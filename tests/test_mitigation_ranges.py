@@ -36,7 +36,7 @@ from fairq_utils.quantizers import (
     quantize_observed,
 )
 from fairq_utils.quantizers.grids import input_grid, on_grid
-from fairq_utils.quantizers.observers import BINS, Histogram, central
+from fairq_utils.quantizers.observers import BINS, HistogramObserver, central
 from fairq_utils.quantizers.ranges import (
     InputStatistics,
     clipping_error,
@@ -67,14 +67,14 @@ def grouped(parts: dict[str, Tensor], weighting: Any = "mean", rules: Any = RULE
     for name, x in parts.items():
         turn.group = name
         for batch in x.split(5):
-            statistics.see(batch)
+            statistics.update(batch)
     return statistics
 
 
 def plain(parts: Sequence[Tensor]) -> InputStatistics:
     statistics = InputStatistics()
     for x in parts:
-        statistics.see(x)
+        statistics.update(x)
     return statistics
 
 
@@ -235,9 +235,9 @@ def test_percentiles_of_the_worst_are_the_union_of_the_groups() -> None:
 
 def test_bounds_of_a_mixture_by_hand() -> None:
     """Of 0 to 1 and, a quarter as many values, 1 to 3: all of the same weight or of one's own."""
-    first, second = Histogram(), Histogram()
-    first.see(torch.linspace(0, 1, 40_000))
-    second.see(torch.linspace(1, 3, 10_000))
+    first, second = HistogramObserver(), HistogramObserver()
+    first.update(torch.linspace(0, 1, 40_000))
+    second.update(torch.linspace(1, 3, 10_000))
     assert first.central(80.0) == pytest.approx((0.1, 0.9), abs=1e-3)
     assert central([first, second], [1.0, 1.0], 80.0) == pytest.approx((0.125, 2.0), abs=2e-3)
     assert central([second, first], [4.0, 1.0], 80.0) == pytest.approx((0.2, 2.6), abs=2e-3)
@@ -262,9 +262,9 @@ def test_only_rules_that_weigh_groups_are_answered_whatever_was_named() -> None:
 def test_a_range_is_found_again_after_more_was_seen() -> None:
     turn = Turn({"a": 2}, "a")
     statistics = GroupedStatistics(["mse"], "mean", turn)
-    statistics.see(torch.linspace(0, 1, 100)[None])
+    statistics.update(torch.linspace(0, 1, 100)[None])
     before = statistics.range("mse", 4)
-    statistics.see(torch.linspace(0, 5, 100)[None])
+    statistics.update(torch.linspace(0, 5, 100)[None])
     assert statistics.range("mse", 4)[1] > 2 * before[1]
 
 

@@ -53,7 +53,7 @@ def images(count: int = 24) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def seen() -> Observed:
+def observed() -> Observed:
     return observe(network(), images().split(12), keep=True)
 
 
@@ -73,8 +73,8 @@ def test_noise_of_one_layer_by_hand(measure: Any) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 2))
     x = torch.randn(10, 4)
-    seen = observe(model, [x[:6], x[6:]], keep=True)
-    table = sensitivities(seen, CANDIDATES, measure=measure).set_index(["layer", "bits"])
+    observed = observe(model, [x[:6], x[6:]], keep=True)
+    table = sensitivities(observed, CANDIDATES, measure=measure).set_index(["layer", "bits"])
     layer = QuantLinear(model[0], CANDIDATES[1])
     layer.set_input_range(float(x.min()), float(x.max()))
     with torch.no_grad():
@@ -89,35 +89,35 @@ def test_noise_of_one_layer_by_hand(measure: Any) -> None:
     assert table.sensitivity.groupby("layer").is_monotonic_decreasing.all()
 
 
-def test_increase_of_the_loss_is_that_of_one_quantized_layer(seen: Observed) -> None:
+def test_increase_of_the_loss_is_that_of_one_quantized_layer(observed: Observed) -> None:
     labelled = [(images()[:16], torch.arange(16) % 2), (images()[16:], torch.arange(8) % 2)]
-    table = sensitivities(seen, CANDIDATES, labelled=labelled)
+    table = sensitivities(observed, CANDIDATES, labelled=labelled)
     x, y = images(), torch.cat([labels for _, labels in labelled])
     with torch.no_grad():
-        before = classification_loss(seen.model(x), y)
-        for name in seen.order:
-            alone = {n: None for n in seen.order if n != name}
-            model, _ = quantize_observed(seen, CANDIDATES[0], alone)
+        before = classification_loss(observed.model(x), y)
+        for name in observed.order:
+            alone = {n: None for n in observed.order if n != name}
+            model, _ = quantize_observed(observed, CANDIDATES[0], alone)
             found = table[(table.layer == name) & (table.bits == "W2A8")].sensitivity.item()
             wanted = float(classification_loss(model(x), y) - before)
             assert found == pytest.approx(wanted, abs=1e-6)
     assert table.sqnr.isna().all()
 
 
-def test_what_was_observed_stays(seen: Observed) -> None:
-    before = {k: v.clone() for k, v in seen.model.state_dict().items()}
-    sensitivities(seen, CANDIDATES)
-    sensitivities(seen, CANDIDATES, measure="layer")
-    quantize_mixed(seen, 0.2, FREE)
-    after = seen.model.state_dict()
+def test_what_was_observed_stays(observed: Observed) -> None:
+    before = {k: v.clone() for k, v in observed.model.state_dict().items()}
+    sensitivities(observed, CANDIDATES)
+    sensitivities(observed, CANDIDATES, measure="layer")
+    quantize_mixed(observed, 0.2, FREE)
+    after = observed.model.state_dict()
     assert list(after) == list(before) and all(torch.equal(after[k], before[k]) for k in before)
-    assert not any(m._forward_hooks for m in seen.model.modules())
+    assert not any(m._forward_hooks for m in observed.model.modules())
 
 
-def test_first_and_last_layers_keep_their_bits(seen: Observed) -> None:
+def test_first_and_last_layers_keep_their_bits(observed: Observed) -> None:
     specs = [QuantSpec.parse(bits) for bits in ("W2A8", "W4A8")]
-    table = sensitivities(seen, specs)
-    edges = table[table.layer.isin([seen.order[0], seen.order[-1]])]
+    table = sensitivities(observed, specs)
+    edges = table[table.layer.isin([observed.order[0], observed.order[-1]])]
     assert list(edges.bits) == ["W8A8", "W8A8"]
 
 
@@ -136,31 +136,31 @@ class Twice(nn.Module):
 @pytest.mark.parametrize("measure", ["output", "layer"])
 def test_layers_called_twice_and_by_keyword(measure: Any) -> None:
     torch.manual_seed(0)
-    seen = observe(Twice(), [torch.randn(9, 4)], keep=True)
-    table = sensitivities(seen, CANDIDATES, measure=measure)
+    observed = observe(Twice(), [torch.randn(9, 4)], keep=True)
+    table = sensitivities(observed, CANDIDATES, measure=measure)
     assert list(table.layer.unique()) == ["inner", "last"]
     assert np.isfinite(table.sensitivity).all()
 
 
 def test_a_model_that_is_one_layer() -> None:
-    seen = observe(nn.Linear(4, 2), [torch.randn(9, 4)], keep=True)
-    module, report = quantize_mixed(seen, 0.99, FREE, candidates=CANDIDATES[:2])
+    observed = observe(nn.Linear(4, 2), [torch.randn(9, 4)], keep=True)
+    module, report = quantize_mixed(observed, 0.99, FREE, candidates=CANDIDATES[:2])
     assert isinstance(module, QuantLinear) and list(report.layers.values()) == ["W4A8"]
     with pytest.raises(ValueError, match="there is no backbone"):
-        float_classifier(seen, FREE)
+        float_classifier(observed, FREE)
 
 
-def test_unusable_sensitivities_are_refused(seen: Observed) -> None:
+def test_unusable_sensitivities_are_refused(observed: Observed) -> None:
     with pytest.raises(ValueError, match="specs is empty"):
-        sensitivities(seen, [])
+        sensitivities(observed, [])
     with pytest.raises(ValueError, match="'curvature' is not one of output, layer"):
-        sensitivities(seen, CANDIDATES, measure="curvature")  # type: ignore[arg-type]
+        sensitivities(observed, CANDIDATES, measure="curvature")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="two candidates are called W2A8"):
-        sensitivities(seen, CANDIDATES[:1] * 2)
+        sensitivities(observed, CANDIDATES[:1] * 2)
     with pytest.raises(ValueError, match="labelled is empty"):
-        sensitivities(seen, CANDIDATES, labelled=[])
+        sensitivities(observed, CANDIDATES, labelled=[])
     with pytest.raises(ValueError, match="ranges by 'mse' were not observed"):
-        sensitivities(seen, [dataclasses.replace(FREE, activation_range="mse")])
+        sensitivities(observed, [dataclasses.replace(FREE, activation_range="mse")])
     with pytest.raises(ValueError, match="give observe keep=True, or give labelled"):
         sensitivities(observe(network(), [images()]), CANDIDATES)
     silent = observe(nn.Sequential(nn.Linear(4, 2), nn.ReLU()), [-torch.ones(3, 4)], keep=True)
@@ -206,27 +206,27 @@ def test_integer_programme_equals_brute_force_and_beats_greedy(seed: int) -> Non
         assert cost <= greedy * (1 + 1e-12)
 
 
-def test_a_budget_that_nothing_meets_names_the_smallest(seen: Observed) -> None:
+def test_a_budget_that_nothing_meets_names_the_smallest(observed: Observed) -> None:
     table = instance(0)
     smallest = int(table.groupby("layer").bytes.min().sum())
     for function in (allocate, allocate_greedily):
         with pytest.raises(ValueError, match=f"fewer than the {smallest} that these layers"):
             function(table, smallest - 1)
     with pytest.raises(ValueError, match="raise the budget to at least") as caught:
-        quantize_mixed(seen, 100, FREE)
+        quantize_mixed(observed, 100, FREE)
     at_least = int(str(caught.value).split("at least ")[1].split()[0])
-    _, report = quantize_mixed(seen, at_least, FREE)
+    _, report = quantize_mixed(observed, at_least, FREE)
     assert report.size_bytes == at_least
     assert set(report.layers.values()) == {"W2A8"}
     for wrong in (0, -5, 1.5, True, "small"):
         with pytest.raises(ValueError, match="neither a whole number of bytes nor a fraction"):
-            quantize_mixed(seen, wrong, FREE)  # type: ignore[arg-type]
+            quantize_mixed(observed, wrong, FREE)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("budget", [0.16, 0.2, 0.25, 0.4, 700])
-def test_the_budget_is_kept(seen: Observed, budget: float) -> None:
-    module, report = quantize_mixed(seen, budget, FREE)
-    allowed = budget if budget > 1 else budget * seen.float_bytes
+def test_the_budget_is_kept(observed: Observed, budget: float) -> None:
+    module, report = quantize_mixed(observed, budget, FREE)
+    allowed = budget if budget > 1 else budget * observed.float_bytes
     assert report.size_bytes <= allowed
     note = report.corrections["mixed_precision"]
     assert note["budget"] == int(allowed) and note["measure"] == "output noise over signal"
@@ -235,10 +235,10 @@ def test_the_budget_is_kept(seen: Observed, budget: float) -> None:
         assert set(report.layers.values()) == {"W8A8"}
 
 
-def test_more_bytes_are_never_worse(seen: Observed) -> None:
+def test_more_bytes_are_never_worse(observed: Observed) -> None:
     budgets = (0.16, 0.19, 0.22, 0.26, 0.3)
     notes = [
-        quantize_mixed(seen, b, FREE)[1].corrections["mixed_precision"]["sensitivity"]
+        quantize_mixed(observed, b, FREE)[1].corrections["mixed_precision"]["sensitivity"]
         for b in budgets
     ]
     assert notes == sorted(notes, reverse=True)
@@ -255,28 +255,28 @@ def test_a_fragile_layer_gets_more_bits() -> None:
         model[1].weight[:4], model[1].bias[:4] = 0.0, 0.0
         sound = sensitivities(observe(model, [x], keep=True), candidates)
         model[2].weight[:, :4] *= torch.logspace(0.5, 1.0, 4)
-    seen = observe(model, [x], keep=True)
-    fragile = sensitivities(seen, candidates)
+    observed = observe(model, [x], keep=True)
+    fragile = sensitivities(observed, candidates)
     row = (sound.layer == "2") & (sound.bits == "W4A8")
     assert fragile[row].sensitivity.item() > 10 * sound[row].sensitivity.item()
-    _, report = quantize_mixed(seen, 0.22, spec, candidates=candidates)
+    _, report = quantize_mixed(observed, 0.22, spec, candidates=candidates)
     assert report.layers["2"] == "W8A8"
     assert list(report.layers.values()).count("W4A8") >= 2
 
 
-def test_float_classifier_and_labels(seen: Observed) -> None:
-    _, report = float_classifier(seen, QuantSpec.parse("W4A8"))
-    assert seen.order[-1] not in report.layers and len(report.layers) == len(seen.order) - 1
-    assert report.left_float[seen.order[-1]] == "was asked to stay in float"
+def test_float_classifier_and_labels(observed: Observed) -> None:
+    _, report = float_classifier(observed, QuantSpec.parse("W4A8"))
+    assert observed.order[-1] not in report.layers and len(report.layers) == len(observed.order) - 1
+    assert report.left_float[observed.order[-1]] == "was asked to stay in float"
     labelled = [(images(), torch.arange(24) % 2)]
-    _, mixed = quantize_mixed(seen, 0.2, FREE, labelled=labelled)
+    _, mixed = quantize_mixed(observed, 0.2, FREE, labelled=labelled)
     assert mixed.corrections["mixed_precision"]["measure"] == "loss"
 
 
-def test_learnt_rounding_of_an_allocation(seen: Observed) -> None:
+def test_learnt_rounding_of_an_allocation(observed: Observed) -> None:
     spec = dataclasses.replace(FREE, rounding="adaround", iterations=5)
-    _, report = quantize_mixed(seen, 0.2, spec)
-    assert report.size_bytes <= 0.2 * seen.float_bytes
+    _, report = quantize_mixed(observed, 0.2, spec)
+    assert report.size_bytes <= 0.2 * observed.float_bytes
     assert {"mixed_precision", "reconstruction"} <= set(report.corrections)
 
 
@@ -285,10 +285,12 @@ def test_corrections_count_towards_the_budget() -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 32, 3, bias=False), nn.ReLU(), nn.Conv2d(32, 32, 1, bias=False), nn.ReLU()
     ).extend([nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 2, bias=False)])
-    seen = observe(model.eval(), [torch.randn(8, 3, 12, 12)], keep=True)
-    budget = quantize_observed(seen, QuantSpec.parse("W6A8"))[1].size_bytes
-    _, report = quantize_mixed(seen, budget, QuantSpec(bias_correction=True))
+    observed = observe(model.eval(), [torch.randn(8, 3, 12, 12)], keep=True)
+    budget = quantize_observed(observed, QuantSpec.parse("W6A8"))[1].size_bytes
+    _, report = quantize_mixed(observed, budget, QuantSpec(bias_correction=True))
     assert report.size_bytes <= budget
-    smallest = quantize_observed(seen, QuantSpec.parse("W2A8", bias_correction=True))[1].size_bytes
+    smallest = quantize_observed(observed, QuantSpec.parse("W2A8", bias_correction=True))[
+        1
+    ].size_bytes
     with pytest.raises(ValueError, match=f"raise the budget to at least {smallest} bytes"):
-        quantize_mixed(seen, smallest - 1, QuantSpec(bias_correction=True))
+        quantize_mixed(observed, smallest - 1, QuantSpec(bias_correction=True))

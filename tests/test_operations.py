@@ -33,7 +33,7 @@ from fairq_utils.training import architectures
 BOTH = {"residuals": True, "attention_products": True}
 
 
-def pictures(count: int = 8, side: int = 64, seed: int = 0) -> Tensor:
+def images(count: int = 8, side: int = 64, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, 8, 8, generator=generator)
     smooth = F.interpolate(coarse, side, mode="bilinear")
@@ -105,7 +105,7 @@ def test_an_addition_by_hand(how: str) -> None:
     spec = QuantSpec.parse("W8A4", residuals=True)
     quantized, report = quantize_static(model, spec, [x], layers={"conv": None})
     assert report.operations == {"addition": "A4"}
-    # The input spans -1 to 14: step 1, zero-point 1. The answer spans -2 to 28: step 2.
+    # The input spans -1 to 14: step 1, zero-point 1. The output spans -2 to 28: step 2.
     assert quantized.operation_scales.tolist() == [1.0, 2.0]
     assert quantized.operation_zero_points.tolist() == [1, 1]
     # Operands -1, 6.4, 14, 0.4 and -2, 6.4, 28, 0.4 become -1, 6, 14, 0 and -2, 6, 28, 0.
@@ -191,7 +191,7 @@ def test_explicit_attention_is_that_of_torch(options: dict[str, object]) -> None
 def test_operations_of_every_architecture(
     name: str, additions: int, attentions: int, gates: int
 ) -> None:
-    model, x = architectures.build(name, image_size=64).eval(), pictures(2)
+    model, x = architectures.build(name, image_size=64).eval(), images(2)
     found = survey(model, x)
     kinds = [operation.site.kind for operation in found.operations]
     assert (kinds.count("addition"), kinds.count("attention")) == (additions, attentions)
@@ -234,20 +234,20 @@ class Gated(nn.Module):
 @pytest.mark.parametrize("inplace", [False, True])
 def test_gates_and_silu_are_computed_from_their_grids(inplace: bool) -> None:
     torch.manual_seed(0)
-    x, model = pictures(8, 16), Gated(inplace).eval()
+    x, model = images(8, 16), Gated(inplace).eval()
     quantized, report = quantize_static(model, QuantSpec(gates=True, first_last_bits=None), [x])
     assert set(report.operations) == {"act: SiLU", "gate"}
     assert not {"act", "gates"} & set(report.left_float)
 
-    def rounded(seen: Tensor, asked: Tensor) -> Tensor:
-        low, high = min(float(seen.min()), 0.0), max(float(seen.max()), 0.0)
+    def rounded(calibrated: Tensor, asked: Tensor) -> Tensor:
+        low, high = min(float(calibrated.min()), 0.0), max(float(calibrated.max()), 0.0)
         scale = (high - low) / 255
         zero = round(-low / scale)
         return torch.fake_quantize_per_tensor_affine(asked, scale, zero, 0, 255)
 
-    def silu(of: Tensor, seen: Tensor) -> Tensor:
-        left, right = rounded(seen, of), rounded(seen.sigmoid(), rounded(seen, of).sigmoid())
-        return rounded(F.silu(seen), left * right)
+    def silu(of: Tensor, plain: Tensor) -> Tensor:
+        left = rounded(plain, of)
+        return rounded(F.silu(plain), left * rounded(plain.sigmoid(), left.sigmoid()))
 
     with torch.no_grad():
         before = model.conv(x)
@@ -263,15 +263,15 @@ def test_gates_and_silu_are_computed_from_their_grids(inplace: bool) -> None:
 
 
 def test_gates_that_were_not_observed_are_asked_for_by_name() -> None:
-    seen = observe(Gated().eval(), [pictures(4, 16)])
+    observed = observe(Gated().eval(), [images(4, 16)])
     with pytest.raises(ValueError, match="gates were not observed; give observe gates=True"):
-        quantize_observed(seen, QuantSpec(gates=True))
+        quantize_observed(observed, QuantSpec(gates=True))
 
 
 @pytest.mark.parametrize("name", ["resnet50", "vit_small"])
 def test_answers_stay_close_with_both_options(name: str) -> None:
     torch.manual_seed(0)
-    model, x = architectures.build(name, image_size=64).eval(), pictures(8)
+    model, x = architectures.build(name, image_size=64).eval(), images(8)
     nn.init.normal_(architectures.classifier(model).weight, std=0.2)
     if name == "vit_small":  # tokens of the size that training gives them
         nn.init.normal_(model.cls_token)
@@ -280,10 +280,10 @@ def test_answers_stay_close_with_both_options(name: str) -> None:
     assert len(report.operations) == (16 if name == "resnet50" else 48)
     assert not {"residual additions", "attention products"} & set(report.left_float)
     with torch.no_grad():
-        answer = model(x)
-        assert sqnr(answer, quantized(x)) > 20
+        output = model(x)
+        assert sqnr(output, quantized(x)) > 20
         use_integers(quantized)
-        assert sqnr(answer, quantized(x)) > 20
+        assert sqnr(output, quantized(x)) > 20
     if name == "vit_small":
         assert report.operations["blocks.0.attn: scores x values"] == "A8"
         assert report.operations["blocks.0: addition 2"] == "A8"
@@ -375,21 +375,21 @@ def attentive() -> tuple[nn.Module, Tensor, nn.Module, QuantReport]:
 
 def test_a_model_with_operations_is_copied_saved_and_loaded(tmp_path: Path) -> None:
     model, x, quantized, _ = attentive()
-    answer = quantized(x)
+    output = quantized(x)
     assert [name for name, _ in quantized.named_modules() if "." not in name] == ["", "0", "1", "2"]
     assert len(quantized) == 3  # type: ignore[arg-type]
     assert inspect.signature(quantized.forward) == inspect.signature(model.forward)
     copied = copy.deepcopy(quantized)
-    assert torch.equal(copied(x), answer)
+    assert torch.equal(copied(x), output)
     copied.operation_scales.mul_(4)  # type: ignore[union-attr, operator]
-    assert not torch.equal(copied(x), answer)  # the copy reads its own grids,
-    assert torch.equal(quantized(x), answer)  # and the model its own
+    assert not torch.equal(copied(x), output)  # the copy reads its own grids,
+    assert torch.equal(quantized(x), output)  # and the model its own
     copied.load_state_dict(quantized.state_dict())
-    assert torch.equal(copied(x), answer)
+    assert torch.equal(copied(x), output)
     torch.save(quantized, tmp_path / "model.pt")
     again = torch.load(tmp_path / "model.pt", weights_only=False)
-    assert torch.equal(again(x), answer)
-    assert torch.equal(quantized.to("cpu", torch.float32)(x), answer)
+    assert torch.equal(again(x), output)
+    assert torch.equal(quantized.to("cpu", torch.float32)(x), output)
     assert quantized.state_dict()["operation_scales"].shape == (8,)
 
 
@@ -417,28 +417,28 @@ def test_nothing_is_left_behind_when_a_pass_breaks_off(error: BaseException) -> 
     torch.manual_seed(0)
     x = torch.randn(3, 2, 4, 4)
     quantized, _ = quantize_static(Raising(), QuantSpec(residuals=True), [x])
-    answer = quantized(x)
+    output = quantized(x)
     quantized.error = error  # type: ignore[assignment]
     with pytest.raises(type(error)):
         quantized(x)
     assert not _get_current_function_mode_stack()
     assert torch.equal(x + x, 2 * x)
     quantized.error = None  # type: ignore[assignment]
-    assert torch.equal(quantized(x), answer)
+    assert torch.equal(quantized(x), output)
 
 
 def test_a_pass_holds_on_to_no_tensor() -> None:
     _, x, quantized, _ = attentive()
-    seen: list[weakref.ref[Tensor]] = []
+    met: list[weakref.ref[Tensor]] = []
     quantized[1].register_forward_hook(  # type: ignore[index, union-attr, operator]
-        lambda _, inputs, output: seen.extend((weakref.ref(inputs[0]), weakref.ref(output)))
+        lambda _, inputs, output: met.extend((weakref.ref(inputs[0]), weakref.ref(output)))
     )
     gc.collect()
     gc.disable()
     try:
         with torch.no_grad():
             quantized(x)
-        assert [reference() for reference in seen] == [None, None]
+        assert [reference() for reference in met] == [None, None]
     finally:
         gc.enable()
 
@@ -446,10 +446,10 @@ def test_a_pass_holds_on_to_no_tensor() -> None:
 def test_a_model_with_operations_can_be_exported() -> None:
     _, x, quantized, _ = attentive()
     with torch.no_grad():
-        answer = quantized(x)
+        output = quantized(x)
         exported = torch.export.export(quantized, (x,)).module()
-        assert sqnr(answer, exported(x)) > 60
-        assert torch.equal(quantized(x), answer)
+        assert sqnr(output, exported(x)) > 60
+        assert torch.equal(quantized(x), output)
 
 
 def test_quantized_models_can_stand_inside_others() -> None:
@@ -466,10 +466,10 @@ def test_without_the_options_nothing_is_entered() -> None:
     assert not hasattr(quantized, "operation_scales")
     with pytest.raises(ValueError, match="residuals were not observed; give observe residuals"):
         quantize_observed(observe(model, [x]), QuantSpec(residuals=True))
-    seen = observe(model, [x], **BOTH)
+    observed = observe(model, [x], **BOTH)
     with pytest.raises(ValueError, match="ranges by 'mse' were not observed"):
-        quantize_observed(seen, QuantSpec(activation_range="mse", **BOTH))
-    quantized, _ = quantize_observed(seen, QuantSpec())  # observed, and not asked for
+        quantize_observed(observed, QuantSpec(activation_range="mse", **BOTH))
+    quantized, _ = quantize_observed(observed, QuantSpec())  # observed, and not asked for
     assert "forward" not in vars(quantized)
 
 
@@ -504,8 +504,8 @@ def test_operations_join_learnt_roundings(rounding: str) -> None:
 def test_training_goes_through_operations_and_leaves_their_grids() -> None:
     model, x, _, _ = attentive()
     spec = QuantSpec(**BOTH)
-    seen = observe(model, [x], **BOTH)
-    prepared = prepare_qat(seen, spec)
+    observed = observe(model, [x], **BOTH)
+    prepared = prepare_qat(observed, spec)
     grids = prepared.operation_scales.clone()  # type: ignore[operator]
     optimizer = torch.optim.SGD(prepared.parameters(), lr=0.1)
     losses = []
@@ -518,7 +518,7 @@ def test_training_goes_through_operations_and_leaves_their_grids() -> None:
         losses.append(loss.item())
     assert losses[-1] < losses[0]
     assert torch.equal(prepared.operation_scales, grids)
-    finished, report = finish_qat(prepared, seen, spec)
+    finished, report = finish_qat(prepared, observed, spec)
     assert len(report.operations) == 4
     with torch.no_grad():
         assert sqnr(prepared.eval()(x), finished(x)) > 40

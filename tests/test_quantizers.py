@@ -24,13 +24,13 @@ from fairq_utils.quantizers import onednn as kernels
 from fairq_utils.quantizers.folding import fold_batch_norms
 from fairq_utils.quantizers.grids import input_grid
 from fairq_utils.quantizers.layers import QuantConv2d, QuantLinear
-from fairq_utils.quantizers.observers import Extremes, Histogram
+from fairq_utils.quantizers.observers import HistogramObserver, MinMaxObserver
 from fairq_utils.quantizers.weights import quantize_weight
 from fairq_utils.training import architectures
 from fairq_utils.training.zoo import ARCHITECTURES
 
 
-def pictures(count: int = 8, side: int = 64, seed: int = 0) -> Tensor:
+def images(count: int = 8, side: int = 64, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, 8, 8, generator=generator)
     smooth = nn.functional.interpolate(coarse, side, mode="bilinear")
@@ -49,13 +49,13 @@ def _lively(name: str) -> nn.Module:
     model.train()
     with torch.no_grad():
         for seed in range(4):
-            model(pictures(16, seed=seed))
+            model(images(16, seed=seed))
     nn.init.normal_(architectures.classifier(model).weight, std=0.2)
     return model.eval()
 
 
 def lively(name: str) -> nn.Module:
-    """An architecture whose batch norms have seen data, so that folding has something to do."""
+    """An architecture whose batch norms have statistics, so that folding has something to do."""
     return copy.deepcopy(_lively(name))
 
 
@@ -145,9 +145,9 @@ def test_simulation_equals_integer_arithmetic(kind: str, bits: str) -> None:
 
 
 def test_minmax_sees_all_batches() -> None:
-    observer = Extremes()
+    observer = MinMaxObserver()
     for batch in (torch.tensor([1.0, 2.0]), torch.tensor([-3.0, 0.5])):
-        observer.see(batch)
+        observer.update(batch)
     assert (observer.low, observer.high) == (-3.0, 2.0)
 
 
@@ -157,9 +157,9 @@ def test_percentile_equals_the_quantile_of_all_values(scale: float) -> None:
     batches = [
         torch.from_numpy(scale * rng.standard_t(3, 20_000) * (1 + i)).float() for i in range(6)
     ]
-    observer = Histogram()
+    observer = HistogramObserver()
     for batch in batches:
-        observer.see(batch)
+        observer.update(batch)
     every = torch.cat(batches).numpy()
     low, high = observer.central(99.0)
     bins = float(every.max() - every.min()) / 2048
@@ -169,8 +169,8 @@ def test_percentile_equals_the_quantile_of_all_values(scale: float) -> None:
 
 
 def test_percentile_of_a_constant_is_that_constant() -> None:
-    observer = Histogram()
-    observer.see(torch.full((10,), 2.5))
+    observer = HistogramObserver()
+    observer.update(torch.full((10,), 2.5))
     low, high = observer.central(99.9)
     assert low == pytest.approx(2.5, rel=1e-3)
     assert high == pytest.approx(2.5, rel=1e-3)
@@ -179,7 +179,7 @@ def test_percentile_of_a_constant_is_that_constant() -> None:
 # ---- whole models
 
 
-def seen(model: nn.Module, x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+def inputs_and_outputs(model: nn.Module, x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """Input and output of every convolution and linear layer."""
     found: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -197,23 +197,23 @@ def seen(model: nn.Module, x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_layer_of_every_architecture(name: str) -> None:
-    """Each quantized layer, given the input of its float layer, answers nearly the same."""
+    """Each quantized layer, given the input of its float layer, has nearly the same output."""
     model = lively(name)
     before = copy.deepcopy(model.state_dict())
-    x = pictures(16, seed=9)
+    x = images(16, seed=9)
     folded = lively(name)
     fold_batch_norms(folded, x)
-    layers = seen(folded, x)
+    layers = inputs_and_outputs(folded, x)
     with torch.no_grad():
         eight, report = quantize_static(model, QuantSpec.parse("W8A8"), [x[:8], x[8:]])
         four, _ = quantize_static(model, QuantSpec.parse("W4A4", first_last_bits=None), [x])
         dynamic, _ = quantize_dynamic(model, QuantSpec.parse("W8A8", activation="dynamic"), x)
-        for layer, (given, answer) in layers.items():
-            assert sqnr(answer, eight.get_submodule(layer)(given)) > 20, layer
-            assert sqnr(answer, dynamic.get_submodule(layer)(given)) > 20, layer
+        for layer, (given, output) in layers.items():
+            assert sqnr(output, eight.get_submodule(layer)(given)) > 20, layer
+            assert sqnr(output, dynamic.get_submodule(layer)(given)) > 20, layer
             # Four bits less are sixteen times the step: 24 decibels, less what saturates.
-            lost = sqnr(answer, eight.get_submodule(layer)(given)) - sqnr(
-                answer, four.get_submodule(layer)(given)
+            lost = sqnr(output, eight.get_submodule(layer)(given)) - sqnr(
+                output, four.get_submodule(layer)(given)
             )
             assert 10 < lost < 38, layer
     assert set(report.layers) == set(layers)
@@ -228,7 +228,7 @@ def test_every_layer_of_every_architecture(name: str) -> None:
 def test_every_batch_norm_folds_and_the_output_stays(name: str) -> None:
     model = lively(name)
     norms = sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
-    x = pictures(8)
+    x = images(8)
     with torch.no_grad():
         reference = model(x)
         folded, left = fold_batch_norms(model, x)
@@ -258,7 +258,7 @@ def test_what_cannot_be_folded_or_quantized_is_named() -> None:
     for norm in (model.twice, model.sum):
         norm.running_mean.fill_(0.3)
         norm.running_var.fill_(2.0)
-    x = pictures(4, 16)
+    x = images(4, 16)
     quantized, report = quantize_static(model, QuantSpec.parse("W8A8"), [x])
     assert set(report.layers) == {"conv", "other"}
     assert "more than once" in report.left_float["twice"]
@@ -269,15 +269,15 @@ def test_what_cannot_be_folded_or_quantized_is_named() -> None:
 
 
 def test_report_says_what_stays_in_float() -> None:
-    _, report = quantize_static(lively("vit_small"), QuantSpec.parse("W8A8"), [pictures()])
+    _, report = quantize_static(lively("vit_small"), QuantSpec.parse("W8A8"), [images()])
     assert "attention products" in report.left_float
     assert "blocks.0.norm1" in report.left_float
-    _, report = quantize_static(lively("efficientnet_b0"), QuantSpec.parse("W8A8"), [pictures()])
+    _, report = quantize_static(lively("efficientnet_b0"), QuantSpec.parse("W8A8"), [images()])
     assert any("SiLU" in reason for reason in report.left_float.values())
 
 
 def test_first_and_last_layers_keep_eight_bits_unless_told() -> None:
-    model, x = lively("squeezenet1_1"), pictures()
+    model, x = lively("squeezenet1_1"), images()
     _, report = quantize_static(model, QuantSpec.parse("W4A4"), [x])
     bits = list(report.layers.values())
     assert (bits[0], bits[-1], set(bits[1:-1])) == ("W8A8", "W8A8", {"W4A4"})
@@ -296,7 +296,7 @@ def test_size_counts_packed_integers_and_scales() -> None:
 
 
 def test_dynamic_answers_do_not_depend_on_the_batch() -> None:
-    model, x = lively("mobilenet_v2"), pictures(6)
+    model, x = lively("mobilenet_v2"), images(6)
     quantized, _ = quantize_dynamic(model, QuantSpec.parse("W8A8", activation="dynamic"), x)
     layer = quantized.conv_stem
     rival = torch.cat([x[:3], 50 * x[3:]])
@@ -310,7 +310,7 @@ def test_dynamic_answers_do_not_depend_on_the_batch() -> None:
 
 
 def test_calibration_is_one_pass_over_a_stream() -> None:
-    model, x = lively("squeezenet1_1"), pictures(12)
+    model, x = lively("squeezenet1_1"), images(12)
     whole, _ = quantize_static(model, QuantSpec.parse("W8A8"), [x])
     streamed, report = quantize_static(
         model, QuantSpec.parse("W8A8"), (x[i : i + 4] for i in (0, 4, 8))
@@ -321,7 +321,7 @@ def test_calibration_is_one_pass_over_a_stream() -> None:
 
 
 def test_state_survives_saving_and_moving() -> None:
-    model, x = lively("squeezenet1_1"), pictures()
+    model, x = lively("squeezenet1_1"), images()
     spec = QuantSpec.parse("W8A8")
     first, _ = quantize_static(model, spec, [x])
     second, _ = quantize_static(model, spec, [3 * x])
@@ -333,7 +333,7 @@ def test_state_survives_saving_and_moving() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU; none was found")
 def test_cuda_agrees_with_cpu() -> None:
-    model, x = lively("mobilenet_v2"), pictures()
+    model, x = lively("mobilenet_v2"), images()
     here, _ = quantize_static(model, QuantSpec.parse("W8A8"), [x])
     there, _ = quantize_static(model.cuda(), QuantSpec.parse("W8A8"), [x.cuda()])
     with torch.no_grad():
@@ -462,10 +462,10 @@ def test_one_observation_serves_several_specs() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3))
     batches = [torch.randn(4, 3, 9, 9) for _ in range(3)]
-    seen = observe(model.eval(), batches, ("minmax", "percentile"))
+    observed = observe(model.eval(), batches, ("minmax", "percentile"))
     for bits, rule in (("W8A8", "minmax"), ("W4A4", "percentile")):
         spec = QuantSpec.parse(bits, activation_range=rule, percentile=99.0)
-        shared, report = quantize_observed(seen, spec)
+        shared, report = quantize_observed(observed, spec)
         alone, expected = quantize_static(model, spec, batches)
         assert torch.equal(shared(batches[0]), alone(batches[0]))
         assert report == expected
@@ -474,7 +474,7 @@ def test_one_observation_serves_several_specs() -> None:
         quantize_observed(only, QuantSpec(activation_range="percentile"))
 
 
-def test_nan_pictures_are_refused_by_a_static_model_not_answered() -> None:
+def test_nan_images_are_refused_by_a_static_model_not_computed() -> None:
     model, _ = quantize_static(nn.Sequential(nn.Linear(4, 2)), QuantSpec(), [torch.rand(8, 4)])
     for _ in range(2):
         with pytest.raises(ValueError, match="the input of the quantized model: a value is NaN"):

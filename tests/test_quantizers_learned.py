@@ -293,10 +293,10 @@ def test_qat_starts_at_the_calibrated_model_and_ends_in_its_integers() -> None:
     model.eval()
     before = copy.deepcopy(model.state_dict())
     x, y = torch.rand(64, 3, 9, 9), torch.arange(64) % 2
-    seen = observe(model, [x], ["mse"])
+    observed = observe(model, [x], ["mse"])
     spec = QuantSpec.parse("W4A4", weight_range="mse", activation_range="mse", first_last_bits=None)
-    tuned = prepare_qat(seen, spec)
-    calibrated, _ = quantize_observed(seen, spec)
+    tuned = prepare_qat(observed, spec)
+    calibrated, _ = quantize_observed(observed, spec)
     with torch.no_grad():
         torch.testing.assert_close(tuned(x), calibrated(x), rtol=1e-4, atol=1e-4)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in tuned.modules())
@@ -311,17 +311,17 @@ def test_qat_starts_at_the_calibrated_model_and_ends_in_its_integers() -> None:
     assert losses[-1] < 0.9 * losses[0]
     layers = [m for m in tuned.modules() if isinstance(m, LearnedLayer)]
     assert all(float((layer.weights.multiple - 1).abs().max()) > 0 for layer in layers)
-    quantized, report = finish_qat(tuned, seen, spec)
+    quantized, report = finish_qat(tuned, observed, spec)
     with torch.no_grad():
         torch.testing.assert_close(quantized(x), tuned(x), rtol=1e-4, atol=1e-4)
     assert set(report.layers) == {"0", "4"}
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    control = folded_float(seen)
+    plain = folded_float(observed)
     with torch.no_grad():
-        torch.testing.assert_close(control(x), model(x), rtol=1e-4, atol=1e-4)
-    assert all(p.requires_grad for p in control.parameters())
+        torch.testing.assert_close(plain(x), model(x), rtol=1e-4, atol=1e-4)
+    assert all(p.requires_grad for p in plain.parameters())
     with pytest.raises(ValueError, match="are what training replaces"):
-        prepare_qat(seen, QuantSpec(bias_correction=True))
+        prepare_qat(observed, QuantSpec(bias_correction=True))
 
 
 def test_a_channel_of_zeros_can_learn_and_steps_are_not_decayed() -> None:
@@ -342,9 +342,9 @@ def test_a_channel_of_zeros_can_learn_and_steps_are_not_decayed() -> None:
 
 def test_what_was_asked_to_stay_in_float_is_said_after_training_too() -> None:
     model, x = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(16, 6)
-    seen, spec = observe(model, [x]), QuantSpec()
-    tuned = prepare_qat(seen, spec, {"2": None})
-    quantized, report = finish_qat(tuned, seen, spec, {"2": None})
+    observed, spec = observe(model, [x]), QuantSpec()
+    tuned = prepare_qat(observed, spec, {"2": None})
+    quantized, report = finish_qat(tuned, observed, spec, {"2": None})
     assert report.left_float["2"] == "was asked to stay in float"
     assert not any(module.training for module in quantized.modules())
 
@@ -374,8 +374,8 @@ def test_layers_called_through_a_list_are_not_called_quantized() -> None:
         assert set(report.layers) == {"c"}
         assert "through a list" in report.left_float["a"]
         assert not isinstance(quantized.a, Quantized)
-    seen = observe(model, [x])
-    _, report = finish_qat(prepare_qat(seen, QuantSpec()), seen, QuantSpec())
+    observed = observe(model, [x])
+    _, report = finish_qat(prepare_qat(observed, QuantSpec()), observed, QuantSpec())
     assert set(report.layers) == {"c"}
     assert "through a list" in report.left_float["b"]
 
@@ -409,11 +409,11 @@ def test_a_convolution_that_is_read_twice_is_not_folded(offset: float) -> None:
     model.bn.running_mean.normal_()
     model.bn.running_var.fill_(9.0)
     model.f.bias.data.fill_(offset)
-    seen = observe(model.eval(), [x])
-    assert not seen.folded
-    assert "something else reads the convolution" in seen.left["bn"]
+    observed = observe(model.eval(), [x])
+    assert not observed.folded
+    assert "something else reads the convolution" in observed.left["bn"]
     with torch.no_grad():
-        torch.testing.assert_close(seen.model(x), model(x))
+        torch.testing.assert_close(observed.model(x), model(x))
 
 
 def test_a_layer_read_between_modules_is_not_equalized() -> None:
@@ -481,13 +481,13 @@ def test_what_makes_no_sense_is_refused_or_said() -> None:
     quantized, _ = quantize_static(model, QuantSpec(), [x])
     with pytest.raises(ValueError, match="layer 0 is quantized already; give the float model"):
         quantize_static(quantized, QuantSpec(), [x])
-    seen = observe(model, [x])
-    tuned = prepare_qat(seen, QuantSpec.parse("W4A4"))
+    observed = observe(model, [x])
+    tuned = prepare_qat(observed, QuantSpec.parse("W4A4"))
     with pytest.raises(ValueError, match="layer 0 was prepared as W8A8, and spec or layers say"):
-        finish_qat(tuned, seen, QuantSpec.parse("W4A4", first_last_bits=None))
+        finish_qat(tuned, observed, QuantSpec.parse("W4A4", first_last_bits=None))
     tuned[0].layer.weight.data.fill_(float("nan"))
     with pytest.raises(ValueError, match=r"finish_qat: a value of 0\.layer\.weight is NaN"):
-        finish_qat(tuned, seen, QuantSpec.parse("W4A4"))
+        finish_qat(tuned, observed, QuantSpec.parse("W4A4"))
     with pytest.raises(ValueError, match="calibration batch 1 is empty; leave it out"):
         quantize_static(model, QuantSpec(), [x, x[:0]])
     masked = nn.Sequential(nn.Linear(4, 2))
@@ -502,5 +502,5 @@ def test_packed_weights_do_not_stop_a_copy() -> None:
     x = torch.randn(9, 4)
     quantized, _ = quantize_static(nn.Sequential(nn.Linear(4, 2)), QuantSpec(), [x])
     use_integers(quantized)
-    answer = quantized(x)
-    assert torch.equal(copy.deepcopy(quantized)(x), answer)
+    output = quantized(x)
+    assert torch.equal(copy.deepcopy(quantized)(x), output)

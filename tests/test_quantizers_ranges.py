@@ -16,7 +16,7 @@ from fairq_utils.quantizers.grids import (
     weight_grid,
 )
 from fairq_utils.quantizers.layers import QuantConv2d
-from fairq_utils.quantizers.observers import MOMENTUM, Extremes, RelativeHistogram
+from fairq_utils.quantizers.observers import MOMENTUM, MinMaxObserver, RelativeHistogramObserver
 from fairq_utils.quantizers.ranges import InputStatistics, summed_error, weight_limits
 from fairq_utils.quantizers.spec import WIDTHS
 from fairq_utils.quantizers.weights import dequantize_weight, quantize_weight, spread, to_rows
@@ -117,7 +117,7 @@ def test_least_error_is_the_least_of_all_symmetric_ranges(bits: int) -> None:
 def test_inputs_by_error_and_entropy_clip_the_tail_and_beat_minmax(bits: int) -> None:
     x = tailed().relu()
     statistics = InputStatistics()
-    statistics.see(x[None])  # one sample: its own power weighs all of its values alike
+    statistics.update(x[None])  # one sample: its own power weighs all of its values alike
 
     def error(rule: str) -> float:
         low, high = statistics.range(rule, bits)
@@ -166,10 +166,10 @@ def test_error_from_sums_is_that_of_every_value(bits: int, scheme: str) -> None:
 
 
 def test_every_sample_weighs_alike_in_the_histogram() -> None:
-    histogram = RelativeHistogram()
+    histogram = RelativeHistogramObserver()
     x = torch.stack([torch.tensor([1.0, -1.0, 0.0, 0.0]), torch.tensor([0.0, 300.0, 0.0, 0.0])])
-    histogram.see(x)
-    histogram.see(torch.zeros(2, 4))  # no power, no error to count
+    histogram.update(x)
+    histogram.update(torch.zeros(2, 4))  # no power, no error to count
     values, weights = histogram.filled()
     assert values.tolist() == sorted(values.tolist())
     found = dict(zip(values.tolist(), weights.tolist(), strict=True))
@@ -184,65 +184,65 @@ def test_every_sample_weighs_alike_in_the_histogram() -> None:
 
 def test_order_of_memory_does_not_matter_to_a_histogram() -> None:
     x = torch.randn(3, 5, 4, 2)
-    first, second = RelativeHistogram(), RelativeHistogram()
-    first.see(x)
-    second.see(x.contiguous(memory_format=torch.channels_last))
+    first, second = RelativeHistogramObserver(), RelativeHistogramObserver()
+    first.update(x)
+    second.update(x.contiguous(memory_format=torch.channels_last))
     torch.testing.assert_close(first.weights, second.weights, rtol=1e-5, atol=0)
 
 
 def test_a_range_is_found_again_after_more_was_seen() -> None:
     statistics = InputStatistics()
-    statistics.see(torch.linspace(0, 1, 100)[None])
+    statistics.update(torch.linspace(0, 1, 100)[None])
     before = statistics.range("mse", 4)
     assert statistics.range("mse", 4) == before
-    statistics.see(torch.linspace(0, 5, 100)[None])
+    statistics.update(torch.linspace(0, 5, 100)[None])
     assert statistics.range("mse", 4)[1] > 2 * before[1]
 
 
 def test_models_of_one_calibration_share_no_memory() -> None:
     torch.manual_seed(3)
     x = torch.randn(4, 6)
-    seen = observe(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)), [x])
-    first, _ = quantize_observed(seen, QuantSpec())
+    observed = observe(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)), [x])
+    first, _ = quantize_observed(observed, QuantSpec())
     expected = first(x)
     for value in first.buffers():
         value.zero_()
-    again, _ = quantize_observed(seen, QuantSpec())
+    again, _ = quantize_observed(observed, QuantSpec())
     assert torch.equal(again(x), expected)
 
 
 def test_more_bits_make_the_least_error_range_wider() -> None:
     statistics = InputStatistics()
-    statistics.see(tailed().relu()[None])
+    statistics.update(tailed().relu()[None])
     highs = [statistics.range("mse", bits)[1] for bits in WIDTHS]
     assert highs == sorted(highs)
     assert highs[0] < highs[-1]
 
 
 def test_moving_average_by_hand() -> None:
-    extremes = Extremes()
+    observer = MinMaxObserver()
     for batch in ([0.0, 1.0], [-1.0, 3.0], [0.0, 2.0]):
-        extremes.see(torch.tensor(batch))
+        observer.update(torch.tensor(batch))
     low = (0 + MOMENTUM * (-1 - 0)) * (1 - MOMENTUM)
     high = 1 + MOMENTUM * (3 - 1)
     high += MOMENTUM * (2 - high)
-    assert extremes.average == (pytest.approx(low), pytest.approx(high))
+    assert observer.average == (pytest.approx(low), pytest.approx(high))
 
 
 def test_statistics_do_not_grow_with_the_stream() -> None:
     statistics = InputStatistics()
     sizes = set()
     for seed in range(5):
-        statistics.see(torch.randn(10, 1000, generator=torch.Generator().manual_seed(seed)))
+        statistics.update(torch.randn(10, 1000, generator=torch.Generator().manual_seed(seed)))
         assert statistics.histogram is not None and statistics.relative is not None
         sizes.add((statistics.histogram.counts.numel(), statistics.relative.weights.numel()))
     assert len(sizes) == 1
-    assert not [v for v in vars(statistics.extremes).values() if isinstance(v, Tensor)]
+    assert not [v for v in vars(statistics.minmax).values() if isinstance(v, Tensor)]
 
 
 def test_a_rule_that_was_not_watched_is_refused() -> None:
     statistics = InputStatistics(["minmax", "percentile"])
-    statistics.see(torch.rand(5, 2))
+    statistics.update(torch.rand(5, 2))
     with pytest.raises(ValueError, match="'mse' needs a histogram, and none was kept"):
         statistics.range("mse", 8)
 
@@ -268,7 +268,7 @@ def test_weights_only() -> None:
     ],
 )
 def test_every_grid_computes_what_its_integers_say(options: dict[str, object]) -> None:
-    """The layer's answer from its own integers, in float64."""
+    """The layer's output from its own integers, in float64."""
     torch.manual_seed(0)
     layer, x = nn.Conv2d(6, 4, 3, padding=1), torch.randn(8, 6, 7, 7)
     spec = QuantSpec.parse("W4A8", first_last_bits=None, **options)
@@ -308,12 +308,12 @@ def test_an_input_that_grows_infinite_is_refused_by_the_name_of_the_layer() -> N
 
 
 def test_one_odd_picture_does_not_set_the_range_of_all_others() -> None:
-    """A picture 300 times as strong as the others, on both sides of zero."""
+    """An image 300 times as strong as the others, on both sides of zero."""
     x = torch.randn(256, 400, generator=torch.Generator().manual_seed(0))
     x[17] *= 300
     statistics = InputStatistics()
     for part in x.split(64):
-        statistics.see(part)
+        statistics.update(part)
     low, high = statistics.range("mse", 4)
     grid = input_grid(torch.tensor(low), torch.tensor(high), 4)
     noise = (on_grid(x, *grid, 0, 15) - x).square().sum(1) / x.square().sum(1)
@@ -328,7 +328,7 @@ def test_zeros_of_a_relu_do_not_set_the_range_by_entropy() -> None:
     x = torch.empty(1, 100_000).exponential_(generator=generator)
     x[:, :70_000] = 0.0
     statistics = InputStatistics()
-    statistics.see(x)
+    statistics.update(x)
     for bits in (4, 8):
         low, high = statistics.range("entropy", bits)
         grid = input_grid(torch.tensor(low), torch.tensor(high), bits)

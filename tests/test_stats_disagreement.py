@@ -1,4 +1,4 @@
-"""Flips between populations of models, and whose pictures these are."""
+"""Flips between populations of models, and the groups of these images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fairq_utils import stats
 RNG = np.random.default_rng(0)
 
 
-def test_modal_answers_and_exemplars_image_by_image() -> None:
+def test_modal_predictions_and_exemplars_image_by_image() -> None:
     full, quantized = RNG.integers(0, 3, (5, 200)), RNG.integers(0, 3, (4, 200))
     found = stats.exemplars(full, quantized)
     for i in range(200):
@@ -29,8 +29,8 @@ def test_modal_answers_and_exemplars_image_by_image() -> None:
 
 
 def test_the_same_population_has_no_exemplars() -> None:
-    answers = RNG.integers(0, 2, (5, 50))
-    assert not stats.exemplars(answers, answers[::-1]).chosen.any()
+    predicted = RNG.integers(0, 2, (5, 50))
+    assert not stats.exemplars(predicted, predicted[::-1]).chosen.any()
 
 
 def test_over_representation_by_hand() -> None:

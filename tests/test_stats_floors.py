@@ -112,7 +112,7 @@ def test_mcnemar(lost: int, won: int) -> None:
 
 
 def test_mcnemar_by_hand() -> None:
-    # Three discordant answers, all lost: 2 x 1/8 exact, less the point probability 1/8.
+    # Three discordant predictions, all lost: 2 x 1/8 exact, less the point probability 1/8.
     assert stats.mcnemar_mid_p(3, 0) == pytest.approx(1 / 8)
 
 

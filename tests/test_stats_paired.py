@@ -107,7 +107,7 @@ def test_shared_images_are_the_resampling_of_seeds_and_rows() -> None:
 
 
 def test_calibration_draws_are_crossed_with_seeds() -> None:
-    """One draw's harm shows in every seed, so it does not average out over seeds."""
+    """One draw's change shows in every seed, so it does not average out over seeds."""
     base = table(rows(0, n=6000))
     spoilt = base.copy()
     spoilt[:, :, 0, 1] += spoilt[:, :, 0, 0] // 2

@@ -132,8 +132,10 @@ def test_change_sd_is_that_of_simulated_flips() -> None:
         flipped = rng.binomial(n, f, 40000)
         changes.append((2 * rng.binomial(flipped, 0.5) - flipped) / n)
     drift = rng.normal(0, 0.01, 40000)
-    seen = np.std(changes[0] - changes[1] + drift)
-    assert stats.change_sd([0.06, 0.02], [300, 500], between=0.01) == pytest.approx(seen, rel=0.02)
+    observed = np.std(changes[0] - changes[1] + drift)
+    assert stats.change_sd([0.06, 0.02], [300, 500], between=0.01) == pytest.approx(
+        observed, rel=0.02
+    )
 
 
 @pytest.mark.parametrize("seeds", [1, 5, 12])

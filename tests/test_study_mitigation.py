@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fairq_utils.mitigation.methods import METHODS
 from matplotlib.figure import Figure
 
 from fairq_utils.bench import throughput

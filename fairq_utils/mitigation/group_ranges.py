@@ -19,7 +19,7 @@ from fairq_utils.mitigation.sample import Sample
 from fairq_utils.quantizers.calibrate import Observed, observe
 from fairq_utils.quantizers.grids import input_grid
 from fairq_utils.quantizers.methods import MSE, Fit, Result, Task, method
-from fairq_utils.quantizers.observers import Counts, central, filled
+from fairq_utils.quantizers.observers import CountObserver, central, filled
 from fairq_utils.quantizers.post_training import edge_spec, quantize_observed
 from fairq_utils.quantizers.ranges import (
     InputStatistics,
@@ -71,7 +71,7 @@ class GroupedStatistics:
 
     def __init__(self, rules: Collection[str], weighting: Weighting, turn: Turn) -> None:
         self.groups: dict[str, InputStatistics] = {}
-        self.counts: dict[str, Counts] = {}
+        self.counts: dict[str, CountObserver] = {}
         self.weighting = weighting
         self._rules, self._turn = {*rules, "mse"}, turn
         self._found: dict[tuple[str, int, str, float], tuple[float, float]] = {}
@@ -81,14 +81,14 @@ class GroupedStatistics:
         """Group -> how many of its images were seen."""
         return {name: self._turn.images[name] for name in self.groups}
 
-    def see(self, x: Tensor) -> None:
+    def update(self, x: Tensor) -> None:
         """Take one batch (B, ...) of the group whose turn it is into account."""
         self._found.clear()
         name = self._turn.group
         if name not in self.groups:
-            self.groups[name], self.counts[name] = InputStatistics(self._rules), Counts()
-        self.groups[name].see(x)
-        self.counts[name].see(x)
+            self.groups[name], self.counts[name] = InputStatistics(self._rules), CountObserver()
+        self.groups[name].update(x)
+        self.counts[name].update(x)
 
     def has(self, rule: str) -> bool:
         """True if :meth:`range` can answer for this rule."""
@@ -116,8 +116,8 @@ class GroupedStatistics:
 
     def _range(self, rule: str, bits: int, scheme: str, percentile: float) -> tuple[float, float]:
         each = list(self.groups.values())
-        low = min(seen.extremes.low for seen in each)
-        high = max(seen.extremes.high for seen in each)
+        low = min(seen.minmax.low for seen in each)
+        high = max(seen.minmax.high for seen in each)
         if rule == "minmax":
             return low, high
         if rule == "mse":
@@ -167,7 +167,7 @@ class GroupedStatistics:
 
     def outside(self, low: float, high: float) -> dict[str, float]:
         """Group -> share of its values below ``low`` or above ``high``."""
-        extremes = {n: (seen.extremes.low, seen.extremes.high) for n, seen in self.groups.items()}
+        extremes = {n: (seen.minmax.low, seen.minmax.high) for n, seen in self.groups.items()}
         return {n: kept.outside(low, high, extremes[n]) for n, kept in self.counts.items()}
 
 
@@ -347,7 +347,7 @@ def clipped(seen: Observed, spec: QuantSpec, ranges: Ranges | None = None) -> pd
         errors = statistics.errors(low, high, own.activation_bits, own.activation_scheme)
         outside = statistics.outside(*_reach(low, high, own))
         for group, images in statistics.images.items():
-            ends = statistics.groups[group].extremes
+            ends = statistics.groups[group].minmax
             row = (group, images, ends.low, ends.high, low, high, outside[group], errors[group])
             rows.append((name, *row))
     return pd.DataFrame(rows, columns=COLUMNS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, cast
@@ -20,7 +21,7 @@ from fairq_utils.quantizers.layers import (
     quantized,
     refuse_quantized,
 )
-from fairq_utils.quantizers.operations import Operations, Watch
+from fairq_utils.quantizers.operations import Operations
 from fairq_utils.quantizers.precision import full_precision
 from fairq_utils.quantizers.ranges import InputStatistics, Statistics
 from fairq_utils.quantizers.report import float_bytes
@@ -34,20 +35,20 @@ MakeStatistics = Callable[[Sequence[str]], Statistics]
 
 @dataclass(frozen=True)
 class Observed:
-    """What calibration leaves behind; any number of specs can be quantized from it.
+    """A calibrated model and its statistics; any number of specs can be quantized from it.
 
     Attributes
     ----------
     model : a copy of the model, its batch norms folded (and its layers equalized)
     order : names of the quantizable layers in the order of execution
-    statistics : layer -> what was seen of its input
+    statistics : layer -> calibration statistics of its input
     equalized : first -> second layer of every equalized pair; None where that was not asked for
     folded, left : names of convolutions with a folded batch norm; layers left alone, and why
     batches : calibration images, where they were kept
-    images : how many calibration images were seen
+    images : how many calibration images there were
     example : one or two of them
     float_bytes : size of the model that came in
-    operations : additions of feature maps and products of attention, and what was seen of them
+    operations : additions of feature maps, products of attention and gates, with their statistics
     """
 
     model: nn.Module
@@ -154,9 +155,8 @@ def observe(
     left |= looked.direct | looked.read
     layers = {n: m for n, m in work.named_modules() if quantizable(m) and n not in looked.read}
     asked = {"residuals": residuals, "attention_products": attention_products, "gates": gates}
-    watch = Watch(
-        work, looked.operations, [name for name in asked if asked[name]], rules, statistics
-    )
+    options = [name for name in asked if asked[name]]
+    operations = Operations.watched(looked.operations, options, lambda: statistics(rules))
     watched = {name: statistics(rules) for name in layers}
     order: list[str] = []
     hooks = [
@@ -165,20 +165,19 @@ def observe(
     ]
     images, kept = 0, []
     with removed_after(hooks), torch.no_grad():
-        for number, batch in enumerate(_chain(first, stream)):
+        for number, batch in enumerate(itertools.chain([first], stream)):
             check_batch(batch, f"quantize_static: calibration batch {number}")
-            watch.run(batch.clone())
+            operations.observe(work, batch.clone())
             images += len(batch)
             if keep:
                 kept.append(batch)
     for name in layers:
         if name not in order:
             left[name] = "was never called during calibration; it stays in float"
-    seen = {name: watched[name] for name in order}
     return Observed(
         work,
         order,
-        seen,
+        {name: watched[name] for name in order},
         pairs,
         folded,
         left,
@@ -186,13 +185,8 @@ def observe(
         images,
         example,
         before,
-        watch.operations(),
+        operations,
     )
-
-
-def _chain(first: Tensor, rest: Iterable[Tensor]) -> Iterable[Tensor]:
-    yield first
-    yield from rest
 
 
 def _observing(name: str, statistics: Statistics, order: list[str]) -> Any:
@@ -201,6 +195,6 @@ def _observing(name: str, statistics: Statistics, order: list[str]) -> Any:
         check_finite(x, f"quantize_static: the input of layer {name}")
         if name not in order:
             order.append(name)
-        statistics.see(x)
+        statistics.update(x)
 
     return hook

@@ -1,4 +1,4 @@
-"""What is refused before anything is computed, or instead of a wrong answer."""
+"""Checks that refuse a model or images before they lead to a wrong output."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def check_batch(batch: object, what: str) -> None:
 def refuse_not_finite(
     model: nn.Module, inputs: tuple[object, ...], named: dict[str, object]
 ) -> None:
-    """Forward pre-hook with keywords: a clipped grid would turn NaN into an ordinary answer."""
+    """Forward pre-hook with keywords: a clipped grid would turn NaN into an ordinary value."""
     if torch.compiler.is_compiling():  # no value is known while a graph is recorded
         return
     for x in (*inputs, *named.values()):

@@ -14,12 +14,57 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
-from torch.utils._pytree import tree_leaves
 
 from fairq_utils.quantizers.layers import quantizable
-from fairq_utils.quantizers.tracing import Reads, first_input, removed_after
+from fairq_utils.quantizers.tracing import Reads, first_input, removed_after, tensors_in
 
 TOLERANCE = 1e-3  # relative to the largest output
+
+
+def fold_batch_norms(model: nn.Module, example: Tensor) -> tuple[list[str], dict[str, str]]:
+    """Fold, in place, every batch norm that directly follows a convolution.
+
+    Parameters
+    ----------
+    model : in evaluation mode
+    example : Tensor
+        A batch for the forward passes.
+
+    Returns
+    -------
+    folded : names of the convolutions
+    left : layers whose batch norm was left, each with the reason
+    """
+    pairs, left = _pairs(model, example)
+    if not pairs:
+        return [], left
+    with torch.no_grad():
+        before = model(example.clone())
+        for pair in pairs:
+            pair.fold()
+        if same_outputs(model(example.clone()), before):
+            return [pair.conv_name for pair in pairs], left
+        # One of them is not what it seemed: undo all, then fold one at a time.
+        for pair in pairs:
+            pair.undo()
+        folded = []
+        for pair in pairs:
+            pair.fold()
+            if same_outputs(model(example.clone()), before):
+                folded.append(pair.conv_name)
+            else:
+                pair.undo()
+                left[pair.conv_name] = "folding its batch norm would change the output"
+    return folded, left
+
+
+def same_outputs(a: Any, b: Any) -> bool:
+    """Check that two outputs (tensors, or containers of them) are the same up to rounding.
+
+    A net below the structural test, which looks at who reads a tensor.
+    """
+    pairs = zip(tensors_in(a), tensors_in(b), strict=True)
+    return all(_same(x, y) for x, y in pairs if x.is_floating_point())
 
 
 @dataclass
@@ -59,45 +104,8 @@ class _Pair:
         setattr(self.model.get_submodule(parent), child, module)
 
 
-def fold_batch_norms(model: nn.Module, example: Tensor) -> tuple[list[str], dict[str, str]]:
-    """Fold, in place, every batch norm that directly follows a convolution.
-
-    Parameters
-    ----------
-    model : in evaluation mode
-    example : Tensor
-        A batch for the forward passes.
-
-    Returns
-    -------
-    folded : names of the convolutions
-    left : layers whose batch norm was left, each with the reason
-    """
-    pairs, left = _pairs(model, example)
-    if not pairs:
-        return [], left
-    with torch.no_grad():
-        before = model(example.clone())
-        for pair in pairs:
-            pair.fold()
-        if same_answers(model(example.clone()), before):
-            return [pair.conv_name for pair in pairs], left
-        # One of them is not what it seemed: undo all, then fold one at a time.
-        for pair in pairs:
-            pair.undo()
-        folded = []
-        for pair in pairs:
-            pair.fold()
-            if same_answers(model(example.clone()), before):
-                folded.append(pair.conv_name)
-            else:
-                pair.undo()
-                left[pair.conv_name] = "folding its batch norm would change the output"
-    return folded, left
-
-
 def _pairs(model: nn.Module, example: Tensor) -> tuple[list[_Pair], dict[str, str]]:
-    produced: dict[int, tuple[nn.Conv2d, Tensor]] = {}
+    produced: dict[int, nn.Conv2d] = {}  # by the identity of its output; ``reads`` keeps it alive
     calls: Counter[nn.Module] = Counter()
     found: list[tuple[nn.Conv2d, nn.BatchNorm2d, Tensor]] = []
     reads = Reads()
@@ -107,19 +115,19 @@ def _pairs(model: nn.Module, example: Tensor) -> tuple[list[_Pair], dict[str, st
     def after_conv(module: nn.Module, _: Any, output: Tensor) -> None:
         calls[module] += 1
         if isinstance(module, nn.Conv2d) and quantizable(module):
-            produced[id(output)] = (module, output)
+            produced[id(output)] = module
             reads.watch(output)
 
     def before_norm(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         calls[module] += 1
         x = first_input(inputs, named)
-        conv, output = produced.get(id(x), (None, None))
-        if conv is None or output is not x:
+        conv = produced.get(id(x))
+        if conv is None:
             left[names[module]] = "batch norm does not follow a convolution; it stays in float"
         elif named and "input" not in named:  # what takes its place has that keyword only
             left[names[module]] = f"batch norm is called with {', '.join(named)}=; give its input"
         elif isinstance(module, nn.BatchNorm2d):
-            found.append((conv, module, output))
+            found.append((conv, module, x))
 
     hooks = []
     for module in model.modules():
@@ -138,19 +146,6 @@ def _pairs(model: nn.Module, example: Tensor) -> tuple[list[_Pair], dict[str, st
         else:
             left[names[norm]] = "called more than once in a forward pass; it stays in float"
     return pairs, left
-
-
-def same_answers(a: Any, b: Any) -> bool:
-    """Whether two outputs (tensors, or containers of them) are the same up to rounding.
-
-    A net below the structural test, which looks at who reads a tensor.
-    """
-    pairs = [
-        (x, y)
-        for x, y in zip(tree_leaves(a), tree_leaves(b), strict=True)
-        if isinstance(x, Tensor) and x.is_floating_point()
-    ]
-    return all(_same(x, y) for x, y in pairs)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

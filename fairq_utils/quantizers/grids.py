@@ -59,7 +59,7 @@ def to_integers(x: Tensor, scale: Tensor, zero: Tensor, lowest: int, highest: in
 
 
 def on_grid(x: Tensor, scale: Tensor, zero: Tensor, lowest: int, highest: int) -> Tensor:
-    """What is left of ``x`` after a round trip through the grid."""
+    """Values of ``x`` after a round trip through the grid."""
     return (to_integers(x, scale, zero, lowest, highest) - zero) * scale
 
 

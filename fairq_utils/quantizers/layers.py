@@ -114,7 +114,7 @@ class Quantized(nn.Module):
             return on_static_grid(x, self.input_scale, self.input_zero_point, top)
         if x.numel() == 0:
             return x
-        # One range per sample, so that an answer does not depend on who shares the batch.
+        # One range per sample, so that an output does not depend on what shares the batch.
         flat = x.reshape(x.shape[0], -1)
         low, high = torch.aminmax(flat, dim=1)
         scale, zero = input_grid(low, high, self.spec.activation_bits, self.spec.activation_scheme)
@@ -140,7 +140,7 @@ class Quantized(nn.Module):
         return {**self.__dict__, "_weight": None, "_packed": None}
 
     def runs_on_integers(self) -> bool:
-        """Whether the integer kernels compute exactly this layer."""
+        """Check that the integer kernels compute exactly this layer."""
         return (
             self.weight_integers.is_cpu
             and self.spec.activation == "static"
@@ -149,11 +149,6 @@ class Quantized(nn.Module):
             and self.kept_values is None
             and not isinstance(getattr(self, "padding", None), str)
         )
-
-
-def _forget(module: nn.Module, _: object) -> None:
-    if isinstance(module, Quantized):
-        module.forget()
 
 
 class QuantConv2d(Quantized):
@@ -209,6 +204,49 @@ class QuantLinear(Quantized):
         )
 
 
+def quantized(
+    module: nn.Module, spec: QuantSpec, integers: WeightIntegers | None = None
+) -> QuantConv2d | QuantLinear:
+    """The quantized counterpart of a layer."""
+    if isinstance(module, nn.Conv2d):
+        return QuantConv2d(module, spec, integers)
+    if isinstance(module, nn.Linear):
+        return QuantLinear(module, spec, integers)
+    raise TypeError(f"{type(module).__name__} has no quantized counterpart")
+
+
+def quantizable(module: nn.Module) -> bool:
+    """Check that a layer has a quantized counterpart here."""
+    return why_not(module) is None
+
+
+def why_not(module: nn.Module) -> str | None:
+    """Reason why a layer has no quantized counterpart here; None where it has one."""
+    computed = ("weight_orig", "weight_g")  # what spectral_norm, prune and weight_norm leave
+    if getattr(module, "parametrizations", None) or any(hasattr(module, n) for n in computed):
+        return "its weight is parametrized; remove the parametrization first"
+    if type(module) is nn.Linear:
+        return None
+    own = type(module)
+    plain = issubclass(own, nn.Conv2d) and (
+        own.forward is nn.Conv2d.forward and own._conv_forward is nn.Conv2d._conv_forward
+    )
+    if not isinstance(module, nn.Conv2d) or not plain:
+        return f"{type(module).__name__} is computed in float"
+    if module.padding_mode != "zeros":
+        return f"its padding mode is {module.padding_mode!r}; only zeros are on every grid"
+    return None
+
+
+def refuse_quantized(model: nn.Module, what: str) -> None:
+    """Refuse a model that is quantized already."""
+    found = next((n for n, m in model.named_modules() if isinstance(m, Quantized)), None)
+    if found is not None:
+        raise ValueError(
+            f"{what}: layer {found or 'of this model'} is quantized already; give the float model"
+        )
+
+
 def use_integers(model: nn.Module) -> int:
     """Let the static quantized layers of ``model`` run on integer kernels, in place.
 
@@ -230,44 +268,6 @@ def use_integers(model: nn.Module) -> int:
     return changed
 
 
-def refuse_quantized(model: nn.Module, what: str) -> None:
-    """Refuse a model that is quantized already."""
-    found = next((n for n, m in model.named_modules() if isinstance(m, Quantized)), None)
-    if found is not None:
-        raise ValueError(
-            f"{what}: layer {found or 'of this model'} is quantized already; give the float model"
-        )
-
-
-def quantizable(module: nn.Module) -> bool:
-    """Whether a layer has a quantized counterpart here."""
-    return why_not(module) is None
-
-
-def why_not(module: nn.Module) -> str | None:
-    """Why a layer has no quantized counterpart here; None where it has one."""
-    computed = ("weight_orig", "weight_g")  # what spectral_norm, prune and weight_norm leave
-    if getattr(module, "parametrizations", None) or any(hasattr(module, n) for n in computed):
-        return "its weight is parametrized; remove the parametrization first"
-    if type(module) is nn.Linear:
-        return None
-    own = type(module)
-    plain = issubclass(own, nn.Conv2d) and (
-        own.forward is nn.Conv2d.forward and own._conv_forward is nn.Conv2d._conv_forward
-    )
-    if not isinstance(module, nn.Conv2d) or not plain:
-        return f"{type(module).__name__} is computed in float"
-    if module.padding_mode != "zeros":
-        return f"its padding mode is {module.padding_mode!r}; only zeros are on every grid"
-    return None
-
-
-def quantized(
-    module: nn.Module, spec: QuantSpec, integers: WeightIntegers | None = None
-) -> QuantConv2d | QuantLinear:
-    """The quantized counterpart of a layer."""
-    if isinstance(module, nn.Conv2d):
-        return QuantConv2d(module, spec, integers)
-    if isinstance(module, nn.Linear):
-        return QuantLinear(module, spec, integers)
-    raise TypeError(f"{type(module).__name__} has no quantized counterpart")
+def _forget(module: nn.Module, _: object) -> None:
+    if isinstance(module, Quantized):
+        module.forget()

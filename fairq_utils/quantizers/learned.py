@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from fairq_utils.quantizers.grids import (
     SMALLEST_SCALE,
     fake_quantize,
+    input_grid,
     on_grid,
     to_integers,
     weight_codes,
@@ -186,7 +187,7 @@ class SoftRounding(nn.Module):
         low, high = STRETCH
         rest = ratio - torch.floor(ratio)
         self.choice = nn.Parameter(-torch.log((high - low) / (rest - low) - 1))
-        self.decided = False  # whether to answer with what `integers` would be
+        self.decided = False  # whether to round as `integers` does
 
     def up(self) -> Tensor:
         """``h(V)``: 0 rounds down, 1 rounds up."""
@@ -218,22 +219,36 @@ class LearnedLayer(nn.Module):
         Its weight and bias are trained too where they ask for gradients.
     spec : QuantSpec
     weights : StepWeight or SoftRounding
-    inputs : StepInput, or None where inputs stay in float
+        The class that learns its weights.
+    ends : float, float
+        Calibrated range of its inputs; None where they stay in float.
+
+    Attributes
+    ----------
+    weights : StepWeight or SoftRounding
+    inputs : StepInput or None
     """
+
+    inputs: StepInput | None
 
     def __init__(
         self,
         layer: nn.Conv2d | nn.Linear,
         spec: QuantSpec,
-        weights: StepWeight | SoftRounding,
-        inputs: StepInput | None,
+        weights: type[StepWeight] | type[SoftRounding],
+        ends: tuple[float, float] | None,
     ) -> None:
         super().__init__()
         self.layer, self.spec = layer, spec
-        self.weights, self.inputs = weights, inputs
+        self.weights = weights(layer.weight, spec)
+        self.inputs = None
+        if ends is not None:
+            low, high = (torch.tensor(x, device=layer.weight.device) for x in ends)
+            grid = input_grid(low, high, spec.activation_bits, spec.activation_scheme)
+            self.inputs = StepInput(*grid, spec.activation_bits)
 
     def forward(self, input: Tensor) -> Tensor:
-        """What the layer answers, on its grids."""
+        """The layer's output on its grids."""
         x = input if self.inputs is None else self.inputs(input)
         layer, weight = self.layer, self.weights(self.layer.weight)
         if isinstance(layer, nn.Conv2d):

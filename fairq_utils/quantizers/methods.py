@@ -25,7 +25,7 @@ else:
     Result = tuple
 
 MSE = {"weight_range": "mse", "activation_range": "mse"}
-CONTROL = "fp32_finetuning"  # of every method that trains
+CONTROL = "fp32_finetuning"  # the FP32 fine-tuning control of every method that trains
 TUNING = {"epochs": 1, "rate": 0.1, "images": None}  # settings of every method that trains
 FAMILIES = (
     "static",
@@ -44,7 +44,7 @@ FAMILIES = (
 
 @dataclass(frozen=True)
 class Task:
-    """What a method works on.
+    """Model, spec and images that a method works on.
 
     Attributes
     ----------
@@ -76,7 +76,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Size:
-    """How much there is to look at, for :attr:`Method.images`.
+    """Size of a task, for :attr:`Method.images`.
 
     Attributes
     ----------
@@ -128,23 +128,23 @@ class Method:
 
     @property
     def group_aware(self) -> bool:
-        """Whether it looks at who is in the images."""
+        """True if it looks at the groups of the images."""
         return "groups" in self.needs
 
     @property
     def calibrates(self) -> bool:
-        """Whether ranges of inputs come from calibration images."""
+        """True if ranges of inputs come from calibration images."""
         return "images" in self.needs
 
     @property
     def place(self) -> tuple[int, int]:
-        """Place in tables, by family; those that are not group-aware come first."""
+        """Place in tables: by its family, methods that are not group-aware first."""
         families = (*FAMILIES, self.family)
         return int(self.group_aware), families.index(self.family)
 
     @property
     def budgeted(self) -> bool:
-        """Whether it spends a budget of bytes."""
+        """True if it spends a budget of bytes."""
         return "budget" in self.settings
 
     def spec(self, bits: str, **options: Any) -> QuantSpec:

@@ -28,6 +28,85 @@ from fairq_utils.quantizers.spec import WIDTHS, QuantSpec
 FEWER = 2  # bits below eight of the uniform model that sets the budget
 
 
+def quantize_mixed(
+    observed: Observed,
+    budget: int | float,
+    spec: QuantSpec | None = None,
+    *,
+    candidates: Sequence[QuantSpec] | None = None,
+    labelled: Labelled | None = None,
+    measure: Measure = "output",
+) -> tuple[nn.Module, QuantReport]:
+    """Give each layer the bits that cost least in sum, within a budget of bytes.
+
+    Parameters
+    ----------
+    observed : from :func:`fairq_utils.quantizers.observe`
+        With ``keep=True`` where there are no labels. It stays as it is.
+    budget : int or float
+        Size of the whole quantized model: a whole number of bytes, or a fraction in (0, 1] of the
+        size of the float model that came in.
+    spec : QuantSpec, optional
+        What all layers share but their bits; W8A8 if not given.
+    candidates : specs, optional
+        What a layer may get; ``spec`` with weights of 2, 3, 4, 6 and 8 bits if not given. They
+        differ from each other in their bits. Those of the first and the last layer have at least
+        ``first_last_bits``.
+    labelled, measure : see :func:`~fairq_utils.quantizers.sensitivities`
+
+    Returns
+    -------
+    module, report
+        ``report.layers`` has the bits of every layer, ``report.size_bytes <= budget``, and
+        ``report.corrections["mixed_precision"]`` the budget in bytes, what was measured, and its
+        sum over layers.
+
+    Raises
+    ------
+    ValueError
+        A budget that no candidate meets: names the smallest size that is possible.
+    """
+    spec = QuantSpec() if spec is None else spec
+    candidates = weight_widths(spec) if candidates is None else candidates
+    allowed = in_bytes(budget, observed.float_bytes, "quantize_mixed")
+    table = sensitivities(observed, candidates, labelled=labelled, measure=measure)
+    module, report, chosen = within_budget(
+        observed,
+        allowed,
+        spec,
+        candidates,
+        table,
+        lambda left: allocate(table, left),
+        "quantize_mixed",
+    )
+    note = {
+        "budget": allowed,
+        "measure": "loss" if labelled is not None else f"{measure} noise over signal",
+        "sensitivity": total(table, chosen)[0],
+    }
+    corrections = {**report.corrections, "mixed_precision": note}
+    return module, dataclasses.replace(report, corrections=corrections)
+
+
+def float_classifier(observed: Observed, spec: QuantSpec) -> tuple[nn.Module, QuantReport]:
+    """The published study's "FP32 classifier + quantized backbone".
+
+    The last quantizable layer, in the order of execution, stays in float; all others follow
+    ``spec``.
+
+    Raises
+    ------
+    ValueError
+        The classifier is the only layer that could be quantized.
+    """
+    if len(observed.order) < 2:
+        raise ValueError(
+            f"float_classifier: {len(observed.order)} layers can be quantized, and the last of "
+            "them is to stay in float; of such a model there is no backbone to quantize"
+        )
+    return quantize_observed(observed, spec, {observed.order[-1]: None})
+
+
 def allocate(table: pd.DataFrame, budget: int) -> dict[str, str]:
     """Bits per layer with the least sum of sensitivities, exactly, by an integer programme.
 
@@ -58,24 +137,46 @@ def allocate(table: pd.DataFrame, budget: int) -> dict[str, str]:
     return solve(table, budget, table["sensitivity"].to_numpy(float))
 
 
-@dataclass(frozen=True)
-class Further:
-    """Continuous variables v beside the choices x of :func:`solve`.
+def allocate_greedily(table: pd.DataFrame, budget: int) -> dict[str, str]:
+    """Bits per layer by the best step at a time: a cross-check of :func:`allocate`.
 
-    Attributes
-    ----------
-    cost : (K,)
-        What the sum of costs gains by ``cost @ v``.
-    low, high : (K,)
-        Bounds of v, infinite where there are none.
-    rows : (M, R + K)
-        ``rows @ (x, v) <= 0``.
+    From the smallest candidate of every layer on, the step that lowers the sensitivity most per
+    byte is taken, of those along the layers' Pareto fronts that the budget still allows.
+
+    Parameters, returns and errors as in :func:`allocate`.
+
+    Examples
+    --------
+    >>> table = pd.DataFrame({"layer": ["a", "a", "b", "b"], "bits": ["W4A8", "W8A8"] * 2,
+    ...                       "sensitivity": [3.0, 1.0, 9.0, 2.0], "bytes": [4, 8, 4, 8]})
+    >>> allocate_greedily(table, 12)
+    {'a': 'W4A8', 'b': 'W8A8'}
     """
+    _affordable(table, budget)
+    fronts = {name: _front(part) for name, part in table.groupby("layer", sort=False)}
+    at = dict.fromkeys(fronts, 0)
+    left = budget - sum(int(front["bytes"].iloc[0]) for front in fronts.values())
+    while True:
+        steps = []
+        for name, front in fronts.items():
+            here = front.iloc[at[name]]
+            for later in range(at[name] + 1, len(front)):
+                there = front.iloc[later]
+                price = int(there["bytes"] - here["bytes"])
+                if price <= left:
+                    gain = float(here["sensitivity"] - there["sensitivity"]) / price
+                    steps.append((gain, name, later, price))
+        if not steps:
+            return {name: str(front["bits"].iloc[at[name]]) for name, front in fronts.items()}
+        _, name, at_now, price = max(steps, key=lambda step: step[0])
+        at[name] = at_now
+        left -= price
 
-    cost: NDArray[np.float64]
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
-    rows: NDArray[np.float64]
+
+def total(table: pd.DataFrame, chosen: dict[str, str]) -> tuple[float, int]:
+    """Sum of sensitivities, and bytes, of an allocation."""
+    rows = table[table["bits"] == table["layer"].map(chosen)]
+    return float(rows["sensitivity"].sum()), int(rows["bytes"].sum())
 
 
 def solve(
@@ -137,130 +238,28 @@ def solve(
         constraints.append(at_most(choice.astype(float), len(names) - 1))
 
 
-def allocate_greedily(table: pd.DataFrame, budget: int) -> dict[str, str]:
-    """Bits per layer by the best step at a time: a cross-check of :func:`allocate`.
+@dataclass(frozen=True)
+class Further:
+    """Continuous variables v beside the choices x of :func:`solve`.
 
-    From the smallest candidate of every layer on, the step that lowers the sensitivity most per
-    byte is taken, of those along the layers' Pareto fronts that the budget still allows.
-
-    Parameters, returns and errors as in :func:`allocate`.
-
-    Examples
-    --------
-    >>> table = pd.DataFrame({"layer": ["a", "a", "b", "b"], "bits": ["W4A8", "W8A8"] * 2,
-    ...                       "sensitivity": [3.0, 1.0, 9.0, 2.0], "bytes": [4, 8, 4, 8]})
-    >>> allocate_greedily(table, 12)
-    {'a': 'W4A8', 'b': 'W8A8'}
-    """
-    _affordable(table, budget)
-    fronts = {name: _front(part) for name, part in table.groupby("layer", sort=False)}
-    at = dict.fromkeys(fronts, 0)
-    left = budget - sum(int(front["bytes"].iloc[0]) for front in fronts.values())
-    while True:
-        steps = []
-        for name, front in fronts.items():
-            here = front.iloc[at[name]]
-            for later in range(at[name] + 1, len(front)):
-                there = front.iloc[later]
-                price = int(there["bytes"] - here["bytes"])
-                if price <= left:
-                    gain = float(here["sensitivity"] - there["sensitivity"]) / price
-                    steps.append((gain, name, later, price))
-        if not steps:
-            return {name: str(front["bits"].iloc[at[name]]) for name, front in fronts.items()}
-        _, name, at_now, price = max(steps, key=lambda step: step[0])
-        at[name] = at_now
-        left -= price
-
-
-def total(table: pd.DataFrame, chosen: dict[str, str]) -> tuple[float, int]:
-    """Summed sensitivity and bytes of an allocation."""
-    rows = table[table["bits"] == table["layer"].map(chosen)]
-    return float(rows["sensitivity"].sum()), int(rows["bytes"].sum())
-
-
-def _front(part: pd.DataFrame) -> pd.DataFrame:
-    """Candidates of one layer that none beats in both bytes and sensitivity, smallest first."""
-    ordered = part.sort_values(["bytes", "sensitivity"])
-    best = ordered["sensitivity"].cummin().shift(fill_value=np.inf)
-    return ordered[ordered["sensitivity"] < best]
-
-
-def smallest_size(table: pd.DataFrame) -> int:
-    """Bytes of all layers at the fewest that each can take."""
-    return int(table.groupby("layer")["bytes"].min().sum())
-
-
-def _affordable(table: pd.DataFrame, budget: int) -> None:
-    smallest = smallest_size(table)
-    if budget < smallest:
-        raise ValueError(
-            f"allocate: budget: {budget} bytes are fewer than the {smallest} that these layers "
-            "take at the fewest bits; raise it, or allow fewer bits"
-        )
-
-
-def quantize_mixed(
-    seen: Observed,
-    budget: int | float,
-    spec: QuantSpec | None = None,
-    *,
-    candidates: Sequence[QuantSpec] | None = None,
-    labelled: Labelled | None = None,
-    measure: Measure = "output",
-) -> tuple[nn.Module, QuantReport]:
-    """Give each layer the bits that cost least in sum, within a budget of bytes.
-
-    Parameters
+    Attributes
     ----------
-    seen : from :func:`fairq_utils.quantizers.observe`
-        With ``keep=True`` where there are no labels. It stays as it is.
-    budget : int or float
-        Size of the whole quantized model: a whole number of bytes, or a fraction in (0, 1] of the
-        size of the float model that came in.
-    spec : QuantSpec, optional
-        What all layers share but their bits; W8A8 if not given.
-    candidates : specs, optional
-        What a layer may get; ``spec`` with weights of 2, 3, 4, 6 and 8 bits if not given. They
-        differ from each other in their bits. Those of the first and the last layer have at least
-        ``first_last_bits``.
-    labelled, measure : see :func:`~fairq_utils.quantizers.sensitivities`
-
-    Returns
-    -------
-    module, report
-        ``report.layers`` has the bits of every layer, ``report.size_bytes <= budget``, and
-        ``report.corrections["mixed_precision"]`` the budget in bytes, what was measured, and its
-        sum over layers.
-
-    Raises
-    ------
-    ValueError
-        A budget that no candidate meets: names the smallest size that is possible.
+    cost : (K,)
+        What the sum of costs gains by ``cost @ v``.
+    low, high : (K,)
+        Bounds of v, infinite where there are none.
+    rows : (M, R + K)
+        ``rows @ (x, v) <= 0``.
     """
-    spec = QuantSpec() if spec is None else spec
-    candidates = weight_widths(spec) if candidates is None else candidates
-    allowed = in_bytes(budget, seen.float_bytes, "quantize_mixed")
-    table = sensitivities(seen, candidates, labelled=labelled, measure=measure)
-    module, report, chosen = within_budget(
-        seen, allowed, spec, candidates, table, lambda left: allocate(table, left), "quantize_mixed"
-    )
-    note = {
-        "budget": allowed,
-        "measure": "loss" if labelled is not None else f"{measure} noise over signal",
-        "sensitivity": total(table, chosen)[0],
-    }
-    corrections = {**report.corrections, "mixed_precision": note}
-    return module, dataclasses.replace(report, corrections=corrections)
 
-
-def weight_widths(spec: QuantSpec) -> list[QuantSpec]:
-    """The spec with weights of 2, 3, 4, 6 and 8 bits."""
-    return [dataclasses.replace(spec, weight_bits=width) for width in WIDTHS]
+    cost: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    rows: NDArray[np.float64]
 
 
 def within_budget(
-    seen: Observed,
+    observed: Observed,
     allowed: int,
     spec: QuantSpec,
     candidates: Sequence[QuantSpec],
@@ -289,7 +288,7 @@ def within_budget(
     ValueError
         As in :func:`quantize_mixed`.
     """
-    rest = bytes_of_the_rest(seen, candidates[0])
+    rest = bytes_of_the_rest(observed, candidates[0])
     over = 0
     while True:
         # Corrections add biases and operations grids, which only a quantized model shows.
@@ -305,34 +304,20 @@ def within_budget(
         layers = {
             name: next(
                 own
-                for own in (edge_spec(c, name, seen.order) for c in candidates)
+                for own in (edge_spec(c, name, observed.order) for c in candidates)
                 if own.label == chosen[name]
             )
-            for name in seen.order
+            for name in observed.order
         }
-        module, report = quantize_observed(seen, spec, layers)
+        module, report = quantize_observed(observed, spec, layers)
         over = report.size_bytes - allowed
         if over <= 0:
             return module, report, chosen
 
 
-def float_classifier(seen: Observed, spec: QuantSpec) -> tuple[nn.Module, QuantReport]:
-    """The published study's "FP32 classifier + quantized backbone".
-
-    The last quantizable layer, in the order of execution, stays in float; all others follow
-    ``spec``.
-
-    Raises
-    ------
-    ValueError
-        The classifier is the only layer that could be quantized.
-    """
-    if len(seen.order) < 2:
-        raise ValueError(
-            f"float_classifier: {len(seen.order)} layers can be quantized, and the last of them is "
-            "to stay in float; of such a model there is no backbone to quantize"
-        )
-    return quantize_observed(seen, spec, {seen.order[-1]: None})
+def weight_widths(spec: QuantSpec) -> list[QuantSpec]:
+    """The spec with weights of 2, 3, 4, 6 and 8 bits."""
+    return [dataclasses.replace(spec, weight_bits=width) for width in WIDTHS]
 
 
 def in_bytes(budget: int | float, float_bytes: int, what: str) -> int:
@@ -348,21 +333,42 @@ def in_bytes(budget: int | float, float_bytes: int, what: str) -> int:
     )
 
 
-def uniform_budget(seen: Observed, spec: QuantSpec) -> int:
+def uniform_budget(observed: Observed, spec: QuantSpec) -> int:
     """Bytes for mixed precision: of uniform bits, or of six where uniform is eight.
 
     Uniform eight bits would leave it no choice.
     """
     width = spec.weight_bits - (FEWER if spec.weight_bits == max(WIDTHS) else 0)
     uniform = dataclasses.replace(nearest(spec), weight_bits=width)
-    return quantize_observed(seen, uniform)[1].size_bytes
+    return quantize_observed(observed, uniform)[1].size_bytes
+
+
+def smallest_size(table: pd.DataFrame) -> int:
+    """Bytes of all layers at the fewest that each can take."""
+    return int(table.groupby("layer")["bytes"].min().sum())
+
+
+def _affordable(table: pd.DataFrame, budget: int) -> None:
+    smallest = smallest_size(table)
+    if budget < smallest:
+        raise ValueError(
+            f"allocate: budget: {budget} bytes are fewer than the {smallest} that these layers "
+            "take at the fewest bits; raise it, or allow fewer bits"
+        )
+
+
+def _front(part: pd.DataFrame) -> pd.DataFrame:
+    """Candidates of one layer that none beats in both bytes and sensitivity, smallest first."""
+    ordered = part.sort_values(["bytes", "sensitivity"])
+    best = ordered["sensitivity"].cummin().shift(fill_value=np.inf)
+    return ordered[ordered["sensitivity"] < best]
 
 
 def _mixed(task: Task) -> Result:
-    seen, budget = task.observed(), task.settings["budget"]
-    allowed = uniform_budget(seen, task.spec) if budget is None else budget
+    observed, budget = task.observed(), task.settings["budget"]
+    allowed = uniform_budget(observed, task.spec) if budget is None else budget
     # Not by the loss, though there may be labels: of a calibration set, it is mostly chance.
-    return quantize_mixed(seen, allowed, task.spec, measure="layer")
+    return quantize_mixed(observed, allowed, task.spec, measure="layer")
 
 
 def _float_classifier(task: Task) -> Result:

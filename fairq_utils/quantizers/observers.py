@@ -1,4 +1,4 @@
-"""What is remembered of the values seen in calibration, in a fixed amount of memory."""
+"""Observers: calibration statistics of the values of one tensor, in a fixed amount of memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COUNTED = 1 << 18  # values at a time on a CPU: they stay in a core's cache betw
 MOMENTUM = 0.1  # weight of a batch in the moving average
 
 
-class Extremes:
+class MinMaxObserver:
     """Smallest and largest value: of all batches, and as a moving average over batches.
 
     The moving average is that of Jacob et al. 2018, section 3.1. Its value depends on the size and
@@ -25,7 +25,7 @@ class Extremes:
         self.low, self.high = float("inf"), float("-inf")
         self.average: tuple[float, float] | None = None
 
-    def see(self, x: Tensor) -> None:
+    def update(self, x: Tensor) -> None:
         """Take one batch into account."""
         x = x.detach()
         low, high = float(x.amin()), float(x.amax())  # aminmax is ten times as slow
@@ -37,17 +37,17 @@ class Extremes:
         )
 
 
-class Histogram:
+class HistogramObserver:
     """Counts of all values, in bins of one width that merge in pairs as the range grows.
 
-    There are at least ``BINS / 2`` bins between the extremes seen.
+    There are at least ``BINS / 2`` bins between the smallest and the largest value.
     """
 
     def __init__(self) -> None:
         self.counts = torch.zeros(BINS, dtype=torch.float64)
         self.origin, self.width = 0.0, 0.0
 
-    def see(self, x: Tensor) -> None:
+    def update(self, x: Tensor) -> None:
         """Take one batch into account."""
         x = x.detach().float().reshape(-1)
         low, high = float(x.amin()), float(x.amax())
@@ -94,10 +94,73 @@ class Histogram:
         return central([self], [1.0], percentile)
 
 
+class RelativeHistogramObserver:
+    """Values by the upper half of their float32, every sample weighted by one over its mean square.
+
+    Sign, exponent and seven bits of the mantissa: 128 bins between a magnitude and its double. What
+    is ordinary keeps its resolution however large the largest value, and nothing ever has to be
+    merged. Sums over the bins of a squared error times the weight are sums of every sample's error
+    relative to its power.
+    """
+
+    def __init__(self) -> None:
+        self._kept = _Bins()
+
+    @property
+    def weights(self) -> Tensor:
+        """Weight of every bin, float64 (65536,)."""
+        return self._kept.all()
+
+    def update(self, x: Tensor) -> None:
+        """Take one batch (B, ...) into account."""
+        x = _in_order_of_memory(x)
+        power = torch.linalg.vector_norm(x, dim=1).double().square()
+        self._kept = self._kept.plus(x, torch.where(power > 0, x.shape[1] / power, 0.0))
+
+    def filled(self) -> tuple[Tensor, Tensor]:
+        """Value in the middle of every bin with a weight, ascending, and its weight; float64."""
+        return filled(self.weights)
+
+
+class CountObserver:
+    """Number of values, by the upper half of their float32."""
+
+    def __init__(self) -> None:
+        self._kept = _Bins()
+
+    @property
+    def total(self) -> float:
+        """Number of all values."""
+        return float(self._kept.weights.sum())
+
+    def update(self, x: Tensor) -> None:
+        """Take one batch into account."""
+        self._kept = self._kept.plus(_in_order_of_memory(x))
+
+    def outside(self, low: float, high: float, ends: tuple[float, float]) -> float:
+        """Share of the values below ``low`` or above ``high``.
+
+        Parameters
+        ----------
+        low, high : float
+        ends : the smallest and the largest value that was observed
+            A bin that holds one of them is taken to be evenly filled up to it.
+        """
+        index, counts = self._kept.index, self._kept.weights
+        codes = torch.stack([index << HALF, (index << HALF) + (1 << HALF) - 1]).to(torch.int32)
+        edges = codes.view(torch.float32).double().clamp(*ends)
+        first, last = edges.amin(dim=0), edges.amax(dim=0)
+        lies_out = (low - first).clamp(min=0) + (last - high).clamp(min=0)
+        width = last - first
+        point = ((first < low) | (first > high)).double()
+        share = torch.where(width > 0, lies_out / width, point).clamp(max=1)
+        return float((counts * share).sum() / counts.sum())
+
+
 def central(
-    histograms: Sequence[Histogram], weights: Sequence[float], percentile: float
+    histograms: Sequence[HistogramObserver], weights: Sequence[float], percentile: float
 ) -> tuple[float, float]:
-    """:meth:`Histogram.central` of a mixture: a value of each histogram counts by its weight."""
+    """Bounds of the central share of a mixture of histograms, each value by its own's weight."""
     steps = torch.arange(BINS, dtype=torch.float64)
     lower = torch.cat([h.origin + steps * h.width for h in histograms])
     upper = torch.cat([h.origin + (steps + 1) * h.width for h in histograms])
@@ -114,105 +177,13 @@ def central(
     return passed(lower, out, True), passed(upper, total - out, False)
 
 
-@dataclass(frozen=True)
-class _Filled:
-    """The bins that hold something: one in ten, where there are statistics by the thousand."""
-
-    index: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-    weights: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
-
-    @classmethod
-    def of(cls, weights: Tensor) -> _Filled:
-        index = weights.nonzero()[:, 0]
-        return cls(index, weights[index])
-
-    def all(self) -> Tensor:
-        out = torch.zeros(1 << HALF, dtype=torch.float64)
-        out[self.index] = self.weights
-        return out
-
-
-class RelativeHistogram:
-    """Values by the upper half of their float32, every sample weighted by one over its mean square.
-
-    Sign, exponent and seven bits of the mantissa: 128 bins between a magnitude and its double. What
-    is ordinary keeps its resolution however far the extremes lie, and nothing ever has to be
-    merged. Sums over the bins of a squared error times the weight are sums of every sample's error
-    relative to its power.
-    """
-
-    def __init__(self) -> None:
-        self._kept = _Filled()
-
-    @property
-    def weights(self) -> Tensor:
-        """Of every bin, float64 (65536,)."""
-        return self._kept.all()
-
-    def see(self, x: Tensor) -> None:
-        """Take one batch (B, ...) into account."""
-        x = _in_order_of_memory(x.detach().float())
-        power = torch.linalg.vector_norm(x, dim=1).double().square()
-        each = torch.where(power > 0, x.shape[1] / power, 0.0)
-        rows = max(COUNTED // x.shape[1], 1) if x.is_cpu else len(x)
-        total = self.weights
-        for some, weight in zip(x.split(rows), each.split(rows), strict=True):
-            upper = _upper_half(some)
-            weights = weight[:, None].expand_as(upper)
-            total += torch.bincount(upper.view(-1), weights.reshape(-1), minlength=1 << HALF).cpu()
-        self._kept = _Filled.of(total)
-
-    def filled(self) -> tuple[Tensor, Tensor]:
-        """Value in the middle of every bin with a weight, ascending, and its weight; float64."""
-        return filled(self.weights)
-
-
-class Counts:
-    """How many values there were, by the upper half of their float32."""
-
-    def __init__(self) -> None:
-        self._kept = _Filled()
-
-    @property
-    def total(self) -> float:
-        """How many values there were."""
-        return float(self._kept.weights.sum())
-
-    def see(self, x: Tensor) -> None:
-        """Take one batch into account."""
-        total = self._kept.all()
-        values = _in_order_of_memory(x.detach().float()).view(-1)
-        for some in values.split(COUNTED if x.is_cpu else len(values)):
-            total += torch.bincount(_upper_half(some), minlength=1 << HALF).cpu()
-        self._kept = _Filled.of(total)
-
-    def outside(self, low: float, high: float, extremes: tuple[float, float]) -> float:
-        """Share of the values below ``low`` or above ``high``.
-
-        Parameters
-        ----------
-        low, high : float
-        extremes : the smallest and the largest value that was seen
-            A bin that holds an end is taken to be evenly filled up to them.
-        """
-        index, counts = self._kept.index, self._kept.weights
-        ends = torch.stack([index << HALF, (index << HALF) + (1 << HALF) - 1]).to(torch.int32)
-        edges = ends.view(torch.float32).double().clamp(*extremes)
-        first, last = edges.amin(dim=0), edges.amax(dim=0)
-        lies_out = (low - first).clamp(min=0) + (last - high).clamp(min=0)
-        width = last - first
-        point = ((first < low) | (first > high)).double()
-        share = torch.where(width > 0, lies_out / width, point).clamp(max=1)
-        return float((counts * share).sum() / counts.sum())
-
-
 def filled(weights: Tensor) -> tuple[Tensor, Tensor]:
     """Middles of the bins that have a weight in some row, and the weights.
 
     Parameters
     ----------
     weights : float64 (65536,) or (G, 65536)
-        See :class:`RelativeHistogram`.
+        See :class:`RelativeHistogramObserver`.
 
     Returns
     -------
@@ -224,13 +195,44 @@ def filled(weights: Tensor) -> tuple[Tensor, Tensor]:
     return values, weights[..., index[order]]
 
 
+@dataclass(frozen=True)
+class _Bins:
+    """Sums by the upper half of a float32, of the bins that hold something.
+
+    These are one in ten, and there are statistics by the thousand.
+    """
+
+    index: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    weights: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+
+    def all(self) -> Tensor:
+        """Sums of all bins, float64 (65536,)."""
+        out = torch.zeros(1 << HALF, dtype=torch.float64)
+        out[self.index] = self.weights
+        return out
+
+    def plus(self, x: Tensor, each: Tensor | None = None) -> _Bins:
+        """Add values, float32 (B, N): each the weight (B,) of its sample, or 1."""
+        total = self.all()
+        rows = max(COUNTED // x.shape[1], 1) if x.is_cpu else len(x)
+        for at in range(0, len(x), rows):
+            bins = _upper_half(x[at : at + rows])
+            weights = None
+            if each is not None:
+                weights = each[at : at + rows, None].expand_as(bins).reshape(-1)
+            total += torch.bincount(bins.view(-1), weights, minlength=1 << HALF).cpu()
+        index = total.nonzero()[:, 0]
+        return _Bins(index, total[index])
+
+
 def _upper_half(x: Tensor) -> Tensor:
     """Sign, exponent and seven bits of the mantissa of float32 values: their bin."""
     return (x.view(torch.int32) >> HALF).bitwise_and_((1 << HALF) - 1)
 
 
 def _in_order_of_memory(x: Tensor) -> Tensor:
-    """The values of every sample (B, N), in any order that needs no copy."""
+    """The values of every sample as float32 (B, N), in any order that needs no copy."""
+    x = x.detach().float()
     if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
         x = x.permute(0, 2, 3, 1)
     return x.reshape(len(x), -1).contiguous()

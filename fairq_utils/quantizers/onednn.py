@@ -23,7 +23,7 @@ BYTE = 255
 
 @lru_cache(maxsize=1)
 def available() -> bool:
-    """Whether this processor and this PyTorch multiply bytes exactly.
+    """Check that this processor and this PyTorch multiply bytes exactly.
 
     Older processors add two byte products in 16 bits, which saturates; the trial below would then
     come out too small.

@@ -1,4 +1,4 @@
-"""What a model computes between its layers: additions, products and gates of feature maps.
+"""Operations that a model computes between its layers: additions, products and gates.
 
 Integer engines read both operands of an addition, queries, keys, scores and values of attention,
 and some of them the factors of SiLU and of squeeze-and-excitation, from integers. Here each of them
@@ -14,7 +14,7 @@ import inspect
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import CodeType
@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from fairq_utils.quantizers.checks import check_finite
 from fairq_utils.quantizers.grids import input_grid, on_static_grid
-from fairq_utils.quantizers.ranges import InputStatistics, Statistics
+from fairq_utils.quantizers.ranges import Statistics
 from fairq_utils.quantizers.spec import QuantSpec
 from fairq_utils.quantizers.tracing import (
     ADDITION,
@@ -50,11 +50,12 @@ OPTIONS = {
     GATE: "gates",
     SILU: "gates",
 }
+Treat = Callable[[Site, int, Tensor], Tensor]  # (site, number of the operand, operand)
 
 
 @dataclass(frozen=True)
 class Operation:
-    """An operation on activations, and what its operands are.
+    """An operation on activations, and its operands.
 
     Attributes
     ----------
@@ -69,7 +70,7 @@ class Operation:
     operands: tuple[str, ...]
 
     def names(self) -> list[str]:
-        """What it is called in a report: ``blocks.0.attn: scores x values``."""
+        """Names in a report: ``blocks.0.attn: scores x values``."""
         pairs = [self.operands[i : i + 2] for i in range(0, len(self.operands), 2)]
         if self.site.kind == SILU or pairs == [("left", "right")]:
             plain = [self.site.kind]
@@ -80,12 +81,12 @@ class Operation:
 
 @dataclass(frozen=True)
 class Operations:
-    """The operations of a model, and what calibration saw of their operands.
+    """The operations of a model, and calibration statistics of their operands.
 
     Attributes
     ----------
     found : in order of execution
-    statistics : site -> what was seen of each operand; only of the kinds that were asked for
+    statistics : site -> those of each operand; only of the kinds that were asked for
     observed : options of :class:`QuantSpec` that were asked for
     """
 
@@ -93,12 +94,182 @@ class Operations:
     statistics: dict[Site, tuple[Statistics, ...]] = field(default_factory=dict)
     observed: frozenset[str] = frozenset()
 
+    @classmethod
+    def watched(
+        cls, found: Sequence[Operation], asked: Collection[str], make: Callable[[], Statistics]
+    ) -> Operations:
+        """The operations found, with statistics, still empty, of those that are asked for.
+
+        Parameters
+        ----------
+        found : in order of execution
+        asked : options of :class:`QuantSpec` whose operations are watched
+        make : makes the statistics of one operand
+        """
+        statistics = {
+            op.site: tuple(make() for _ in op.operands)
+            for op in found
+            if OPTIONS[op.site.kind] in asked
+        }
+        return cls(tuple(found), statistics, frozenset(asked))
+
     def chosen(self, spec: QuantSpec) -> tuple[Operation, ...]:
         """Those that the spec quantizes."""
         return tuple(op for op in self.found if getattr(spec, OPTIONS[op.site.kind]))
 
+    def observe(self, model: nn.Module, batch: Tensor) -> None:
+        """Run the model on one batch and update the statistics of its operations.
 
-Treat = Callable[[Site, int, Tensor], Tensor]  # (site, number of the operand, operand)
+        Raises
+        ------
+        ValueError
+            An operand is NaN or infinite.
+        """
+        if not self.statistics:
+            model(batch)
+            return
+        operations = {op.site: op for op in self.found}
+
+        def update(site: Site, number: int, x: Tensor) -> Tensor:
+            operation = operations[site]
+            name = operation.names()[0 if site.kind == SILU else number // 2]
+            check_finite(x, f"quantize_static: the {operation.operands[number]} of {name}")
+            self.statistics[site][number].update(x)
+            return x
+
+        names = {module: name for name, module in model.named_modules()}
+        with entered(AtOperands(names, self.statistics, update)):
+            model(batch)
+
+
+def quantize_operations(model: nn.Module, observed: Operations, spec: QuantSpec) -> None:
+    """Put, in place, the operands of a model's operations on the grids of calibration.
+
+    Gradients pass straight through inside the grids, which stay as they are. A model without such
+    operations, or a spec that asks for none, stays as it is.
+
+    Parameters
+    ----------
+    model : nn.Module
+        It gets the buffers and the forward pass of :class:`Forward`.
+    observed : from calibration
+    spec : QuantSpec
+        ``residuals``, ``attention_products``, ``gates``; ``activation_bits``, ``activation_range``
+        and ``percentile`` of their grids, and ``activation_scheme`` of all but the operands of
+        attention's products, which are on symmetric grids.
+
+    Raises
+    ------
+    ValueError
+        The operations of this model are on grids already.
+    """
+    chosen = observed.chosen(spec)
+    if not chosen:
+        return
+    if hasattr(model, "operation_scales"):
+        raise ValueError(
+            "quantize_operations: the operations of this model are on grids already; quantize the "
+            "float model"
+        )
+    rule, bits = spec.activation_range, spec.activation_bits
+    grids = []
+    for operation in chosen:
+        # Integer kernels multiply two activations only where neither side needs a zero-point.
+        attention = operation.site.kind in (PRODUCT, ATTENTION)
+        scheme = "symmetric" if attention else spec.activation_scheme
+        for statistics in observed.statistics[operation.site]:
+            low, high = torch.tensor(statistics.range(rule, bits, scheme, spec.percentile))
+            grids.append(torch.stack(input_grid(low, high, bits, scheme)))
+    scales, zeros = torch.stack(grids).T.contiguous()
+    held = next((t.device for t in (*model.parameters(), *model.buffers())), None)
+    model.register_buffer("operation_scales", scales.to(held))
+    model.register_buffer("operation_zero_points", zeros.to(held, torch.int32))
+    vars(model)["forward"] = Forward(model, chosen, bits)
+
+
+def quantized_operations(model: nn.Module) -> dict[str, str]:
+    """Name -> ``A<bits>`` of every operation whose operands are on grids.
+
+    A second operation of the same name in the same module has a 2 behind it, and so on.
+    """
+    forward = vars(model).get("forward")
+    if not isinstance(forward, Forward):
+        return {}
+    times: Counter[str] = Counter()
+    found = {}
+    for name in (name for operation in forward.operations for name in operation.names()):
+        times[name] += 1
+        found[name if times[name] == 1 else f"{name} {times[name]}"] = f"A{forward.bits}"
+    return found
+
+
+def float_operations(model: nn.Module, found: Sequence[Operation]) -> dict[str, str]:
+    """Kind -> how many of the operations found are computed in float, and that they are."""
+    forward = vars(model).get("forward")
+    rows = forward.rows if isinstance(forward, Forward) else {}
+    rest = [op for op in found if op.site not in rows]
+    kinds = Counter(op.site.kind for op in rest)
+    products = sum(len(op.operands) // 2 for op in rest if op.site.kind in (PRODUCT, ATTENTION))
+    reasons = {}
+    for name, number, what in (
+        ("residual additions", kinds[ADDITION], "addition"),
+        ("attention products", products, "product"),
+        ("gates", kinds[GATE], "product"),
+    ):
+        plural, verb = ("", "is") if number == 1 else ("s", "are")
+        if number:
+            reasons[name] = f"{number} {what}{plural} of two feature maps {verb} computed in float"
+    return reasons
+
+
+class Forward:
+    """The forward pass of a model with the operands of its operations on their grids.
+
+    It stands in the place of the model's own ``forward``, with the same signature; only what is
+    computed through it is quantized (``model(x)``, not ``model.forward_features(x)``).
+
+    Attributes
+    ----------
+    operations : those that are quantized, each operand with a row of the model's buffers
+        ``operation_scales`` (float32) and ``operation_zero_points`` (int32).
+    bits : int
+    """
+
+    def __init__(self, model: nn.Module, operations: Sequence[Operation], bits: int) -> None:
+        self.model, self.operations, self.bits = model, tuple(operations), bits
+        self.inner = vars(model).get("forward")  # where the model had one of its own
+        self.rows: dict[Site, int] = {}
+        row = 0
+        for operation in operations:
+            self.rows[operation.site] = row
+            row += len(operation.operands)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self._forward())
+
+    @property
+    def __code__(self) -> CodeType:  # torch.export asks where the model comes from
+        code: CodeType = inspect.unwrap(type(self.model).forward).__code__
+        return code
+
+    def _forward(self) -> Callable[..., Any]:
+        if self.inner is not None:
+            return self.inner
+        return partial(type(self.model).forward, self.model)
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        """The model's output."""
+        places = dict.fromkeys(site.module for site in self.rows)
+        names = {self.model.get_submodule(name): name for name in places}
+        with entered(AtOperands(names, self.rows, self._quantize)):
+            return self._forward()(*inputs, **named)
+
+    def _quantize(self, site: Site, number: int, x: Tensor) -> Tensor:
+        row, top = self.rows[site] + number, 2**self.bits - 1
+        scales = cast(Tensor, self.model.operation_scales)
+        zeros = cast(Tensor, self.model.operation_zero_points)
+        return on_static_grid(x, scales[row], zeros[row], top)
 
 
 class AtOperands(TorchFunctionMode):
@@ -187,192 +358,3 @@ def silu(treat: Callable[[int, Tensor], Tensor], input: Tensor, inplace: bool = 
     x = treat(0, input)
     out = treat(2, x * treat(1, x.sigmoid()))
     return input.copy_(out) if inplace else out
-
-
-class Watch:
-    """Statistics of the operands of operations, collected while a model is calibrated.
-
-    Parameters
-    ----------
-    model : nn.Module
-    found : its operations
-    asked : options of :class:`QuantSpec` whose operations are watched
-    rules : names of range rules
-    statistics : makes, from the rules, what is kept of one operand
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        found: Sequence[Operation],
-        asked: Sequence[str],
-        rules: Sequence[str],
-        statistics: Callable[[Sequence[str]], Statistics] = InputStatistics,
-    ) -> None:
-        self._model, self._found, self._asked = model, tuple(found), frozenset(asked)
-        self._statistics = {
-            op.site: tuple(statistics(rules) for _ in op.operands)
-            for op in found
-            if OPTIONS[op.site.kind] in self._asked
-        }
-        self._names = {module: name for name, module in model.named_modules()}
-        self._operations = {op.site: op for op in found}
-
-    def run(self, batch: Tensor) -> None:
-        """Let the model answer about one batch.
-
-        Raises
-        ------
-        ValueError
-            An operand is NaN or infinite.
-        """
-        if not self._statistics:
-            self._model(batch)
-            return
-        with entered(AtOperands(self._names, self._statistics, self._see)):
-            self._model(batch)
-
-    def _see(self, site: Site, number: int, x: Tensor) -> Tensor:
-        operation = self._operations[site]
-        name = operation.names()[0 if operation.site.kind == SILU else number // 2]
-        check_finite(x, f"quantize_static: the {operation.operands[number]} of {name}")
-        self._statistics[site][number].see(x)
-        return x
-
-    def operations(self) -> Operations:
-        """What has been seen."""
-        return Operations(self._found, dict(self._statistics), self._asked)
-
-
-class Forward:
-    """The forward pass of a model with the operands of its operations on their grids.
-
-    It stands in the place of the model's own ``forward``, with the same signature; only what is
-    computed through it is quantized (``model(x)``, not ``model.forward_features(x)``).
-
-    Attributes
-    ----------
-    operations : those that are quantized, each operand with a row of the model's buffers
-        ``operation_scales`` (float32) and ``operation_zero_points`` (int32).
-    bits : int
-    """
-
-    def __init__(self, model: nn.Module, operations: Sequence[Operation], bits: int) -> None:
-        self.model, self.operations, self.bits = model, tuple(operations), bits
-        self.inner = vars(model).get("forward")  # where the model had one of its own
-        self.rows: dict[Site, int] = {}
-        row = 0
-        for operation in operations:
-            self.rows[operation.site] = row
-            row += len(operation.operands)
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        return inspect.signature(self._forward())
-
-    @property
-    def __code__(self) -> CodeType:  # torch.export asks where the model comes from
-        code: CodeType = inspect.unwrap(type(self.model).forward).__code__
-        return code
-
-    def _forward(self) -> Callable[..., Any]:
-        if self.inner is not None:
-            return self.inner
-        return partial(type(self.model).forward, self.model)
-
-    def __call__(self, *inputs: Any, **named: Any) -> Any:
-        """What the model answers."""
-        places = dict.fromkeys(site.module for site in self.rows)
-        names = {self.model.get_submodule(name): name for name in places}
-        with entered(AtOperands(names, self.rows, self._quantize)):
-            return self._forward()(*inputs, **named)
-
-    def _quantize(self, site: Site, number: int, x: Tensor) -> Tensor:
-        row, top = self.rows[site] + number, 2**self.bits - 1
-        scales = cast(Tensor, self.model.operation_scales)
-        zeros = cast(Tensor, self.model.operation_zero_points)
-        return on_static_grid(x, scales[row], zeros[row], top)
-
-
-def quantize_operations(model: nn.Module, seen: Operations, spec: QuantSpec) -> None:
-    """Put, in place, the operands of a model's operations on the grids of calibration.
-
-    Gradients pass straight through inside the grids, which stay as they are. A model without such
-    operations, or a spec that asks for none, stays as it is.
-
-    Parameters
-    ----------
-    model : nn.Module
-        It gets the buffers and the forward pass of :class:`Forward`.
-    seen : from calibration
-    spec : QuantSpec
-        ``residuals``, ``attention_products``, ``gates``; ``activation_bits``, ``activation_range``
-        and ``percentile`` of their grids, and ``activation_scheme`` of all but the operands of
-        attention's products, which are on symmetric grids.
-
-    Raises
-    ------
-    ValueError
-        The operations of this model are on grids already.
-    """
-    chosen = seen.chosen(spec)
-    if not chosen:
-        return
-    if hasattr(model, "operation_scales"):
-        raise ValueError(
-            "quantize_operations: the operations of this model are on grids already; quantize the "
-            "float model"
-        )
-    rule, bits = spec.activation_range, spec.activation_bits
-    grids = []
-    for operation in chosen:
-        # Integer kernels multiply two activations only where neither side needs a zero-point.
-        attention = operation.site.kind in (PRODUCT, ATTENTION)
-        scheme = "symmetric" if attention else spec.activation_scheme
-        for watched in seen.statistics[operation.site]:
-            low, high = torch.tensor(watched.range(rule, bits, scheme, spec.percentile))
-            grids.append(torch.stack(input_grid(low, high, bits, scheme)))
-    scales, zeros = torch.stack(grids).T.contiguous()
-    held = next((t.device for t in (*model.parameters(), *model.buffers())), None)
-    model.register_buffer("operation_scales", scales.to(held))
-    model.register_buffer("operation_zero_points", zeros.to(held, torch.int32))
-    vars(model)["forward"] = Forward(model, chosen, bits)
-
-
-def quantized_operations(model: nn.Module) -> dict[str, str]:
-    """Name -> ``A<bits>`` of every operation whose operands are on grids.
-
-    A second operation of the same name in the same module has a 2 behind it, and so on.
-    """
-    forward = vars(model).get("forward")
-    if not isinstance(forward, Forward):
-        return {}
-    times: Counter[str] = Counter()
-    found = {}
-    for name in (name for operation in forward.operations for name in operation.names()):
-        times[name] += 1
-        found[name if times[name] == 1 else f"{name} {times[name]}"] = f"A{forward.bits}"
-    return found
-
-
-def float_operations(model: nn.Module, found: Sequence[Operation]) -> dict[str, str]:
-    """Kind -> how many of the operations found are computed in float, and that they are."""
-    forward = vars(model).get("forward")
-    rows = forward.rows if isinstance(forward, Forward) else {}
-    rest = [op for op in found if op.site not in rows]
-    kinds = Counter(op.site.kind for op in rest)
-    additions, gates = kinds[ADDITION], kinds[GATE]
-    products = sum(len(op.operands) // 2 for op in rest if op.site.kind in (PRODUCT, ATTENTION))
-    reasons = {}
-    if additions:
-        reasons["residual additions"] = _count(additions, "addition") + " computed in float"
-    if products:
-        reasons["attention products"] = _count(products, "product") + " computed in float"
-    if gates:
-        reasons["gates"] = _count(gates, "product") + " computed in float"
-    return reasons
-
-
-def _count(number: int, what: str) -> str:
-    plural, verb = ("", "is") if number == 1 else ("s", "are")
-    return f"{number} {what}{plural} of two feature maps {verb}"

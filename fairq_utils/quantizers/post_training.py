@@ -23,6 +23,7 @@ from fairq_utils.quantizers.operations import (
     quantize_operations,
 )
 from fairq_utils.quantizers.precision import full_precision
+from fairq_utils.quantizers.ranges import Statistics
 from fairq_utils.quantizers.reconstruction import reconstruct
 from fairq_utils.quantizers.report import QuantReport, float_bytes, report
 from fairq_utils.quantizers.spec import QuantSpec
@@ -39,126 +40,6 @@ from fairq_utils.quantizers.weights import KeptRows, check_kept
 LayerSpecs = Mapping[str, QuantSpec | None]
 OPERATIONS = {**MSE, "residuals": True, "attention_products": True}
 BLOCK = 3  # layers of a usual block whose roundings are learnt together
-
-
-@full_precision()
-def quantize_observed(
-    seen: Observed,
-    spec: QuantSpec,
-    layers: LayerSpecs | None = None,
-    kept: Mapping[str, KeptRows] | None = None,
-) -> tuple[nn.Module, QuantReport]:
-    """Quantize what was observed; ``seen`` stays as it is.
-
-    Parameters
-    ----------
-    layers : mapping, optional
-        Layer -> its own spec, or None to leave it in float; all others follow ``spec``. Its
-        rounding and corrections are those of ``spec``.
-    kept : mapping, optional
-        Layer -> output channels whose weights are kept at 8 bits or in float.
-
-    Returns
-    -------
-    module, report
-
-    Raises
-    ------
-    ValueError
-        The spec asks for dynamic inputs, or for what was not observed; a layer is unknown; or see
-        :func:`fairq_utils.quantizers.weights.check_kept`.
-    """
-    specs, left = layer_specs(seen, spec, layers)
-    kept = kept or {}
-    check_kept(seen.model, specs, kept)
-    notes: dict[str, Any] = {}
-    if spec.rounding != "nearest" and specs:
-        work, errors = reconstruct(seen.model, specs, seen.range, seen.batches)
-        notes["reconstruction"] = {name: list(pair) for name, pair in errors.items()}
-    else:
-        work = copy.deepcopy(seen.model)
-        for name, own in specs.items():
-            work = replace(work, name, seen.quantized(name, own, kept.get(name)))
-    work, left = restore_bypassed(work, seen, specs, left)
-    quantize_operations(work, seen.operations, spec)
-    if spec.bias_correction:
-        images = torch.cat(seen.batches)
-        names = [name for name in specs if name not in left]
-        notes["bias_correction"] = correct_biases(work, seen.model, names, images)
-    if spec.equalization:
-        notes["equalization"] = dict(seen.equalized or {})
-    if kept:
-        notes["preserved"] = {n: len(own.rows) for n, own in kept.items() if n not in left}
-    if spec.activation != "float":
-        work.register_forward_pre_hook(refuse_not_finite, with_kwargs=True)
-    left = {**seen.left, **left, **float_operations(work, seen.operations.found)}
-    result = report(work, spec, seen.folded, left, seen.float_bytes, seen.images, notes)
-    return work.eval(), result
-
-
-def restore_bypassed(
-    work: nn.Module, seen: Observed, layers: Iterable[str], left: dict[str, str]
-) -> tuple[nn.Module, dict[str, str]]:
-    """Float layers back where the model calls the layer by a reference that was not replaced."""
-    left = dict(left)
-    for name in bypassed(work, layers, seen.example):
-        work = replace(work, name, copy.deepcopy(seen.model.get_submodule(name)))
-        left[name] = BYPASSED
-    return work, left
-
-
-def layer_specs(
-    seen: Observed, spec: QuantSpec, layers: LayerSpecs | None = None
-) -> tuple[dict[str, QuantSpec], dict[str, str]]:
-    """The spec of every layer in order of execution, and why others stay in float.
-
-    Raises
-    ------
-    ValueError
-        See :func:`quantize_observed`.
-    """
-    if spec.activation == "dynamic":
-        raise ValueError("quantize_static: spec.activation is dynamic; use quantize_dynamic")
-    if spec.equalization != (seen.equalized is not None):
-        wanted, found = ("with", "without") if spec.equalization else ("without", "with")
-        raise ValueError(
-            f"quantize_observed: {wanted} equalization is asked for, but it was observed {found}; "
-            f"give observe equalization={spec.equalization}"
-        )
-    if (spec.rounding != "nearest" or spec.bias_correction) and not seen.batches:
-        raise ValueError(
-            "quantize_observed: learnt rounding and bias correction look at the calibration images "
-            "again, and they were not kept; give observe keep=True"
-        )
-    _check_operations(seen.operations, spec)
-    layers = layers or {}
-    unknown = [name for name in layers if name not in seen.order]
-    if unknown:
-        raise ValueError(
-            f"quantize_observed: {unknown[0]!r} is no quantizable layer that calibration reached; "
-            f"these are {', '.join(seen.order[:5])}{' ...' if len(seen.order) > 5 else ''}"
-        )
-    specs, left = {}, {}
-    for name in seen.order:
-        own = layers[name] if name in layers else edge_spec(spec, name, seen.order)
-        if own is None:
-            left[name] = "was asked to stay in float"
-            continue
-        # How weights are rounded and what is corrected is decided for the whole model.
-        own = replace_fields(
-            own,
-            rounding=spec.rounding,
-            iterations=spec.iterations,
-            bias_correction=spec.bias_correction,
-            equalization=spec.equalization,
-        )
-        if own.activation == "static" and not seen.statistics[name].has(own.activation_range):
-            raise ValueError(
-                f"quantize_observed: ranges by {own.activation_range!r} were not observed; name "
-                "the rule in the rules of observe"
-            )
-        specs[name] = own
-    return specs, left
 
 
 def quantize_static(
@@ -192,7 +73,7 @@ def quantize_static(
     if spec.activation == "dynamic":
         raise ValueError("quantize_static: spec.activation is dynamic; use quantize_dynamic")
     rules = [spec.activation_range, *(s.activation_range for s in (layers or {}).values() if s)]
-    seen = observe(
+    observed = observe(
         model,
         batches,
         rules,
@@ -202,26 +83,60 @@ def quantize_static(
         gates=spec.gates,
         keep=spec.bias_correction or spec.rounding != "nearest",
     )
-    return quantize_observed(seen, spec, layers)
+    return quantize_observed(observed, spec, layers)
 
 
-def _check_operations(seen: Operations, spec: QuantSpec) -> None:
-    for option in dict.fromkeys(OPTIONS.values()):
-        if getattr(spec, option) and option not in seen.observed:
-            raise ValueError(
-                f"quantize_observed: {option} were not observed; give observe {option}=True"
-            )
-    watched = [s for op in seen.chosen(spec) for s in seen.statistics[op.site]]
-    if not all(s.has(spec.activation_range) for s in watched):
-        raise ValueError(
-            f"quantize_observed: ranges by {spec.activation_range!r} were not observed; name the "
-            "rule in the rules of observe"
-        )
+@full_precision()
+def quantize_observed(
+    observed: Observed,
+    spec: QuantSpec,
+    layers: LayerSpecs | None = None,
+    kept: Mapping[str, KeptRows] | None = None,
+) -> tuple[nn.Module, QuantReport]:
+    """Quantize a calibrated model; ``observed`` stays as it is.
 
+    Parameters
+    ----------
+    observed : from :func:`observe`
+    spec : QuantSpec
+    layers : mapping, optional
+        Layer -> its own spec, or None to leave it in float; all others follow ``spec``. Its
+        rounding and corrections are those of ``spec``.
+    kept : mapping, optional
+        Layer -> output channels whose weights are kept at 8 bits or in float.
 
-def edge_spec(spec: QuantSpec, name: str, order: Sequence[str]) -> QuantSpec:
-    """The spec of a layer, by its place in the order of execution."""
-    return spec.at_edge() if name in (order[0], order[-1]) else spec
+    Returns
+    -------
+    module, report
+
+    Raises
+    ------
+    ValueError
+        The spec asks for dynamic inputs, or for what was not observed; a layer is unknown; or see
+        :func:`fairq_utils.quantizers.weights.check_kept`.
+    """
+    specs, left = layer_specs(observed, spec, layers)
+    kept = kept or {}
+    check_kept(observed.model, specs, kept)
+    notes: dict[str, Any] = {}
+    if spec.rounding != "nearest" and specs:
+        work, errors = reconstruct(observed.model, specs, observed.range, observed.batches)
+        notes["reconstruction"] = {name: list(pair) for name, pair in errors.items()}
+    else:
+        work = copy.deepcopy(observed.model)
+        for name, own in specs.items():
+            work = replace(work, name, observed.quantized(name, own, kept.get(name)))
+    work, left = restore_bypassed(work, observed, specs, left)
+    quantize_operations(work, observed.operations, spec)
+    if spec.bias_correction:
+        images = torch.cat(observed.batches)
+        names = [name for name in specs if name not in left]
+        notes["bias_correction"] = correct_biases(work, observed.model, names, images)
+    if spec.equalization:
+        notes["equalization"] = dict(observed.equalized or {})
+    if kept:
+        notes["preserved"] = {n: len(own.rows) for n, own in kept.items() if n not in left}
+    return finished(work, observed, spec, left, notes)
 
 
 @full_precision()
@@ -230,7 +145,7 @@ def quantize_dynamic(
 ) -> tuple[nn.Module, QuantReport]:
     """Quantize convolutions and linear layers; every sample's input sets its own range.
 
-    No calibration set is needed. Ranges are per sample, so an answer does not depend on which other
+    No calibration set is needed. Ranges are per sample, so an output does not depend on which other
     samples share its batch.
 
     Parameters
@@ -272,6 +187,111 @@ def quantize_dynamic(
     for name in order:
         work = replace(work, name, quantized(layers[name], edge_spec(spec, name, order)))
     return work.eval(), report(work, spec, folded, left, before, 0, {})
+
+
+def layer_specs(
+    observed: Observed, spec: QuantSpec, layers: LayerSpecs | None = None
+) -> tuple[dict[str, QuantSpec], dict[str, str]]:
+    """Specs of the layers in order of execution, and the reasons why others stay in float.
+
+    Raises
+    ------
+    ValueError
+        See :func:`quantize_observed`.
+    """
+    if spec.activation == "dynamic":
+        raise ValueError("quantize_static: spec.activation is dynamic; use quantize_dynamic")
+    if spec.equalization != (observed.equalized is not None):
+        wanted, found = ("with", "without") if spec.equalization else ("without", "with")
+        raise ValueError(
+            f"quantize_observed: {wanted} equalization is asked for, but it was observed {found}; "
+            f"give observe equalization={spec.equalization}"
+        )
+    if (spec.rounding != "nearest" or spec.bias_correction) and not observed.batches:
+        raise ValueError(
+            "quantize_observed: learnt rounding and bias correction look at the calibration images "
+            "again, and they were not kept; give observe keep=True"
+        )
+    _check_operations(observed.operations, spec)
+    layers = layers or {}
+    unknown = [name for name in layers if name not in observed.order]
+    if unknown:
+        raise ValueError(
+            f"quantize_observed: {unknown[0]!r} is no quantizable layer that calibration reached; "
+            f"these are {', '.join(observed.order[:5])}{' ...' if len(observed.order) > 5 else ''}"
+        )
+    specs, left = {}, {}
+    for name in observed.order:
+        own = layers[name] if name in layers else edge_spec(spec, name, observed.order)
+        if own is None:
+            left[name] = "was asked to stay in float"
+            continue
+        # How weights are rounded and what is corrected is decided for the whole model.
+        own = replace_fields(
+            own,
+            rounding=spec.rounding,
+            iterations=spec.iterations,
+            bias_correction=spec.bias_correction,
+            equalization=spec.equalization,
+        )
+        if own.activation == "static":
+            _check_rule(own, [observed.statistics[name]])
+        specs[name] = own
+    return specs, left
+
+
+def edge_spec(spec: QuantSpec, name: str, order: Sequence[str]) -> QuantSpec:
+    """The spec of a layer, by its place in the order of execution."""
+    return spec.at_edge() if name in (order[0], order[-1]) else spec
+
+
+def restore_bypassed(
+    work: nn.Module, observed: Observed, layers: Iterable[str], left: dict[str, str]
+) -> tuple[nn.Module, dict[str, str]]:
+    """Put float layers back where the model calls them by a reference that was not replaced."""
+    left = dict(left)
+    for name in bypassed(work, layers, observed.example):
+        work = replace(work, name, copy.deepcopy(observed.model.get_submodule(name)))
+        left[name] = BYPASSED
+    return work, left
+
+
+def finished(
+    work: nn.Module,
+    observed: Observed,
+    spec: QuantSpec,
+    left: dict[str, str],
+    notes: dict[str, Any],
+) -> tuple[nn.Module, QuantReport]:
+    """A model whose layers have been replaced, which now refuses what is not finite; its report.
+
+    Parameters
+    ----------
+    left : layers that calibration reached and that stay in float, with the reason
+    notes : ``corrections`` of the report
+    """
+    if spec.activation != "float":
+        work.register_forward_pre_hook(refuse_not_finite, with_kwargs=True)
+    left = {**observed.left, **left, **float_operations(work, observed.operations.found)}
+    result = report(work, spec, observed.folded, left, observed.float_bytes, observed.images, notes)
+    return work.eval(), result
+
+
+def _check_operations(operations: Operations, spec: QuantSpec) -> None:
+    for option in dict.fromkeys(OPTIONS.values()):
+        if getattr(spec, option) and option not in operations.observed:
+            raise ValueError(
+                f"quantize_observed: {option} were not observed; give observe {option}=True"
+            )
+    _check_rule(spec, [s for op in operations.chosen(spec) for s in operations.statistics[op.site]])
+
+
+def _check_rule(spec: QuantSpec, statistics: Sequence[Statistics]) -> None:
+    if not all(own.has(spec.activation_range) for own in statistics):
+        raise ValueError(
+            f"quantize_observed: ranges by {spec.activation_range!r} were not observed; name the "
+            "rule in the rules of observe"
+        )
 
 
 def _static(task: Task) -> Result:

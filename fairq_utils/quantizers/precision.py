@@ -22,7 +22,7 @@ def full_precision() -> Iterator[None]:
     By default a GPU rounds what its convolutions multiply to TF32, ten bits of mantissa, and what
     matrix products do if the user asks for it. That is enough to train with, and too coarse to tell
     what a quantizer did: an integer of eight bits times its scale is no value of TF32, and a batch
-    norm that is folded answers a little differently. The setting is the process's; the last to
+    norm that is folded computes a little differently. The setting is the process's; the last to
     leave, of contexts within each other and of threads, restores it.
 
     Examples

@@ -4,7 +4,7 @@
 is clipped against a coarser step, by squared error (Banner et al. 2019; Nagel et al. 2021,
 equation 7) or by the Kullback-Leibler divergence of the distributions (Migacz 2017, "8-bit
 inference with TensorRT"); both depend on the bits. The squared error of inputs is relative to the
-power of each sample, ``sum_i |x_i - x^_i|**2 / |x_i|**2``: in absolute terms one picture whose
+power of each sample, ``sum_i |x_i - x^_i|**2 / |x_i|**2``: in absolute terms one image whose
 activations are a hundred times those of all others would weigh as much as ten thousand of them.
 """
 
@@ -18,10 +18,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fairq_utils.quantizers.grids import input_grid, to_integers, weight_codes, weight_grid
-from fairq_utils.quantizers.observers import Extremes, Histogram, RelativeHistogram
+from fairq_utils.quantizers.observers import (
+    HistogramObserver,
+    MinMaxObserver,
+    RelativeHistogramObserver,
+)
 
 # Fractions of the full range that are tried, each the same factor narrower than the one before:
-# how many, and the last. A weight's range is a few times its spread; an input's, where one picture
+# how many, and the last. A weight's range is a few times its spread; an input's, where one image
 # is odd, hundreds of times.
 WEIGHT_FRACTIONS = (80, 0.02)
 INPUT_FRACTIONS = (60, 1e-3)
@@ -35,53 +39,37 @@ MakeGrid = Callable[[Tensor, Tensor], Grid]
 Error = Callable[[Tensor, Tensor], Tensor]  # of each of C ranges, from their ends (C,)
 
 
-class Statistics(Protocol):
-    """What calibration keeps of one tensor, whatever it keeps; see :class:`InputStatistics`."""
-
-    def see(self, x: Tensor) -> None:
-        """Take one batch (B, ...) into account."""
-
-    def has(self, rule: str) -> bool:
-        """Whether :meth:`range` can answer for this rule."""
-
-    def range(
-        self, rule: str, bits: int, scheme: str = "affine", percentile: float = 99.9
-    ) -> tuple[float, float]:
-        """Smallest and largest value to represent, within the extremes seen."""
-
-
 class InputStatistics:
-    """What calibration saw of one tensor; answers with a range for the rules that were named.
+    """Calibration statistics of one tensor, and its range by the rules that were named.
 
     Parameters
     ----------
     rules : names of range rules
-        Extremes are always kept; histograms only where one of these needs them.
+        Minimum and maximum are always kept; histograms only where one of these needs them.
     """
 
     def __init__(self, rules: Collection[str] = HISTOGRAM_RULES) -> None:
-        self.extremes = Extremes()
-        self.histogram = Histogram() if {"percentile", "entropy"} & set(rules) else None
-        self.relative = RelativeHistogram() if "mse" in rules else None
+        self.minmax = MinMaxObserver()
+        self.histogram = HistogramObserver() if {"percentile", "entropy"} & set(rules) else None
+        self.relative = RelativeHistogramObserver() if "mse" in rules else None
         self._found: dict[tuple[str, int, str, float], tuple[float, float]] = {}
 
-    def see(self, x: Tensor) -> None:
+    def update(self, x: Tensor) -> None:
         """Take one batch (B, ...) into account."""
         self._found.clear()
-        self.extremes.see(x)
-        for kept in (self.histogram, self.relative):
-            if kept is not None:
-                kept.see(x)
+        for observer in (self.minmax, self.histogram, self.relative):
+            if observer is not None:
+                observer.update(x)
 
     def has(self, rule: str) -> bool:
-        """Whether :meth:`range` can answer for this rule."""
+        """Check that :meth:`range` has what this rule needs."""
         needed = {"percentile": self.histogram, "entropy": self.histogram, "mse": self.relative}
         return rule not in needed or needed[rule] is not None
 
     def range(
         self, rule: str, bits: int, scheme: str = "affine", percentile: float = 99.9
     ) -> tuple[float, float]:
-        """Smallest and largest value to represent, within the extremes seen.
+        """Smallest and largest value to represent, within those that were observed.
 
         Raises
         ------
@@ -94,11 +82,11 @@ class InputStatistics:
         return self._found[asked]
 
     def _range(self, rule: str, bits: int, scheme: str, percentile: float) -> tuple[float, float]:
-        low, high = self.extremes.low, self.extremes.high
+        low, high = self.minmax.low, self.minmax.high
         if rule == "minmax":
             return low, high
         if rule == "moving_average":
-            return self.extremes.average or (low, high)
+            return self.minmax.average or (low, high)
         grid = input_grids(bits, scheme)
         if rule == "mse" and self.relative is not None:
             return search_ends(summed_error(*self.relative.filled(), grid), low, high)
@@ -111,14 +99,19 @@ class InputStatistics:
         raise ValueError(f"the rule {rule!r} needs a histogram, and none was kept")
 
 
-def input_grids(bits: int, scheme: str) -> MakeGrid:
-    """From the ends of C ranges to the grids of inputs that hold them."""
+class Statistics(Protocol):
+    """Calibration statistics of one tensor, of any kind; see :class:`InputStatistics`."""
 
-    def grid(lower: Tensor, upper: Tensor) -> Grid:
-        scale, zero = input_grid(lower, upper, bits, scheme)
-        return scale, zero, 0, 2**bits - 1
+    def update(self, x: Tensor) -> None:
+        """Take one batch (B, ...) into account."""
 
-    return grid
+    def has(self, rule: str) -> bool:
+        """Check that :meth:`range` has what this rule needs."""
+
+    def range(
+        self, rule: str, bits: int, scheme: str = "affine", percentile: float = 99.9
+    ) -> tuple[float, float]:
+        """Smallest and largest value to represent, within those that were observed."""
 
 
 def weight_limits(
@@ -153,19 +146,18 @@ def weight_limits(
     return _search(_divergence_of(*_row_histograms(rows, low, high), grid), low, high)
 
 
-def _quantile(rows: Tensor, share: float) -> Tensor:
-    """Nearest-rank quantile of every row; ``torch.quantile`` refuses large layers."""
-    rank = min(max(round(share * (rows.shape[1] - 1)) + 1, 1), rows.shape[1])
-    return rows.kthvalue(rank, dim=1).values
+def input_grids(bits: int, scheme: str) -> MakeGrid:
+    """Make, from the ends of C ranges, the grids of inputs that hold them."""
 
+    def grid(lower: Tensor, upper: Tensor) -> Grid:
+        scale, zero = input_grid(lower, upper, bits, scheme)
+        return scale, zero, 0, 2**bits - 1
 
-def _fractions(count: int, last: float) -> Tensor:
-    """From 1 to ``last``, each the same factor smaller than the one before; float64."""
-    return last ** (torch.arange(count, dtype=torch.float64) / (count - 1))
+    return grid
 
 
 def search_ends(error: Error, low: float, high: float) -> tuple[float, float]:
-    """Shrink each end of a range to the least error.
+    """Shrink each end of a range until the error is smallest.
 
     An end far out would hide what the other one gains: together first, then each in turn.
 
@@ -190,9 +182,9 @@ def search_ends(error: Error, low: float, high: float) -> tuple[float, float]:
 
 
 def search_pairs(error: Error, least: Error, low: float, high: float) -> tuple[float, float]:
-    """The least error of all pairs of ends that :func:`search_ends` may come to.
+    """The pair of ends with the smallest error of all that :func:`search_ends` may come to.
 
-    For an error with kinks, where turning one end at a time stops short of the least.
+    For an error with kinks, where turning one end at a time stops short of the minimum.
 
     Parameters
     ----------
@@ -213,15 +205,55 @@ def search_pairs(error: Error, least: Error, low: float, high: float) -> tuple[f
     return float(lows[at]), float(highs[at])
 
 
+def summed_error(values: Tensor, weights: Tensor, grid: MakeGrid) -> Error:
+    """Weighted squared error of ascending values (K,) on the grids that hold C ranges.
+
+    The values of one code lie side by side: their error is ``sum w x**2 - 2 c sum w x + c**2 sum
+    w``, differences of sums that are made once.
+
+    Parameters
+    ----------
+    values : float64 (K,)
+    weights : float64 (K,), or (G, K) for an error (G, C)
+    grid : from the ends of C ranges to their grids
+    """
+    sums = _running_sums(values, weights)
+
+    def error(left: Tensor, right: Tensor) -> Tensor:
+        scale, zero, lowest, highest = grid(left, right)
+        codes = torch.arange(lowest, highest + 1) - zero[:, None]
+        points = codes * scale[:, None]
+        ends = torch.searchsorted(values, (codes[:, :-1] + 0.5) * scale[:, None])
+        edge = torch.zeros(len(ends), 1, dtype=ends.dtype)
+        ends = torch.cat([edge, ends, edge + len(values)], dim=1)
+        return _squared([total[..., ends].diff(dim=-1) for total in sums], points).sum(dim=-1)
+
+    return error
+
+
+def clipping_error(values: Tensor, weights: Tensor, grid: MakeGrid) -> Error:
+    """The part of :func:`summed_error` of values beyond the ends of a grid."""
+    sums = _running_sums(values, weights)
+
+    def error(left: Tensor, right: Tensor) -> Tensor:
+        scale, zero, lowest, highest = grid(left, right)
+        first, last = (lowest - zero) * scale, (highest - zero) * scale
+        below, above = torch.searchsorted(values, first), torch.searchsorted(values, last)
+        under = _squared([total[..., below] for total in sums], first)
+        return under + _squared([total[..., -1:] - total[..., above] for total in sums], last)
+
+    return error
+
+
 def _search(
     error: Error, low: Tensor, high: Tensor, clipping: Error | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Shrink every row's range to the least error.
+    """Shrink every row's range until its error is smallest.
 
     Parameters
     ----------
     clipping : a part of the error that only grows as ranges shrink
-        Where it alone is above the least error of every row, nothing narrower is tried.
+        Where it alone is above the smallest error of every row, nothing narrower is tried.
     """
     least, left, right = torch.full_like(low, torch.inf), low, high
     for number, fraction in enumerate(_fractions(*WEIGHT_FRACTIONS).tolist()):
@@ -237,47 +269,26 @@ def _search(
     return left, right
 
 
-def summed_error(values: Tensor, weights: Tensor, grid: MakeGrid) -> Error:
-    """Weighted squared error of ascending values (K,) on the grids that hold C ranges.
-
-    The values of one code lie side by side: their error is ``sum w x**2 - 2 c sum w x + c**2 sum
-    w``, differences of sums that are made once.
-
-    Parameters
-    ----------
-    values : float64 (K,)
-    weights : float64 (K,), or (G, K) for an error (G, C)
-    grid : from the ends of C ranges to their grids
-    """
-    sums = [F.pad((weights * values**n).cumsum(-1), (1, 0)) for n in range(3)]
-
-    def error(left: Tensor, right: Tensor) -> Tensor:
-        scale, zero, lowest, highest = grid(left, right)
-        codes = torch.arange(lowest, highest + 1) - zero[:, None]
-        points = codes * scale[:, None]
-        ends = torch.searchsorted(values, (codes[:, :-1] + 0.5) * scale[:, None])
-        edge = torch.zeros(len(ends), 1, dtype=ends.dtype)
-        ends = torch.cat([edge, ends, edge + len(values)], dim=1)
-        mass, first, second = (total[..., ends].diff(dim=-1) for total in sums)
-        return (second - 2 * points * first + points.square() * mass).sum(dim=-1)
-
-    return error
+def _fractions(count: int, last: float) -> Tensor:
+    """Numbers from 1 to ``last``, each the same factor smaller than the one before; float64."""
+    return last ** (torch.arange(count, dtype=torch.float64) / (count - 1))
 
 
-def clipping_error(values: Tensor, weights: Tensor, grid: MakeGrid) -> Error:
-    """The part of :func:`summed_error` of values beyond the ends of a grid."""
-    sums = [F.pad((weights * values**n).cumsum(-1), (1, 0)) for n in range(3)]
+def _quantile(rows: Tensor, share: float) -> Tensor:
+    """Nearest-rank quantile of every row; ``torch.quantile`` refuses large layers."""
+    rank = min(max(round(share * (rows.shape[1] - 1)) + 1, 1), rows.shape[1])
+    return rows.kthvalue(rank, dim=1).values
 
-    def error(left: Tensor, right: Tensor) -> Tensor:
-        scale, zero, lowest, highest = grid(left, right)
-        first, last = (lowest - zero) * scale, (highest - zero) * scale
-        below, above = torch.searchsorted(values, first), torch.searchsorted(values, last)
-        under = [total[..., below] for total in sums]
-        over = [total[..., -1:] - total[..., above] for total in sums]
-        parts = [s[2] - 2 * x * s[1] + x.square() * s[0] for s, x in ((under, first), (over, last))]
-        return parts[0] + parts[1]
 
-    return error
+def _running_sums(values: Tensor, weights: Tensor) -> list[Tensor]:
+    """Sums of ``w``, ``w x`` and ``w x**2`` up to every value, from 0 on."""
+    return [F.pad((weights * values**n).cumsum(-1), (1, 0)) for n in range(3)]
+
+
+def _squared(sums: list[Tensor], points: Tensor) -> Tensor:
+    """``sum w (x - c)**2`` from the sums of ``w``, ``w x`` and ``w x**2``."""
+    mass, first, second = sums
+    return second - 2 * points * first + points.square() * mass
 
 
 def _squared_error(rows: Tensor, grid: MakeGrid) -> Error:
@@ -319,7 +330,7 @@ def _row_histograms(rows: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Te
 
 
 def _divergence_of(values: Tensor, counts: Tensor, grid: MakeGrid) -> Error:
-    """How much a row's quantized distribution diverges from the real one.
+    """Divergence of every row's quantized distribution from the real one.
 
     The reference keeps the bins inside and adds what is clipped to the outermost of them; the
     candidate spreads each code's mass evenly over the occupied bins of that code.

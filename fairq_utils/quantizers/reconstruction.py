@@ -1,9 +1,9 @@
 """Learnt rounding: AdaRound layer by layer, or block by block with the inputs' step sizes.
 
-Every unit (a layer, or a block of a few layers) is made to answer as its float counterpart does on
-the calibration images. Nothing but roundings, and in blocks the step sizes of inputs, is learnt;
-no label is used. An image whose answer is stronger than the median one counts as if it had that
-power: otherwise a single odd image would decide for all.
+Every unit (a layer, or a block of a few layers) is made to reproduce the output of its float
+counterpart on the calibration images. Nothing but roundings, and in blocks the step sizes of
+inputs, is learnt; no label is used. An image whose output is stronger than the median one counts as
+if it had that power: otherwise a single odd image would decide for all.
 
 - ``adaround`` (Nagel et al. 2020): a unit is a layer, with the activation behind it; its inputs
   are those that the quantized layers before it produce.
@@ -22,9 +22,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fairq_utils.quantizers.grids import input_grid
 from fairq_utils.quantizers.layers import Quantized, use_integers
-from fairq_utils.quantizers.learned import LearnedLayer, SoftRounding, StepInput
+from fairq_utils.quantizers.learned import LearnedLayer, SoftRounding
 from fairq_utils.quantizers.spec import QuantSpec
 from fairq_utils.quantizers.tracing import first_input, removed_after, replace
 
@@ -37,27 +36,89 @@ STEP_RATE = 1e-3  # and of the inputs' step sizes, as multiples of the calibrate
 PRESSURE = 0.01  # weight of the term that makes roundings decide
 WARM_UP = 0.2  # share of iterations without that term
 BETA = (20.0, 2.0)  # its exponent, from the first to the last iteration
+SEED = 0  # of the minibatches and of the drop
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.LeakyReLU, nn.ELU)
 Ranges = Callable[[str, QuantSpec], tuple[float, float]]
 
 
+def reconstruct(
+    model: nn.Module,
+    specs: Mapping[str, QuantSpec],
+    ranges: Ranges,
+    batches: Sequence[Tensor],
+) -> tuple[nn.Module, dict[str, tuple[float, float]]]:
+    """Quantize a float model with learnt roundings.
+
+    Parameters
+    ----------
+    model : float, batch norms folded, in evaluation mode; it stays as it is
+    specs : layer -> spec, in order of execution; all with the same ``rounding``
+    ranges : ranges(layer, spec) gives the calibrated range of the layer's input
+    batches : calibration images (B, ...)
+
+    Returns
+    -------
+    model, errors
+        Unit -> mean squared error of its output with nearest and with learnt rounding, per value.
+        Layers that are called several times are rounded to nearest and are in no unit.
+    """
+    work = copy.deepcopy(model).requires_grad_(False)
+    order, block = list(specs), next(iter(specs.values())).rounding == "block"
+    blocks = units(model, order, batches[0], LARGEST_BLOCK)
+    single = {n for u in units(model, order, batches[0], 1) for n in u.layers}
+    learnt = {n for u in blocks for n in u.layers if block or n in single}
+    behind = {} if block else activations_behind(model, order, batches[0])
+    errors: dict[str, tuple[float, float]] = {}
+
+    def soft(name: str) -> LearnedLayer:
+        """A layer of the working copy on grids that can be learnt."""
+        layer, spec = cast(nn.Conv2d | nn.Linear, work.get_submodule(name)), specs[name]
+        ends = ranges(name, spec) if spec.activation == "static" else None
+        return LearnedLayer(layer, spec, SoftRounding, ends)
+
+    for name in order:
+        if name not in learnt:
+            work = replace(work, name, soft(name).settled())
+    generator, device = torch.Generator().manual_seed(SEED), batches[0].device
+    for unit in blocks:
+        use_integers(work)  # the layers that are settled: only their outputs are wanted
+        float_root, root = model.get_submodule(unit.name), work.get_submodule(unit.name)
+        float_inputs, targets = _capture(model, float_root, batches, device)
+        inputs = _capture(work, root, batches, device)[0]
+        local = {n: n[len(unit.name) :].lstrip(".") for n in unit.layers if n in learnt}
+        if block:
+            layers = {inner: soft(name) for name, inner in local.items()}
+            task = _Task(inputs, float_inputs, targets, nn.Identity(), device)
+            root, errors[unit.name] = _learn(root, layers, task, generator)
+        else:
+            for name, inner in local.items():
+                layer = root.get_submodule(inner)
+                float_layer = float_root.get_submodule(inner)
+                wanted = _capture(float_root, float_layer, [float_inputs], device)[1]
+                given = _capture(root, layer, [inputs], device)[0]
+                task = _Task(given, None, wanted, behind.get(name, nn.Identity()), device)
+                layer, errors[name] = _learn(layer, {"": soft(name)}, task, generator)
+                root = replace(root, inner, layer)
+        work = replace(work, unit.name, root)
+    for module in work.modules():
+        if isinstance(module, Quantized):
+            module.integer = False
+    return work, errors
+
+
 @dataclass(frozen=True)
 class Unit:
-    """What is reconstructed at once: a layer, or a block that contains several."""
+    """A layer, or a block that contains several, which are reconstructed at once."""
 
     name: str
     layers: tuple[str, ...]
-
-
-class _Reached(Exception):
-    """The forward pass has come as far as it was wanted."""
 
 
 def units(model: nn.Module, layers: Sequence[str], example: Tensor, largest: int) -> list[Unit]:
     """Cut a model into units, in order of execution.
 
     A unit is the outermost module with at most ``largest`` of the layers inside that is called
-    once, with one tensor, and answers with one. Layers in no such module (called several times)
+    once, with one tensor, and returns one. Layers in no such module (called several times)
     are in no unit.
     """
     calls: dict[str, list[bool]] = {}
@@ -91,72 +152,38 @@ def units(model: nn.Module, layers: Sequence[str], example: Tensor, largest: int
     return sorted(dict.fromkeys(found), key=lambda unit: place[unit.layers[0]])
 
 
-def reconstruct(
-    model: nn.Module,
-    specs: Mapping[str, QuantSpec],
-    ranges: Ranges,
-    batches: Sequence[Tensor],
-    *,
-    seed: int = 0,
-) -> tuple[nn.Module, dict[str, tuple[float, float]]]:
-    """Quantize a float model with learnt roundings.
+def activations_behind(
+    model: nn.Module, layers: Sequence[str], example: Tensor
+) -> dict[str, nn.Module]:
+    """Layer -> activation function that is applied to its output, where a module does that."""
+    wanted = {model.get_submodule(name): name for name in layers}
+    outputs: dict[int, tuple[str, Tensor]] = {}
+    found: dict[str, nn.Module] = {}
 
-    Parameters
-    ----------
-    model : float, batch norms folded, in evaluation mode; it stays as it is
-    specs : layer -> spec, in order of execution; all with the same ``rounding``
-    ranges : ranges(layer, spec) gives the calibrated range of the layer's input
-    batches : calibration images (B, ...)
-    seed : of the minibatches and of the drop
+    def after(module: nn.Module, _: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            outputs[id(output)] = (wanted[module], output)
 
-    Returns
-    -------
-    model, errors
-        Unit -> mean squared error of its output with nearest and with learnt rounding, per value.
-        Layers that are called several times are rounded to nearest and are in no unit.
-    """
-    work = copy.deepcopy(model).requires_grad_(False)
-    order, block = list(specs), next(iter(specs.values())).rounding == "block"
-    blocks = units(model, order, batches[0], LARGEST_BLOCK)
-    single = {n for u in units(model, order, batches[0], 1) for n in u.layers}
-    learnt = {n for u in blocks for n in u.layers if block or n in single}
-    behind = {} if block else activations_behind(model, order, batches[0])
-    errors: dict[str, tuple[float, float]] = {}
-    for name in order:
-        if name not in learnt:
-            nearest = _learned_layer(work.get_submodule(name), specs[name], ranges, name)
-            work = replace(work, name, nearest.settled())
-    generator, device = torch.Generator().manual_seed(seed), batches[0].device
-    for unit in blocks:
-        use_integers(work)  # the layers that are settled: only their answers are wanted
-        float_root, root = model.get_submodule(unit.name), work.get_submodule(unit.name)
-        float_inputs, targets = _capture(model, float_root, batches, device)
-        inputs = _capture(work, root, batches, device)[0]
-        local = {n: n[len(unit.name) :].lstrip(".") for n in unit.layers if n in learnt}
-        if block:
-            given = {local[n]: (specs[n], n) for n in unit.layers}
-            task = _Task(inputs, float_inputs, targets, nn.Identity(), device)
-            root, errors[unit.name] = _learn(root, given, ranges, task, generator)
-        else:
-            for name, inner in local.items():
-                layer = float_root.get_submodule(inner)
-                wanted = _capture(float_root, layer, [float_inputs], device)[1]
-                seen = _capture(root, root.get_submodule(inner), [inputs], device)[0]
-                task = _Task(seen, None, wanted, behind.get(name, nn.Identity()), device)
-                layer, errors[name] = _learn(
-                    root.get_submodule(inner), {"": (specs[name], name)}, ranges, task, generator
-                )
-                root = replace(root, inner, layer)
-        work = replace(work, unit.name, root)
-    for module in work.modules():
-        if isinstance(module, Quantized):
-            module.integer = False
-    return work, errors
+    def before(module: nn.Module, inputs: Any, named: Any) -> None:
+        x = first_input(inputs, named)
+        name, output = outputs.get(id(x), ("", None))
+        if output is x:
+            found.setdefault(name, module)
+
+    hooks: list[Any] = [m.register_forward_hook(after) for m in wanted]
+    hooks += [
+        m.register_forward_pre_hook(before, with_kwargs=True)
+        for m in model.modules()
+        if isinstance(m, ACTIVATIONS)
+    ]
+    with removed_after(hooks), torch.no_grad():
+        model(example.clone())
+    return found
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What a unit is given, what it should answer, and what stands behind it.
+    """Inputs of a unit, the outputs that it should have, and the activation behind it.
 
     Tensors are on the CPU, for a large network's are gigabytes; what is looked at moves to
     ``device``.
@@ -185,28 +212,18 @@ class _Task:
         return torch.cat(parts)
 
 
-def _learned_layer(module: nn.Module, spec: QuantSpec, ranges: Ranges, name: str) -> LearnedLayer:
-    layer = cast(nn.Conv2d | nn.Linear, module)
-    grid = None
-    if spec.activation == "static":
-        low, high = (torch.tensor(x, device=layer.weight.device) for x in ranges(name, spec))
-        bits = spec.activation_bits
-        grid = StepInput(*input_grid(low, high, bits, spec.activation_scheme), bits)
-    return LearnedLayer(layer, spec, SoftRounding(layer.weight, spec), grid)
-
-
 def _learn(
     module: nn.Module,
-    given: Mapping[str, tuple[QuantSpec, str]],
-    ranges: Ranges,
+    layers: Mapping[str, LearnedLayer],
     task: _Task,
     generator: torch.Generator,
 ) -> tuple[nn.Module, tuple[float, float]]:
-    """Learn one unit's roundings; the unit in integers, and its error before and after."""
-    layers: dict[str, LearnedLayer] = {}
-    for inner, (spec, name) in given.items():
-        layers[inner] = _learned_layer(module.get_submodule(inner), spec, ranges, name)
-        module = replace(module, inner, layers[inner])
+    """Learn the roundings of a unit's layers, by their names within it.
+
+    Returns the unit in integers, and its error before and after.
+    """
+    for inner, layer in layers.items():
+        module = replace(module, inner, layer)
     roundings = [w for w in (x.weights for x in layers.values()) if isinstance(w, SoftRounding)]
     choices = [rounding.choice for rounding in roundings]
     steps = [layer.inputs.multiple for layer in layers.values() if layer.inputs is not None]
@@ -220,7 +237,9 @@ def _learn(
     start = [p.detach().clone() for p in (*choices, *steps)]
     task = task.weighted()
     before = _error(module, roundings, task)
-    _descend(module, roundings, torch.optim.Adam(learnt, fused=True), task, given, generator)
+    iterations = next(iter(layers.values())).spec.iterations
+    optimizer = torch.optim.Adam(learnt, fused=True)
+    _descend(module, roundings, optimizer, task, iterations, generator)
     after = _error(module, roundings, task)
     if not after < before:  # nothing was learnt that helps: nearest rounding stays
         after = before
@@ -238,10 +257,9 @@ def _descend(
     roundings: Sequence[SoftRounding],
     optimizer: torch.optim.Optimizer,
     task: _Task,
-    given: Mapping[str, tuple[QuantSpec, str]],
+    iterations: int,
     generator: torch.Generator,
 ) -> None:
-    iterations = next(iter(given.values()))[0].iterations
     warm = int(WARM_UP * iterations)
     wanted = task.targets
     axis = 1 if wanted.ndim in (2, 4) else -1  # channels of (N, C), (N, C, H, W) or (N, T, C)
@@ -264,7 +282,7 @@ def _descend(
 
 
 def _weights(wanted: Tensor) -> Tensor:
-    """``min(1, median power / power)`` of every image's answer, (N,)."""
+    """``min(1, median power / power)`` of every image's target, (N,)."""
     power = wanted.reshape(len(wanted), -1).square().mean(dim=1)
     return (power.median() / power.clamp(min=1e-30)).clamp(max=1.0)
 
@@ -283,35 +301,6 @@ def _error(module: nn.Module, roundings: Sequence[SoftRounding], task: _Task) ->
     for rounding in roundings:
         rounding.decided = False
     return total / task.targets.numel()
-
-
-def activations_behind(
-    model: nn.Module, layers: Sequence[str], example: Tensor
-) -> dict[str, nn.Module]:
-    """Layer -> activation function that is applied to its output, where a module does that."""
-    wanted = {model.get_submodule(name): name for name in layers}
-    outputs: dict[int, tuple[str, Tensor]] = {}
-    found: dict[str, nn.Module] = {}
-
-    def after(module: nn.Module, _: Any, output: Any) -> None:
-        if isinstance(output, Tensor):
-            outputs[id(output)] = (wanted[module], output)
-
-    def before(module: nn.Module, inputs: Any, named: Any) -> None:
-        x = first_input(inputs, named)
-        name, output = outputs.get(id(x), ("", None))
-        if output is x:
-            found.setdefault(name, module)
-
-    hooks: list[Any] = [m.register_forward_hook(after) for m in wanted]
-    hooks += [
-        m.register_forward_pre_hook(before, with_kwargs=True)
-        for m in model.modules()
-        if isinstance(m, ACTIVATIONS)
-    ]
-    with removed_after(hooks), torch.no_grad():
-        model(example.clone())
-    return found
 
 
 def _capture(
@@ -368,3 +357,7 @@ class _Gathered:
             self.values = torch.empty(shape, dtype=x.dtype, memory_format=form)
         self.values[self.rows : self.rows + len(x)] = x
         self.rows += len(x)
+
+
+class _Reached(Exception):
+    """Raised where the forward pass has come as far as it was wanted."""

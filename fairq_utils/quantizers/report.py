@@ -1,4 +1,4 @@
-"""What a quantizer did: which layers, what stayed in float and why, and the size."""
+"""Report of a quantization: layers, what stayed in float and why, and the size."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""How much each layer minds being quantized: one layer at a time, at every candidate spec.
+"""Sensitivity of each layer to quantization: one layer at a time, at every candidate spec.
 
-Two answers to one question. With labels, the increase of the loss when only that layer is quantized
-(Dong et al. 2019, HAWQ, approximate it by curvature; here it is measured). Without, the noise that
-quantizing the layer leaves in an output, over the signal, ``sum (y - y^)^2 / sum y^2``. To first
-order the noises of several layers are independent and add up, so both are summed over layers.
+With labels it is the increase of the loss when only that layer is quantized (Dong et al. 2019,
+HAWQ, approximate it by curvature; here it is measured). Without, it is the noise that quantizing
+the layer leaves in an output, over the signal, ``sum (y - y^)^2 / sum y^2``. To first order the
+noises of several layers are independent and add up, so both are summed over layers.
 """
 
 from __future__ import annotations
@@ -31,6 +31,11 @@ from fairq_utils.quantizers.tracing import first_input, removed_after, replace
 Measure = Literal["output", "layer"]
 Labelled = Sequence[tuple[Tensor, Tensor]]
 COLUMNS = ["layer", "bits", "sensitivity", "sqnr", "bytes"]
+T = TypeVar("T")
+# A layer, its candidate, and what was measured of the two.
+Found: TypeAlias = Iterator[tuple[str, Quantized, T]]
+# Number of the batch, what comes out in float, what came of it -> numbers that add up over batches.
+Powers: TypeAlias = Callable[[int, Tensor, Tensor], NDArray[np.float64]]
 
 
 def classification_loss(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
@@ -49,6 +54,69 @@ def classification_loss(logits: Tensor, labels: Tensor, reduction: str = "mean")
         odds = logits.reshape(-1).float()
         return F.binary_cross_entropy_with_logits(odds, labels.float(), reduction=reduction)
     return F.cross_entropy(logits.float(), labels.long(), reduction=reduction)
+
+
+def sensitivities(
+    observed: Observed,
+    specs: Sequence[QuantSpec],
+    *,
+    labelled: Labelled | None = None,
+    measure: Measure = "output",
+    loss: Callable[[Tensor, Tensor], Tensor] = classification_loss,
+) -> pd.DataFrame:
+    """Quantize one layer at a time, at every candidate spec, and measure what that does.
+
+    Parameters
+    ----------
+    observed : from :func:`fairq_utils.quantizers.observe`
+        With ``keep=True`` where there are no labels.
+    specs : candidates
+        The first and the last layer are tried at ``first_last_bits`` or more, as everywhere; set it
+        to None for candidates at all layers. Weights are rounded to nearest, whatever ``rounding``
+        says: it is learnt once, for the allocation that is chosen.
+    labelled : sequence of (images, labels), optional
+        On the model's device. With it the sensitivity is the increase of the mean loss, which may
+        be below 0. Give thousands: of a few hundred images, most of an increase is chance, and the
+        allocation that it leads to changes more predictions than that of the noise.
+    measure : str
+        Without labels: noise over signal in the model's ``output``, or in that of the ``layer``.
+    loss : callable
+        ``loss(logits, labels)``, the mean over a batch.
+
+    Returns
+    -------
+    DataFrame
+        A row per layer, in order of execution, and distinct spec: ``layer``; ``bits``, such as
+        ``W4A8``; ``sensitivity``, in the unit of the loss, or noise over signal; ``sqnr`` in
+        decibels, NaN with labels; ``bytes`` of the layer, as packed in
+        :class:`~fairq_utils.quantizers.QuantReport`.
+
+    Raises
+    ------
+    ValueError
+        No candidate, an unknown measure, no images to measure on, two candidates of the same bits,
+        or an output that is not finite or all zeros.
+    """
+    _check(observed, specs, labelled, measure)
+    if labelled is not None:
+        found = _loss_increases(observed, specs, labelled, loss)
+    else:
+        measured = (output_powers if measure == "output" else layer_powers)(
+            observed, specs, observed.batches, _powers
+        )
+        found = ((name, layer, noise_over_signal(*sums.tolist())) for name, layer, sums in measured)
+    rows = []
+    with torch.no_grad():
+        for name, layer, value in found:
+            bits = layer.spec.label
+            if not math.isfinite(value):
+                raise ValueError(
+                    f"sensitivities: {bits} in layer {name!r} has no finite effect; an output is "
+                    "not finite, or all zeros in float: check the images and the model"
+                )
+            decibels = math.nan if labelled is not None else _decibels(value)
+            rows.append((name, bits, value, decibels, packed_bytes(layer)))
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def sqnr(reference: Tensor, other: Tensor) -> float:
@@ -75,112 +143,18 @@ def noise_over_signal(signal: float, noise: float) -> float:
     return 0.0 if noise == 0 else math.inf if signal == 0 else noise / signal
 
 
-def _powers(batch: int, reference: Tensor, other: Tensor) -> NDArray[np.float64]:
-    """Of a signal and of the noise, over all images of a batch."""
-    return np.array([float(squared.sum()) for squared in squares(reference, other)])
-
-
-def _decibels(noise: float) -> float:
-    return math.inf if noise == 0 else -math.inf if noise == math.inf else -10 * math.log10(noise)
-
-
-def sensitivities(
-    seen: Observed,
-    specs: Sequence[QuantSpec],
-    *,
-    labelled: Labelled | None = None,
-    measure: Measure = "output",
-    loss: Callable[[Tensor, Tensor], Tensor] = classification_loss,
-) -> pd.DataFrame:
-    """Quantize one layer at a time, at every candidate spec, and measure what that does.
-
-    Parameters
-    ----------
-    seen : from :func:`fairq_utils.quantizers.observe`
-        With ``keep=True`` where there are no labels.
-    specs : candidates
-        The first and the last layer are tried at ``first_last_bits`` or more, as everywhere; set it
-        to None for candidates at all layers. Weights are rounded to nearest, whatever ``rounding``
-        says: it is learnt once, for the allocation that is chosen.
-    labelled : sequence of (images, labels), optional
-        On the model's device. With it the sensitivity is the increase of the mean loss, which may
-        be below 0. Give thousands: of a few hundred images, most of an increase is chance, and the
-        allocation that it leads to moves more answers than that of the noise.
-    measure : str
-        Without labels: noise over signal in the model's ``output``, or in that of the ``layer``.
-    loss : callable
-        ``loss(logits, labels)``, the mean over a batch.
-
-    Returns
-    -------
-    DataFrame
-        A row per layer, in order of execution, and distinct spec: ``layer``; ``bits``, such as
-        ``W4A8``; ``sensitivity``, in the unit of the loss, or noise over signal; ``sqnr`` in
-        decibels, NaN with labels; ``bytes`` of the layer, as packed in
-        :class:`~fairq_utils.quantizers.QuantReport`.
-
-    Raises
-    ------
-    ValueError
-        No candidate, an unknown measure, no images to measure on, two candidates of the same bits,
-        or an output that is not finite or all zeros.
-    """
-    _check(seen, specs, labelled, measure)
-    if labelled is not None:
-        found = _loss_increases(seen, specs, labelled, loss)
-    else:
-        measured = (output_powers if measure == "output" else layer_powers)(
-            seen, specs, seen.batches, _powers
-        )
-        found = ((name, layer, noise_over_signal(*sums.tolist())) for name, layer, sums in measured)
-    rows = []
-    with torch.no_grad():
-        for name, layer, value in found:
-            bits = layer.spec.label
-            if not math.isfinite(value):
-                raise ValueError(
-                    f"sensitivities: {bits} in layer {name!r} has no finite effect; an output is "
-                    "not finite, or all zeros in float: check the images and the model"
-                )
-            decibels = math.nan if labelled is not None else _decibels(value)
-            rows.append((name, bits, value, decibels, packed_bytes(layer)))
-    return pd.DataFrame(rows, columns=COLUMNS)
-
-
-T = TypeVar("T")
-# A layer, its candidate, and what was measured of the two.
-Found: TypeAlias = Iterator[tuple[str, Quantized, T]]
-# Number of the batch, what comes out in float, what came of it -> numbers that add up over batches.
-Powers: TypeAlias = Callable[[int, Tensor, Tensor], NDArray[np.float64]]
-
-
-def _loss_increases(
-    seen: Observed,
-    specs: Sequence[QuantSpec],
-    labelled: Labelled,
-    loss: Callable[[Tensor, Tensor], Tensor],
-) -> Found[float]:
-    def mean_loss(model: nn.Module) -> float:
-        total = sum(float(loss(model(x.clone()), y)) * len(x) for x, y in labelled)
-        return total / sum(len(x) for x, _ in labelled)
-
-    before = mean_loss(seen.model)
-    for name, layer, model in one_at_a_time(seen, specs):
-        yield name, layer, mean_loss(model) - before
-
-
 def output_powers(
-    seen: Observed, specs: Sequence[QuantSpec], batches: Sequence[Tensor], powers: Powers
+    observed: Observed, specs: Sequence[QuantSpec], batches: Sequence[Tensor], powers: Powers
 ) -> Found[NDArray[np.float64]]:
-    """What each quantized layer alone does to the model's output, summed over batches.
+    """Effect of each quantized layer alone on the model's output, summed over batches.
 
     Parameters
     ----------
     batches : images, on the model's device
     powers : ``powers(number of the batch, float output, output)``, an array
     """
-    reference = [seen.model(x.clone()) for x in batches]
-    for name, layer, model in one_at_a_time(seen, specs):
+    reference = [observed.model(x.clone()) for x in batches]
+    for name, layer, model in one_at_a_time(observed, specs):
         found = [
             powers(at, y, model(x.clone()))
             for at, (x, y) in enumerate(zip(batches, reference, strict=True))
@@ -189,14 +163,14 @@ def output_powers(
 
 
 def layer_powers(
-    seen: Observed, specs: Sequence[QuantSpec], batches: Sequence[Tensor], powers: Powers
+    observed: Observed, specs: Sequence[QuantSpec], batches: Sequence[Tensor], powers: Powers
 ) -> Found[NDArray[np.float64]]:
-    """What quantizing a layer does to its own output, summed over batches and calls.
+    """Effect of quantizing a layer on its own output, summed over batches and calls.
 
     Every layer before a quantized one is in float, so one pass shows all layers' inputs. Parameters
     as in :func:`output_powers`.
     """
-    candidates = {name: _candidates(seen, specs, name) for name in seen.order}
+    candidates = {name: _candidates(observed, specs, name) for name in observed.order}
     totals: dict[str, list[Any]] = {name: [0.0] * len(c) for name, c in candidates.items()}
     number = 0
 
@@ -210,36 +184,36 @@ def layer_powers(
         return hook
 
     hooks = [
-        seen.model.get_submodule(name).register_forward_hook(comparing(name), with_kwargs=True)
-        for name in seen.order
+        observed.model.get_submodule(name).register_forward_hook(comparing(name), with_kwargs=True)
+        for name in observed.order
     ]
     with removed_after(hooks):
         for at, x in enumerate(batches):
             number = at  # the hooks read it
-            seen.model(x.clone())
+            observed.model(x.clone())
     for name, layers in candidates.items():
         yield from ((name, layer, sums) for layer, sums in zip(layers, totals[name], strict=True))
 
 
-def one_at_a_time(seen: Observed, specs: Sequence[QuantSpec]) -> Found[nn.Module]:
+def one_at_a_time(observed: Observed, specs: Sequence[QuantSpec]) -> Found[nn.Module]:
     """The model with one layer quantized, for every layer and distinct candidate.
 
     It is one working copy: what is yielded is another model once the next is asked for.
     """
-    work = copy.deepcopy(seen.model)
-    for name in seen.order:
+    work = copy.deepcopy(observed.model)
+    for name in observed.order:
         kept = work.get_submodule(name)
-        for layer in _candidates(seen, specs, name):
+        for layer in _candidates(observed, specs, name):
             work = replace(work, name, layer)
             yield name, layer, work
             work = replace(work, name, kept)
 
 
-def bytes_of_the_rest(seen: Observed, spec: QuantSpec) -> int:
+def bytes_of_the_rest(observed: Observed, spec: QuantSpec) -> int:
     """Bytes of a quantized model outside its quantized layers: biases of norms, embeddings, ..."""
     plain = nearest(spec)
-    specs, _ = layer_specs(seen, plain)
-    whole, result = quantize_observed(seen, plain)
+    specs, _ = layer_specs(observed, plain)
+    whole, result = quantize_observed(observed, plain)
     return result.size_bytes - sum(packed_bytes(whole.get_submodule(name)) for name in specs)
 
 
@@ -248,27 +222,13 @@ def nearest(spec: QuantSpec) -> QuantSpec:
     return dataclasses.replace(spec, rounding="nearest", bias_correction=False)
 
 
-def _check(
-    seen: Observed, specs: Sequence[QuantSpec], labelled: Labelled | None, measure: str
-) -> None:
-    refuse_measure(measure, get_args(Measure), "sensitivities")
-    if labelled is not None and not len(labelled):
-        raise ValueError("sensitivities: labelled is empty; give at least one (images, labels)")
-    if labelled is None and not seen.batches:
-        raise ValueError(
-            "sensitivities: there are no labelled images, and the calibration images were not "
-            "kept; give observe keep=True, or give labelled"
-        )
-    refuse_candidates(seen, specs, "sensitivities")
-
-
 def refuse_measure(measure: str, known: Sequence[str], what: str) -> None:
     """Refuse a measure by a name that is not known."""
     if measure not in known:
         raise ValueError(f"{what}: measure {measure!r} is not one of {', '.join(known)}")
 
 
-def refuse_candidates(seen: Observed, specs: Sequence[QuantSpec], what: str) -> None:
+def refuse_candidates(observed: Observed, specs: Sequence[QuantSpec], what: str) -> None:
     """Refuse no candidates, two of the same bits, and those that were not observed for."""
     if not specs:
         raise ValueError(f"{what}: specs is empty; give at least one candidate")
@@ -279,10 +239,48 @@ def refuse_candidates(seen: Observed, specs: Sequence[QuantSpec], what: str) -> 
             f"{what}: two candidates are called {twice[0]}; candidates differ in their bits"
         )
     for spec in specs:
-        layer_specs(seen, nearest(spec))
+        layer_specs(observed, nearest(spec))
 
 
-def _candidates(seen: Observed, specs: Sequence[QuantSpec], name: str) -> list[Quantized]:
-    own = [edge_spec(spec, name, seen.order) for spec in specs]
+def _check(
+    observed: Observed, specs: Sequence[QuantSpec], labelled: Labelled | None, measure: str
+) -> None:
+    refuse_measure(measure, get_args(Measure), "sensitivities")
+    if labelled is not None and not len(labelled):
+        raise ValueError("sensitivities: labelled is empty; give at least one (images, labels)")
+    if labelled is None and not observed.batches:
+        raise ValueError(
+            "sensitivities: there are no labelled images, and the calibration images were not "
+            "kept; give observe keep=True, or give labelled"
+        )
+    refuse_candidates(observed, specs, "sensitivities")
+
+
+def _loss_increases(
+    observed: Observed,
+    specs: Sequence[QuantSpec],
+    labelled: Labelled,
+    loss: Callable[[Tensor, Tensor], Tensor],
+) -> Found[float]:
+    def mean_loss(model: nn.Module) -> float:
+        total = sum(float(loss(model(x.clone()), y)) * len(x) for x, y in labelled)
+        return total / sum(len(x) for x, _ in labelled)
+
+    before = mean_loss(observed.model)
+    for name, layer, model in one_at_a_time(observed, specs):
+        yield name, layer, mean_loss(model) - before
+
+
+def _candidates(observed: Observed, specs: Sequence[QuantSpec], name: str) -> list[Quantized]:
+    own = [edge_spec(spec, name, observed.order) for spec in specs]
     distinct = {spec.label: spec for spec in own}
-    return [seen.quantized(name, spec) for spec in distinct.values()]
+    return [observed.quantized(name, spec) for spec in distinct.values()]
+
+
+def _powers(batch: int, reference: Tensor, other: Tensor) -> NDArray[np.float64]:
+    """Power of a signal and of the noise, over all images of a batch."""
+    return np.array([float(squared.sum()) for squared in squares(reference, other)])
+
+
+def _decibels(noise: float) -> float:
+    return math.inf if noise == 0 else -math.inf if noise == math.inf else -10 * math.log10(noise)

@@ -1,4 +1,4 @@
-"""What a quantizer should do: bits, grids, range rules, corrections."""
+"""Specification of a quantization: bits, grids, range rules, corrections."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class QuantSpec:
     weight_scheme, activation_scheme : str
         ``symmetric`` or ``affine`` (with a zero-point).
     weight_range, activation_range : str
-        ``minmax``, ``percentile``, ``mse`` (least squared error), ``entropy`` (least
-        Kullback-Leibler divergence); for inputs also ``moving_average`` (of the extremes of
-        batches).
+        ``minmax``, ``percentile``, ``mse`` (smallest mean squared error), ``entropy`` (smallest
+        Kullback-Leibler divergence); for inputs also ``moving_average`` (of the minimum and maximum
+        of batches).
     percentile : float
         Share of values kept inside by ``percentile``, 50 to 100.
     activation : str

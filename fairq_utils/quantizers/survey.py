@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +30,7 @@ from fairq_utils.quantizers.tracing import (
     entered,
     multi_head_attention,
     recognise,
+    tensors_in,
 )
 
 # Functions with a weight as their second argument, as the report calls them.
@@ -63,7 +63,7 @@ VALUELESS = frozenset(
 
 @dataclass(frozen=True)
 class Survey:
-    """What a model computes outside its layers.
+    """Operations of a model outside its layers, and weights that are used directly.
 
     Attributes
     ----------
@@ -94,10 +94,10 @@ def survey(model: nn.Module, example: Tensor) -> Survey:
 
 @dataclass(frozen=True)
 class _Origin:
-    """What a tensor that depends on the input comes from."""
+    """Origin of a tensor that depends on the input."""
 
     product: Site | None = None  # it is that product, scaled, masked or reshaped
-    scores: bool = False  # it is what a softmax answered
+    scores: bool = False  # it is the output of a softmax
 
 
 class _Surveyor(TorchFunctionMode):
@@ -107,7 +107,7 @@ class _Surveyor(TorchFunctionMode):
         self.calls = Calls(names, sys._getframe(1))
         self.direct: dict[str, str] = {}
         self.read: dict[str, str] = {}
-        self._found: dict[Site, tuple[bool, bool]] = {}  # which operand is a softmax's answer
+        self._found: dict[Site, tuple[bool, bool]] = {}  # which operand is a softmax's output
         self._queried: set[Site] = set()  # products that reach a softmax
         self._origins: dict[int, tuple[weakref.ref[Tensor], _Origin]] = {}
         self._owners = {
@@ -139,7 +139,7 @@ class _Surveyor(TorchFunctionMode):
         named = kwargs or {}
         if func is F.multi_head_attention_forward:
             return self._open_attention(args, named)
-        given = list(_tensors((args, named)))
+        given = tensors_in((args, named))
         self._look_at_readers(given)
         call = recognise(func, args, named)
         site = None if call is None else self.calls.site(call.kind)
@@ -151,14 +151,14 @@ class _Surveyor(TorchFunctionMode):
         result = func(*args, **named)
         name = getattr(func, "__name__", "")
         if active and name not in VALUELESS:
-            changed = [*_tensors(result), *_tensors(named.get("out"))]
+            changed = tensors_in((result, named.get("out")))
             if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
-                changed += _tensors(args[:1])
+                changed += tensors_in(args[:1])
             self._mark(changed, self._onward(func, name, site, active))
         return result
 
     def _open_attention(self, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        module, _ = self.calls.innermost()
+        module = self.calls.innermost()
         self._say(module, "F.multi_head_attention_forward", "its projections stay in float")
         before, self._within_attention = self._within_attention, True
         try:
@@ -204,14 +204,14 @@ class _Surveyor(TorchFunctionMode):
             left_scores, right_scores = (o is not None and o.scores for o in origins[:2])
             self._found[site] = (left_scores, right_scores)
         elif any(origin is not None for origin in origins):
-            module, _ = self.calls.innermost()
+            module = self.calls.innermost()
             self._say(module, f"torch.{call.function.__name__}", "it stays in float")
 
     def _look_at_weight(self, func: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         name = WEIGHTED.get(func) or MATRIX_PRODUCTS.get(func)
         if name is None or self._within_attention:
             return
-        module, _ = self.calls.innermost()
+        module = self.calls.innermost()
         if isinstance(module, LAYERS):
             weight = args[1] if len(args) > 1 else named.get("weight")
             if module.weight is weight or getattr(module, "parametrizations", None):
@@ -229,19 +229,8 @@ class _Surveyor(TorchFunctionMode):
             owner = self._owners.get(id(value))
             if owner is None:
                 continue
-            module, _ = self.calls.innermost()
+            module = self.calls.innermost()
             held = () if module is None else module.parameters(recurse=False)
             if not any(value is own for own in held):
                 place = self._place(module)
                 self.read[owner] = f"its weight is also read by {place}; it stays in float"
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """All tensors in nested tuples, lists and mappings."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for part in value:
-            yield from _tensors(part)
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))

@@ -1,4 +1,4 @@
-"""A model's layers and operations, found by running it: their order, calls, places and readers."""
+"""Layers and operations of a model, found by running it: their order, calls, places and readers."""
 
 from __future__ import annotations
 
@@ -24,21 +24,31 @@ HOOKS = (
     "_forward_pre_hooks_with_kwargs",
 )
 BYPASSED = "is called through a list or another reference outside the model's tree; stays in float"
-
-
-def first_input(inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
-    """The input of a layer that was called by position or by keyword."""
-    return inputs[0] if inputs else next(iter(named.values()))
-
-
-@contextmanager
-def removed_after(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
-    """Take hooks off again, whatever happens meanwhile."""
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+# Questions about a tensor, not about its values.
+UNREAD = {"__get__", "size", "dim", "numel", "stride", "is_contiguous", "_assert", "__len__"}
+ADDITION, PRODUCT, ATTENTION = "addition", "product", "attention"
+GATE, SILU = "gate", "SiLU"
+# Function -> kind, and position and keyword of each operand.
+_BOTH = ((0, "input"), (1, "other"))
+_BATCHES = ((0, "input"), (1, "mat2"))
+FUNCTIONS: dict[Any, tuple[str, tuple[tuple[int, str], ...]]] = {
+    torch.add: (ADDITION, _BOTH),
+    torch.Tensor.add: (ADDITION, _BOTH),  # and x + y
+    torch.Tensor.add_: (ADDITION, _BOTH),  # and x += y
+    torch.mul: (GATE, _BOTH),
+    torch.Tensor.mul: (GATE, _BOTH),  # and x * y
+    torch.Tensor.mul_: (GATE, _BOTH),  # and x *= y
+    F.silu: (SILU, ((0, "input"),)),
+    torch.matmul: (PRODUCT, _BOTH),
+    torch.Tensor.matmul: (PRODUCT, _BOTH),  # and x @ y
+    torch.bmm: (PRODUCT, _BATCHES),
+    torch.Tensor.bmm: (PRODUCT, _BATCHES),
+    torch.baddbmm: (PRODUCT, ((1, "batch1"), (2, "batch2"))),
+    torch.Tensor.baddbmm: (PRODUCT, ((1, "batch1"), (2, "batch2"))),
+    torch.einsum: (PRODUCT, ((1, ""), (2, ""))),  # of two operands
+    F.scaled_dot_product_attention: (ATTENTION, ((0, "query"), (1, "key"), (2, "value"))),
+}
+_MODULE_CALL = nn.Module._call_impl.__code__
 
 
 def order_of_execution(model: nn.Module, layers: Iterable[str], example: Tensor) -> list[str]:
@@ -83,7 +93,7 @@ def leave_fast_paths(model: nn.Module) -> None:
     """Let transformer encoders call their layers, in place, as they do in training.
 
     In evaluation ``nn.TransformerEncoderLayer`` may read the weights of its layers and compute
-    without calling them, and ``nn.TransformerEncoder`` may cut padded positions off first. Answers
+    without calling them, and ``nn.TransformerEncoder`` may cut padded positions off first. Outputs
     at padded positions are then zeros; without these paths they are what the layers compute.
     """
     for module in model.modules():
@@ -93,8 +103,24 @@ def leave_fast_paths(model: nn.Module) -> None:
             module.use_nested_tensor = False
 
 
-# Questions about a tensor, not about its values.
-UNREAD = {"__get__", "size", "dim", "numel", "stride", "is_contiguous", "_assert", "__len__"}
+def first_input(inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    """The input of a layer that was called by position or by keyword."""
+    return inputs[0] if inputs else next(iter(named.values()))
+
+
+def tensors_in(values: Any) -> list[Tensor]:
+    """All tensors in nested tuples, lists and mappings."""
+    return [x for x in tree_leaves(values) if isinstance(x, Tensor)]
+
+
+@contextmanager
+def removed_after(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Take hooks off again, whatever happens meanwhile."""
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class Reads(TorchFunctionMode):
@@ -114,42 +140,17 @@ class Reads(TorchFunctionMode):
     ) -> Any:
         """Count, then compute."""
         if getattr(func, "__name__", "") not in UNREAD:
-            given = {id(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+            given = {id(x) for x in tensors_in((args, kwargs))}
             self._counts.update(given & self._watched.keys())
         return func(*args, **(kwargs or {}))
 
     def of(self, x: Tensor) -> int:
-        """How many functions were given this tensor since it has been watched."""
+        """Number of functions that were given this tensor since it has been watched."""
         return self._counts[id(x)]
 
 
-ADDITION, PRODUCT, ATTENTION = "addition", "product", "attention"
-GATE, SILU = "gate", "SiLU"
-# Function -> kind, and position and keyword of each operand.
-_BOTH = ((0, "input"), (1, "other"))
-_BATCHES = ((0, "input"), (1, "mat2"))
-FUNCTIONS: dict[Any, tuple[str, tuple[tuple[int, str], ...]]] = {
-    torch.add: (ADDITION, _BOTH),
-    torch.Tensor.add: (ADDITION, _BOTH),  # and x + y
-    torch.Tensor.add_: (ADDITION, _BOTH),  # and x += y
-    torch.mul: (GATE, _BOTH),
-    torch.Tensor.mul: (GATE, _BOTH),  # and x * y
-    torch.Tensor.mul_: (GATE, _BOTH),  # and x *= y
-    F.silu: (SILU, ((0, "input"),)),
-    torch.matmul: (PRODUCT, _BOTH),
-    torch.Tensor.matmul: (PRODUCT, _BOTH),  # and x @ y
-    torch.bmm: (PRODUCT, _BATCHES),
-    torch.Tensor.bmm: (PRODUCT, _BATCHES),
-    torch.baddbmm: (PRODUCT, ((1, "batch1"), (2, "batch2"))),
-    torch.Tensor.baddbmm: (PRODUCT, ((1, "batch1"), (2, "batch2"))),
-    torch.einsum: (PRODUCT, ((1, ""), (2, ""))),  # of two operands
-    F.scaled_dot_product_attention: (ATTENTION, ((0, "query"), (1, "key"), (2, "value"))),
-}
-_MODULE_CALL = nn.Module._call_impl.__code__
-
-
 class Site(NamedTuple):
-    """Where an operation stands.
+    """Place of an operation in a model.
 
     Attributes
     ----------
@@ -214,7 +215,7 @@ def recognise(
 
 
 class Calls:
-    """Which module is being called, and how many operations its call has met so far.
+    """The module that is being called, and the operations that its call has met so far.
 
     Parameters
     ----------
@@ -227,11 +228,29 @@ class Calls:
         self._names, self._outermost = names, outermost
         self._met: dict[FrameType, Counter[str]] = {}
 
-    def innermost(self) -> tuple[nn.Module | None, FrameType]:
-        """The innermost module being called, None for the model itself, and the frame of its call.
+    def innermost(self) -> nn.Module | None:
+        """The innermost module being called; None for the model itself."""
+        return self._module(self._innermost_call())
 
-        Calls that have come to their end are forgotten.
-        """
+    def name(self, module: nn.Module | None) -> str | None:
+        """The name of a module; None where it has none."""
+        return "" if module is None else self._names.get(module)
+
+    def site(self, kind: str) -> Site | None:
+        """The site of the next operation of a kind; None where its module has no name."""
+        call = self._innermost_call()
+        met = self._met.setdefault(call, Counter())
+        met[kind] += 1
+        name = self.name(self._module(call))
+        return None if name is None else Site(name, kind, met[kind] - 1)
+
+    def forget(self) -> None:
+        """Let go of all frames, which hold on to the tensors in them."""
+        self._met.clear()
+        del self._outermost
+
+    def _innermost_call(self) -> FrameType:
+        """The frame of the innermost call; calls that have come to their end are forgotten."""
         found: list[FrameType] = []
         frame = sys._getframe(1)
         while frame is not self._outermost:
@@ -242,24 +261,20 @@ class Calls:
             frame = frame.f_back
         found.append(self._outermost)
         self._met = {call: met for call, met in self._met.items() if call in found}
-        return found[0].f_locals["self"] if len(found) > 1 else None, found[0]
+        return found[0]
 
-    def name(self, module: nn.Module | None) -> str | None:
-        """The name of a module; None where it has none."""
-        return "" if module is None else self._names.get(module)
+    def _module(self, call: FrameType) -> nn.Module | None:
+        return None if call is self._outermost else call.f_locals["self"]
 
-    def site(self, kind: str) -> Site | None:
-        """The site of the next operation of a kind; None where its module has no name."""
-        module, call = self.innermost()
-        met = self._met.setdefault(call, Counter())
-        met[kind] += 1
-        name = self.name(module)
-        return None if name is None else Site(name, kind, met[kind] - 1)
 
-    def forget(self) -> None:
-        """Let go of all frames, which hold on to the tensors in them."""
-        self._met.clear()
-        del self._outermost
+@contextmanager
+def entered(mode: Any) -> Iterator[None]:
+    """Run with a mode that has ``calls``, and leave nothing of it behind."""
+    try:
+        with mode:
+            yield
+    finally:
+        mode.calls.forget()
 
 
 def _opened(function: Any) -> Callable[..., Any]:
@@ -277,13 +292,3 @@ def _opened(function: Any) -> Callable[..., Any]:
 
 # What nn.MultiheadAttention calls; its products stand inside.
 multi_head_attention = _opened(F.multi_head_attention_forward)
-
-
-@contextmanager
-def entered(mode: Any) -> Iterator[None]:
-    """Run with a mode that has ``calls``, and leave nothing of it behind."""
-    try:
-        with mode:
-            yield
-    finally:
-        mode.calls.forget()

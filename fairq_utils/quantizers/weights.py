@@ -14,6 +14,7 @@ from fairq_utils.quantizers.ranges import weight_limits
 from fairq_utils.quantizers.spec import QuantSpec
 
 KEPT_BITS, FLOAT_BITS = 8, 32  # of rows that are kept at more bits than the rest
+INDEX_BYTES = 4  # int32: which row it is
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class WeightIntegers:
     scale, zero_point : float32 and int32, (out channels,), or (out channels, groups) where groups
         of input channels have scales of their own
     rows : int32 (R,), or None
-        Output channels that are kept at more bits; see :mod:`fairq_utils.quantizers.weights`.
+        Output channels that are kept at more bits; see :class:`KeptRows`.
     values : float32 (R, ...), or None
         Those rows, where they are kept in float; their integers are 0. Without it they are on the
         8-bit grid.
@@ -39,51 +40,19 @@ class WeightIntegers:
     values: Tensor | None = None
 
 
-def groups(weight: Tensor, spec: QuantSpec) -> int:
-    """Scales per output channel."""
-    if spec.weight_granularity != "group":
-        return 1
-    return -(-weight.shape[1] // spec.group_size)
+@dataclass(frozen=True)
+class KeptRows:
+    """Output channels of a layer that are kept at more bits.
 
-
-def to_rows(weight: Tensor, spec: QuantSpec) -> Tensor:
-    """Weights that share a scale as rows: (1, N), (O, K) or (O x groups, K).
-
-    A last group that the input channels do not fill repeats its own, which moves no range.
+    Attributes
+    ----------
+    rows : numbers of the output channels, each once
+    bits : 8, or None for float
+        Integer kernels cannot compute a layer with float rows: it stays a simulation.
     """
-    if spec.weight_granularity == "tensor":
-        return weight.reshape(1, -1)
-    if spec.weight_granularity == "channel":
-        return weight.reshape(weight.shape[0], -1)
-    count = groups(weight, spec)
-    flat = weight.reshape(*weight.shape[:2], -1)
-    place = torch.arange(count * spec.group_size, device=weight.device)
-    first = place // spec.group_size * spec.group_size
-    width = (weight.shape[1] - first).clamp(max=spec.group_size)
-    return flat[:, first + (place - first) % width].reshape(weight.shape[0] * count, -1)
 
-
-def spread(values: Tensor, weight: Tensor, spec: QuantSpec) -> Tensor:
-    """Scales or zero-points (O,) or (O, groups), in a shape that broadcasts against the weight."""
-    if spec.weight_granularity == "group":
-        values = values.repeat_interleave(spec.group_size, dim=1)[:, : weight.shape[1]]
-        return values.reshape(*values.shape, *[1] * (weight.ndim - 2))
-    return values.reshape(-1, *[1] * (weight.ndim - 1))
-
-
-def find_grid(weight: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
-    """Scale and zero-point, float32 (O,) or (O, groups), by the spec's rule for weights."""
-    check_finite(weight, "weights")
-    weight = weight.detach()
-    bits, scheme = spec.weight_bits, spec.weight_scheme
-    limits = weight_limits(to_rows(weight, spec), spec.weight_range, bits, scheme, spec.percentile)
-    scale, zero = weight_grid(*limits, bits, scheme)
-    shape = (weight.shape[0], groups(weight, spec))
-    if spec.weight_granularity == "tensor":
-        scale, zero = scale.expand(shape[0]), zero.expand(shape[0])
-    elif spec.weight_granularity == "group":
-        scale, zero = scale.reshape(shape), zero.reshape(shape)
-    return scale.float().contiguous(), zero.float().contiguous()
+    rows: tuple[int, ...]
+    bits: int | None = KEPT_BITS
 
 
 def quantize_weight(weight: Tensor, spec: QuantSpec) -> WeightIntegers:
@@ -108,22 +77,44 @@ def dequantize_weight(found: WeightIntegers, spec: QuantSpec) -> Tensor:
     return weight
 
 
-INDEX_BYTES = 4  # int32: which row it is
+def find_grid(weight: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
+    """Scale and zero-point, float32 (O,) or (O, groups), by the spec's rule for weights."""
+    check_finite(weight, "weights")
+    weight = weight.detach()
+    bits, scheme = spec.weight_bits, spec.weight_scheme
+    limits = weight_limits(to_rows(weight, spec), spec.weight_range, bits, scheme, spec.percentile)
+    scale, zero = weight_grid(*limits, bits, scheme)
+    shape = (weight.shape[0], _groups(weight, spec))
+    if spec.weight_granularity == "tensor":
+        scale, zero = scale.expand(shape[0]), zero.expand(shape[0])
+    elif spec.weight_granularity == "group":
+        scale, zero = scale.reshape(shape), zero.reshape(shape)
+    return scale.float().contiguous(), zero.float().contiguous()
 
 
-@dataclass(frozen=True)
-class KeptRows:
-    """Which output channels of a layer are kept, and how.
+def to_rows(weight: Tensor, spec: QuantSpec) -> Tensor:
+    """Weights that share a scale as rows: (1, N), (O, K) or (O x groups, K).
 
-    Attributes
-    ----------
-    rows : numbers of the output channels, each once
-    bits : 8, or None for float
-        Integer kernels cannot compute a layer with float rows: it stays a simulation.
+    A last group that the input channels do not fill repeats its own, which moves no range.
     """
+    if spec.weight_granularity == "tensor":
+        return weight.reshape(1, -1)
+    if spec.weight_granularity == "channel":
+        return weight.reshape(weight.shape[0], -1)
+    count = _groups(weight, spec)
+    flat = weight.reshape(*weight.shape[:2], -1)
+    place = torch.arange(count * spec.group_size, device=weight.device)
+    first = place // spec.group_size * spec.group_size
+    width = (weight.shape[1] - first).clamp(max=spec.group_size)
+    return flat[:, first + (place - first) % width].reshape(weight.shape[0] * count, -1)
 
-    rows: tuple[int, ...]
-    bits: int | None = KEPT_BITS
+
+def spread(values: Tensor, weight: Tensor, spec: QuantSpec) -> Tensor:
+    """Scales or zero-points (O,) or (O, groups), in a shape that broadcasts against the weight."""
+    if spec.weight_granularity == "group":
+        values = values.repeat_interleave(spec.group_size, dim=1)[:, : weight.shape[1]]
+        return values.reshape(*values.shape, *[1] * (weight.ndim - 2))
+    return values.reshape(-1, *[1] * (weight.ndim - 1))
 
 
 def keep_rows(
@@ -226,6 +217,13 @@ def check_kept(
                 "its channels in float (None), or leave it out"
             )
         _check_rows(place, len(_weight(model, name)), own.rows)
+
+
+def _groups(weight: Tensor, spec: QuantSpec) -> int:
+    """Scales per output channel."""
+    if spec.weight_granularity != "group":
+        return 1
+    return -(-weight.shape[1] // spec.group_size)
 
 
 def _check_rows(place: str, count: int, rows: tuple[int, ...]) -> None:

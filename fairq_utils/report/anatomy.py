@@ -309,7 +309,7 @@ def _longest_tail(found: Specimen) -> str:
     def reach(name: str) -> float:
         statistics = found.inputs(name)
         low, high = statistics.range("percentile", 8, percentile=99.0)
-        return (statistics.extremes.high - statistics.extremes.low) / max(high - low, 1e-12)
+        return (statistics.minmax.high - statistics.minmax.low) / max(high - low, 1e-12)
 
     return max(found.plain.order[1:] or found.plain.order, key=reach)
 

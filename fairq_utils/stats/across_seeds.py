@@ -1,7 +1,7 @@
 """Tests whose unit is a training seed.
 
 SciPy and statsmodels compute; what is added is one named result per question, and a refusal where
-the input could not answer it. Any other test of theirs is called directly.
+the input cannot decide it. Any other test of theirs is called directly.
 """
 
 from __future__ import annotations
@@ -14,28 +14,9 @@ from scipy import stats as scipy_stats
 from statsmodels.stats.weightstats import DescrStatsW
 
 
-def per_seed(values: ArrayLike, name: str, least: int = 2) -> NDArray[np.float64]:
-    """One finite value per seed, checked.
-
-    Raises
-    ------
-    ValueError
-        Names the argument, and the seed whose value is not finite.
-    """
-    array = np.asarray(values, float)
-    if array.ndim != 1 or len(array) < least:
-        raise ValueError(
-            f"{name} has shape {array.shape}; it must be one row of at least {least} seeds"
-        )
-    wrong = np.flatnonzero(~np.isfinite(array))
-    if len(wrong):
-        raise ValueError(f"{name}: seed {wrong[0]} is {array[wrong[0]]}, which cannot be tested")
-    return array
-
-
 @dataclass(frozen=True)
 class PairedTests:
-    """Three tests of whether per-seed differences are centred on zero, two-sided.
+    """Three two-sided tests of per-seed differences against zero.
 
     Attributes
     ----------
@@ -120,7 +101,7 @@ class Equivalence:
 
 
 def equivalence(differences: ArrayLike, margin: float, *, level: float = 0.05) -> Equivalence:
-    """Whether per-seed differences are shown to be smaller than ``margin``, either way.
+    """Test that per-seed differences are smaller than ``margin``, either way.
 
     Examples
     --------
@@ -144,7 +125,7 @@ def equivalence(differences: ArrayLike, margin: float, *, level: float = 0.05) -
 
 @dataclass(frozen=True)
 class ArmTests:
-    """Whether two independent sets of seeds differ in location and in spread.
+    """Tests of two independent sets of seeds: location and spread.
 
     Attributes
     ----------
@@ -181,3 +162,22 @@ def arm_tests(first: ArrayLike, second: ArrayLike) -> ArmTests:
         float(spread),
         float(apart.pvalue),
     )
+
+
+def per_seed(values: ArrayLike, name: str, least: int = 2) -> NDArray[np.float64]:
+    """One finite value per seed, checked.
+
+    Raises
+    ------
+    ValueError
+        Names the argument, and the seed whose value is not finite.
+    """
+    array = np.asarray(values, float)
+    if array.ndim != 1 or len(array) < least:
+        raise ValueError(
+            f"{name} has shape {array.shape}; it must be one row of at least {least} seeds"
+        )
+    wrong = np.flatnonzero(~np.isfinite(array))
+    if len(wrong):
+        raise ValueError(f"{name}: seed {wrong[0]} is {array[wrong[0]]}, which cannot be tested")
+    return array

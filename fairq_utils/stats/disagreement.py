@@ -1,4 +1,4 @@
-"""On which images models part ways, and whose pictures these are."""
+"""Disagreement of models: the images on which predictions change, and their groups."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from statsmodels.stats.proportion import confint_proportions_2indep
 
 
 def churn(first: ArrayLike, second: ArrayLike) -> float:
-    """Share of images that two models answer differently (Milani Fard et al. 2016).
+    """Share of images for which two models predict different classes (Milani Fard et al. 2016).
 
     Examples
     --------
@@ -25,7 +25,7 @@ def churn(first: ArrayLike, second: ArrayLike) -> float:
 
 
 def modal(predictions: ArrayLike) -> NDArray[np.int64]:
-    """The answer that most models of a population give, per image; -1 where answers tie.
+    """Class that most models of a population predict, per image; -1 where classes tie.
 
     Parameters
     ----------
@@ -37,12 +37,12 @@ def modal(predictions: ArrayLike) -> NDArray[np.int64]:
     >>> modal([[0, 1, 1], [0, 1, 0], [1, 1, 1], [0, 0, 0]])
     array([ 0,  1, -1])
     """
-    answers = np.asarray(predictions)
-    if answers.ndim != 2 or not answers.size:
-        raise ValueError(f"predictions has shape {answers.shape}; it must be (models, images)")
-    if answers.dtype.kind not in "iub" or answers.min() < 0:
+    predicted = np.asarray(predictions)
+    if predicted.ndim != 2 or not predicted.size:
+        raise ValueError(f"predictions has shape {predicted.shape}; it must be (models, images)")
+    if predicted.dtype.kind not in "iub" or predicted.min() < 0:
         raise ValueError("predictions: classes must be integers from 0 up")
-    votes = np.stack([(answers == c).sum(axis=0) for c in range(int(answers.max()) + 1)])
+    votes = np.stack([(predicted == c).sum(axis=0) for c in range(int(predicted.max()) + 1)])
     winner = votes.argmax(axis=0)
     tied = (votes == votes.max(axis=0)).sum(axis=0) > 1
     return np.where(tied, -1, winner).astype(np.int64)
@@ -50,12 +50,12 @@ def modal(predictions: ArrayLike) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Exemplars:
-    """Images on which compression changes what the models say.
+    """Images on which compression changes the predictions of the models.
 
     Attributes
     ----------
     chosen : bool (N,)
-        The modal answer of the quantized models is not that of the FP32 models.
+        The modal prediction of the quantized models is not that of the FP32 models.
     undecided : bool (N,)
         One of the two populations ties; such an image is never an exemplar.
     """
@@ -96,7 +96,7 @@ def exemplars(full: ArrayLike, quantized: ArrayLike) -> Exemplars:
 def over_representation(
     chosen: ArrayLike, groups: ArrayLike, *, confidence: float = 0.95
 ) -> pd.DataFrame:
-    r"""Who is over-represented among the chosen images.
+    r"""Over-representation of each group among the chosen images.
 
     .. math:: R_g = \frac{a_g / \sum_h a_h}{n_g / \sum_h n_h}
 
@@ -130,20 +130,20 @@ def over_representation(
     >>> found.ratio.round(2).tolist()
     [1.88, 0.42]
     """
-    marked, who = np.asarray(chosen), np.asarray(groups)
+    marked, group_of = np.asarray(chosen), np.asarray(groups)
     if marked.dtype != bool or marked.ndim != 1:
         raise ValueError("chosen: must be one row of booleans")
-    if marked.shape != who.shape:
-        raise ValueError(f"groups has shape {who.shape}, chosen {marked.shape}")
+    if marked.shape != group_of.shape:
+        raise ValueError(f"groups has shape {group_of.shape}, chosen {marked.shape}")
     if not marked.any():
-        raise ValueError("chosen: no image is chosen, so nobody is over-represented")
-    names = np.unique(who)
+        raise ValueError("chosen: no image is chosen, so no group is over-represented")
+    names = np.unique(group_of)
     if len(names) < 2:
         raise ValueError("groups: over-representation needs at least two groups")
     total, everyone = int(marked.sum()), len(marked)
     rows = []
     for name in names:
-        inside = who == name
+        inside = group_of == name
         a, n = int((marked & inside).sum()), int(inside.sum())
         with np.errstate(divide="ignore"):  # an infinite risk, where only this group is chosen
             low, high = confint_proportions_2indep(

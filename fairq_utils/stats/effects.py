@@ -22,13 +22,6 @@ class Effect:
     high: float
 
 
-def _from_t(name: str, value: float, root: float, degrees: int, confidence: float) -> Effect:
-    """Interval by inverting the noncentral t distribution, ``t = value * root``."""
-    tail = (1 - confidence) / 2
-    low, high = (float(nctdtrinc(degrees, p, value * root)) / root for p in (1 - tail, tail))
-    return Effect(name, value, low, high)
-
-
 def cohens_dz(differences: ArrayLike, *, confidence: float = 0.95) -> Effect:
     r"""Standardised mean of paired differences, :math:`d_z = \bar d / s_d`.
 
@@ -77,7 +70,7 @@ def cohens_d(first: ArrayLike, second: ArrayLike, *, confidence: float = 0.95) -
 
 
 def cliffs_delta(first: ArrayLike, second: ArrayLike, *, confidence: float = 0.95) -> Effect:
-    r"""How often the first is larger, less how often it is smaller, over all pairs (Cliff 1993).
+    r"""Share of pairs in which the first is larger, less that in which it is smaller (Cliff 1993).
 
     .. math:: \delta = \frac{1}{mn} \sum_{ij} d_{ij}, \quad d_{ij} = \mathrm{sign}(x_i - y_j)
 
@@ -117,3 +110,10 @@ def cliffs_delta(first: ArrayLike, second: ArrayLike, *, confidence: float = 0.9
     scale = 1 - delta**2 + z**2 * variance
     centre = delta - delta**3
     return Effect("delta", delta, (centre - half) / scale, (centre + half) / scale)
+
+
+def _from_t(name: str, value: float, root: float, degrees: int, confidence: float) -> Effect:
+    """Interval by inverting the noncentral t distribution, ``t = value * root``."""
+    tail = (1 - confidence) / 2
+    low, high = (float(nctdtrinc(degrees, p, value * root)) / root for p in (1 - tail, tail))
+    return Effect(name, value, low, high)

@@ -16,6 +16,21 @@ from fairq_utils.stats.resampling import Counts, SharedImages, Source, resample,
 LEVEL = 0.95  # a floor is the 95th percentile of what chance makes
 
 
+def noise_floor(
+    sizes: Sequence[int], rate: float, *, replicates: int = 20000, seed: int = 0
+) -> tuple[float, float]:
+    """Mean and 95th percentile of :func:`null_gaps`: what chance alone makes of a max-min gap.
+
+    Examples
+    --------
+    >>> mean, high = noise_floor([1000, 1000], 0.9)
+    >>> f"{100 * mean:.1f} points on average, {100 * high:.1f} one time in twenty"
+    '1.1 points on average, 2.6 one time in twenty'
+    """
+    gaps = null_gaps(sizes, rate, replicates=replicates, seed=seed)
+    return float(gaps.mean()), float(np.quantile(gaps, LEVEL))
+
+
 def null_gaps(
     sizes: ArrayLike, rate: ArrayLike, *, replicates: int = 2000, seed: int = 0
 ) -> NDArray[np.float64]:
@@ -62,21 +77,6 @@ def null_gaps(
     return gaps
 
 
-def noise_floor(
-    sizes: Sequence[int], rate: float, *, replicates: int = 20000, seed: int = 0
-) -> tuple[float, float]:
-    """Mean and 95th percentile of :func:`null_gaps`: what chance alone makes of a max-min gap.
-
-    Examples
-    --------
-    >>> mean, high = noise_floor([1000, 1000], 0.9)
-    >>> f"{100 * mean:.1f} points on average, {100 * high:.1f} one time in twenty"
-    '1.1 points on average, 2.6 one time in twenty'
-    """
-    gaps = null_gaps(sizes, rate, replicates=replicates, seed=seed)
-    return float(gaps.mean()), float(np.quantile(gaps, LEVEL))
-
-
 def change_noise_floor(
     table: Counts,
     flips: float,
@@ -85,13 +85,13 @@ def change_noise_floor(
     replicates: int = 2000,
     seed: int = 0,
 ) -> float:
-    """How far a gap's change wanders when answers flip without regard to groups.
+    """Noise floor of a gap's change: predictions flip without regard to groups.
 
     For planning, when there is no compared model yet; where there is one,
     :func:`exchange_floors` takes its own flips. The null model: every group keeps its
-    label x prediction counts in expectation, and in each cell of group x label as many answers flip
-    in one direction as in the other, ``flips`` of all answers overall. The gap's expected change is
-    then zero, and what is seen is chance.
+    label x prediction counts in expectation, and in each cell of group x label as many
+    predictions flip in one direction as in the other, ``flips`` of all predictions overall. The
+    gap's expected change is then zero, and what is observed is chance.
 
     Parameters
     ----------
@@ -143,9 +143,9 @@ def exchange_floors(
 ) -> pd.DataFrame:
     r"""Floor and p-value of every statistic's change, from the configuration's own flips.
 
-    The null hypothesis: which of the two models gave which answer does not matter. Then an image
-    on which they disagree is as likely to have flipped one way as the other, so in every cell of
-    group x label
+    The null hypothesis: which of the two models made which prediction does not matter. Then an
+    image on which they disagree is as likely to have flipped one way as the other, so in every cell
+    of group x label
 
     .. math:: n_{01}^* \sim \mathrm{Binomial}(n_{01} + n_{10}, 1/2),
               \quad n_{10}^* = n_{01} + n_{10} - n_{01}^*,
@@ -158,7 +158,7 @@ def exchange_floors(
     tables : S arrays (G, 2, 2, 2)
         As for :func:`~fairq_utils.stats.paired_bootstrap`; every seed's images are exchanged for
         themselves. Or :class:`~fairq_utils.stats.SharedImages`: an image is exchanged in all seeds
-        at once, so answers that several seeds lose on the same images count as one event.
+        at once, so predictions that several seeds lose on the same images count as one event.
     statistics : mapping of name to function
 
     Returns
@@ -195,33 +195,6 @@ def exchange_floors(
     return pd.DataFrame(rows)
 
 
-def _exchange(
-    source: Source, replicates: int, rng: np.random.Generator
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Observed tables (S, G, 2, 2, 2) and exchanged ones (replicates, S, G, 2, 2, 2)."""
-    if isinstance(source, SharedImages):
-        width = np.eye(source.groups * 8, dtype=np.int64)
-        # The last two bits of a cell are the two predictions.
-        pair = source.cells % 4
-        turned = source.cells - pair + np.array([0, 2, 1, 3])[pair]
-        moved = rng.binomial(source.images, 0.5, size=(replicates, len(source.images)))
-        moves = (width[turned] - width[source.cells]).astype(float)
-        # (R, K) times (S, K, cells): exact in float64, and a product of matrices.
-        shifts = np.rint(np.moveaxis(moved.astype(float) @ moves, 0, 1)).astype(np.int64)
-        observed = source.tables
-        return observed, observed + shifts.reshape(replicates, *observed.shape)
-    stacked = stack(source)
-    observed = stacked.reshape(-1, *stacked.shape[2:])
-    if not np.array_equal(observed, np.round(observed)):
-        raise ValueError("tables: flips can be exchanged in counts only, these are not whole")
-    observed = observed.astype(np.int64)
-    disagree = observed[..., 0, 1] + observed[..., 1, 0]
-    drawn = np.repeat(observed[None], replicates, axis=0)
-    drawn[..., 0, 1] = rng.binomial(disagree, 0.5, size=(replicates, *disagree.shape))
-    drawn[..., 1, 0] = disagree - drawn[..., 0, 1]
-    return observed, drawn
-
-
 def equal_errors(
     table: Counts,
     statistics: Mapping[str, Statistic],
@@ -229,14 +202,14 @@ def equal_errors(
     replicates: int = 2000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    r"""What every statistic of one model would be if its errors did not depend on the group.
+    r"""Statistics that a model would have if its errors did not depend on the group.
 
     .. math:: n_{gy1}^* \sim \mathrm{Binomial}(n_{gy}, p_y),
               \quad p_y = \sum_g n_{gy1} / \sum_g n_{gy}
 
-    Groups keep their sizes and base rates; within a label all share one rate of positive answers.
-    Gaps of error rates are then chance alone. A demographic parity gap is what base rates make of
-    it, with chance on top: the gap of a model that is equally good for everybody.
+    Groups keep their sizes and base rates; within a label all share one rate of positive
+    predictions. Gaps of error rates are then chance alone. A demographic parity gap is what base
+    rates make of it, with chance on top: the gap of a model that is equally good for everybody.
 
     Parameters
     ----------
@@ -339,3 +312,30 @@ def seed_floors(pairs: pd.DataFrame) -> pd.DataFrame:
             "largest": size.max(),
         }
     ).reset_index()
+
+
+def _exchange(
+    source: Source, replicates: int, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Observed tables (S, G, 2, 2, 2) and exchanged ones (replicates, S, G, 2, 2, 2)."""
+    if isinstance(source, SharedImages):
+        width = np.eye(source.groups * 8, dtype=np.int64)
+        # The last two bits of a cell are the two predictions.
+        pair = source.cells % 4
+        turned = source.cells - pair + np.array([0, 2, 1, 3])[pair]
+        moved = rng.binomial(source.images, 0.5, size=(replicates, len(source.images)))
+        moves = (width[turned] - width[source.cells]).astype(float)
+        # (R, K) times (S, K, cells): exact in float64, and a product of matrices.
+        shifts = np.rint(np.moveaxis(moved.astype(float) @ moves, 0, 1)).astype(np.int64)
+        observed = source.tables
+        return observed, observed + shifts.reshape(replicates, *observed.shape)
+    stacked = stack(source)
+    observed = stacked.reshape(-1, *stacked.shape[2:])
+    if not np.array_equal(observed, np.round(observed)):
+        raise ValueError("tables: flips can be exchanged in counts only, these are not whole")
+    observed = observed.astype(np.int64)
+    disagree = observed[..., 0, 1] + observed[..., 1, 0]
+    drawn = np.repeat(observed[None], replicates, axis=0)
+    drawn[..., 0, 1] = rng.binomial(disagree, 0.5, size=(replicates, *disagree.shape))
+    drawn[..., 1, 0] = disagree - drawn[..., 0, 1]
+    return observed, drawn

@@ -1,4 +1,4 @@
-"""The paired bootstrap: what two models' metrics are, and by how much they differ.
+"""The paired bootstrap: metrics of two models, and the difference between them.
 
 How far to trust its intervals is measured by :mod:`fairq_utils.bench.coverage`.
 """
@@ -21,109 +21,6 @@ Method = Literal["percentile", "bca"]
 
 # Which of the two predictions is summed away: what is left is the other's table.
 SIDES: dict[str, int] = {"reference": -1, "compared": -2}
-
-
-@dataclass(frozen=True)
-class Replicates:
-    """Bootstrap replicates of the reference, the compared value and their change.
-
-    Attributes
-    ----------
-    observed : (3,)
-        Means over seeds: reference, compared, change.
-    drawn : (3, R)
-        NaN where a statistic is not defined.
-    accelerations : (3,) or None
-        For BCa intervals.
-    """
-
-    observed: NDArray[np.float64]
-    drawn: NDArray[np.float64]
-    accelerations: NDArray[np.float64] | None = None
-
-    def intervals(self, confidence: float, method: Method) -> NDArray[np.float64]:
-        """Low and high of reference, compared and change, (3, 2)."""
-        if method == "bca" and self.accelerations is None:
-            raise ValueError("method: these replicates were drawn without accelerations for 'bca'")
-        bends = self.accelerations if method == "bca" else None
-        return np.array(
-            [
-                interval(
-                    self.drawn[i],
-                    float(self.observed[i]),
-                    confidence=confidence,
-                    acceleration=None if bends is None else float(bends[i]),
-                )
-                for i in range(3)
-            ]
-        )
-
-
-def replicate(
-    tables: Source,
-    statistics: Mapping[str, Statistic],
-    *,
-    replicates: int = 2000,
-    seed: int = 0,
-    stratify: bool = False,
-    accelerate: bool = True,
-) -> dict[str, Replicates]:
-    """Draw once, marginalise once, evaluate every statistic on both models.
-
-    Parameters are those of :func:`paired_bootstrap`; ``accelerate`` adds what BCa needs.
-
-    Examples
-    --------
-    >>> table = np.array([[[[8, 1], [0, 1]], [[1, 0], [2, 7]]]])
-    >>> found = replicate([table], {"selected": lambda t: t[..., 0, :, 1].sum(axis=-1)})
-    >>> found["selected"].observed  # 10 images selected before, 9 after
-    array([10.,  9., -1.])
-    """
-    drawn = resample(tables, replicates, seed, stratify=stratify)
-    observed = tables.tables[:, None] if isinstance(tables, SharedImages) else stack(tables)
-    left_out = deletions(tables, stratify=stratify) if accelerate else None
-    drawn_sides = [drawn.sum(axis=axis) for axis in SIDES.values()]
-    observed_sides = [observed.sum(axis=axis) for axis in SIDES.values()]
-    out = {}
-    for name, statistic in statistics.items():
-        values = [_value(statistic, side, name).mean(axis=0) for side in drawn_sides]
-        levels = [_value(statistic, side, name) for side in observed_sides]
-        at = [float(level.mean()) for level in levels]
-        out[name] = Replicates(
-            np.array([*at, at[1] - at[0]]),
-            np.stack([*values, values[1] - values[0]]),
-            None if left_out is None else _accelerations(left_out, statistic, levels),
-        )
-    return out
-
-
-def _value(statistic: Statistic, tables: NDArray[Any], name: str) -> NDArray[np.float64]:
-    values = np.asarray(statistic(tables), float)
-    if values.shape != tables.shape[:-3]:
-        raise ValueError(
-            f"statistics[{name!r}] returned shape {values.shape} for tables {tables.shape}; "
-            f"it must return one value per table, {tables.shape[:-3]}"
-        )
-    return values
-
-
-def _accelerations(
-    left_out: Deletions, statistic: Statistic, levels: list[NDArray[np.float64]]
-) -> NDArray[np.float64]:
-    def reference(t: NDArray[Any]) -> NDArray[Any]:
-        return np.asarray(statistic(t.sum(axis=SIDES["reference"])), float)
-
-    def compared(t: NDArray[Any]) -> NDArray[Any]:
-        return np.asarray(statistic(t.sum(axis=SIDES["compared"])), float)
-
-    def change(t: NDArray[Any]) -> NDArray[Any]:
-        return compared(t) - reference(t)
-
-    functions = (reference, compared, change)
-    per_seed = (*levels, levels[1] - levels[0])
-    return np.array(
-        [acceleration(left_out, f, s) for f, s in zip(functions, per_seed, strict=True)]
-    )
 
 
 def paired_bootstrap(
@@ -225,3 +122,106 @@ def paired_bootstrap(
             }
         )
     return pd.DataFrame(rows)
+
+
+def replicate(
+    tables: Source,
+    statistics: Mapping[str, Statistic],
+    *,
+    replicates: int = 2000,
+    seed: int = 0,
+    stratify: bool = False,
+    accelerate: bool = True,
+) -> dict[str, Replicates]:
+    """Draw once, marginalise once, evaluate every statistic on both models.
+
+    Parameters are those of :func:`paired_bootstrap`; ``accelerate`` adds what BCa needs.
+
+    Examples
+    --------
+    >>> table = np.array([[[[8, 1], [0, 1]], [[1, 0], [2, 7]]]])
+    >>> found = replicate([table], {"selected": lambda t: t[..., 0, :, 1].sum(axis=-1)})
+    >>> found["selected"].observed  # 10 images selected before, 9 after
+    array([10.,  9., -1.])
+    """
+    drawn = resample(tables, replicates, seed, stratify=stratify)
+    observed = tables.tables[:, None] if isinstance(tables, SharedImages) else stack(tables)
+    left_out = deletions(tables, stratify=stratify) if accelerate else None
+    drawn_sides = [drawn.sum(axis=axis) for axis in SIDES.values()]
+    observed_sides = [observed.sum(axis=axis) for axis in SIDES.values()]
+    out = {}
+    for name, statistic in statistics.items():
+        values = [_value(statistic, side, name).mean(axis=0) for side in drawn_sides]
+        levels = [_value(statistic, side, name) for side in observed_sides]
+        at = [float(level.mean()) for level in levels]
+        out[name] = Replicates(
+            np.array([*at, at[1] - at[0]]),
+            np.stack([*values, values[1] - values[0]]),
+            None if left_out is None else _accelerations(left_out, statistic, levels),
+        )
+    return out
+
+
+@dataclass(frozen=True)
+class Replicates:
+    """Bootstrap replicates of the reference, the compared value and their change.
+
+    Attributes
+    ----------
+    observed : (3,)
+        Means over seeds: reference, compared, change.
+    drawn : (3, R)
+        NaN where a statistic is not defined.
+    accelerations : (3,) or None
+        For BCa intervals.
+    """
+
+    observed: NDArray[np.float64]
+    drawn: NDArray[np.float64]
+    accelerations: NDArray[np.float64] | None = None
+
+    def intervals(self, confidence: float, method: Method) -> NDArray[np.float64]:
+        """Low and high of reference, compared and change, (3, 2)."""
+        if method == "bca" and self.accelerations is None:
+            raise ValueError("method: these replicates were drawn without accelerations for 'bca'")
+        bends = self.accelerations if method == "bca" else None
+        return np.array(
+            [
+                interval(
+                    self.drawn[i],
+                    float(self.observed[i]),
+                    confidence=confidence,
+                    acceleration=None if bends is None else float(bends[i]),
+                )
+                for i in range(3)
+            ]
+        )
+
+
+def _value(statistic: Statistic, tables: NDArray[Any], name: str) -> NDArray[np.float64]:
+    values = np.asarray(statistic(tables), float)
+    if values.shape != tables.shape[:-3]:
+        raise ValueError(
+            f"statistics[{name!r}] returned shape {values.shape} for tables {tables.shape}; "
+            f"it must return one value per table, {tables.shape[:-3]}"
+        )
+    return values
+
+
+def _accelerations(
+    left_out: Deletions, statistic: Statistic, levels: list[NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    def reference(t: NDArray[Any]) -> NDArray[Any]:
+        return np.asarray(statistic(t.sum(axis=SIDES["reference"])), float)
+
+    def compared(t: NDArray[Any]) -> NDArray[Any]:
+        return np.asarray(statistic(t.sum(axis=SIDES["compared"])), float)
+
+    def change(t: NDArray[Any]) -> NDArray[Any]:
+        return compared(t) - reference(t)
+
+    functions = (reference, compared, change)
+    per_seed = (*levels, levels[1] - levels[0])
+    return np.array(
+        [acceleration(left_out, f, s) for f, s in zip(functions, per_seed, strict=True)]
+    )

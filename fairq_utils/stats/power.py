@@ -1,4 +1,4 @@
-"""What a number of seeds and images could find, before anything is run."""
+"""Power: changes that a number of seeds and images could find, before anything is run."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def change_sd(flips: ArrayLike, images: ArrayLike, *, between: float = 0.0) -> f
 
     .. math:: \sigma = \sqrt{\tau^2 + \sum_g f_g / n_g}
 
-    A share :math:`f` of answers flips; without a true change the paired change of accuracy on n
+    A share :math:`f` of predictions flips; without a true change the paired change of accuracy on n
     images has variance :math:`f / n` (McNemar). A change of the gap between two groups is the
     difference of two such changes, so their variances add.
 
     Parameters
     ----------
     flips : float or (G,)
-        Share of right answers gained or lost, by group: one group for its accuracy, two for their
-        gap.
+        Share of right predictions gained or lost, by group: one group for its accuracy, two for
+        their gap.
     images : int or (G,)
     between : float
         Standard deviation :math:`\tau` of the true change over training seeds.
@@ -45,15 +45,6 @@ def change_sd(flips: ArrayLike, images: ArrayLike, *, between: float = 0.0) -> f
     if between < 0:
         raise ValueError(f"between: {between} is negative")
     return float(np.sqrt(between**2 + (f / n).sum()))
-
-
-def _checked(sd: float, seeds: int, level: float) -> None:
-    if sd <= 0:
-        raise ValueError(f"sd: {sd} is not positive")
-    if seeds < 1:
-        raise ValueError(f"seeds: {seeds} is not at least 1")
-    if not 0 < level < 1:
-        raise ValueError(f"level: {level} is not between 0 and 1")
 
 
 def power_to_detect(change: float, sd: float, seeds: int, *, level: float = 0.05) -> float:
@@ -134,3 +125,12 @@ def seeds_needed(
         enough = test.power(abs(change) / sd, middle, level) >= power
         low, high = (low, middle) if enough else (middle, high)
     return high
+
+
+def _checked(sd: float, seeds: int, level: float) -> None:
+    if sd <= 0:
+        raise ValueError(f"sd: {sd} is not positive")
+    if seeds < 1:
+        raise ValueError(f"seeds: {seeds} is not at least 1")
+    if not 0 < level < 1:
+        raise ValueError(f"level: {level} is not between 0 and 1")

@@ -1,4 +1,4 @@
-"""Bootstrap replicates of counts: who is drawn, at which level, how often.
+"""Bootstrap replicates of counts: images, seeds and calibration draws.
 
 Drawing n images with replacement and counting them is one multinomial draw over the cells that the
 images fall in, so a replicate costs as much as there are cells, however many images there are.
@@ -18,13 +18,13 @@ Counts = NDArray[Any]
 
 @dataclass(frozen=True)
 class SharedImages:
-    """Answers of several training seeds on the *same* images, counted by pattern.
+    """Predictions of several training seeds on the *same* images, counted by pattern.
 
     Tables of one seed each do not say that the seeds were tested on the same images, so a bootstrap
     of tables draws images anew for every seed and averages away what the image set as a whole did.
-    Here the unit is an image with all its answers: its group, its label, and the two predictions
-    of every seed. Images that agree in all of these form a pattern; there are far fewer patterns
-    than images, and one multinomial draw over the patterns moves all seeds together.
+    Here the unit is an image: its group, its label, and the two predictions of every seed. Images
+    that agree in all of these form a pattern; there are far fewer patterns than images, and one
+    multinomial draw over the patterns moves all seeds together.
 
     Attributes
     ----------
@@ -80,9 +80,9 @@ def share_images(
         raise ValueError("group: must be a non-empty row of integers from 0 up")
     if truth.shape != place.shape:
         raise ValueError(f"label has shape {truth.shape}, group has {place.shape}")
-    for name, answers in (("reference", before), ("compared", after)):
-        if answers.ndim != 2 or answers.shape[1] != len(place):
-            raise ValueError(f"{name} has shape {answers.shape}; it must be (seeds, {len(place)})")
+    for name, values in (("reference", before), ("compared", after)):
+        if values.ndim != 2 or values.shape[1] != len(place):
+            raise ValueError(f"{name} has shape {values.shape}; it must be (seeds, {len(place)})")
     if before.shape != after.shape:
         raise ValueError(f"compared has {len(after)} seeds, reference has {len(before)}")
     for name, values in (("label", truth), ("reference", before), ("compared", after)):
@@ -94,33 +94,6 @@ def share_images(
 
 
 Source = Sequence[Counts] | Counts | SharedImages
-
-
-def stack(tables: Sequence[Counts] | Counts) -> NDArray[Any]:
-    """Tables as one array (S, C, G, 2, 2, 2), checked; C is 1 unless calibration draws are crossed.
-
-    Raises
-    ------
-    ValueError
-        Names the table that is empty, negative, or of another shape than the first.
-    """
-    if not len(tables):
-        raise ValueError("tables is empty: there is nothing to resample")
-    arrays = [np.asarray(t) for t in tables]
-    for s, table in enumerate(arrays):
-        if table.ndim not in (4, 5) or table.shape[-3:] != (2, 2, 2):
-            raise ValueError(
-                f"tables[{s}] has shape {table.shape}; it must be (groups, 2, 2, 2), or "
-                "(calibration draws, groups, 2, 2, 2)"
-            )
-        if table.shape != arrays[0].shape:
-            raise ValueError(f"tables[{s}] has shape {table.shape}, tables[0] {arrays[0].shape}")
-        if (table < 0).any():
-            raise ValueError(f"tables[{s}] has negative counts")
-        if (table.sum(axis=(-4, -3, -2, -1)) == 0).any():
-            raise ValueError(f"tables[{s}] counts no image")
-    stacked = np.stack(arrays)
-    return stacked if stacked.ndim == 6 else stacked[:, None]
 
 
 def resample(
@@ -185,6 +158,33 @@ def resample(
         by_draw = rng.integers(draws, size=(1, draws, replicates))
         drawn = rng.multinomial(totals[by_seed, by_draw], shares[by_seed, by_draw])
     return drawn.reshape(seeds * draws, replicates, *stacked.shape[2:])
+
+
+def stack(tables: Sequence[Counts] | Counts) -> NDArray[Any]:
+    """Tables as one array (S, C, G, 2, 2, 2), checked; C is 1 unless calibration draws are crossed.
+
+    Raises
+    ------
+    ValueError
+        Names the table that is empty, negative, or of another shape than the first.
+    """
+    if not len(tables):
+        raise ValueError("tables is empty: there is nothing to resample")
+    arrays = [np.asarray(t) for t in tables]
+    for s, table in enumerate(arrays):
+        if table.ndim not in (4, 5) or table.shape[-3:] != (2, 2, 2):
+            raise ValueError(
+                f"tables[{s}] has shape {table.shape}; it must be (groups, 2, 2, 2), or "
+                "(calibration draws, groups, 2, 2, 2)"
+            )
+        if table.shape != arrays[0].shape:
+            raise ValueError(f"tables[{s}] has shape {table.shape}, tables[0] {arrays[0].shape}")
+        if (table < 0).any():
+            raise ValueError(f"tables[{s}] has negative counts")
+        if (table.sum(axis=(-4, -3, -2, -1)) == 0).any():
+            raise ValueError(f"tables[{s}] counts no image")
+    stacked = np.stack(arrays)
+    return stacked if stacked.ndim == 6 else stacked[:, None]
 
 
 def _draw_shared(

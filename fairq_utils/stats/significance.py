@@ -12,39 +12,17 @@ from statsmodels.stats.multitest import multipletests
 
 from fairq_utils.stats.resampling import Counts
 
-
-def mcnemar_mid_p(lost: int, won: int) -> float:
-    r"""Two-sided mid-p value of McNemar's test (Fagerland et al. 2013, equation 5).
-
-    .. math:: 2 P(X \le k) - P(X = k), \quad X \sim \mathrm{Binomial}(n, 1/2),
-
-    with :math:`n` the answers that flipped and :math:`k` the fewer of the two kinds. The exact test
-    keeps below its level by a wide margin when few answers flip; this one keeps close to it. (The
-    exact one is statsmodels' ``mcnemar``, and stands beside this in :func:`flips_by_group`.)
-
-    Parameters
-    ----------
-    lost, won : int
-        Answers right before and wrong after, and the reverse.
-
-    Examples
-    --------
-    >>> mcnemar_mid_p(3, 0)
-    0.125
-    >>> mcnemar_mid_p(0, 0)
-    1.0
-    """
-    if lost < 0 or won < 0:
-        raise ValueError("lost and won are counts; they cannot be negative")
-    n, k = lost + won, min(lost, won)
-    if n == 0:
-        return 1.0
-    exact = 2 * binom.cdf(k, n, 0.5)
-    return float(min(1.0, exact - binom.pmf(k, n, 0.5)))
+# Column -> statsmodels' name. Holm is what verdicts use; Bonferroni is shown because the published
+# study used it; Benjamini-Hochberg bounds the share of false findings, not the chance of any.
+CORRECTIONS: dict[str, str] = {
+    "holm": "holm",
+    "bonferroni": "bonferroni",
+    "benjamini_hochberg": "fdr_bh",
+}
 
 
 def flips_by_group(table: Counts, groups: Sequence[str]) -> pd.DataFrame:
-    """Who lost and who won answers: one row per group and one for all.
+    """Predictions lost and won: one row per group and one for all.
 
     Parameters
     ----------
@@ -56,7 +34,7 @@ def flips_by_group(table: Counts, groups: Sequence[str]) -> pd.DataFrame:
     -------
     DataFrame
         ``group``, ``images``, ``lost`` (right before, wrong after), ``won``, ``churn`` (share of
-        images whose answer changed), ``change`` of accuracy, ``mcnemar_exact`` and
+        images whose prediction changed), ``change`` of accuracy, ``mcnemar_exact`` and
         ``mcnemar_mid_p``. P-values are of one group each; correct them over the groups
         (:func:`~fairq_utils.stats.adjusted`).
 
@@ -75,7 +53,7 @@ def flips_by_group(table: Counts, groups: Sequence[str]) -> pd.DataFrame:
         )
     rows = []
     for name, cells in [*zip(groups, counts, strict=True), ("all", counts.sum(axis=0))]:
-        # An answer is right where it equals the label.
+        # A prediction is right where it equals the label.
         lost = int(cells[0, 0, 1] + cells[1, 1, 0])
         won = int(cells[0, 1, 0] + cells[1, 0, 1])
         images = int(cells.sum())
@@ -95,13 +73,35 @@ def flips_by_group(table: Counts, groups: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-# Column -> statsmodels' name. Holm is what verdicts use; Bonferroni is shown because the published
-# study used it; Benjamini-Hochberg bounds the share of false findings, not the chance of any.
-CORRECTIONS: dict[str, str] = {
-    "holm": "holm",
-    "bonferroni": "bonferroni",
-    "benjamini_hochberg": "fdr_bh",
-}
+def mcnemar_mid_p(lost: int, won: int) -> float:
+    r"""Two-sided mid-p value of McNemar's test (Fagerland et al. 2013, equation 5).
+
+    .. math:: 2 P(X \le k) - P(X = k), \quad X \sim \mathrm{Binomial}(n, 1/2),
+
+    with :math:`n` the predictions that flipped and :math:`k` the fewer of the two kinds. The exact
+    test keeps below its level by a wide margin when few predictions flip; this one keeps close to
+    it. (The exact one is statsmodels' ``mcnemar``, and stands beside this in
+    :func:`flips_by_group`.)
+
+    Parameters
+    ----------
+    lost, won : int
+        Predictions right before and wrong after, and the reverse.
+
+    Examples
+    --------
+    >>> mcnemar_mid_p(3, 0)
+    0.125
+    >>> mcnemar_mid_p(0, 0)
+    1.0
+    """
+    if lost < 0 or won < 0:
+        raise ValueError("lost and won are counts; they cannot be negative")
+    n, k = lost + won, min(lost, won)
+    if n == 0:
+        return 1.0
+    exact = 2 * binom.cdf(k, n, 0.5)
+    return float(min(1.0, exact - binom.pmf(k, n, 0.5)))
 
 
 def adjusted(p_values: Mapping[str, float]) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Whether a quantity moves with the capacity of the architecture."""
+"""Trend of a quantity with the capacity of the architecture."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy import stats as scipy_stats
 
 @dataclass(frozen=True)
 class Trend:
-    """Whether a quantity moves with capacity.
+    """Two tests of a trend with capacity.
 
     Attributes
     ----------

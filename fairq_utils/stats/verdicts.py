@@ -1,4 +1,4 @@
-"""Supported, contradicted, undecided: what an interval says about a claim.
+"""Verdicts: supported, contradicted or undecided, from the interval and the claim.
 
 A claim is a region in which a quantity is said to lie. A verdict is the place of the interval:
 inside the region, outside it, or across its edge. Nothing else is needed for "at least", "no more
@@ -71,7 +71,7 @@ def near(value: float, margin: float) -> Claim:
 
 
 def between(low: float, high: float) -> Claim:
-    """In a published range, such as "3 to 5 points better"."""
+    """Between two values of a published range, such as "3 to 5 points better"."""
     return Claim(low, high)
 
 
@@ -167,15 +167,15 @@ def verdict(
         return f"{value * scale:z.{digits}f}"
 
     region = _region(claim, show)
-    seen = (
+    stated = (
         f"{what} is {show(estimate)} {unit} ({100 * confidence:g} % interval "
         f"{show(low)} to {show(high)})"
     )
     zone = _zone(claim, low, high)
     if zone is None:
-        return Verdict("undecided", f"{seen}, partly {region} and partly not.")
+        return Verdict("undecided", f"{stated}, partly {region} and partly not.")
     outcome: Outcome = "supported" if (zone == claim.edges) != claim.beyond else "contradicted"
-    placed = f"{seen}, {'all' if outcome == 'supported' else 'none of it'} {region}"
+    placed = f"{stated}, {'all' if outcome == 'supported' else 'none of it'} {region}"
     # Where the zone reaches over 0, a quantity of 0 would be judged the same: no test against 0.
     if not zone[0] < 0 < zone[1]:
         if p_value is not None and p_value > level:
@@ -189,7 +189,7 @@ def verdict(
 
 
 def _zone(claim: Claim, low: float, high: float) -> tuple[float, float] | None:
-    """Which part of the line holds the whole interval: below, between or above the claim's edges.
+    """Part of the line that holds the whole interval: below, between or above the claim's edges.
 
     An edge belongs to what the claim excludes.
     """
