@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import typer
-
 
 class Fault(RuntimeError):
     """Something went wrong that the message names, with the place and the way out."""
@@ -32,6 +30,8 @@ def say_and_stop(action: Callable[[], None], kept: str = "every finished run is 
     action : callable
     kept : what an interruption leaves, as the same command goes on from there
     """
+    import typer  # here, because it takes a fifth of a second
+
     try:
         action()
     except Fault as error:

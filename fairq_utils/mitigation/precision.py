@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from fairq_utils.errors import BadInput
 from fairq_utils.quantizers.calibrate import Observed
 from fairq_utils.quantizers.post_training import layer_specs, quantize_observed
-from fairq_utils.quantizers.report import QuantReport, float_bytes, packed_bytes
+from fairq_utils.quantizers.report import QuantReport, float_bytes
 from fairq_utils.quantizers.sensitivity import nearest
 from fairq_utils.quantizers.spec import QuantSpec
 from fairq_utils.quantizers.weights import KEPT_BITS, KeptRows, check_kept, row_bytes
+from fairq_utils.sizes import packed_bytes
 
 # Bits, None for float, or the next that is more than what a spec has.
 Kept: TypeAlias = int | Literal["more"] | None

@@ -24,9 +24,9 @@ from torch.nn import functional as F
 from fairq_utils.quantizers.calibrate import Observed
 from fairq_utils.quantizers.layers import Quantized
 from fairq_utils.quantizers.post_training import edge_spec, layer_specs, quantize_observed
-from fairq_utils.quantizers.report import packed_bytes
 from fairq_utils.quantizers.spec import QuantSpec
 from fairq_utils.quantizers.tracing import first_input, removed_after, replace
+from fairq_utils.sizes import packed_bytes
 
 Measure = Literal["output", "layer"]
 Labelled = Sequence[tuple[Tensor, Tensor]]
