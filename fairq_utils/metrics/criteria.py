@@ -1,8 +1,20 @@
 """Registry of fairness criteria: which rates are compared over groups, and how.
 
-An entry is one statement, ``criterion("name", rates, compare, ...)``, here or in somebody else's
-module. From it come the function on tables, ``FAIRNESS["name"]``, and the one on labelled rows,
-``row_metric("name")`` (:func:`~fairq_utils.metrics.row_metric`).
+An entry is one statement, here or in somebody else's module::
+
+    from fairq_utils.metrics import criterion, difference, row_metric
+
+    criterion(
+        "negative_parity_difference",
+        "negative_predictive_value",  # of RATES, or a Rate(name, numerator, denominator)
+        difference,
+        title="Difference in negative predictive value",
+        formula="max_g n_g - min_g n_g, with n_g = P(label = 0 | prediction = 0, group = g)",
+    )
+    negative_parity_difference = row_metric("negative_parity_difference")
+
+From it come the function on tables, ``FAIRNESS["negative_parity_difference"]``, and the one on
+labelled rows.
 """
 
 from __future__ import annotations

@@ -201,7 +201,8 @@ def marginal_and_intersectional(
     >>> found["demographic_parity_difference"].to_dict()
     {'gender': 0.0, 'age': 0.0, 'gender x age': 1.0}
     """
-    names = [FAIRNESS.find(name, "metrics").name for name in metrics or FAIRNESS]
+    asked = FAIRNESS if metrics is None else metrics
+    names = [FAIRNESS.find(name, "metrics").name for name in asked]
     found = {}
     for size in range(1, len(counts.attributes) + 1):
         for attributes in combinations(counts.attributes, size):

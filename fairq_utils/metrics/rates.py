@@ -57,14 +57,14 @@ class Rate:
         return out
 
     def support(self, table: Table) -> NDArray[Any]:
-        """How many images the denominator rests on, (..., G); each counts once."""
+        """Images that the denominator rests on, (..., G); each counts once."""
         cells = np.asarray(table).reshape(*np.shape(table)[:-2], 4)
         tn, fp, fn, tp = (int(w > 0) for w in self.denominator)
         return _sum(cells, (tn, fp, fn, tp))
 
     @property
     def among(self) -> str:
-        """What the denominator counts, in words."""
+        """Words for what the denominator counts."""
         listed = [cell for cell, w in zip(CELLS, self.denominator, strict=True) if w]
         return AMONG.get(self.denominator, f"images in {' + '.join(listed)}")
 
@@ -88,12 +88,12 @@ class MeanRate:
         return out
 
     def support(self, table: Table) -> NDArray[Any]:
-        """How many images the smallest denominator rests on, (..., G)."""
+        """Images that the smallest denominator rests on, (..., G)."""
         return np.minimum.reduce([part.support(table) for part in self.parts])
 
     @property
     def among(self) -> str:
-        """What the denominators count, in words."""
+        """Words for what the denominators count."""
         return " and ".join(part.among for part in self.parts)
 
     @property

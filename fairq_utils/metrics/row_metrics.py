@@ -257,7 +257,7 @@ def _of_rows(criterion: Criterion) -> RowMetric:
     ) -> float:
         for option in options:
             if option not in (*chosen, "min_cell"):
-                raise TypeError(f"{criterion.name}() has no argument {option!r}")
+                raise TypeError(f"{criterion.name}() got an unexpected keyword argument {option!r}")
         counts = count(y_true, y_pred, sensitive_features=sensitive_features, pos_label=pos_label)
         return value_of(criterion, counts, **options)
 
