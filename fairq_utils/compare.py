@@ -21,11 +21,12 @@ from fairq_utils.errors import BadInput, Fault
 from fairq_utils.metrics.counts import Counts, count
 from fairq_utils.metrics.criteria import FAIRNESS
 from fairq_utils.metrics.gaps import LeftOutWarning, left_out
-from fairq_utils.metrics.model_metrics import answers, size_mebibytes
+from fairq_utils.metrics.model_metrics import paired_predictions
 from fairq_utils.metrics.rates import overall
 from fairq_utils.quantizers.layers import Quantized
 from fairq_utils.quantizers.methods import CONTROL, METHODS
 from fairq_utils.quantizers.report import QuantReport
+from fairq_utils.quantizers.sizes import size_mebibytes
 from fairq_utils.stats.floors import exchange_floors
 from fairq_utils.stats.paired import paired_bootstrap
 
@@ -201,7 +202,7 @@ def compare_quantization_methods(
         report = getattr(models[name], "report", None)
         if report is not None:  # the FP32 fine-tuning control has none
             reports[name] = report
-    found = answers(models, rest, attributes, argument="sensitive_attrs")
+    found = paired_predictions(models, rest, attributes, argument="sensitive_attrs")
     counts = {
         name: count(
             found.truth,

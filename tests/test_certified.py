@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fairq_utils import FairnessAwareQuantizer, NotCertified
 from fairq_utils.errors import BadInput
 from fairq_utils.metrics import FAIRNESS, count
-from fairq_utils.metrics.model_metrics import answers
+from fairq_utils.metrics.model_metrics import paired_predictions
 from fairq_utils.mitigation import candidates
 from fairq_utils.quantizers.layers import Quantized
 
@@ -107,7 +107,7 @@ def test_harm_is_that_of_the_images_it_was_tested_on(model: nn.Module) -> None:
     out = asked.quantize(model, data)
     found = asked.certificate
     assert found is not None
-    rest = answers({"a": model, "b": out}, data[4:], ["gender"])
+    rest = paired_predictions({"a": model, "b": out}, data[4:], ["gender"])
     gap = FAIRNESS["demographic_parity_difference"]
     table = count(
         rest.truth,

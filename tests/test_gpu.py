@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import loader
-from fairq_utils.mitigation.published_methods import METHODS
 from stand_in_gpu import GPU, install
 from torch import nn
 

@@ -35,8 +35,8 @@ from fairq_utils.quantizers import (
     use_integers,
 )
 from fairq_utils.quantizers.layers import Quantized
-from fairq_utils.quantizers.report import packed_bytes
 from fairq_utils.quantizers.sensitivity import classification_loss
+from fairq_utils.quantizers.sizes import packed_bytes
 from fairq_utils.quantizers.weights import KeptRows, keep_rows, quantize_weight, row_bytes
 
 FOUR = QuantSpec.parse("W4A8", first_last_bits=None)

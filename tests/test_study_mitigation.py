@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fairq_utils.mitigation.methods import METHODS
 from matplotlib.figure import Figure
 
 from fairq_utils.bench import throughput

@@ -8,14 +8,29 @@ Three ways in, one computation:
   fairlearn names it; :func:`metric_frame` gives many at once.
 - **A model and a loader.** :func:`compute_fairness_metrics`.
 
+A criterion of one's own is one statement (:func:`criterion`) in one's own module; it is then in
+:data:`FAIRNESS` by its name, and :func:`row_metric` makes its function of rows.
+
 An empty denominator gives NaN, never 0 or 1. Groups without a rate take no part in a gap; they are
 listed with their counts (:class:`LeftOutWarning`, :func:`left_out`, ``MetricFrame.left_out``). Rows
 that leave a metric undefined are an error that says why.
 """
 
-from fairq_utils.metrics.counts import Counts, count, one_vs_rest
-from fairq_utils.metrics.criteria import FAIRNESS, Criterion, equalized_odds
-from fairq_utils.metrics.evaluation import fairness, rate_gap
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from fairq_utils.metrics.counts import (
+    Counts,
+    count,
+    one_vs_rest,
+)
+from fairq_utils.metrics.criteria import (
+    FAIRNESS,
+    Criterion,
+    criterion,
+)
 from fairq_utils.metrics.frame import (
     MetricFrame,
     frame_of,
@@ -31,12 +46,6 @@ from fairq_utils.metrics.gaps import (
     standard_deviation,
     worst_group,
 )
-from fairq_utils.metrics.independence import (
-    demographic_parity_difference,
-    demographic_parity_ratio,
-    disparate_impact,
-    four_fifths_rule,
-)
 from fairq_utils.metrics.inequality import (
     INEQUALITY,
     between_group_generalized_entropy_index,
@@ -44,18 +53,33 @@ from fairq_utils.metrics.inequality import (
     generalized_entropy_index,
     theil_index,
 )
-from fairq_utils.metrics.model_metrics import compute_fairness_metrics
 from fairq_utils.metrics.privileged import (
     average_odds_difference,
     directed_difference,
     directed_ratio,
     statistical_parity_difference,
 )
-from fairq_utils.metrics.rates import RATES, MeanRate, Rate, overall, rate
-from fairq_utils.metrics.row_rates import (
+from fairq_utils.metrics.rates import (
+    RATES,
+    MeanRate,
+    Rate,
+    overall,
+    rate,
+)
+from fairq_utils.metrics.row_metrics import (
     accuracy,
+    accuracy_difference,
+    accuracy_ratio,
+    average_abs_odds_difference,
     balanced_accuracy,
     base_rate,
+    demographic_parity_difference,
+    demographic_parity_ratio,
+    disparate_impact,
+    equal_opportunity_difference,
+    equal_opportunity_ratio,
+    equalized_odds_difference,
+    equalized_odds_ratio,
     error_rate,
     f1_score,
     false_discovery_rate,
@@ -66,11 +90,21 @@ from fairq_utils.metrics.row_rates import (
     false_positive_rate,
     false_positive_rate_difference,
     false_positive_rate_ratio,
+    four_fifths_rule,
     negative_predictive_value,
     positive_predictive_value,
+    predictive_equality_difference,
+    predictive_equality_ratio,
+    predictive_parity_difference,
+    predictive_parity_ratio,
+    rate_gap,
+    row_metric,
+    row_rate,
     selection_rate,
     selection_rate_difference,
     selection_rate_ratio,
+    treatment_equality_difference,
+    treatment_equality_ratio,
     treatment_ratio,
     true_negative_rate,
     true_negative_rate_difference,
@@ -78,6 +112,7 @@ from fairq_utils.metrics.row_rates import (
     true_positive_rate,
     true_positive_rate_difference,
     true_positive_rate_ratio,
+    worst_group_accuracy,
 )
 from fairq_utils.metrics.scores import (
     SCORES,
@@ -87,30 +122,15 @@ from fairq_utils.metrics.scores import (
     roc_auc_difference,
     scores_by_group,
 )
-from fairq_utils.metrics.separation import (
-    average_abs_odds_difference,
-    equal_opportunity_difference,
-    equal_opportunity_ratio,
-    equalized_odds_difference,
-    equalized_odds_ratio,
-    predictive_equality_difference,
-    predictive_equality_ratio,
-)
-from fairq_utils.metrics.sufficiency import (
-    accuracy_difference,
-    accuracy_ratio,
-    predictive_parity_difference,
-    predictive_parity_ratio,
-    treatment_equality_difference,
-    treatment_equality_ratio,
-    worst_group_accuracy,
-)
 from fairq_utils.metrics.thresholds import (
     common_threshold,
     difference_at_common_threshold,
     difference_at_equal_rate,
     rates_at_equal,
 )
+
+if TYPE_CHECKING:
+    from fairq_utils.metrics.model_metrics import compute_fairness_metrics
 
 __all__ = [
     "FAIRNESS",
@@ -138,6 +158,7 @@ __all__ = [
     "common_threshold",
     "compute_fairness_metrics",
     "count",
+    "criterion",
     "demographic_parity_difference",
     "demographic_parity_ratio",
     "difference",
@@ -148,12 +169,10 @@ __all__ = [
     "disparate_impact",
     "equal_opportunity_difference",
     "equal_opportunity_ratio",
-    "equalized_odds",
     "equalized_odds_difference",
     "equalized_odds_ratio",
     "error_rate",
     "f1_score",
-    "fairness",
     "false_discovery_rate",
     "false_negative_rate",
     "false_negative_rate_difference",
@@ -182,6 +201,8 @@ __all__ = [
     "rates_at_equal",
     "ratio",
     "roc_auc_difference",
+    "row_metric",
+    "row_rate",
     "scores_by_group",
     "selection_rate",
     "selection_rate_difference",
@@ -201,3 +222,10 @@ __all__ = [
     "worst_group",
     "worst_group_accuracy",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``compute_fairness_metrics``, imported when it is asked for: torch takes seconds."""
+    if name != "compute_fairness_metrics":
+        raise AttributeError(f"module 'fairq_utils.metrics' has no attribute {name!r}")
+    return getattr(import_module("fairq_utils.metrics.model_metrics"), name)

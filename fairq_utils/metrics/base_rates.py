@@ -1,4 +1,4 @@
-"""Who is in a collection, and the gap that follows from it alone.
+"""Base rates of a collection's groups, and the gap that follows from them alone.
 
 A perfect classifier selects each group at its base rate P(y = 1 | s), so its demographic parity
 difference is max_s P(y = 1 | s) - min_s P(y = 1 | s): no other classifier can have less and be
@@ -29,12 +29,12 @@ class BaseRates:
     Attributes
     ----------
     cells : DataFrame
-        ``split`` (``all`` is every picture), ``attribute`` (crossed: ``gender x age``), ``group``,
+        ``split`` (``all`` is every image), ``attribute`` (crossed: ``gender x age``), ``group``,
         ``images``, ``positives``, ``base_rate`` (a fraction; NaN for a group of nobody).
     gaps : DataFrame
         ``split``, ``attribute``, ``gap`` (a fraction: a perfect classifier's demographic parity
-        difference; NaN where fewer than two groups have pictures), ``groups``, ``smallest``
-        (pictures of the smallest group).
+        difference; NaN where fewer than two groups have images), ``groups``, ``smallest``
+        (images of the smallest group).
     """
 
     cells: pd.DataFrame
@@ -42,7 +42,7 @@ class BaseRates:
 
 
 def decides(attribute: pd.Series, target: NDArray[np.int8]) -> bool:
-    """Whether the target is made of an attribute: in each of its groups it is the same of all.
+    """True where the target is made of an attribute: in each of its groups it is the same of all.
 
     Such groups have no error rates to compare.
 
@@ -68,7 +68,7 @@ def base_rates(
     Raises
     ------
     ValueError
-        There is no picture.
+        There is no image.
 
     Examples
     --------
@@ -78,7 +78,7 @@ def base_rates(
     [0.5]
     """
     if not len(target):
-        raise ValueError("base_rates: there is no picture to describe")
+        raise ValueError("base_rates: there is no image to describe")
     there = set(split.tolist())
     names = [name for name in SPLITS if name in there] + sorted(there - set(SPLITS))
     cells, gaps = [], []

@@ -1,4 +1,4 @@
-"""How many images fall in each cell of group x true label x prediction(s)."""
+"""Counts of images in each cell of group x true label x prediction(s)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fairq_utils.metrics.rows import Features
 
 @dataclass(frozen=True)
 class Counts:
-    """How many images fall in each cell of group x label x two predictions.
+    """Counts of images in each cell of group x label x two predictions.
 
     Attributes
     ----------
@@ -88,32 +88,6 @@ class Counts:
         return rows.group_index(self.attributes, self.groups)
 
 
-def _labels(
-    y_true: ArrayLike, y_pred: ArrayLike, pos_label: Any
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Labels and predictions as 0 and 1."""
-    truth = rows.labels(y_true, "y_true", pos_label=pos_label)
-    prediction = rows.labels(y_pred, "y_pred", rows=len(truth), pos_label=pos_label)
-    if pos_label is not None and not (truth.any() or prediction.any()):
-        raise ValueError(f"pos_label: {pos_label!r} is neither in y_true nor in y_pred")
-    return truth, prediction
-
-
-def everyone(y_true: ArrayLike, y_pred: ArrayLike, *, pos_label: Any = None) -> NDArray[np.int64]:
-    """Counts (1, 2, 2) of label x prediction, whatever the group.
-
-    Parameters and errors as in :func:`count`.
-
-    Examples
-    --------
-    >>> everyone([1, 1, 0], [1, 0, 0])
-    array([[[1, 0],
-            [1, 1]]])
-    """
-    truth, prediction = _labels(y_true, y_pred, pos_label)
-    return np.bincount(truth * 2 + prediction, minlength=4).reshape(1, 2, 2)
-
-
 def count(
     y_true: ArrayLike,
     y_pred: ArrayLike,
@@ -159,6 +133,21 @@ def count(
     joint = ((groups.codes * 2 + truth) * 2 + before) * 2 + prediction
     table = np.bincount(joint, minlength=len(groups.names) * 8)
     return Counts(table.reshape(-1, 2, 2, 2), groups.attributes, groups.names)
+
+
+def everyone(y_true: ArrayLike, y_pred: ArrayLike, *, pos_label: Any = None) -> NDArray[np.int64]:
+    """Counts (1, 2, 2) of label x prediction, whatever the group.
+
+    Parameters and errors as in :func:`count`.
+
+    Examples
+    --------
+    >>> everyone([1, 1, 0], [1, 0, 0])
+    array([[[1, 0],
+            [1, 1]]])
+    """
+    truth, prediction = _labels(y_true, y_pred, pos_label)
+    return np.bincount(truth * 2 + prediction, minlength=4).reshape(1, 2, 2)
 
 
 def one_vs_rest(
@@ -207,3 +196,14 @@ def one_vs_rest(
         )
         for label in known
     }
+
+
+def _labels(
+    y_true: ArrayLike, y_pred: ArrayLike, pos_label: Any
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Labels and predictions as 0 and 1."""
+    truth = rows.labels(y_true, "y_true", pos_label=pos_label)
+    prediction = rows.labels(y_pred, "y_pred", rows=len(truth), pos_label=pos_label)
+    if pos_label is not None and not (truth.any() or prediction.any()):
+        raise ValueError(f"pos_label: {pos_label!r} is neither in y_true nor in y_pred")
+    return truth, prediction

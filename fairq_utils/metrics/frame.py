@@ -115,14 +115,10 @@ def frame_of(
             float(standard_deviation(table, name, min_cell=min_cell)) for name in names
         ],
     }
-    fairness = {
-        name: float(
-            criterion(table, min_cell=min_cell)
-            if criterion.compare is worst_group
-            else criterion(table, **options)
-        )
-        for name, criterion in FAIRNESS.items()
-    }
+    fairness = {}
+    for name, criterion in FAIRNESS.items():
+        chosen = options if "method" in criterion.options else {"min_cell": min_cell}
+        fairness[name] = float(criterion(table, **chosen))
     flat = table.reshape(-1, 4)
     return MetricFrame(
         by_group=by_group,
@@ -205,10 +201,8 @@ def marginal_and_intersectional(
     >>> found["demographic_parity_difference"].to_dict()
     {'gender': 0.0, 'age': 0.0, 'gender x age': 1.0}
     """
-    names = list(FAIRNESS) if metrics is None else list(metrics)
-    unknown = [name for name in names if name not in FAIRNESS]
-    if unknown:
-        raise ValueError(f"metrics: {unknown[0]!r} is not one of {', '.join(FAIRNESS)}")
+    asked = FAIRNESS if metrics is None else metrics
+    names = [FAIRNESS.find(name, "metrics").name for name in asked]
     found = {}
     for size in range(1, len(counts.attributes) + 1):
         for attributes in combinations(counts.attributes, size):

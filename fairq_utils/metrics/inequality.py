@@ -1,8 +1,8 @@
 """Inequality of benefits over people and over groups: generalized entropy and Theil's index.
 
 Speicher et al. 2018, "A Unified Approach to Quantifying Algorithmic Unfairness", give each person i
-the benefit b_i = 1 + prediction_i - label_i: 0 for a false negative, 1 for a right answer, 2 for a
-false positive. With mean benefit m over n people,
+the benefit b_i = 1 + prediction_i - label_i: 0 for a false negative, 1 for a right prediction, 2
+for a false positive. With mean benefit m over n people,
 
     E_a = sum_i ((b_i / m)^a - 1) / (n a (a - 1)),  E_1 = sum_i (b_i / m) ln(b_i / m) / n,
     E_0 = -sum_i ln(b_i / m) / n.
@@ -48,7 +48,7 @@ def entropy(benefits: Floats, people: NDArray[Any], alpha: float) -> Floats:
 
 
 def between_people(table: Table, alpha: float = 2) -> Floats:
-    """E_a over all people of a table (..., G, 2, 2), whatever their group; (...).
+    """Entropy E_a over all people of a table (..., G, 2, 2), whatever their group; (...).
 
     Examples
     --------
@@ -61,7 +61,7 @@ def between_people(table: Table, alpha: float = 2) -> Floats:
 
 
 def between_groups(table: Table, alpha: float = 2) -> Floats:
-    """E_a after everyone's benefit is replaced by the mean of the group; (...).
+    """Entropy E_a after everyone's benefit is replaced by the mean of the group; (...).
 
     Examples
     --------
@@ -90,25 +90,6 @@ INEQUALITY: dict[str, Callable[[Table], Floats]] = {
 }
 
 
-def _measured(
-    name: str,
-    index: Callable[[Table], Floats],
-    y_true: ArrayLike,
-    y_pred: ArrayLike,
-    features: Features | None,
-    pos_label: Any,
-) -> float:
-    if features is None:
-        table = everyone(y_true, y_pred, pos_label=pos_label)
-    else:
-        counts = count(y_true, y_pred, sensitive_features=features, pos_label=pos_label)
-        table = counts.compared
-    value = float(index(table))
-    if np.isnan(value):
-        raise ValueError(f"{name} is not defined: every row is a false negative, of benefit 0")
-    return value
-
-
 def generalized_entropy_index(
     y_true: ArrayLike, y_pred: ArrayLike, *, alpha: float = 2, pos_label: Any = None
 ) -> float:
@@ -128,7 +109,7 @@ def generalized_entropy_index(
 
 
 def theil_index(y_true: ArrayLike, y_pred: ArrayLike, *, pos_label: Any = None) -> float:
-    """E_1 over people, in nats; as AIF360's metric of this name.
+    """Theil index E_1 over people, in nats; as AIF360's metric of this name.
 
     Examples
     --------
@@ -160,7 +141,7 @@ def between_group_generalized_entropy_index(
     alpha: float = 2,
     pos_label: Any = None,
 ) -> float:
-    """The part of the inequality that lies between groups, not within them.
+    """Part of the inequality that lies between groups, not within them.
 
     E_a with each benefit replaced by its group's mean (Speicher et al. 2018); as
     AIF360's ``between_all_groups_generalized_entropy_index``, but for ``alpha=0``, as in
@@ -175,3 +156,22 @@ def between_group_generalized_entropy_index(
     index = partial(between_groups, alpha=alpha)
     name = "between_group_generalized_entropy_index"
     return _measured(name, index, y_true, y_pred, sensitive_features, pos_label)
+
+
+def _measured(
+    name: str,
+    index: Callable[[Table], Floats],
+    y_true: ArrayLike,
+    y_pred: ArrayLike,
+    features: Features | None,
+    pos_label: Any,
+) -> float:
+    if features is None:
+        table = everyone(y_true, y_pred, pos_label=pos_label)
+    else:
+        counts = count(y_true, y_pred, sensitive_features=features, pos_label=pos_label)
+        table = counts.compared
+    value = float(index(table))
+    if np.isnan(value):
+        raise ValueError(f"{name} is not defined: every row is a false negative, of benefit 0")
+    return value

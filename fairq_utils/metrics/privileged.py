@@ -31,55 +31,6 @@ from fairq_utils.metrics.rows import Features
 SIDES = ("unprivileged", "privileged")
 
 
-def pooled(counts: Counts, privileged: Any) -> NDArray[np.int64]:
-    """Counts (2, 2, 2) of the compared predictions: unprivileged side, privileged side.
-
-    Raises
-    ------
-    ValueError
-        A name that is no group, or a side without groups.
-
-    Examples
-    --------
-    >>> counts = count([1, 0, 1], [1, 1, 0], sensitive_features=["a", "b", "c"])
-    >>> pooled(counts, ["a", "b"]).tolist()
-    [[[0, 0], [1, 0]], [[0, 1], [0, 1]]]
-    """
-    several = isinstance(privileged, Iterable) and not isinstance(privileged, str)
-    names = {str(name) for name in (privileged if several else [privileged])}
-    unknown = sorted(names - set(counts.groups))
-    if unknown:
-        raise ValueError(f"privileged: {unknown[0]!r} is not among {', '.join(counts.groups)}")
-    inside = np.array([group in names for group in counts.groups])
-    if inside.all() or not inside.any():
-        raise ValueError(
-            f"privileged: {len(names)} of {len(counts.groups)} groups leave one side empty"
-        )
-    table = counts.compared
-    return np.stack([table[~inside].sum(axis=0), table[inside].sum(axis=0)])
-
-
-def _sides(
-    metric: str,
-    names: tuple[str, ...],
-    y_true: ArrayLike,
-    y_pred: ArrayLike,
-    *,
-    sensitive_features: Features,
-    privileged: Any,
-    min_cell: int,
-    pos_label: Any,
-) -> list[tuple[float, float]]:
-    """Each rate of the unprivileged and of the privileged side."""
-    counts = count(y_true, y_pred, sensitive_features=sensitive_features, pos_label=pos_label)
-    table = pooled(counts, privileged)
-    cells = left_out(table, names, groups=SIDES, min_cell=min_cell)
-    if len(cells):
-        raise ValueError(f"{metric} is not defined: left out {described(cells)}")
-    pairs = [rate_of_table(table, name) for name in names]
-    return [(float(first), float(second)) for first, second in pairs]
-
-
 def directed_difference(
     rate: str,
     y_true: ArrayLike,
@@ -98,16 +49,9 @@ def directed_difference(
     ...                     sensitive_features=["f", "f", "m", "m"], privileged="m")
     -0.5
     """
-    ((outside, inside),) = _sides(
-        f"directed_difference of {rate}",
-        (rate,),
-        y_true,
-        y_pred,
-        sensitive_features=sensitive_features,
-        privileged=privileged,
-        min_cell=min_cell,
-        pos_label=pos_label,
-    )
+    counts = count(y_true, y_pred, sensitive_features=sensitive_features, pos_label=pos_label)
+    name = f"directed_difference of {rate}"
+    ((outside, inside),) = _sides(name, (rate,), counts, privileged, min_cell)
     return outside - inside
 
 
@@ -134,18 +78,11 @@ def directed_ratio(
     ...                sensitive_features=["f", "f", "m", "m"], privileged="m")
     2.0
     """
-    ((outside, inside),) = _sides(
-        f"directed_ratio of {rate}",
-        (rate,),
-        y_true,
-        y_pred,
-        sensitive_features=sensitive_features,
-        privileged=privileged,
-        min_cell=min_cell,
-        pos_label=pos_label,
-    )
+    counts = count(y_true, y_pred, sensitive_features=sensitive_features, pos_label=pos_label)
+    name = f"directed_ratio of {rate}"
+    ((outside, inside),) = _sides(name, (rate,), counts, privileged, min_cell)
     if inside == 0:
-        raise ValueError(f"directed_ratio of {rate} is not defined: the privileged side has 0")
+        raise ValueError(f"{name} is not defined: the privileged side has 0")
     return outside / inside
 
 
@@ -197,14 +134,47 @@ def average_odds_difference(
     ...                         sensitive_features=["f", "f", "m", "m"])
     -0.5
     """
-    odds = _sides(
-        "average_odds_difference",
-        ("true_positive_rate", "false_positive_rate"),
-        y_true,
-        y_pred,
-        sensitive_features=sensitive_features,
-        privileged=privileged,
-        min_cell=min_cell,
-        pos_label=pos_label,
-    )
-    return sum(outside - inside for outside, inside in odds) / 2
+    counts = count(y_true, y_pred, sensitive_features=sensitive_features, pos_label=pos_label)
+    odds = ("true_positive_rate", "false_positive_rate")
+    sides = _sides("average_odds_difference", odds, counts, privileged, min_cell)
+    return sum(outside - inside for outside, inside in sides) / 2
+
+
+def pooled(counts: Counts, privileged: Any) -> NDArray[np.int64]:
+    """Counts (2, 2, 2) of the compared predictions: unprivileged side, privileged side.
+
+    Raises
+    ------
+    ValueError
+        A name that is no group, or a side without groups.
+
+    Examples
+    --------
+    >>> counts = count([1, 0, 1], [1, 1, 0], sensitive_features=["a", "b", "c"])
+    >>> pooled(counts, ["a", "b"]).tolist()
+    [[[0, 0], [1, 0]], [[0, 1], [0, 1]]]
+    """
+    several = isinstance(privileged, Iterable) and not isinstance(privileged, str)
+    names = {str(name) for name in (privileged if several else [privileged])}
+    unknown = sorted(names - set(counts.groups))
+    if unknown:
+        raise ValueError(f"privileged: {unknown[0]!r} is not among {', '.join(counts.groups)}")
+    inside = np.array([group in names for group in counts.groups])
+    if inside.all() or not inside.any():
+        raise ValueError(
+            f"privileged: {len(names)} of {len(counts.groups)} groups leave one side empty"
+        )
+    table = counts.compared
+    return np.stack([table[~inside].sum(axis=0), table[inside].sum(axis=0)])
+
+
+def _sides(
+    metric: str, names: tuple[str, ...], counts: Counts, privileged: Any, min_cell: int
+) -> list[tuple[float, float]]:
+    """Each rate of the unprivileged and of the privileged side."""
+    table = pooled(counts, privileged)
+    cells = left_out(table, names, groups=SIDES, min_cell=min_cell)
+    if len(cells):
+        raise ValueError(f"{metric} is not defined: left out {described(cells)}")
+    pairs = [rate_of_table(table, name) for name in names]
+    return [(float(first), float(second)) for first, second in pairs]

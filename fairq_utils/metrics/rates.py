@@ -1,4 +1,4 @@
-"""Rates: each a ratio of two weighted sums of counts, one line in a registry.
+"""Rates: each a ratio of two weighted sums of counts, one line of a table.
 
 A *table* holds counts (..., G, 2, 2): group x true label x prediction; leading axes, if any, are
 bootstrap replicates. An empty denominator gives NaN, never 0 or 1.
@@ -11,6 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fairq_utils.errors import BadInput
+from fairq_utils.registry import unknown
 
 Floats = NDArray[np.float64]
 Table = NDArray[Any]
@@ -27,15 +30,6 @@ AMONG: dict[Weights, str] = {
     PREDICTED_1: "images of prediction 1",
     PREDICTED_0: "images of prediction 0",
 }
-
-
-def _sum(cells: Table, weights: Weights) -> Table:
-    """Weighted sum over the last axis; only the cells that count are touched."""
-    terms = [cells[..., i] * w if w != 1 else cells[..., i] for i, w in enumerate(weights) if w]
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return total
 
 
 @dataclass(frozen=True)
@@ -63,16 +57,21 @@ class Rate:
         return out
 
     def support(self, table: Table) -> NDArray[Any]:
-        """How many images the denominator rests on, (..., G); each counts once."""
+        """Images that the denominator rests on, (..., G); each counts once."""
         cells = np.asarray(table).reshape(*np.shape(table)[:-2], 4)
         tn, fp, fn, tp = (int(w > 0) for w in self.denominator)
         return _sum(cells, (tn, fp, fn, tp))
 
     @property
     def among(self) -> str:
-        """What the denominator counts, in words."""
+        """Words for what the denominator counts."""
         listed = [cell for cell, w in zip(CELLS, self.denominator, strict=True) if w]
         return AMONG.get(self.denominator, f"images in {' + '.join(listed)}")
+
+    @property
+    def formula(self) -> str:
+        """The ratio in cells: ``TP / (FN + TP)``."""
+        return " / ".join(map(_in_cells, (self.numerator, self.denominator)))
 
 
 @dataclass(frozen=True)
@@ -89,13 +88,18 @@ class MeanRate:
         return out
 
     def support(self, table: Table) -> NDArray[Any]:
-        """How many images the smallest denominator rests on, (..., G)."""
+        """Images that the smallest denominator rests on, (..., G)."""
         return np.minimum.reduce([part.support(table) for part in self.parts])
 
     @property
     def among(self) -> str:
-        """What the denominators count, in words."""
+        """Words for what the denominators count."""
         return " and ".join(part.among for part in self.parts)
+
+    @property
+    def formula(self) -> str:
+        """The mean in cells."""
+        return f"mean of {' and '.join(part.formula for part in self.parts)}"
 
 
 _PLAIN = (
@@ -131,10 +135,37 @@ RATES: dict[str, Rate | MeanRate] = {
 
 
 def named(name: str) -> Rate | MeanRate:
-    """A rate of :data:`RATES`; an unknown name is an error that lists them."""
+    """A rate of :data:`RATES`.
+
+    Raises
+    ------
+    BadInput
+        There is none of that name; names the nearest.
+
+    Examples
+    --------
+    >>> named("f1_score").formula
+    '2 TP / (FP + FN + 2 TP)'
+    >>> named("f1")
+    Traceback (most recent call last):
+    fairq_utils.errors.BadInput: rate: 'f1' is unknown; did you mean 'f1_score'?
+    """
     if name not in RATES:
-        raise ValueError(f"rate: {name!r} is not one of {', '.join(RATES)}")
+        raise BadInput(f"rate: {unknown(name, RATES)}")
     return RATES[name]
+
+
+def add_rate(added: Rate | MeanRate) -> str:
+    """Put a rate into :data:`RATES`; its name comes back.
+
+    Raises
+    ------
+    BadInput
+        There is another one of that name.
+    """
+    if RATES.setdefault(added.name, added) != added:
+        raise BadInput(f"rate: there is another {added.name!r} already; take another name")
+    return added.name
 
 
 def check_min_cell(min_cell: int) -> None:
@@ -188,3 +219,18 @@ def overall(table: Table, name: str, *, min_cell: int = 1) -> Floats:
     0.75
     """
     return rate(np.asarray(table).sum(axis=-3, keepdims=True), name, min_cell=min_cell)[..., 0]
+
+
+def _sum(cells: Table, weights: Weights) -> Table:
+    """Weighted sum over the last axis; only the cells that count are touched."""
+    terms = [cells[..., i] * w if w != 1 else cells[..., i] for i, w in enumerate(weights) if w]
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
+
+
+def _in_cells(weights: Weights) -> str:
+    """A weighted sum in words: ``(FP + FN + 2 TP)``."""
+    terms = [f"{w} {cell}".removeprefix("1 ") for cell, w in zip(CELLS, weights, strict=True) if w]
+    return terms[0] if len(terms) == 1 else f"({' + '.join(terms)})"

@@ -1,10 +1,11 @@
-"""What a caller passes, row by row: labels, scores and sensitive attributes.
+"""Labelled rows as a caller passes them: labels, scores and sensitive attributes.
 
 Everything that is wrong here is a ``ValueError`` that names the argument and the first bad row.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -13,7 +14,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 # One column per attribute, or a single attribute's values.
 Features: TypeAlias = pd.DataFrame | pd.Series | Mapping[str, Any] | Sequence[Any] | NDArray[Any]
@@ -21,7 +21,7 @@ Features: TypeAlias = pd.DataFrame | pd.Series | Mapping[str, Any] | Sequence[An
 
 @dataclass(frozen=True)
 class Groups:
-    """Which group each row belongs to, all attributes crossed.
+    """Group of each row, all attributes crossed.
 
     Attributes
     ----------
@@ -46,26 +46,6 @@ def group_index(attributes: Sequence[str], names: Sequence[str]) -> pd.Index:
     if len(attributes) == 1:
         return pd.Index(names, name=attributes[0])
     return pd.MultiIndex.from_tuples([tuple(n.split("|")) for n in names], names=attributes)
-
-
-def _array(values: Any) -> NDArray[Any]:
-    """Values as an array, those of a tensor on any device."""
-    return np.asarray(values.cpu() if isinstance(values, Tensor) else values)
-
-
-def _column(values: ArrayLike, name: str, rows: int | None) -> NDArray[Any]:
-    """One value per row, as many rows as ``y_true``."""
-    array = _array(values)
-    if array.dtype.kind in "US" and isinstance(values, list | tuple):
-        # NumPy made text of everything in a mixed list; the bad row must stay the one it was.
-        array = np.asarray(values, dtype=object)
-    if array.ndim != 1:
-        raise ValueError(f"{name} must have one dimension, not {array.ndim}")
-    if rows is not None and len(array) != rows:
-        raise ValueError(f"{name} has {len(array)} rows but y_true has {rows}")
-    if not len(array):
-        raise ValueError(f"{name} is empty")
-    return array
 
 
 def labels(
@@ -155,25 +135,6 @@ def scores(
     return numbers
 
 
-def _frame(sensitive_features: Features) -> pd.DataFrame:
-    """One column per attribute; the attribute of a bare list is called ``group``."""
-    if isinstance(sensitive_features, pd.DataFrame):
-        return sensitive_features
-    if isinstance(sensitive_features, pd.Series):
-        name = sensitive_features.name
-        return sensitive_features.to_frame("group" if name is None else str(name))
-    if isinstance(sensitive_features, Mapping):
-        return pd.DataFrame({k: pd.Series(_array(v)) for k, v in sensitive_features.items()})
-    array = _array(sensitive_features)
-    if array.ndim == 1:
-        # Not the array: NumPy makes the text "1" of the number 1 where a list holds text too.
-        kept = array if isinstance(sensitive_features, Tensor) else sensitive_features
-        return pd.Series(kept).to_frame("group")
-    if array.ndim == 2:
-        return pd.DataFrame(array, columns=[f"group_{i}" for i in range(array.shape[1])])
-    raise ValueError(f"sensitive_features must have one or two dimensions, not {array.ndim}")
-
-
 def groups(sensitive_features: Features, *, rows: int | None = None) -> Groups:
     """Cross all attributes.
 
@@ -219,3 +180,48 @@ def groups(sensitive_features: Features, *, rows: int | None = None) -> Groups:
         code = code * len(levels) + values.cat.codes.to_numpy()
     names = tuple("|".join(values) for values in product(*crossed))
     return Groups(tuple(map(str, frame.columns)), names, code)
+
+
+def _column(values: ArrayLike, name: str, rows: int | None) -> NDArray[Any]:
+    """One value per row, as many rows as ``y_true``."""
+    array = _array(values)
+    if array.dtype.kind in "US" and isinstance(values, list | tuple):
+        # NumPy made text of everything in a mixed list; the bad row must stay the one it was.
+        array = np.asarray(values, dtype=object)
+    if array.ndim != 1:
+        raise ValueError(f"{name} must have one dimension, not {array.ndim}")
+    if rows is not None and len(array) != rows:
+        raise ValueError(f"{name} has {len(array)} rows but y_true has {rows}")
+    if not len(array):
+        raise ValueError(f"{name} is empty")
+    return array
+
+
+def _frame(sensitive_features: Features) -> pd.DataFrame:
+    """One column per attribute; the attribute of a bare list is called ``group``."""
+    if isinstance(sensitive_features, pd.DataFrame):
+        return sensitive_features
+    if isinstance(sensitive_features, pd.Series):
+        name = sensitive_features.name
+        return sensitive_features.to_frame("group" if name is None else str(name))
+    if isinstance(sensitive_features, Mapping):
+        return pd.DataFrame({k: pd.Series(_array(v)) for k, v in sensitive_features.items()})
+    array = _array(sensitive_features)
+    if array.ndim == 1:
+        # Not the array: NumPy makes the text "1" of the number 1 where a list holds text too.
+        kept = array if _is_tensor(sensitive_features) else sensitive_features
+        return pd.Series(kept).to_frame("group")
+    if array.ndim == 2:
+        return pd.DataFrame(array, columns=[f"group_{i}" for i in range(array.shape[1])])
+    raise ValueError(f"sensitive_features must have one or two dimensions, not {array.ndim}")
+
+
+def _array(values: Any) -> NDArray[Any]:
+    """Values as an array, those of a tensor on any device."""
+    return np.asarray(values.cpu() if _is_tensor(values) else values)
+
+
+def _is_tensor(values: Any) -> bool:
+    # There are tensors only where torch was imported, which takes seconds.
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(values, torch.Tensor)

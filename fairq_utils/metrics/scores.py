@@ -13,17 +13,20 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics import roc_auc_score
 
+from fairq_utils.errors import BadInput
 from fairq_utils.metrics import rows
 from fairq_utils.metrics.gaps import LeftOutWarning, Method, described, difference_of
 from fairq_utils.metrics.rates import Floats, check_min_cell
 from fairq_utils.metrics.rows import Features
+from fairq_utils.registry import unknown
 
 BINS = 15  # as in Guo et al. 2017
 
 
 def _auc(truth: NDArray[np.int64], scores: Floats, **_: Any) -> float:
+    from sklearn.metrics import roc_auc_score  # here, because it takes a second
+
     return float(roc_auc_score(truth, scores))
 
 
@@ -106,7 +109,7 @@ def scores_by_group(
     y_score : (N,)
         Score of label 1; for ``calibration_error`` a probability.
     sensitive_features, min_cell
-        As in :func:`~fairq_utils.metrics.fairness`.
+        As in :func:`~fairq_utils.metrics.equalized_odds_difference`.
     bins : int
         For ``calibration_error``.
 
@@ -124,7 +127,7 @@ def scores_by_group(
     """
     check_min_cell(min_cell)
     if name not in SCORES:
-        raise ValueError(f"scores_by_group: {name!r} is not one of {', '.join(SCORES)}")
+        raise BadInput(f"scores_by_group: {unknown(name, SCORES)}")
     metric = SCORES[name]
     truth = rows.labels(y_true, "y_true", pos_label=pos_label)
     scores = rows.scores(y_score, "y_score", rows=len(truth), probability=metric.probability)
@@ -144,18 +147,6 @@ def scores_by_group(
     together = metric.of_rows(truth, scores, **options)
     by_group = pd.Series(values, index=groups.index, name=name)
     return ScoresByGroup(by_group, together, cells)
-
-
-def _gap(name: str, method: Method, found: ScoresByGroup) -> float:
-    gap = float(difference_of(found.by_group.to_numpy(), np.asarray(found.overall), method))
-    if np.isnan(gap):
-        raise ValueError(
-            f"{name}_difference is not defined: it needs two groups; "
-            f"left out {described(found.left_out)}"
-        )
-    if len(found.left_out):
-        warnings.warn(LeftOutWarning(f"{name}_difference", found.left_out), stacklevel=3)
-    return gap
 
 
 def roc_auc_difference(
@@ -187,7 +178,7 @@ def roc_auc_difference(
         min_cell=min_cell,
         pos_label=pos_label,
     )
-    return _gap("roc_auc", method, found)
+    return gap_of("roc_auc_difference", found, method)
 
 
 def calibration_error(
@@ -246,4 +237,22 @@ def calibration_error_difference(
         pos_label=pos_label,
         bins=bins,
     )
-    return _gap("calibration_error", method, found)
+    return gap_of("calibration_error_difference", found, method)
+
+
+def gap_of(name: str, found: ScoresByGroup, method: Method = "between_groups") -> float:
+    """Difference over groups; a warning points at the caller's caller.
+
+    Raises
+    ------
+    ValueError
+        Fewer than two groups have a value.
+    """
+    gap = float(difference_of(found.by_group.to_numpy(), np.asarray(found.overall), method))
+    if np.isnan(gap):
+        raise ValueError(
+            f"{name} is not defined: it needs two groups; left out {described(found.left_out)}"
+        )
+    if len(found.left_out):
+        warnings.warn(LeftOutWarning(name, found.left_out), stacklevel=3)
+    return gap

@@ -16,21 +16,20 @@ images and pass ``threshold`` or ``at``.
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics import roc_curve
 
 from fairq_utils.metrics import rows
 from fairq_utils.metrics.counts import count
 from fairq_utils.metrics.criteria import Criterion
-from fairq_utils.metrics.evaluation import value_of
-from fairq_utils.metrics.gaps import LeftOutWarning, described, difference, difference_of
+from fairq_utils.metrics.gaps import difference
 from fairq_utils.metrics.rates import Floats, check_min_cell, named
+from fairq_utils.metrics.row_metrics import value_of
 from fairq_utils.metrics.rows import Features
+from fairq_utils.metrics.scores import ScoresByGroup, gap_of
 
 ROUNDING = 1e-12  # two fractions that are closer are the same one
 EQUAL = ("selection_rate", "true_positive_rate", "false_positive_rate")
@@ -104,7 +103,7 @@ def difference_at_common_threshold(
     y_true, y_score, maximise
         As in :func:`common_threshold`.
     sensitive_features, min_cell
-        As in :func:`~fairq_utils.metrics.fairness`.
+        As in :func:`~fairq_utils.metrics.equalized_odds_difference`.
     rate : str
         Any of :data:`~fairq_utils.metrics.RATES`.
     threshold : float, optional
@@ -113,7 +112,7 @@ def difference_at_common_threshold(
     Raises
     ------
     ValueError
-        As :func:`common_threshold` and :func:`~fairq_utils.metrics.fairness`.
+        As :func:`common_threshold`; an unknown rate, or fewer than two groups that have it.
 
     Examples
     --------
@@ -126,34 +125,8 @@ def difference_at_common_threshold(
     truth = rows.labels(y_true, "y_true", pos_label=pos_label)
     predicted = rows.scores(y_score, "y_score", rows=len(truth)) >= threshold
     counts = count(truth, predicted, sensitive_features=sensitive_features)
-    name = f"{rate} difference at threshold {threshold:.4g}"
-    named(rate)
-    return value_of(name, Criterion((rate,), difference), counts, min_cell=min_cell, stacklevel=3)
-
-
-def _on_curve(truth: NDArray[np.int64], scores: Floats, equal: str, at: float) -> dict[str, float]:
-    """The rates of one group at the point of its ROC curve where ``equal`` is ``at``."""
-    false, true, _ = roc_curve(truth, scores, drop_intermediate=False)
-    share = truth.mean()
-    selected = share * true + (1 - share) * false
-    curve = {
-        "selection_rate": selected,
-        "true_positive_rate": true,
-        "false_positive_rate": false,
-    }
-    along = curve[equal]
-    reached = np.flatnonzero(np.abs(along - at) < ROUNDING)
-    if len(reached):
-        # Several thresholds can share the rate held equal: of these the best, which has the highest
-        # true positive rate (the last) or the lowest false positive rate (the first).
-        best = reached[-1 if equal == "false_positive_rate" else 0]
-        return {name: float(values[best]) for name, values in curve.items()}
-    after = int(np.searchsorted(along, at))
-    part = (at - along[after - 1]) / (along[after] - along[after - 1])
-    return {
-        name: float(values[after - 1] + part * (values[after] - values[after - 1]))
-        for name, values in curve.items()
-    }
+    name = f"{named(rate).name} difference at threshold {threshold:.4g}"
+    return value_of(Criterion(name, (rate,), difference), counts, min_cell=min_cell)
 
 
 def rates_at_equal(
@@ -262,9 +235,7 @@ def difference_at_equal_rate(
         min_cell=min_cell,
         pos_label=pos_label,
     )
-    values = found[rate].to_numpy()
-    name = f"{rate} difference at equal {equal}"
-    small = found[np.isnan(values)]
+    small = found[found[rate].isna()]
     cells = pd.DataFrame(
         {
             "rate": rate,
@@ -274,9 +245,31 @@ def difference_at_equal_rate(
             "min_cell": min_cell,
         }
     )
-    gap = float(difference_of(values, np.asarray(np.nan), "between_groups"))
-    if np.isnan(gap):
-        raise ValueError(f"{name} is not defined: it needs two groups; left out {described(cells)}")
-    if len(cells):
-        warnings.warn(LeftOutWarning(name, cells), stacklevel=2)
-    return gap
+    return gap_of(f"{rate} difference at equal {equal}", ScoresByGroup(found[rate], np.nan, cells))
+
+
+def _on_curve(truth: NDArray[np.int64], scores: Floats, equal: str, at: float) -> dict[str, float]:
+    """The rates of one group at the point of its ROC curve where ``equal`` is ``at``."""
+    from sklearn.metrics import roc_curve  # here, because it takes a second
+
+    false, true, _ = roc_curve(truth, scores, drop_intermediate=False)
+    share = truth.mean()
+    selected = share * true + (1 - share) * false
+    curve = {
+        "selection_rate": selected,
+        "true_positive_rate": true,
+        "false_positive_rate": false,
+    }
+    along = curve[equal]
+    reached = np.flatnonzero(np.abs(along - at) < ROUNDING)
+    if len(reached):
+        # Several thresholds can share the rate held equal: of these the best, which has the highest
+        # true positive rate (the last) or the lowest false positive rate (the first).
+        best = reached[-1 if equal == "false_positive_rate" else 0]
+        return {name: float(values[best]) for name, values in curve.items()}
+    after = int(np.searchsorted(along, at))
+    part = (at - along[after - 1]) / (along[after] - along[after - 1])
+    return {
+        name: float(values[after - 1] + part * (values[after] - values[after - 1]))
+        for name, values in curve.items()
+    }

@@ -15,7 +15,7 @@ from fairq_utils.data.batches import first, joined, read, rows_of
 from fairq_utils.errors import BadInput
 from fairq_utils.metrics.counts import count
 from fairq_utils.metrics.criteria import FAIRNESS
-from fairq_utils.metrics.model_metrics import Answers, answers
+from fairq_utils.metrics.model_metrics import Predictions, paired_predictions
 from fairq_utils.mitigation.candidates import CANDIDATES, Making, calibrated
 from fairq_utils.mitigation.certificate import CHANCE, Question, refuse_empty
 from fairq_utils.mitigation.sample import Sample, Seen, of_batch
@@ -239,9 +239,11 @@ class FairnessAwareQuantizer:
                 "FairnessAwareQuantizer: no candidate could be made; "
                 + "; ".join(f"{name}: {why}" for name, why in self.not_made.items())
             )
-        learnt = answers(models, _triples([sample]), self._named, argument="sensitive_attributes")
+        learnt = paired_predictions(
+            models, _triples([sample]), self._named, argument="sensitive_attributes"
+        )
         tested = seen.tested(rest, what)
-        held_out = answers(
+        held_out = paired_predictions(
             models, tested, self._named, argument="sensitive_attributes", what=f"{what} to test on"
         )
         found = {
@@ -315,7 +317,9 @@ class FairnessAwareQuantizer:
         seen = calibrated(model, sample, self.spec, "random", self.seed)
         return Making(model, self.spec, sample, seen, train, self.max_dp_gap, self.seed)
 
-    def _table(self, found: Answers, name: str, sample: Sample, what: str) -> np.ndarray[Any, Any]:
+    def _table(
+        self, found: Predictions, name: str, sample: Sample, what: str
+    ) -> np.ndarray[Any, Any]:
         """Counts over the groups of the first images, in their order."""
         crossed = found.groups[self._named].astype(str).agg("|".join, axis=1)
         known = sample.groups.names

@@ -18,7 +18,6 @@ from fairq_utils.errors import BadInput
 from fairq_utils.metrics.model_metrics import device_of
 from fairq_utils.mitigation.sample import CHUNK, Sample, checked, refuse_labels
 from fairq_utils.quantizers.calibrate import Observed
-from fairq_utils.quantizers.report import packed_bytes
 from fairq_utils.quantizers.sensitivity import (
     Found,
     classification_loss,
@@ -30,6 +29,7 @@ from fairq_utils.quantizers.sensitivity import (
     refuse_measure,
     squares,
 )
+from fairq_utils.quantizers.sizes import packed_bytes
 from fairq_utils.quantizers.spec import QuantSpec
 
 Reducer = Literal["overall", "mean", "worst_group", "cvar"]

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from fairq_utils.errors import BadInput
 from fairq_utils.quantizers.calibrate import Observed
 from fairq_utils.quantizers.post_training import layer_specs, quantize_observed
-from fairq_utils.quantizers.report import QuantReport, float_bytes, packed_bytes
+from fairq_utils.quantizers.report import QuantReport, float_bytes
 from fairq_utils.quantizers.sensitivity import nearest
+from fairq_utils.quantizers.sizes import packed_bytes
 from fairq_utils.quantizers.spec import QuantSpec
 from fairq_utils.quantizers.weights import KEPT_BITS, KeptRows, check_kept, row_bytes
 

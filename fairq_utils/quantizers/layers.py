@@ -13,6 +13,7 @@ from fairq_utils.quantizers.grids import input_grid, on_grid, on_static_grid
 from fairq_utils.quantizers.spec import QuantSpec
 from fairq_utils.quantizers.weights import (
     FLOAT_BITS,
+    INDEX_BYTES,
     KEPT_BITS,
     WeightIntegers,
     dequantize_weight,
@@ -129,6 +130,17 @@ class Quantized(nn.Module):
             values = len(self.kept_rows) * self.weight_integers[0].numel()
             bits += values * (own - self.spec.weight_bits)
         return bits
+
+    def packed_bytes(self) -> int:
+        """Bytes of all its buffers, integers packed at their bits; see :class:`QuantReport`."""
+        total = -(-self.packed_bits() // 8)
+        scales = 1 if self.spec.weight_granularity == "tensor" else self.weight_scale.numel()
+        if self.kept_rows is not None:
+            total += INDEX_BYTES * len(self.kept_rows)
+            scales -= 0 if self.kept_values is None else len(self.kept_values)
+        total += (8 if self.spec.weight_scheme == "affine" else 4) * scales
+        total += 8 if self.spec.activation == "static" else 0
+        return total + (0 if self.bias is None else 4 * self.bias.numel())
 
     def input_grid(self) -> tuple[float, int, int]:
         """Scale, zero-point and largest integer of a static input."""

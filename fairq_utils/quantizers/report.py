@@ -10,8 +10,8 @@ from torch import nn
 from fairq_utils.quantizers.corrections import ChannelClip
 from fairq_utils.quantizers.layers import Quantized, why_not
 from fairq_utils.quantizers.operations import quantized_operations
+from fairq_utils.quantizers.sizes import packed_bytes
 from fairq_utils.quantizers.tracing import SILU
-from fairq_utils.quantizers.weights import INDEX_BYTES
 
 # Operations without a quantized counterpart here; they are named in the report, not hidden.
 WEIGHTLESS = (
@@ -76,26 +76,6 @@ def float_bytes(model: nn.Module) -> int:
     """Bytes of parameters and buffers as they are."""
     values = [*model.parameters(), *model.buffers()]
     return sum(v.numel() * v.element_size() for v in values)
-
-
-def packed_bytes(model: nn.Module) -> int:
-    """Bytes of a quantized model: integers packed at their bits; see :class:`QuantReport`."""
-    total = 0
-    inside: set[int] = set()
-    for module in model.modules():
-        if isinstance(module, Quantized):
-            spec = module.spec
-            total += -(-module.packed_bits() // 8)
-            scales = 1 if spec.weight_granularity == "tensor" else module.weight_scale.numel()
-            if module.kept_rows is not None:
-                total += INDEX_BYTES * len(module.kept_rows)
-                scales -= 0 if module.kept_values is None else len(module.kept_values)
-            total += (8 if spec.weight_scheme == "affine" else 4) * scales
-            total += 8 if spec.activation == "static" else 0
-            total += 0 if module.bias is None else 4 * module.bias.numel()
-            inside.update(id(b) for b in module.buffers())
-    rest = [v for v in (*model.parameters(), *model.buffers()) if id(v) not in inside]
-    return total + sum(v.numel() * v.element_size() for v in rest)
 
 
 def report(

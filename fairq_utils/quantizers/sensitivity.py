@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from fairq_utils.quantizers.calibrate import Observed
 from fairq_utils.quantizers.layers import Quantized
 from fairq_utils.quantizers.post_training import edge_spec, layer_specs, quantize_observed
-from fairq_utils.quantizers.report import packed_bytes
+from fairq_utils.quantizers.sizes import packed_bytes
 from fairq_utils.quantizers.spec import QuantSpec
 from fairq_utils.quantizers.tracing import first_input, removed_after, replace
 

@@ -12,11 +12,12 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from fairq_utils import metrics
-from fairq_utils.quantizers import QuantSpec, quantize_static
+from fairq_utils.quantizers.post_training import quantize_static
+from fairq_utils.quantizers.spec import QuantSpec
 
 
 class Faces(Dataset[Any]):
-    """As a CelebA dataset yields them: picture, label, attributes by name."""
+    """As a CelebA dataset yields them: image, label, attributes by name."""
 
     def __init__(self, n: int = 40) -> None:
         rng = np.random.default_rng(0)

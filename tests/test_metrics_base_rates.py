@@ -1,4 +1,4 @@
-"""Who is in a collection, and a perfect classifier's gap."""
+"""Base rates of a collection, and a perfect classifier's gap."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fairq_utils.metrics.base_rates import base_rates
 
 
 def celeba() -> tuple[np.ndarray, pd.DataFrame, np.ndarray]:
-    """One row for each hundred of CelebA's pictures, alternating between two splits."""
+    """One row for each hundred of CelebA's images, alternating between two splits."""
     rows = [cell.split("|") for cell, n in CELEBA_JOINT.items() for _ in range(round(n / 100))]
     frame = pd.DataFrame(rows, columns=["gender", "age", "smiling"])
     groups = frame[["gender", "age"]].astype("category")
@@ -64,5 +64,5 @@ def test_one_group_compares_with_nobody() -> None:
 
 def test_nobody_at_all() -> None:
     groups = pd.DataFrame({"race": pd.Categorical([], categories=["a"])})
-    with pytest.raises(ValueError, match="there is no picture"):
+    with pytest.raises(ValueError, match="there is no image"):
         base_rates(np.zeros(0, np.int8), groups, np.zeros(0, str))
