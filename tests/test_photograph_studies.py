@@ -34,14 +34,15 @@ SMALL = {
     "training.seeds": [0],
     "training.pretrained": False,
     "training.models": {"squeezenet1_1": {"epochs": 1, "learning_rate": 0.0003, "batch_size": 16}},
-    "quantization.bits": ["W8A8", "W4A4"],
-    "quantization.ranges": ["mse"],
-    "quantization.further": {"qat": ["W4A4"]},
+    "grid": [
+        {"method": ["ptq", "ranges_worst"], "bits": ["W8A8", "W4A4"], "range": "mse"},
+        {"method": "ptq", "bits": ["W8A8", "W4A4"], "sampler": ["label_balanced", "matched"]},
+        {"method": "dynamic", "bits": "W8A8"},
+        {"method": "qat", "bits": "W4A4"},
+    ],
     "quantization.tuning": {"epochs": 1, "images": 64},
     "quantization.calibration_images": 32,
     "quantization.calibration_seeds": [0],
-    "mitigation.samplers": ["label_balanced"],
-    "mitigation.methods": ["matched", "ranges_worst"],
     "analysis.replicates": 200,
 }
 PEOPLE = {
@@ -118,11 +119,7 @@ def test_a_study_runs_on_a_folder_with_a_table(tmp_path: Path) -> None:
     settings = {
         "data.groups": {"sex": "gender", "age": "age"},
         "data.root": str(root),
-        "quantization.bits": ["W8A8"],
-        "quantization.methods": ["ptq"],
-        "quantization.further": {},
-        "mitigation.methods": ["ranges_worst"],
-        "mitigation.bits": ["W8A8"],
+        "grid": [{"method": ["ptq", "ranges_worst"], "bits": "W8A8"}],
         "analysis.attributes": ["sex", "age"],
         "execution.ledger": str(tmp_path / "ledger"),
         "execution.cache": str(tmp_path / "cache"),
@@ -151,8 +148,7 @@ def test_the_command_line_runs_a_study_and_goes_on_with_it(folders: Path, tmp_pa
         "execution.ledger": str(tmp_path / "ledger"),
         "execution.cache": str(folders / "cache"),
         "execution.results": str(tmp_path / "results"),
-        "quantization.further": {},
-        "mitigation.methods": [],
+        "grid": [{"method": "ptq", "bits": "W8A8"}],
     }
     for key, value in settings.items():
         arguments += ["--set", f"{key}={value}".replace("True", "true").replace("False", "false")]
@@ -261,8 +257,7 @@ def test_what_decides_a_run_is_said_in_numbers(folders: Path) -> None:
             "utkface",
             {
                 "quantization.calibration_images": 8,
-                "mitigation.samplers": ["label_balanced"],
-                "mitigation.methods": ["layers_worst"],
+                "grid": [{"method": "layers_worst", "bits": "W4A4"}],
             },
             "8 images drawn at random .seed 0. show nobody of the group",
         ),
@@ -291,7 +286,7 @@ def test_celeba_has_enough_people_for_its_profile() -> None:
     valid = published.splits["calibration", "validation"]
     pool = valid * params.data.held_out["calibration"]
     fewest = binom.ppf(1e-6, round(pool), min(of_group.values()))
-    assert "worst_group" in params.mitigation.methods  # which asks one group for all of them
+    assert any("worst_group" in entry.sampler for entry in params.grid)  # which asks one group for all of them
     assert fewest >= params.quantization.calibration_images
 
 
