@@ -113,6 +113,27 @@ def test_input_that_cannot_be_used(command: str, tmp_path: Path) -> None:
     assert answer.exit_code == 2 and "did you mean 'celeba'?" in answer.stderr
 
 
+def test_a_folder_of_one_s_own(tmp_path: Path) -> None:
+    root = folders.folder(tmp_path / "faces", n=1)
+    answer = data("check", "folder", root)
+    assert answer.exit_code == 0, answer.output
+    assert "Published counts" not in answer.output and "gender=woman" in answer.output
+    answer = data("describe", "folder", root, "--target", "age=old", "--groups", "sex=gender")
+    assert answer.exit_code == 0, answer.output
+    assert answer.output.startswith("folder: age=old, base rates in percent")
+    answer = data("get", "folder", root, "--accept-licence")
+    assert answer.exit_code == 2
+    assert "there is nothing to fetch" in answer.stderr
+
+
+def test_an_option_of_a_collection_is_set(tmp_path: Path) -> None:
+    root = folders.fairface(tmp_path / "faces", layout="margins", bands=1)
+    answer = data("check", "fairface", root, "--part")
+    assert answer.exit_code == 2 and "both margins are there" in answer.stderr
+    answer = data("check", "fairface", root, "--part", "--set", "margin=1.25")
+    assert "fairface · 28 of 28 images" in answer.stderr
+
+
 def test_describe(celeba: Path, tmp_path: Path) -> None:
     table = tmp_path / "groups.csv"
     answer = data(

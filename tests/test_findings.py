@@ -12,12 +12,14 @@ from fairq_utils.bench.flaws import (
     FLAWS,
     IMG,
     PARTITION,
+    TABLE,
     TRAIN,
     UTK,
     Flaw,
     column,
     copied,
     edited,
+    linked,
 )
 from fairq_utils.data.listing import KINDS
 from fairq_utils.data.photographs.reading import listing
@@ -230,6 +232,67 @@ FINDINGS: list[tuple[Flaw, Expected, int]] = [
         Flaw("fairface", "a field too few", edited(TRAIN, 3, lambda line: "train/2.jpg,0-2,Male")),
         [(f"{TRAIN}:3", "label", "has 3 fields, not 5")],
         27,
+    ),
+    (
+        recorded_flaw("folder", "a value that is neither 0 nor 1"),
+        [(f"{TABLE}:3", "label", "smiling is '2', not 0 or 1")],
+        31,
+    ),
+    (
+        recorded_flaw("folder", "an empty value"),
+        [(f"{TABLE}:2", "label", "gender is empty")],
+        31,
+    ),
+    (
+        recorded_flaw("folder", "an unknown split"),
+        [
+            (
+                f"{TABLE}:2",
+                "label",
+                "split is 'val', not one of calibration, test, train, validation",
+            )
+        ],
+        31,
+    ),
+    (
+        recorded_flaw("folder", "a label without a picture"),
+        [(f"{TABLE}:6", "missing", "man/4.jpg is not there")],
+        31,
+    ),
+    (
+        Flaw(
+            "folder", "a bar in a name", edited(TABLE, 2, lambda line: line.replace("young", "a|b"))
+        ),
+        [(f"{TABLE}:2", "label", "age is 'a|b'; the name of a group has no |")],
+        31,
+    ),
+    (
+        Flaw("folder", "a picture without a label", copied("man/new/1.jpg", "man/4.jpg")),
+        [("man/new/1.jpg", "unlabelled", f"has no row in {TABLE}")],
+        32,
+    ),
+    (
+        Flaw(
+            "folder", "a picture listed twice", edited(TABLE, 3, lambda line: "woman/0.jpg,1,a,b")
+        ),
+        [
+            (f"{TABLE}:3", "duplicate", "woman/0.jpg is on line 2, there with other labels"),
+            ("woman/1.jpg", "unlabelled", f"has no row in {TABLE}"),
+        ],
+        31,
+    ),
+    (
+        Flaw("folder", "a path above the folder", edited(TABLE, 2, lambda line: "../" + line)),
+        [
+            (f"{TABLE}:2", "unsafe", "'../woman/0.jpg' leads out of the folder"),
+            ("woman/0.jpg", "unlabelled", f"has no row in {TABLE}"),
+        ],
+        31,
+    ),
+    (
+        Flaw("folder", "a link that leaves the root", linked("man/4.jpg")),
+        [("man/4.jpg", "unsafe", "is a link that leads out of the root")],
+        31,
     ),
 ]
 

@@ -185,6 +185,18 @@ BAD = {
         "the group female|old has no weight",
     ),
     "no root": (SMALL | {"data": {"name": "celeba", "root": ""}}, "data.root: '' will not do"),
+    "a key misspelt": (
+        SMALL | {"data": {"name": "celeba", "root": "faces", "max_bed": 3}},
+        "data.max_bed: 'max_bed' is unknown; did you mean 'max_bad'?",
+    ),
+    "an option of another collection": (
+        SMALL | {"data": {"name": "celeba", "root": "faces", "margin": "0.25"}},
+        "data.margin: 'margin' is unknown; it is one of name, root",
+    ),
+    "an option's value": (
+        SMALL | {"data": {"name": "fairface", "root": "faces", "margin": 0.5}},
+        "data.margin: '0.5' is not one of 0.25, 1.25",
+    ),
     "a group twice": (
         SMALL | {"data": {"name": "celeba", "root": "faces", "groups": ["gender", "gender"]}},
         "data: groups: 'gender' is named twice; name each attribute once",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import binom
 from typer.testing import CliRunner
@@ -16,14 +17,15 @@ from fairq_utils.bench import photograph_folders
 from fairq_utils.calibration import draw
 from fairq_utils.cli import app
 from fairq_utils.data.photographs.registry import COLLECTIONS
+from fairq_utils.data.population import SPLITS
 from fairq_utils.report import effects
-from fairq_utils.study import execution, planning, run_models
+from fairq_utils.study import cost, execution, planning, run_models
 from fairq_utils.study.feasibility import check
 from fairq_utils.study.ledger import RunRecord
 from fairq_utils.study.params.data import Photographs
 from fairq_utils.study.params.file import load_params
 from fairq_utils.study.params.study import Params, ParamsError
-from fairq_utils.study.people import described, faces, listing, people, shares, values
+from fairq_utils.study.people import answers, described, faces, listing, people, shares, values
 from fairq_utils.study.storage import ledger
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -116,6 +118,33 @@ def test_a_study_runs_on_each_collection(name: str, folders: Path) -> None:
         inside = cells == row.group.replace("|", " ")
         assert row.images == inside.sum()
         assert row.compared == pytest.approx(right[inside].mean())
+
+
+def test_a_study_runs_on_a_folder_with_a_table(tmp_path: Path) -> None:
+    root = photograph_folders.folder(tmp_path / "faces", 8, "split")
+    own = {"data.name": "folder", "data.target": "smiling", "data.held_out": None}
+    settings = {
+        "data.groups": {"sex": "gender", "age": "age"},
+        "data.root": str(root),
+        "grid": [{"method": ["ptq", "ranges_worst"], "bits": "W8A8"}],
+        "analysis.attributes": ["sex", "age"],
+        "execution.ledger": str(tmp_path / "ledger"),
+        "execution.cache": str(tmp_path / "cache"),
+        "execution.results": str(tmp_path / "results"),
+    }
+    params = small("utkface", tmp_path, **own, **settings)
+    assert cost.counts(params) == dict.fromkeys(SPLITS, 64)
+    execution.execute(params)
+    records = runs_of(params)
+    assert {record.run.method for record in records} == {"fp32", "ptq", "ranges_worst"}
+    assert values(params) == {"sex": ("man", "woman"), "age": ("old", "young")}
+    assert answers(params) == ("not smiling", "smiling")
+    test = faces(params).subset("test")
+    labels = pd.read_csv(root / "labels.csv").query("split == 'test'")
+    assert test.target.sum() == labels.smiling.sum() == 32
+    for record in records:
+        assert record.counts.sum() == 64
+        assert record.groups == ("man|old", "man|young", "woman|old", "woman|young")
 
 
 def test_the_command_line_runs_a_study_and_goes_on_with_it(folders: Path, tmp_path: Path) -> None:

@@ -272,7 +272,14 @@ def test_names_are_listed_without_a_reader() -> None:
         "print(*COLLECTIONS, 'numpy' in sys.modules, 'torch' in sys.modules)"
     )
     found = subprocess.run([sys.executable, "-c", asked], capture_output=True, check=True)
-    assert found.stdout.decode().split() == ["celeba", "fairface", "utkface", "False", "False"]
+    assert found.stdout.decode().split() == [
+        "celeba",
+        "fairface",
+        "folder",
+        "utkface",
+        "False",
+        "False",
+    ]
 
 
 def test_splits_of_params_are_those_of_the_data() -> None:

@@ -18,6 +18,7 @@ from fairq_utils.bench.flaws import (
     IMG,
     PARTITION,
     SECOND,
+    TABLE,
     Flaw,
     edited,
     emptied,
@@ -32,6 +33,17 @@ from fairq_utils.data.photographs.registry import COLLECTIONS
 from fairq_utils.errors import BadInput
 from fairq_utils.report import photographs as photograph_chapter
 from fairq_utils.study import recorded
+
+
+def numbered(root: Path) -> None:
+    """A column with another number in each of the table's rows, and images for more of them."""
+    header, *rows = (root / TABLE).read_text().splitlines()
+    for i in range(len(rows), 41):
+        (root / f"{i}.jpg").write_bytes((root / "man/4.jpg").read_bytes())
+        rows.append(f"{i}.jpg,0,man,old")
+    lines = [f"{header},years", *(f"{row},{i}" for i, row in enumerate(rows))]
+    (root / TABLE).write_text("\n".join(lines))
+
 
 # Refused as a whole, in this sentence.
 REFUSED: list[tuple[Flaw, str]] = [
@@ -185,6 +197,51 @@ REFUSED: list[tuple[Flaw, str]] = [
     (
         recorded_flaw("utkface", "an unknown group"),
         "groups: 'hair' is not one of gender, age, race",
+    ),
+    (
+        recorded_flaw("folder", "no table"),
+        "{root}: no labels here; looked for labels.csv, and there is man, woman; name the folder "
+        "that holds them",
+    ),
+    (
+        recorded_flaw("folder", "a target in words"),
+        "target: {root}/labels.csv says 'man', 'woman' in the column gender; name the value that "
+        "is predicted, as gender=woman",
+    ),
+    (
+        recorded_flaw("folder", "a target misspelt"),
+        "target: labels.csv has no such column: 'smyling' is unknown; did you mean 'smiling'?",
+    ),
+    (
+        Flaw("folder", "a value that nobody has", options={"target": "gender=girl"}),
+        "target: no row of {root}/labels.csv says gender=girl, but 'man', 'woman'",
+    ),
+    (
+        Flaw("folder", "a group misspelt", options={"groups": {"sex": "gendr"}}),
+        "groups.sex: labels.csv has no such column: 'gendr' is unknown; did you mean 'gender'?",
+    ),
+    (
+        Flaw("folder", "a column twice", edited(TABLE, 1, lambda line: line + ",age")),
+        "{root}/labels.csv:1: the header names the column age twice; name each once",
+    ),
+    (
+        Flaw("folder", "no group", edited(TABLE, 1, lambda line: "file,smiling,split")),
+        "{root}/labels.csv: the header names no target and group beside the file; write columns "
+        "such as file, smiling, gender",
+    ),
+    (
+        Flaw("folder", "a number for a group", numbered, options={"groups": ["years"]}),
+        "groups.years: has 41 values such as '0', more than 32; put them into fewer groups, or "
+        "name other columns",
+    ),
+    (
+        Flaw(
+            "folder",
+            "a share of what the table holds out",
+            options={"held_out": {"test": 0.5}},
+            layout="split",
+        ),
+        "held_out: 'test' is not carved by hash here; leave it out",
     ),
 ]
 

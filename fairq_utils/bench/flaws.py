@@ -23,6 +23,7 @@ IMG = "img_align_celeba"
 ATTR = "list_attr_celeba.txt"
 PARTITION = "list_eval_partition.txt"
 TRAIN = "fairface_label_train.csv"
+TABLE = "labels.csv"
 UTK = "18_0_0_20170109142408075.jpg"  # the first picture of a small UTKFace
 SECOND = f"{IMG}/000002.jpg"  # of a small CelebA; its labels are on line 4, its split on line 2
 SHARD = "img_align+identity+attr/train-00001-of-00003.parquet"
@@ -36,7 +37,7 @@ class Flaw:
 
     Attributes
     ----------
-    collection : celeba, utkface or fairface
+    collection : celeba, utkface, fairface or folder
     name : a few words; no two flaws of a collection have the same
     spoil : does it to a folder made by :meth:`folder`
     options : of :func:`fairq_utils.data.load`
@@ -244,4 +245,13 @@ FLAWS = (
     Flaw("utkface", "an unknown group", options={"groups": ["gender", "hair"]}),
     Flaw("fairface", "a target that cuts a band", options={"target": "age>=35"}),
     Flaw("fairface", "two margins, and none named", layout="margins"),
+    Flaw("folder", "no table", removed(TABLE)),
+    Flaw("folder", "a value that is neither 0 nor 1",
+         edited(TABLE, 3, lambda line: line.replace(",1,", ",2,"))),
+    Flaw("folder", "an empty value", edited(TABLE, 2, lambda line: line.replace("woman,", ","))),
+    Flaw("folder", "an unknown split", edited(TABLE, 2, lambda line: line.replace("train", "val")),
+         layout="split"),
+    Flaw("folder", "a label without a picture", removed("man/4.jpg")),
+    Flaw("folder", "a target in words", options={"target": "gender"}),
+    Flaw("folder", "a target misspelt", options={"target": "smyling"}),
 )  # fmt: skip

@@ -18,7 +18,7 @@ from fairq_utils.data.faces import FaceData
 from fairq_utils.data.loading import load
 from fairq_utils.data.photographs.celeba import ATTRIBUTES
 from fairq_utils.data.photographs.fairface import BANDS, RACES, STARTS
-from fairq_utils.data.population import CELEBA_JOINT, Population
+from fairq_utils.data.population import CELEBA_JOINT, SPLITS, Population
 
 PARTITIONS = {"train": 0, "valid": 1, "test": 2}
 UTK_RACES = ("caucasian", "african", "asian", "caucasian", "asian")  # who stands in for 0 to 4
@@ -204,6 +204,24 @@ def fairface(root: Path, n: int = 1, layout: str = "folders", bands: int = 9) ->
         lines = ["file,age,gender,race,service_test"]
         lines += [f"{name},{band},{gender},{race},True" for name, band, gender, race, _ in rows]
         (root / f"fairface_label_{split}.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def folder(root: Path, n: int = 2, layout: str = "carved") -> Path:
+    """A folder of one's own with ``n`` images per gender, age, smile and quarter of the images.
+
+    Layouts: ``carved``, without a column ``split``; ``split``, where the quarters are the splits.
+    """
+    columns = 5 if layout == "split" else 4
+    lines = [["file", "smiling", "gender", "age", "split"][:columns]]
+    cells = product(SPLITS, range(n), ("woman", "man"), ("young", "old"), (0, 1))
+    for number, (split, _, gender, age, smiling) in enumerate(cells):
+        name, sex = f"{gender}/{number}.jpg", {"woman": "female", "man": "male"}[gender]
+        (root / gender).mkdir(parents=True, exist_ok=True)
+        image = jpeg(number, gender=sex, young=age == "young", smiling=bool(smiling))
+        (root / name).write_bytes(image)
+        lines.append([name, str(smiling), gender, age, split][:columns])
+    (root / "labels.csv").write_text("\n".join(map(",".join, lines)) + "\n")
     return root
 
 

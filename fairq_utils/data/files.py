@@ -72,6 +72,15 @@ def lines_of(path: Path) -> list[str]:
     return lines
 
 
+def columns_of(path: Path) -> list[str]:
+    """Names of all columns of a ``.csv`` file; one that stands twice is refused."""
+    names = _fields(lines_of(path)[0], separated=True)
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise BadInput(f"{path}:1: the header names the column {twice} twice; name each once")
+    return names
+
+
 def read_labels(
     path: Path,
     wanted: Sequence[str],
@@ -192,17 +201,23 @@ class FileBytes:
         return digest.hexdigest()
 
 
-def images_in(root: Path, folder: Path) -> tuple[dict[str, bool], list[Finding]]:
+def images_in(
+    root: Path, folder: Path, *, deep: bool = False
+) -> tuple[dict[str, bool], list[Finding]]:
     """Image files directly in a folder, and what else is there.
 
     A link is followed only where it stays below the root: a collection that was unpacked from an
     archive must not name files elsewhere.
 
+    Parameters
+    ----------
+    deep : in the folders below it too, but for links to folders
+
     Returns
     -------
     names, findings
-        Whether each image may be read. Findings of files that are no images do not count: no
-        image is lost by them.
+        Path of each image in the folder, and whether it may be read. Findings of files that are no
+        images do not count: no image is lost by them.
     """
     inside = root.resolve()
     if not folder.resolve().is_relative_to(inside):
@@ -214,10 +229,17 @@ def images_in(root: Path, folder: Path) -> tuple[dict[str, bool], list[Finding]]
     findings = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.is_dir() or entry.name.startswith("."):
+            if entry.name.startswith(".") or (entry.is_dir() and not deep):
                 continue
             place = str(Path(entry.path).relative_to(root))
-            if not entry.name.lower().endswith(SUFFIXES):
+            if entry.is_dir(follow_symlinks=False):
+                inner, found = images_in(root, Path(entry.path), deep=True)
+                names |= {f"{entry.name}/{name}": read for name, read in inner.items()}
+                findings += found
+            elif entry.is_dir():
+                problem = "is a link to a folder, which is not followed"
+                findings.append(Finding(place, "name", problem, counts=False))
+            elif not entry.name.lower().endswith(SUFFIXES):
                 findings.append(Finding(place, "name", "is no image file", counts=False))
             elif entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(inside):
                 findings.append(Finding(place, "unsafe", "is a link that leads out of the root"))
@@ -231,7 +253,7 @@ def images_in(root: Path, folder: Path) -> tuple[dict[str, bool], list[Finding]]
 
 
 def with_images(
-    labels: Labels, root: Path, folder: Path, prefix: str = ""
+    labels: Labels, root: Path, folder: Path, prefix: str = "", *, deep: bool = False
 ) -> tuple[list[str], list[Finding]]:
     """Names in a label file whose images are there, and what is wrong with the others.
 
@@ -239,13 +261,14 @@ def with_images(
     ----------
     folder : that holds the images
     prefix : which the names have in the label file, such as ``train/``
+    deep : names may be of images in folders below it
 
     Returns
     -------
     names, findings
         Sorted names, as the label file has them; an image without a label is a finding too.
     """
-    there, findings = images_in(root, folder)
+    there, findings = images_in(root, folder, deep=deep)
     shown = folder.relative_to(root)
     if not there:
         raise BadInput(
@@ -255,7 +278,7 @@ def with_images(
     kept = []
     for name, (line, _) in labels.rows.items():
         image = name.removeprefix(prefix)
-        if not name.startswith(prefix) or "/" in image:
+        if not name.startswith(prefix) or ("/" in image and not deep):
             problem = f"{name!r} is no image of {shown}"
             findings.append(Finding(labels.place(line), "name", problem))
         elif image not in there:

@@ -38,9 +38,8 @@ def shares(
     given = dict(held_out or {})
     for split, share in given.items():
         if split not in defaults:
-            raise BadInput(
-                f"held_out: {split!r} is not carved by hash here; name {', '.join(defaults)}"
-            )
+            way = f"name {', '.join(defaults)}" if defaults else "leave it out"
+            raise BadInput(f"held_out: {split!r} is not carved by hash here; {way}")
         check_share(split, share)
     found = {split: float(given.get(split, share)) for split, share in defaults.items()}
     if sum(found.values()) >= 1:
