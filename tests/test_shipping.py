@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from fairq_utils import timers
 from fairq_utils.bench import deployment, latency, throughput
-from fairq_utils.deploy import engines
+from fairq_utils.bench.registry import Subject
+from fairq_utils.deploy.engines.registry import ENGINES
 from fairq_utils.quantizers import QuantSpec, quantize_static
 from fairq_utils.report import shipping
 from fairq_utils.report import shipping as shipping_display
@@ -113,7 +114,7 @@ def test_energy_is_given_where_it_was_measured(times: pd.DataFrame) -> None:
 def test_tables_and_figures_of_the_recorded_benchmarks() -> None:
     times, files = recorded.read_rows("latency"), recorded.read_rows("deployment")
     assert set(times.architecture) == set(architectures.ARCHITECTURES)
-    assert set(files.engine) == set(engines.ENGINES)
+    assert set(files.engine) == set(ENGINES)
     for page in (
         shipping_display.speedup_table(times),
         shipping_display.toolkit_table(times),
@@ -147,8 +148,7 @@ def smoke(architecture: str) -> Params:
 
 
 def test_latency_has_every_key_and_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    one = {"onnxruntime": engines.ENGINES["onnxruntime"]}
-    monkeypatch.setattr(engines, "ENGINES", one)
+    monkeypatch.setattr(latency, "ENGINES", {"onnxruntime": ENGINES["onnxruntime"]})
     monkeypatch.setattr(latency, "SIZE", 64)
     monkeypatch.setattr(latency, "BATCHES", (1, 2))
     monkeypatch.setattr(latency, "SECONDS", 0.05)
@@ -156,15 +156,23 @@ def test_latency_has_every_key_and_names_what_is_missing(monkeypatch: pytest.Mon
     def refuse(*_: object) -> None:
         raise RuntimeError("no such\ntoolkit here")
 
-    monkeypatch.setattr(latency.peer_files, "write", refuse)
-    figures, text, tables = latency.bench_latency(smoke("squeezenet1_1"))
+    monkeypatch.setattr(latency, "write_by_toolkit", refuse)
+    found = latency.bench_latency(Subject(smoke("squeezenet1_1")))
     for batch in ("1", "2"):
-        row = figures["squeezenet1_1"][batch]
+        row = found.figures["squeezenet1_1"][batch]
         assert row["onnxruntime_toolkit_int8"] is None
         assert all(row[key] > 0 for key in ("eager_fp32", "onnxruntime_fp32", "onnxruntime_int8"))
-    assert "squeezenet1_1 1 onnxruntime_toolkit_int8: no such toolkit here" in text
-    assert "best INT8 at batch 2: onnxruntime_int8" in text
-    rows = tables["latency"].set_index(["key", "batch"])
+    assert found.text.splitlines()[-1] == (
+        "- onnxruntime_toolkit_int8, squeezenet1_1 1, squeezenet1_1 2: failed: "
+        "RuntimeError: no such toolkit here"
+    )
+    best = latency.fastest(found.tables["latency"]).set_index("batch")
+    assert best.key.tolist() == ["onnxruntime_int8"] * 2
+    row = found.figures["squeezenet1_1"]["2"]
+    assert best.over_eager[2] == pytest.approx(
+        row["eager_fp32"] / row["onnxruntime_int8"], rel=1e-3
+    )
+    rows = found.tables["latency"].set_index(["key", "batch"])
     assert rows.integer_kernels["onnxruntime_int8", 1] >= 25
     assert rows.float_kernels["onnxruntime_fp32", 1] == 26
     assert rows.file_bytes["onnxruntime_int8", 1] < rows.file_bytes["onnxruntime_fp32", 1] / 3

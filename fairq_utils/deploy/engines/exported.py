@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import Graph, Node
 
-from fairq_utils.deploy.engines.answering import NotRunning
+from fairq_utils.deploy.engines.loaded_model import NotRunning
 from fairq_utils.deploy.engines.qdq import to_qdq
 
 _ops = torch.ops.quantized_decomposed
@@ -45,7 +45,7 @@ def export(
     model : nn.Module
     example : float32 (N, 3, H, W); N of 2 or more for any batch
     any_batch : bool
-        Whether the graph answers about batches of all sizes.
+        Whether the graph takes batches of all sizes.
     signed_products : see :func:`fairq_utils.deploy.engines.qdq.to_qdq`
 
     Raises
@@ -103,7 +103,7 @@ def _leave_out_clips(graph: Graph) -> None:
 
 
 def _implies(quantize: Any, low: float, high: float) -> bool:
-    """Whether a rounding does to a value what it does to the value clipped to [low, high]."""
+    """True where a rounding does to a value what it does to the value clipped to [low, high]."""
     if quantize.target is not QUANTIZE:
         return False
     _, scale, zero_point, lowest, top, _ = quantize.args

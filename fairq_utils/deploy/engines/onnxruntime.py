@@ -1,4 +1,4 @@
-"""ONNX files run by ONNX Runtime."""
+"""ONNX Runtime, on ONNX files."""
 
 from __future__ import annotations
 
@@ -6,18 +6,43 @@ import os
 import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fairq_utils.deploy.engines.answering import Answering, Kernels, NotRunning
+from fairq_utils.deploy.engines.loaded_model import Kernels, LoadedModel, NotRunning
+from fairq_utils.deploy.engines.registry import engine
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 # Names of nodes, after optimization, that multiply integers, and that compute layers in float.
 INTEGER = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "ConvInteger")
 FLOAT = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
 
 
-def load(path: str | os.PathLike[str], threads: int) -> Answering:
+def write(model: nn.Module, example: Tensor, path: Path, weight_bits: int) -> None:
+    """Write an ONNX file whose biases, which ONNX Runtime rounds, are rounded finely.
+
+    Parameters
+    ----------
+    model, example, weight_bits : see :func:`fairq_utils.deploy.engines.onnx_file.to_onnx`
+    path : of the file
+
+    Raises
+    ------
+    NotExact
+        The model's inputs are too coarse for its biases, or its quantization has no counterpart.
+    NotRunning
+        torch.export cannot follow the model.
+    """
+    from fairq_utils.deploy.engines.onnx_file import to_onnx, write_onnx
+
+    write_onnx(to_onnx(model, example, weight_bits, fine_biases=True), path)
+
+
+def load(path: str | os.PathLike[str], threads: int) -> LoadedModel:
     """Load an ONNX file.
 
     Parameters
@@ -53,11 +78,11 @@ def load(path: str | os.PathLike[str], threads: int) -> Answering:
     images = session.get_inputs()[0]
     name, shape = images.name, tuple(images.shape[1:])
 
-    def answer(images: NDArray[np.float32]) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = session.run(None, {name: images})[0]
-        return logits
+    def logits(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = session.run(None, {name: images})[0]
+        return found
 
-    return Answering("onnxruntime", answer, threads, kernels, shape=shape)
+    return LoadedModel("onnxruntime", logits, threads, kernels, shape=shape)
 
 
 def _first_line(error: Exception) -> str:
@@ -71,3 +96,14 @@ def _kernels(optimized: Path) -> Kernels:
     return Kernels(
         sum(nodes[name] for name in INTEGER), sum(nodes[name] for name in FLOAT), dict(nodes)
     )
+
+
+engine(
+    "onnxruntime",
+    label="ONNX Runtime",
+    package="onnxruntime",
+    file="model.onnx",
+    write=write,
+    load=load,
+    method="gates",
+)
