@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from fairq_utils import bench
-from fairq_utils.bench import peers, toolkits
+from fairq_utils.bench import toolkits
 from fairq_utils.bench.outcome import Missing, words
+from fairq_utils.bench.peers import registry as peers
 from fairq_utils.bench.toolkits import compare, outcome
 from fairq_utils.data import FaceData
 from fairq_utils.errors import Fault
@@ -140,7 +141,7 @@ def test_a_toolkit_that_is_missing_is_named_with_what_brings_it(
         "elsewhere": peers.Peer("elsewhere", "Elsewhere", "no_such_toolkit", fails),
         "broken": peers.Peer("broken", "Broken", "torchao", fails),
     }
-    for module in (peers.registry, toolkits):
+    for module in (peers, toolkits):
         monkeypatch.setattr(module, "PEERS", two)
     batches = (normalize(pictures.images),)
     found = outcome(list(compare("resnet50", small, ["W8A8", "W4A4"], batches, pictures)))

@@ -448,7 +448,11 @@ def test_a_prediction_needs_no_pytorch(exported: Path, photographs: list[Path]) 
 
 
 def test_the_command_line_loads_no_pytorch_before_it_is_needed() -> None:
-    asked = "import sys, fairq_utils.cli, fairq_utils.deploy.predict; print('torch' in sys.modules)"
+    asked = (
+        "import sys, fairq_utils.cli as cli, fairq_utils.deploy.predict\n"
+        "assert 'inductor' in cli.ENGINES and 'latency' in cli.BENCHMARKS\n"
+        "print('torch' in sys.modules)"
+    )
     found = subprocess.run([sys.executable, "-c", asked], capture_output=True, check=True)
     assert found.stdout == b"False\n"
 

@@ -108,7 +108,7 @@ def test_its_page_says_what_it_may_be_used_for(exported: Path) -> None:
     assert "of the latter young." in text
     assert "| Group | Images | Young |" in text
     assert "non-commercial research only" in text
-    assert "deploy it in no product. Cite Zhang, Song and Qi (2017)" in text
+    assert "ship it in no product. Cite Zhang, Song and Qi (2017)" in text
     assert "a network estimated age, gender and race" in text
     assert "Young is below 40 years" in text
     assert "09_photographs" in text

@@ -39,6 +39,7 @@ ACCURACY = 0.92  # of the float model, in every group
 LEARNT = 1000  # images that order and stakes are learnt from
 CHANGES = (0.0, 0.5, 1.0, 2.0)  # true change of the gap by single candidates, times the limit
 SEQUENCE = (2.0, 0.0, 1.0, 0.5)  # the same of four candidates, one after the other
+COLUMNS = ["candidates", "evidence", "flips", "images", "harm", "wrong", "certified"]
 AT_LIMIT = 1e-6  # by which a change at the limit exceeds it
 
 
@@ -227,38 +228,24 @@ def rates(
         of draws with a true one; NaN where none is safe).
     """
     asked = Question() if question is None else question
-    rows: list[dict[str, Any]] = []
+    rows: list[tuple[Any, ...]] = []
     for evidence in EVIDENCE:
         by = replace(asked, evidence=evidence)  # type: ignore[arg-type]
         for share in flips:
             for each in images:
                 report(f"certificate: {evidence}, {share:.1%} flips, {each} images per group")
-                row = {"evidence": evidence, "flips": share, "images": 4 * each}
+                cell = (evidence, share, 4 * each)
                 for times in CHANGES:
                     world = _world(share, times, asked)
                     found = single(world, 4 * each, by, draws)
                     unsafe = world.change > asked.limit
                     rows.append(
-                        {
-                            "candidates": 1,
-                            **row,
-                            "harm": world.change,
-                            "wrong": found if unsafe else np.nan,
-                            "certified": np.nan if unsafe else found,
-                        }
+                        (1, *cell, world.change, *((found, np.nan) if unsafe else (np.nan, found)))
                     )
                 worlds = [_world(share, times, asked) for times in SEQUENCE]
-                wrong, certified = sequence(worlds, 4 * each, by, draws)
-                rows.append(
-                    {
-                        "candidates": len(worlds),
-                        **row,
-                        "harm": np.nan,
-                        "wrong": wrong,
-                        "certified": certified,
-                    }
-                )
-    return pd.DataFrame(rows)
+                rates = sequence(worlds, 4 * each, by, draws)
+                rows.append((len(worlds), *cell, np.nan, *rates))
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _world(flips: float, times: float, question: Question) -> World:

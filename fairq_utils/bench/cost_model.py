@@ -41,7 +41,7 @@ CALIBRATION_IMAGES = 64
 
 @dataclass(frozen=True)
 class Measured:
-    """A study that was computed.
+    """Study that was computed.
 
     Attributes
     ----------

@@ -8,15 +8,15 @@ whose prediction is not that of the float simulation of the same integers.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from fairq_utils.bench.outcome import Missing, Outcome, nested, say, words
+from fairq_utils.bench.outcome import Missing, Outcome, nested, told, words
 from fairq_utils.bench.registry import Subject, benchmark
 from fairq_utils.bench.subjects import (
     calibration_images,
@@ -89,15 +89,8 @@ def bench_deployment(subject: Subject) -> Outcome:
         A model is not trained yet.
     """
     params, threads = subject.study, pinned_threads(subject.study)
-    found: list[Deployed] = []
-    missing: list[Missing] = []
-    for architecture, model in trained_models(params).items():
-        for one in _deployed(params, architecture, model, faces(params), threads):
-            if isinstance(one, Deployed):
-                found.append(one)
-            else:
-                missing.append(one)
-            say(f"deployment: {one}")
+    models = trained_models(params)
+    found, missing = told("deployment", _deployed(params, models, faces(params), threads))
     figures = nested(
         [
             *(((o.architecture, o.bits, o.engine), round(o.disagreement, 5)) for o in found),
@@ -112,56 +105,56 @@ def bench_deployment(subject: Subject) -> Outcome:
 
 
 def _deployed(
-    params: Params, architecture: str, model: torch.nn.Module, data: FaceData, threads: int
+    params: Params, models: Mapping[str, nn.Module], data: FaceData, threads: int
 ) -> Iterator[Deployed | Missing]:
-    """Deploy one architecture at all bits in every engine, or say why it cannot be."""
-    batches = calibration_images(params, data, BATCH)
-    observed = _observed(model, batches)
-    test = data.subset("test")
+    """Deploy every architecture at all bits in every engine, or say why it cannot be."""
+    batches, test = calibration_images(params, data, BATCH), data.subset("test")
     groups = test.groups[list(params.analysis.attributes)]
     images: NDArray[np.float32] = architectures.normalize(test.images[:]).contiguous().numpy()
-    for bits in planning.bits_of(params):
-        made = {
-            method: quantize_observed(observed, METHODS[method].spec(bits))
-            for method in {engine.method for engine in ENGINES.values()}
-        }
-        simulations = {
-            method: loop.predict(quantized, test.images) > 0
-            for method, (quantized, _) in made.items()
-        }
-        for engine in ENGINES.values():
-            quantized, report = made[engine.method]
-            simulated = simulations[engine.method]
-            try:
-                with tempfile.TemporaryDirectory() as folder:
-                    paths = write(
-                        quantized, engine.name, folder, batches[0], report.spec["weight_bits"]
-                    )
-                    size = sum(path.stat().st_size for path in paths)
-                    running = load(engine.name, folder, threads)
-                    logits = running.in_batches(images, BATCH)
-            except Exception as error:  # one engine's failure is a cell of the table
-                yield Missing.because((architecture, bits, engine.name), error)
-                continue
-            predicted = logits[:, 1] > logits[:, 0]
-            kernels = running.kernels
-            yield Deployed(
-                architecture,
-                bits,
-                engine.name,
-                float((predicted == test.target).mean()),
-                float((simulated == test.target).mean()),
-                float((predicted != simulated).mean()),
-                *worst(predicted != simulated, groups),
-                size,
-                report.size_bytes,
-                report.float_bytes,
-                kernels.integer if kernels else None,
-                kernels.floating if kernels else None,
-            )
+    for architecture, model in models.items():
+        observed = _observed(model, batches)
+        for bits in planning.bits_of(params):
+            made = {
+                method: quantize_observed(observed, METHODS[method].spec(bits))
+                for method in {engine.method for engine in ENGINES.values()}
+            }
+            simulations = {
+                method: loop.predict(quantized, test.images) > 0
+                for method, (quantized, _) in made.items()
+            }
+            for engine in ENGINES.values():
+                quantized, report = made[engine.method]
+                simulated = simulations[engine.method]
+                try:
+                    with tempfile.TemporaryDirectory() as folder:
+                        paths = write(
+                            quantized, engine.name, folder, batches[0], report.spec["weight_bits"]
+                        )
+                        size = sum(path.stat().st_size for path in paths)
+                        running = load(engine.name, folder, threads)
+                        logits = running.in_batches(images, BATCH)
+                except Exception as error:  # one engine's failure is a cell of the table
+                    yield Missing.because((architecture, bits, engine.name), error)
+                    continue
+                predicted = logits[:, 1] > logits[:, 0]
+                kernels = running.kernels
+                yield Deployed(
+                    architecture,
+                    bits,
+                    engine.name,
+                    float((predicted == test.target).mean()),
+                    float((simulated == test.target).mean()),
+                    float((predicted != simulated).mean()),
+                    *worst(predicted != simulated, groups),
+                    size,
+                    report.size_bytes,
+                    report.float_bytes,
+                    kernels.integer if kernels else None,
+                    kernels.floating if kernels else None,
+                )
 
 
-def _observed(model: torch.nn.Module, batches: Sequence[torch.Tensor]) -> Observed:
+def _observed(model: nn.Module, batches: Sequence[Tensor]) -> Observed:
     spec = METHODS["gates"].spec("W8A8")
     return observe(
         model,

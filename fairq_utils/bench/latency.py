@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fairq_utils.bench.outcome import Missing, Outcome, nested, say, words
+from fairq_utils.bench.outcome import Missing, Outcome, nested, told, words
 from fairq_utils.bench.peers.registry import write as write_by_toolkit
 from fairq_utils.bench.registry import Subject, benchmark
 from fairq_utils.bench.subjects import pinned_threads
@@ -77,15 +77,8 @@ def bench_latency(subject: Subject) -> Outcome:
         one row per figure.
     """
     threads = pinned_threads(subject.study)
-    found: list[Latency] = []
-    missing: list[Missing] = []
-    for architecture in subject.study.training.models:
-        for one in _measured(architecture, threads):
-            if isinstance(one, Latency):
-                found.append(one)
-            else:
-                missing.append(one)
-            say(f"latency: {one}")
+    models = subject.study.training.models
+    found, missing = told("latency", (one for name in models for one in _measured(name, threads)))
     figures = nested(
         [
             *(((o.architecture, str(o.batch), o.key), round(o.timing.median, 4)) for o in found),
@@ -236,7 +229,7 @@ def _timed(
 
 
 def _frame(found: list[Latency], threads: int) -> pd.DataFrame:
-    """One row per figure, with its spread and what it was measured on."""
+    """Frame with a row per figure, with its spread and what it was measured on."""
     rows = []
     for one in found:
         row = asdict(one)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fairq_utils.deploy.engines.registry import NotInstalled
 from fairq_utils.errors import Fault
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 NOT_INSTALLED = "not installed"  # the same at all places
 LONGEST = 200  # characters of a reason that is not ours
+
+Figure = TypeVar("Figure")
 
 
 class NotOffered(Fault):
@@ -63,6 +65,19 @@ class Missing:
         if isinstance(error, Fault):
             return cls(place, line)
         return cls(place, f"{type(error).__name__}: {line[:LONGEST]}")
+
+
+def told(name: str, ones: Iterable[Figure | Missing]) -> tuple[list[Figure], list[Missing]]:
+    """Figures, and those that are missing, of a benchmark that says each as it comes."""
+    found: list[Figure] = []
+    missing: list[Missing] = []
+    for one in ones:
+        say(f"{name}: {one}")
+        if isinstance(one, Missing):
+            missing.append(one)
+        else:
+            found.append(one)
+    return found, missing
 
 
 def nested(figures: Iterable[tuple[tuple[str, ...], float | None]]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class Subject:
 
     @property
     def study(self) -> Params:
-        """The study of a benchmark that needs one; :func:`run` has seen to it."""
+        """Params of the study, of a benchmark that needs one; :func:`run` sees to it."""
         assert self.params is not None
         return self.params
 

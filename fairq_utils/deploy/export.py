@@ -1,4 +1,4 @@
-"""A run as a deployable folder: the engine's file, a card for machines and one for people."""
+"""Export of a run: the engine's file, a card for machines and one for people, in a folder."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class Deployed:
-    """A folder that was checked, and its model, loaded."""
+    """Folder that was checked, and its model, loaded."""
 
     terms: Terms
     model: LoadedModel

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -74,22 +75,9 @@ class Peer:
 PEERS: Registry[Peer] = Registry("peer", "fairq_utils.bench.peers")
 
 
-def peer(
-    name: str,
-    *,
-    label: str,
-    package: str,
-    quantize: Callable[[Task], Logits],
-    engine: str = "",
-    write: Write | None = None,
-) -> Peer:
-    """Register a toolkit.
-
-    Parameters
-    ----------
-    name, label, package, quantize, engine, write : see :class:`Peer`
-    """
-    return PEERS.add(name, Peer(name, label, package, quantize, engine, write))
+def peer(name: str, **attributes: Any) -> Peer:
+    """Register a toolkit; its attributes are those of :class:`Peer`."""
+    return PEERS.add(name, Peer(name, **attributes))
 
 
 def installed(peer: Peer) -> str:

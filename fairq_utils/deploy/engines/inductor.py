@@ -20,7 +20,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fairq_utils.deploy.engines.loaded_model import Kernels, LoadedModel, NotExact, NotRunning
+from fairq_utils.deploy.engines.loaded_model import (
+    Kernels,
+    LoadedModel,
+    NotExact,
+    NotRunning,
+    first_line,
+)
 from fairq_utils.deploy.engines.registry import engine
 from fairq_utils.deploy.quiet import silence
 
@@ -85,7 +91,7 @@ def write(model: nn.Module, example: Tensor, path: Path, weight_bits: int) -> No
             raise
         except Exception as error:  # what is raised depends on which of its parts failed
             raise NotRunning(
-                f"{path}: Inductor cannot compile this model ({_first_line(error)}); it needs a "
+                f"{path}: Inductor cannot compile this model ({first_line(error)}); it needs a "
                 "C++ compiler, and a model that torch.export can trace"
             ) from error
         shutil.move(package, path)
@@ -117,7 +123,7 @@ def load(path: str | os.PathLike[str], threads: int) -> LoadedModel:
     except (OSError, RuntimeError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise NotRunning(
             f"{path}: PyTorch {torch.__version__} cannot load this package "
-            f"({_first_line(error)}); export the model again, here"
+            f"({first_line(error)}); export the model again, here"
         ) from error
 
     def logits(images: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -127,10 +133,6 @@ def load(path: str | os.PathLike[str], threads: int) -> LoadedModel:
         return found
 
     return LoadedModel("inductor", logits, threads, kernels, batch, tuple(shape))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _kernels(path: Path) -> Kernels:

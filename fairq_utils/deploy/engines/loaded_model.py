@@ -1,4 +1,4 @@
-"""A model that an engine has loaded: images in, logits out, and the kernels that compute them."""
+"""Models that an engine has loaded: images in, logits out, and the kernels that compute them."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ class NotExact(Fault):
     """An integer engine would not compute what a model computes; the message says why."""
 
 
+def first_line(error: Exception) -> str:
+    """Reason that an engine's own error gives, for a sentence of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 @dataclass(frozen=True)
 class Kernels:
     """Kernels that an engine has chosen for convolutions, linear layers and products.
@@ -36,7 +41,7 @@ class Kernels:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A loaded model.
+    """Model that an engine has loaded.
 
     Attributes
     ----------

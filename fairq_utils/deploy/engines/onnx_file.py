@@ -216,7 +216,7 @@ def _pack(graph: onnx.GraphProto, finer: int) -> None:
 
 
 def _widening(name: str, finer: int) -> list[onnx.NodeProto]:
-    """From a constant of four bits to bytes, times ``finer``; engines fold this when they load."""
+    """Nodes from a four-bit constant to bytes, times ``finer``; engines fold them at loading."""
     if finer == 1:
         return [helper.make_node("Cast", [name], [f"{name}_bytes"], to=TensorProto.INT8)]
     steps = [name, f"{name}_wide", f"{name}_finer", f"{name}_bytes"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fairq_utils.deploy.engines.loaded_model import Kernels, LoadedModel, NotRunning
+from fairq_utils.deploy.engines.loaded_model import Kernels, LoadedModel, NotRunning, first_line
 from fairq_utils.deploy.engines.registry import engine
 
 if TYPE_CHECKING:
@@ -25,17 +25,7 @@ FLOAT = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
 def write(model: nn.Module, example: Tensor, path: Path, weight_bits: int) -> None:
     """Write an ONNX file whose biases, which ONNX Runtime rounds, are rounded finely.
 
-    Parameters
-    ----------
-    model, example, weight_bits : see :func:`fairq_utils.deploy.engines.onnx_file.to_onnx`
-    path : of the file
-
-    Raises
-    ------
-    NotExact
-        The model's inputs are too coarse for its biases, or its quantization has no counterpart.
-    NotRunning
-        torch.export cannot follow the model.
+    Arguments and errors are those of :func:`fairq_utils.deploy.engines.onnx_file.to_onnx`.
     """
     from fairq_utils.deploy.engines.onnx_file import to_onnx, write_onnx
 
@@ -72,7 +62,7 @@ def load(path: str | os.PathLike[str], threads: int) -> LoadedModel:
         except Exception as error:  # its own exception types share no base
             raise NotRunning(
                 f"{path}: ONNX Runtime {onnxruntime.__version__} cannot load this file "
-                f"({_first_line(error)}); export the model again with this version"
+                f"({first_line(error)}); export the model again with this version"
             ) from error
         kernels = _kernels(optimized)
     images = session.get_inputs()[0]
@@ -83,10 +73,6 @@ def load(path: str | os.PathLike[str], threads: int) -> LoadedModel:
         return found
 
     return LoadedModel("onnxruntime", logits, threads, kernels, shape=shape)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200]
 
 
 def _kernels(optimized: Path) -> Kernels:

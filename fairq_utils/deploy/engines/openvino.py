@@ -21,19 +21,9 @@ LAYERS = ("Convolution", "GroupConvolution", "FullyConnected", "MatMul")
 
 
 def write(model: nn.Module, example: Tensor, path: Path, weight_bits: int) -> None:
-    """Write OpenVINO's own file, ``path`` and ``path`` with ``.bin``.
+    """Write OpenVINO's own file, ``path``, which ends in ``.xml``, and its weights beside it.
 
-    Parameters
-    ----------
-    model, example, weight_bits : see :func:`fairq_utils.deploy.engines.onnx_file.to_onnx`
-    path : ends in ``.xml``
-
-    Raises
-    ------
-    NotExact
-        The model's quantization has no counterpart in integer engines.
-    NotRunning
-        torch.export cannot follow the model.
+    Arguments and errors are those of :func:`fairq_utils.deploy.engines.onnx_file.to_onnx`.
     """
     import openvino
 

@@ -1,4 +1,4 @@
-"""A quantized model in the operators that engines know: to integers, back to floats, and between.
+"""Quantized models in the operators that engines know: to integers, back to floats, and between.
 
 Every layer becomes ``Q -> DQ -> convolution of DQ(weight)``, every operand of an addition or of
 attention ``Q -> DQ``. Engines find integer kernels for such patterns; computed as they stand they

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fairq_utils.deploy.engines.loaded_model import LoadedModel, NotRunning
 from fairq_utils.errors import Fault
@@ -65,27 +65,9 @@ class Engine:
 ENGINES: Registry[Engine] = Registry("engine", "fairq_utils.deploy.engines")
 
 
-def engine(
-    name: str,
-    *,
-    label: str,
-    package: str,
-    file: str,
-    write: Write,
-    load: Load,
-    extra: str = "",
-    further: tuple[str, ...] = (),
-    method: str = "operations",
-    compiled: bool = False,
-) -> Engine:
-    """Register an engine.
-
-    Parameters
-    ----------
-    name, label, package, file, write, load, extra, further, method, compiled : see :class:`Engine`
-    """
-    added = Engine(name, label, package, file, write, load, extra, further, method, compiled)
-    return ENGINES.add(name, added)
+def engine(name: str, **attributes: Any) -> Engine:
+    """Register an engine; its attributes are those of :class:`Engine`."""
+    return ENGINES.add(name, Engine(name, **attributes))
 
 
 class NotInstalled(Fault):
