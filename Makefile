@@ -65,7 +65,7 @@ test: $(STAMP)  ## everything that must hold: lint, types, unit, smoke book, cha
 	@$(MAKE) --no-print-directory book PROFILE=smoke
 	@$(MAKE) --no-print-directory chapters
 
-bench-%: profile $(STAMP)  ## print a benchmark's table, write build/bench/NAME.json (render, stats, coverage, certificate, cost, data, refusals, toolkits, latency, deployment, study, cluster)
+bench-%: profile $(STAMP)  ## print a benchmark's table, write build/bench/NAME.json; `fairq bench` lists them
 	@$(BIN)/fairq bench $* --params "$(PARAMS)"
 
 toolkits: $(STAMP)  ## install NNCF and Brevitas, which bench-toolkits compares with if they are there

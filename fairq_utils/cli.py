@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fairq_utils import data_cli
+from fairq_utils.bench.registry import BENCHMARKS
+from fairq_utils.deploy.engines.registry import ENGINES
 from fairq_utils.errors import in_one_sentence, needs
 
 if TYPE_CHECKING:
@@ -212,12 +214,9 @@ def check(
 @needs("`fairq bench`", "study,engines")
 def bench(
     name: Annotated[
-        str,
-        typer.Argument(
-            help="What to measure: render, stats, coverage, certificate, cost, data, refusals, "
-            "toolkits, latency, deployment, study or cluster."
-        ),
-    ],
+        str | None,
+        typer.Argument(help=f"What to measure: {', '.join(BENCHMARKS)}. All with a title if none."),
+    ] = None,
     params: ParamsFile = DEFAULT,
     overrides: Overrides = None,
     root: Annotated[
@@ -227,13 +226,18 @@ def bench(
 ) -> None:
     """Measure one thing on this machine; the figures are kept under build/bench.
 
-    The params file names the study whose models are measured: by toolkits, latency, deployment,
-    study and cluster.
+    The params file names the study whose models are measured, where a benchmark needs a study.
     """
-    from fairq_utils import bench as benchmarks
+    from fairq_utils.bench.registry import run as run_benchmark
 
-    settings = _read(params, overrides) if name in benchmarks.OF_A_STUDY else None
-    _, path = benchmarks.run(name, params=settings, root=root)
+    if name is None:
+        for one in BENCHMARKS.values():
+            of = f" (of a {one.needs})" if one.needs else ""
+            typer.echo(f"{one.name:<12} {one.title}{of}")
+        return
+    studied = BENCHMARKS.find(name, "bench").needs == "study"
+    settings = _read(params, overrides) if studied else None
+    _, path = run_benchmark(name, params=settings, root=root)
     typer.echo(path.with_suffix(".txt").read_text(), nl=False)
     typer.echo(str(path))
 
@@ -267,14 +271,6 @@ def list_(
     typer.echo(names.text(kind.value))
 
 
-class EngineName(StrEnum):
-    """Engine that runs an exported model."""
-
-    onnxruntime = "onnxruntime"
-    openvino = "openvino"
-    inductor = "inductor"
-
-
 @app.command()
 @in_one_sentence()
 @needs("`fairq export`", "study,engines")
@@ -285,20 +281,20 @@ def export(
             help="A run's key as `fairq plan` lists it, its first digits, or an architecture."
         ),
     ],
-    engine: Annotated[EngineName, typer.Option(help="What will run it.")],
+    engine: Annotated[str, typer.Option(help=f"What will run it: {', '.join(ENGINES)}.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.")],
     params: ParamsFile = DEFAULT,
     overrides: Overrides = None,
     batch: Annotated[
-        int | None, typer.Option(help="Pictures at a time, of inductor's file (8).")
+        int | None, typer.Option(help="Images at a time, of inductor's file (8).")
     ] = None,
 ) -> None:
-    """Write a model of the study as a folder that ships: its file, a card, a README."""
+    """Write a model of the study as a folder to deploy: its file, a card, a README."""
     settings = _read(params, overrides)
 
-    from fairq_utils.deploy import deployable
+    from fairq_utils.deploy import export as exporting
 
-    typer.echo(str(deployable.export(settings, model, engine.value, out, batch=batch)))
+    typer.echo(str(exporting.export(settings, model, engine, out, batch=batch)))
 
 
 @app.command()
@@ -306,23 +302,23 @@ def export(
 @needs("`fairq predict`", "engines")
 def predict(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `fairq export` wrote.")],
-    images: Annotated[list[Path], typer.Argument(help="Pictures of faces.")],
+    images: Annotated[list[Path], typer.Argument(help="Images of faces.")],
     threads: Annotated[
         int, typer.Option(min=1, max=os.cpu_count() or 1, help="Of the engine.")
     ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
-    """Let an exported model answer about image files."""
+    """Let an exported model predict for image files."""
     from fairq_utils.deploy import predict as predicting
 
     deployed = predicting.open_deployable(folder, threads)
     unread = 0
-    for answer in predicting.classify(deployed, images):
-        if isinstance(answer, predicting.NoPicture):
+    for found in predicting.classify(deployed, images):
+        if isinstance(found, predicting.NoImage):
             unread += 1
-            typer.echo(str(answer), err=True)
+            typer.echo(str(found), err=True)
         else:
-            typer.echo(answer.as_json() if as_json else answer.line())
+            typer.echo(found.as_json() if as_json else found.line())
     if unread:
         raise typer.Exit(1)
 

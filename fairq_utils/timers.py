@@ -1,18 +1,20 @@
-"""How long a call takes: warm, repeated until the median is known, with its spread.
+"""Time, memory and energy of a call: warm, repeated until the median is known, with its spread.
 
 The median of ``n`` calls has a standard error of about ``1.25 IQR / (1.35 sqrt(n))`` (McGill, Tukey
 and Larsen 1978, "Variations of Box Plots", from which box plots have their notches); calls are
-repeated until that is small against the median.
+repeated until that is small against the median. ``torch.utils.benchmark`` has the clock, but stops
+when the quartiles themselves are close, however many calls there were, and averages fast calls in
+blocks, which hides how they spread.
 """
 
 from __future__ import annotations
 
-import gc
 import re
 import statistics
 import time
+import timeit
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 @dataclass(frozen=True)
 class Timing:
-    """What a call takes.
+    """Time of a call.
 
     Attributes
     ----------
@@ -35,7 +37,7 @@ class Timing:
     calls : int
         How many were timed, after the warm-up.
     device : str
-        ``cpu``, or ``cuda``, where events on the device are the clock.
+        ``cpu``, or ``cuda``.
     """
 
     median: float
@@ -54,7 +56,7 @@ class Timing:
         2.0
         """
         median, low, high = (t / images for t in (self.median, self.low, self.high))
-        return Timing(median, low, high, self.relative_error, self.calls, self.device)
+        return replace(self, median=median, low=low, high=high)
 
 
 def time_call(
@@ -74,8 +76,8 @@ def time_call(
     seconds : float
         After which it ends in any case; at least 5 calls are timed.
     device : str
-        ``cpu``, or ``cuda`` for calls that queue work on a GPU: CUDA events around each call are
-        read after a synchronisation.
+        ``cpu``, or ``cuda`` for calls that queue work on a GPU. The clock is PyTorch's own, which
+        waits for a GPU, where there is one, before it is read.
 
     Raises
     ------
@@ -87,23 +89,22 @@ def time_call(
     >>> time_call(lambda: sum(range(1000)), seconds=0.05).calls >= 5
     True
     """
-    once = _on_cpu if device == "cpu" else _on_cuda(device)
+    import torch
+    from torch.utils import benchmark
+
+    if device != "cpu" and not torch.cuda.is_available():
+        raise RuntimeError(f"timers: {device} was asked for and PyTorch sees no GPU here; use cpu")
     for _ in range(WARM_UP):
-        once(call)
-    collecting = gc.isenabled()
-    gc.disable()  # its pauses are not the call's
-    try:
-        times: list[float] = []
-        began = time.perf_counter()
-        while len(times) < MOST:
-            times.append(once(call))
-            if len(times) < LEAST:
-                continue
-            if time.perf_counter() - began > seconds or error_of_median(times) < relative_error:
-                break
-    finally:
-        if collecting:
-            gc.enable()
+        call()
+    once = timeit.Timer(call, timer=benchmark.timer)  # without garbage collection in the call
+    times: list[float] = []
+    began = benchmark.timer()
+    while len(times) < MOST:
+        times.append(1e3 * once.timeit(number=1))
+        if len(times) < LEAST:
+            continue
+        if benchmark.timer() - began > seconds or error_of_median(times) < relative_error:
+            break
     low, median, high = statistics.quantiles(times, n=4, method="inclusive")
     return Timing(median, low, high, error_of_median(times), len(times), device)
 
@@ -118,30 +119,6 @@ def error_of_median(times: list[float]) -> float:
     """
     low, median, high = statistics.quantiles(times, n=4, method="inclusive")
     return 1.25 * (high - low) / (1.35 * len(times) ** 0.5 * median)
-
-
-def _on_cpu(call: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    call()
-    return 1e3 * (time.perf_counter() - began)
-
-
-def _on_cuda(device: str) -> Callable[[Callable[[], Any]], float]:
-    import torch
-
-    if not torch.cuda.is_available():
-        raise RuntimeError(f"timers: {device} was asked for and PyTorch sees no GPU here; use cpu")
-
-    def once(call: Callable[[], Any]) -> float:
-        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        began.record()
-        call()
-        ended.record()
-        torch.cuda.synchronize()
-        return float(began.elapsed_time(ended))
-
-    return once
 
 
 def peak_memory(call: Callable[[], Any], device: str = "cpu") -> int | None:

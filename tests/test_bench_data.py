@@ -23,7 +23,7 @@ from fairq_utils.errors import BadInput
 
 @pytest.fixture
 def photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(decoding, "PICTURES", (64, 256))
+    monkeypatch.setattr(decoding, "IMAGES", (64, 256))
     rng = np.random.default_rng(0)
     folder = tmp_path / "faces" / "below"
     folder.mkdir(parents=True)
@@ -86,5 +86,5 @@ def test_folders_that_cannot_be_measured(photographs: Path, tmp_path: Path) -> N
     (photographs / "below" / "2.jpg").write_bytes(b"")
     with pytest.raises(BadInput, match=r"below/2.jpg: is empty .*; mend or remove it"):
         bench.run("data", tmp_path / "bench", root=photographs)
-    with pytest.raises(BadInput, match="render takes no folder, only data does"):
+    with pytest.raises(BadInput, match="bench: render takes no folder; leave --root out"):
         bench.run("render", tmp_path / "bench", root=photographs)

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from fairq_utils import bench
-from fairq_utils.bench import peers, toolkits
-from fairq_utils.bench.toolkits import Comparison, Gap, compare, table
+from fairq_utils.bench import toolkits
+from fairq_utils.bench.outcome import Missing, words
+from fairq_utils.bench.peers import registry as peers
+from fairq_utils.bench.toolkits import compare, outcome
 from fairq_utils.data import FaceData
 from fairq_utils.errors import Fault
 from fairq_utils.study.params.file import load_params
@@ -65,7 +67,7 @@ def small(pictures: FaceData) -> nn.Module:
 
 def task(model: nn.Module, images: Tensor, weight_bits: int, activation_bits: int) -> peers.Task:
     batches = tuple(normalize(images).split(16))
-    return peers.Task(model, weight_bits, activation_bits, batches, "stem", "head", False)
+    return peers.Task(model, weight_bits, activation_bits, batches, "stem", "head")
 
 
 @pytest.mark.parametrize("name", peers.PEERS)
@@ -99,7 +101,7 @@ def test_first_and_last_layer_stay_at_eight_bits(pictures: FaceData) -> None:
     model.eval()
     x = normalize(pictures.images)
     for name in ("torchao_pt2e", "onnxruntime"):
-        asked = peers.Task(model, 4, 4, tuple(x.split(16)), "0", "3", False)
+        asked = peers.Task(model, 4, 4, tuple(x.split(16)), "0", "3")
         with torch.inference_mode():
             error = (peers.quantize(name, asked)(x) - model(x)).pow(2).mean()
             assert 0 < error < 0.002 * model(x).var(), name
@@ -111,52 +113,52 @@ def test_figures_and_words(
     monkeypatch.setattr(
         toolkits, "PEERS", {n: peers.PEERS[n] for n in ("torchao_pt2e", "onnxruntime")}
     )
-    found = Comparison()
     batches = tuple(normalize(pictures.images).split(16))
-    compare(found, "resnet50", small, ["W8A8", "W3A8"], batches, pictures)
+    found = outcome(list(compare("resnet50", small, ["W8A8", "W3A8"], batches, pictures)))
     who = ["fp32", "ours_minmax", "ours", "torchao_pt2e", "onnxruntime"]
-    assert {bits: list(row) for bits, row in found.accuracy["resnet50"].items()} == {
-        "W8A8": who,
-        "W3A8": who,
-    }
-    assert json.loads(json.dumps(found.accuracy)) == found.accuracy
-    values = [
-        v for row in found.accuracy["resnet50"].values() for v in row.values() if v is not None
-    ]
+    by_bits = found.figures["resnet50"]
+    assert {bits: list(row) for bits, row in by_bits.items()} == {"W8A8": who, "W3A8": who}
+    assert json.loads(json.dumps(found.figures)) == found.figures
+    values = [v for row in by_bits.values() for v in row.values() if v is not None]
     assert all(0 <= v <= 1 for v in values)
-    assert found.accuracy["resnet50"]["W3A8"]["onnxruntime"] is None
-    text = table(found)
-    assert "ResNet-50  W8A8" in text
-    assert (
+    assert by_bits["W3A8"]["onnxruntime"] is None
+    lines = found.text.splitlines()
+    shown = [f"{100 * by_bits['W8A8'][one]:.1f}" for one in who]
+    assert [line.split() for line in lines if "W8A8" in line] == [["ResNet-50", "W8A8", *shown]]
+    assert lines[-1] == (
         "- ONNX Runtime, ResNet-50 W3A8: not offered: ONNX has integers of 4 and 8 bits, none of 3"
-    ) in text
+    )
 
 
 def test_a_toolkit_that_is_missing_is_named_with_what_brings_it(
     small: nn.Module, pictures: FaceData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    missing = peers.Peer("Elsewhere", "no_such_toolkit", "no-such-toolkit", "nowhere")
-    broken = peers.Peer("Broken", "torchao", "torchao", "no_such_adapter")
+
+    def fails(task: peers.Task) -> peers.Logits:
+        raise KeyError("no such\nlayer")
+
+    two = {
+        "elsewhere": peers.Peer("elsewhere", "Elsewhere", "no_such_toolkit", fails),
+        "broken": peers.Peer("broken", "Broken", "torchao", fails),
+    }
     for module in (peers, toolkits):
-        monkeypatch.setattr(module, "PEERS", {"elsewhere": missing, "broken": broken})
-    found = Comparison()
+        monkeypatch.setattr(module, "PEERS", two)
     batches = (normalize(pictures.images),)
-    compare(found, "resnet50", small, ["W8A8", "W4A4"], batches, pictures)
-    for row in found.accuracy["resnet50"].values():
+    found = outcome(list(compare("resnet50", small, ["W8A8", "W4A4"], batches, pictures)))
+    for row in found.figures["resnet50"].values():
         assert row["elsewhere"] is None and row["broken"] is None
         assert row["ours"] is not None
-    lines = table(found).splitlines()
+    lines = found.text.splitlines()
     assert sum("Elsewhere is not installed; `make toolkits`" in line for line in lines) == 1
     assert any(
-        line.startswith("- Broken, ResNet-50 W8A8, ResNet-50 W4A4: failed:") for line in lines
+        line.startswith("- Broken, ResNet-50 W8A8, ResNet-50 W4A4: failed: KeyError:")
+        for line in lines
     )
 
 
 def test_reasons_are_grouped() -> None:
-    gaps = [Gap("nncf", "vit_small", b, "not offered", "no") for b in ("W4A8", "W4A4")]
-    assert table(Comparison({}, gaps)).splitlines()[-1] == (
-        "- NNCF, ViT-Small W4A8, ViT-Small W4A4: not offered: no"
-    )
+    missing = [Missing((bits, "NNCF"), "no", "not offered") for bits in ("W4A8", "W4A4")]
+    assert words(missing=missing) == "- NNCF, W4A8, W4A4: not offered: no"
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from fairq_utils.bench import cost_model as bench_cost
+from fairq_utils.bench.registry import Subject
 from fairq_utils.errors import BadInput
 from fairq_utils.quantizers.methods import CONTROL, METHODS, Method, Size
 from fairq_utils.report import cost as cost_chapter
@@ -343,7 +344,7 @@ def test_the_benchmark_at_a_toy_size(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         return bench_cost.Measured(float(seconds), 1.0, records)
 
     monkeypatch.setattr(bench_cost, "_measured", measured)
-    found = bench_cost.bench_cost()
+    found = bench_cost.bench_cost(Subject()).figures
     assert [row["ratio"] for row in found["sizes"]] == [1.0, 1.0, 1.0]
     assert found["exponent"] == found["predicted_exponent"]
     assert 0.8 < found["exponent"] < 1

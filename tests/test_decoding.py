@@ -31,7 +31,7 @@ def test_pixels_are_those_that_a_shipped_model_sees(size: tuple[int, int], tmp_p
     path.write_bytes(folders.jpeg(1, size))
     found = decode(path.read_bytes(), 48)
     assert found.shape == (3, 48, 48) and found.dtype == np.uint8 and found.flags.c_contiguous
-    np.testing.assert_array_equal(found, predict.picture(path, 48))
+    np.testing.assert_array_equal(found, predict.read_image(path, 48))
 
 
 def test_resizing_averages_over_what_it_leaves_out() -> None:

@@ -1,4 +1,4 @@
-"""A run as a folder that ships, and a folder that answers: whole, checked, without PyTorch."""
+"""A run as a deployable folder, and its predictions: whole, checked, without PyTorch."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from typer.testing import CliRunner, Result
 
 from fairq_utils.cli import app
 from fairq_utils.data import FaceData
-from fairq_utils.deploy import card_page, deployable, engines, predict, processor
-from fairq_utils.deploy.engines import ENGINES, NotInstalled
-from fairq_utils.deploy.engines.answering import NotExact
+from fairq_utils.deploy import card_page, engines, predict, processor
+from fairq_utils.deploy import export as deployable
+from fairq_utils.deploy.engines.loaded_model import NotExact
+from fairq_utils.deploy.engines.registry import ENGINES, NotInstalled
 from fairq_utils.deploy.model_card import Margins, measured
 from fairq_utils.errors import BadInput, Fault
 from fairq_utils.study import execution, people, planning, run_models, storage
@@ -257,9 +258,9 @@ def test_the_readme_is_the_card(exported: Path) -> None:
     assert "| equalized odds difference | age | not defined (" in other
     assert "in the group male old, where it is most" in other
     assert "Calibrated on" not in other
-    assert "same answer about every picture" not in other
+    assert "predicts the same for every image" not in other
     card["measured"]["answered"]["target"] = 0.0
-    assert "**It gives the same answer about every picture.**" in card_page.page(card)
+    assert "**It predicts the same for every image.**" in card_page.page(card)
     card["quantization"]["spec"] |= {"activation_range": "percentile", "percentile": 99.5}
     assert "percentile 99.5" in card_page.page(card)
     assert "percentile" not in text and "iterations" not in text and "group_size" not in text
@@ -293,7 +294,7 @@ def test_inputs_too_coarse_for_an_engine_are_refused_and_leave_nothing(
     params: Params, tmp_path: Path
 ) -> None:
     four = next(r for r in planning.plan(params) if r.method == "ptq" and r.bits == "W4A4")
-    with pytest.raises(NotExact, match="4-bit inputs changes answers; take OpenVINO"):
+    with pytest.raises(NotExact, match="4-bit inputs changes predictions; take OpenVINO"):
         deployable.export(params, four.key, "onnxruntime", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -421,27 +422,27 @@ def test_a_batch_size_is_for_files_that_have_one(small: Path, tmp_path: Path) ->
     asked = ("--out", tmp_path / "out", "--params", small)
     answer = fairq("export", MODEL, "--engine", "onnxruntime", "--batch", 4, *asked)
     assert answer.exit_code == 2
-    assert "--batch: files for ONNX Runtime answer about batches of any size" in answer.stderr
+    assert "--batch: files for ONNX Runtime take batches of any size" in answer.stderr
     answer = fairq("export", MODEL, "--engine", "inductor", "--batch", 0, *asked)
     assert answer.exit_code == 2
     assert "--batch: 0 is no batch size; name 1 or more" in answer.stderr
 
 
-# ---- answering
+# ---- predicting
 
 
 WITHOUT = """
 import sys
-from fairq_utils import predict
+from fairq_utils.deploy import predict
 deployed = predict.open_deployable(sys.argv[1], 1)
-answers = list(predict.classify(deployed, sys.argv[2:]))
-assert [type(a).__name__ for a in answers] == ["Answer", "NoPicture"], answers
+found = list(predict.classify(deployed, sys.argv[2:]))
+assert [type(one).__name__ for one in found] == ["Prediction", "NoImage"], found
 found = [m for m in sys.modules if m.split(".")[0] == "torch" or "fairq_utils.training.loop" in m]
 print(found)
 """
 
 
-def test_an_answer_needs_no_pytorch(exported: Path, photographs: list[Path]) -> None:
+def test_a_prediction_needs_no_pytorch(exported: Path, photographs: list[Path]) -> None:
     asked = [sys.executable, "-c", WITHOUT, str(exported), str(photographs[0]), "missing.png"]
     found = subprocess.run(asked, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
@@ -449,7 +450,11 @@ def test_an_answer_needs_no_pytorch(exported: Path, photographs: list[Path]) -> 
 
 
 def test_the_command_line_loads_no_pytorch_before_it_is_needed() -> None:
-    asked = "import sys, fairq_utils.cli, fairq_utils.deploy.predict; print('torch' in sys.modules)"
+    asked = (
+        "import sys, fairq_utils.cli as cli, fairq_utils.deploy.predict\n"
+        "assert 'inductor' in cli.ENGINES and 'latency' in cli.BENCHMARKS\n"
+        "print('torch' in sys.modules)"
+    )
     found = subprocess.run([sys.executable, "-c", asked], capture_output=True, check=True)
     assert found.stdout == b"False\n"
 
@@ -465,7 +470,7 @@ def test_pictures_are_normalized_as_in_training(test_faces: FaceData) -> None:
 def test_a_picture_of_the_right_size_is_not_touched(
     photographs: list[Path], test_faces: FaceData
 ) -> None:
-    np.testing.assert_array_equal(predict.picture(photographs[0], 32), test_faces.images[0])
+    np.testing.assert_array_equal(predict.read_image(photographs[0], 32), test_faces.images[0])
 
 
 def test_a_picture_is_turned_cut_and_averaged(tmp_path: Path) -> None:
@@ -473,9 +478,9 @@ def test_a_picture_is_turned_cut_and_averaged(tmp_path: Path) -> None:
     wide = np.zeros((4, 12, 3), np.uint8)
     wide[:, :4, 0], wide[:, 4:8:2, 2], wide[:, 8:, 1] = 255, 255, 255
     Image.fromarray(wide).save(tmp_path / "wide.png")
-    middle = predict.picture(tmp_path / "wide.png", 4)
+    middle = predict.read_image(tmp_path / "wide.png", 4)
     np.testing.assert_array_equal(middle, wide[:, 4:8].transpose(2, 0, 1))
-    small = predict.picture(tmp_path / "wide.png", 1)
+    small = predict.read_image(tmp_path / "wide.png", 1)
     assert small[:2].max() == 0
     assert 110 <= small[2].item() <= 145  # the mean of the stripes, not one of them
     # A camera held sideways: what is stored is the picture turned by a quarter.
@@ -484,7 +489,7 @@ def test_a_picture_is_turned_cut_and_averaged(tmp_path: Path) -> None:
     exif[0x0112] = 6
     Image.fromarray(np.rot90(upright).copy()).save(tmp_path / "turned.png", exif=exif)
     np.testing.assert_array_equal(
-        predict.picture(tmp_path / "turned.png", 4), upright.transpose(2, 0, 1)
+        predict.read_image(tmp_path / "turned.png", 4), upright.transpose(2, 0, 1)
     )
 
 
@@ -492,7 +497,7 @@ def test_a_picture_is_turned_cut_and_averaged(tmp_path: Path) -> None:
 def test_other_kinds_of_pictures_become_colours(tmp_path: Path, mode: str) -> None:
     path = tmp_path / ("x.tiff" if mode == "CMYK" else "x.png")
     Image.new("RGB", (5, 5), "white").convert(mode).save(path)
-    assert predict.picture(path, 2).tolist() == [[[255, 255], [255, 255]]] * 3
+    assert predict.read_image(path, 2).tolist() == [[[255, 255], [255, 255]]] * 3
 
 
 def _sixteen(path: Path) -> None:
@@ -509,9 +514,9 @@ def _cut(path: Path) -> None:
     ("make", "sentence"),
     [
         (lambda path: None, "there is no such file; check its name"),
-        (lambda path: path.write_text("x"), "this is no picture that can be read; give a PNG or"),
-        (lambda path: path.mkdir(), "this is a folder; name the pictures in it"),
-        (_cut, r"cannot be read \(.*\); save the picture again"),
+        (lambda path: path.write_text("x"), "this is no image that can be read; give a PNG or"),
+        (lambda path: path.mkdir(), "this is a folder; name the images in it"),
+        (_cut, r"cannot be read \(.*\); save the image again"),
         (_sixteen, r"more than 8 bits a channel \(mode I;16\); save it with 8"),
     ],
 )
@@ -519,8 +524,8 @@ def test_a_picture_that_cannot_be_read_is_named(
     tmp_path: Path, make: Callable[[Path], object], sentence: str
 ) -> None:
     make(tmp_path / "face.png")
-    with pytest.raises(predict.NoPicture, match=rf"face\.png: .*{sentence}"):
-        predict.picture(tmp_path / "face.png", 8)
+    with pytest.raises(predict.NoImage, match=rf"face\.png: .*{sentence}"):
+        predict.read_image(tmp_path / "face.png", 8)
 
 
 def test_the_others_are_still_answered(exported: Path, photographs: list[Path], tmp_path: Path):
@@ -545,8 +550,8 @@ def test_answers_come_in_order_whatever_the_batch(
     monkeypatch.setattr(predict, "BATCH", 2)
     parts = list(predict.classify(deployed, photographs[:9]))
     for a, b, path in zip(whole, parts, photographs, strict=False):
-        assert isinstance(a, predict.Answer)
-        assert isinstance(b, predict.Answer)
+        assert isinstance(a, predict.Prediction)
+        assert isinstance(b, predict.Prediction)
         assert a.image == b.image == path
         assert a.probability == pytest.approx(b.probability, abs=1e-6)
     assert list(predict.classify(deployed, [])) == []
@@ -560,12 +565,12 @@ def test_a_probability_is_the_softmax_of_the_logits(
     def fixed(images: np.ndarray) -> np.ndarray:
         return np.tile(np.float32([1000.0, 1000.0 + math.log(3)]), (len(images), 1))
 
-    answering = dataclasses.replace(deployed.answering, answer=fixed)
-    asked = dataclasses.replace(deployed, answering=answering)
-    (answer,) = predict.classify(asked, photographs[:1])
-    assert isinstance(answer, predict.Answer)
-    assert answer.label == "smiling"
-    assert answer.probability == pytest.approx(0.75, abs=1e-4)  # float32 near 1000
+    fixed_model = dataclasses.replace(deployed.model, logits=fixed)
+    asked = dataclasses.replace(deployed, model=fixed_model)
+    (found,) = predict.classify(asked, photographs[:1])
+    assert isinstance(found, predict.Prediction)
+    assert found.label == "smiling"
+    assert found.probability == pytest.approx(0.75, abs=1e-4)  # float32 near 1000
 
 
 # ---- folders that cannot be trusted
@@ -612,7 +617,7 @@ def _vouch_for_nonsense(folder: Path) -> None:
         (lambda f: change(f, "input", "size", to="x"), r"card\.json: .* in another form .*export"),
         (
             lambda f: change(f, "input", "size", to=100_000),
-            r"card\.json: the card says pictures of 100000 pixels, and model\..* takes \(3, .*;",
+            r"card\.json: the card says images of 100000 pixels, and model\..* takes \(3, .*;",
         ),
         (
             lambda f: change(f, "input", "std", to=[0.2, 0.0, 0.2]),
@@ -628,7 +633,7 @@ def _vouch_for_nonsense(folder: Path) -> None:
         ),
         (
             lambda f: change(f, "engine", "name", to="tvm"),
-            r"card\.json: the engine 'tvm' is not on",
+            r"card\.json: the engine 'tvm' is unknown; it is one of inductor, .*; or export",
         ),
         (lambda f: change(f, "files", to={}), r"card\.json: this card does not list model\."),
         (lambda f: _first(f).unlink(), r"model\..*: there is no such file, and the card lists it;"),

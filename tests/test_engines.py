@@ -1,10 +1,10 @@
-"""Engines: the same answers as the simulation, on integers, from files that can be relied on."""
+"""Engines: the simulation's predictions, on integers, from files that can be relied on."""
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import shutil
+from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -14,19 +14,22 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fairq_utils.deploy import engines
-from fairq_utils.deploy.engines import NotInstalled, load, write
-from fairq_utils.deploy.engines.answering import Answering, NotExact, NotRunning
 from fairq_utils.deploy.engines.exported import export
-from fairq_utils.deploy.engines.onnx_file import refine_weights, to_onnx
+from fairq_utils.deploy.engines.loaded_model import LoadedModel, NotExact, NotRunning
+from fairq_utils.deploy.engines.onnx_file import refine_weights, to_onnx, write_onnx
 from fairq_utils.deploy.engines.qdq import to_qdq
+from fairq_utils.deploy.engines.registry import ENGINES, NotInstalled, files, load, write
+from fairq_utils.errors import BadInput
 from fairq_utils.quantizers import QuantSpec, quantize_dynamic, quantize_static
 from fairq_utils.quantizers.layers import Quantized
 
-FILES = ("onnxruntime", "openvino")  # engines that read a file without a compiler
+# Engines that read a file without a compiler.
+FILES = tuple(name for name in ENGINES if not ENGINES[name].compiled)
 OPTIONS = {"residuals": True, "attention_products": True, "activation_range": "mse"}
 COMPILER = shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
 
@@ -413,19 +416,51 @@ def test_inductor_refuses_weights_with_zero_points(tmp_path: Path) -> None:
         write(model, "inductor", tmp_path, pictures(2))
 
 
-def test_an_engine_that_cannot_be_imported_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write(Convolutions().eval(), "onnxruntime", tmp_path, pictures(2))
+@pytest.fixture
+def reference(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An engine of this file's: ONNX's own evaluator, in float, on one thread whatever is asked."""
 
-    def broken(path: Path, threads: int) -> Answering:
-        raise ImportError("libonnxruntime.so: cannot open shared object file")
+    def write_reference(model: nn.Module, example: Tensor, path: Path, weight_bits: int) -> None:
+        write_onnx(to_onnx(model, example, weight_bits), path)
 
-    monkeypatch.setattr(
-        importlib.import_module("fairq_utils.deploy.engines.onnxruntime"), "load", broken
+    def load_reference(path: Path, threads: int) -> LoadedModel:
+        if threads > 8:
+            raise ImportError("libreference.so: cannot open shared object file")
+        session = ReferenceEvaluator(str(path))
+        return LoadedModel("reference", lambda x: session.run(None, {"images": x})[0], 1)
+
+    monkeypatch.setattr(ENGINES, "_added", {})  # it is gone after the test
+    entry = engines.engine(
+        "reference",
+        label="ONNX's reference",
+        package="onnx",
+        file="reference.onnx",
+        write=write_reference,
+        load=load_reference,
     )
-    with pytest.raises(NotInstalled, match=r"ONNX Runtime is installed but cannot .* \(libonnx"):
-        load("onnxruntime", tmp_path, 1)
+    assert entry is ENGINES["reference"]
+    yield entry.name
+
+
+def test_an_engine_from_elsewhere_is_one_statement(reference: str, tmp_path: Path) -> None:
+    assert list(ENGINES) == ["inductor", "onnxruntime", "openvino", reference]
+    assert engines.installed(reference) == onnx.__version__
+    model, images = quantized(Convolutions, "W4A8"), pictures(8, 1)
+    assert write(model, reference, tmp_path, pictures(2), 4) == files(reference, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["reference.onnx"]
+    apart = np.abs(load(reference, tmp_path, 1)(images.numpy()) - answers(model, images))
+    assert apart.max() < tolerance(model, 0.5)
+    taken = {key: value for key, value in vars(ENGINES[reference]).items() if key != "name"}
+    with pytest.raises(
+        BadInput, match=r"engine 'openvino' already, in .*\.engines\.openvino; take"
+    ):
+        engines.engine("openvino", **taken)
+
+
+def test_an_engine_that_cannot_be_imported_says_so(reference: str, tmp_path: Path) -> None:
+    write(Convolutions().eval(), reference, tmp_path, pictures(2))
+    with pytest.raises(NotInstalled, match=r"reference is installed but cannot .* \(libreference"):
+        load(reference, tmp_path, 9)
 
 
 def test_batches_are_filled_up_and_cut() -> None:
@@ -437,14 +472,14 @@ def test_batches_are_filled_up_and_cut() -> None:
         return images.reshape(len(images), -1)
 
     images = np.arange(5, dtype=np.float32).reshape(5, 1, 1, 1)
-    assert Answering("echo", echo, 1).in_batches(images, 2).ravel().tolist() == [0, 1, 2, 3, 4]
+    assert LoadedModel("echo", echo, 1).in_batches(images, 2).ravel().tolist() == [0, 1, 2, 3, 4]
     assert asked == [2, 2, 2]
     asked.clear()
-    fixed = Answering("echo", echo, 1, batch=8)
+    fixed = LoadedModel("echo", echo, 1, batch=8)
     assert fixed.in_batches(images, 2).ravel().tolist() == [0, 1, 2, 3, 4]
     assert asked == [8]
     asked.clear()  # a first batch that is small and may be is not filled up
-    assert Answering("echo", echo, 1).in_batches(images, 64).ravel().tolist() == [0, 1, 2, 3, 4]
+    assert LoadedModel("echo", echo, 1).in_batches(images, 64).ravel().tolist() == [0, 1, 2, 3, 4]
     assert asked == [5]
 
 
@@ -472,15 +507,15 @@ def test_an_engine_that_is_not_there_says_what_brings_it(monkeypatch: pytest.Mon
     with pytest.raises(NotInstalled, match=r"ONNX Runtime is not .*pip install 'onnxruntime'"):
         engines.installed("onnxruntime")
     assert engines.installed("inductor") == torch.__version__.split("+")[0]
-    with pytest.raises(ValueError, match="engine 'tvm' is not one of onnxruntime, openvino"):
-        engines.installed("tvm")
+    with pytest.raises(BadInput, match=r"engine: 'onnx' is unknown; did you mean 'onnxruntime'\?"):
+        engines.installed("onnx")
 
 
-@pytest.mark.parametrize("name", engines.ENGINES)
+@pytest.mark.parametrize("name", ENGINES)
 def test_a_file_that_is_damaged_or_missing_is_named(name: str, tmp_path: Path) -> None:
-    if importlib.util.find_spec(engines.ENGINES[name].package) is None:
+    if importlib.util.find_spec(ENGINES[name].package) is None:
         pytest.skip(f"{name} is not installed")
-    paths = engines.files(name, tmp_path)
+    paths = files(name, tmp_path)
     with pytest.raises(NotRunning, match=rf"{paths[0].name}: there is no such file; export the"):
         load(name, tmp_path, 1)
     for path in paths:

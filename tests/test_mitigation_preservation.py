@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from fairq_utils.compare import ideal_ratio
 from fairq_utils.deploy.engines import NotInstalled, installed, load, write
-from fairq_utils.deploy.engines.answering import NotExact
+from fairq_utils.deploy.engines.loaded_model import NotExact
 from fairq_utils.deploy.engines.onnx_file import to_onnx
 from fairq_utils.deploy.engines.qdq import to_qdq
 from fairq_utils.errors import BadInput

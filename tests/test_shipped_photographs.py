@@ -105,7 +105,7 @@ def test_its_page_says_what_it_may_be_used_for(exported: Path) -> None:
     text = (exported / "README.md").read_text()
     assert "which it is, *old* or *young*: two logits" in text
     assert "of the latter young." in text
-    assert "| Group | Pictures | Young |" in text
+    assert "| Group | Images | Young |" in text
     assert "non-commercial research only" in text
     assert "ship it in no product. Cite Zhang, Song and Qi (2017)" in text
     assert "a network estimated age, gender and race" in text

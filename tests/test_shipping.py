@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from fairq_utils import timers
 from fairq_utils.bench import deployment, latency, throughput
-from fairq_utils.deploy import engines
+from fairq_utils.bench.registry import Subject
+from fairq_utils.deploy.engines.registry import ENGINES
 from fairq_utils.quantizers import QuantSpec, quantize_static
 from fairq_utils.report import deployment as chapter
 from fairq_utils.report.baselines import PUBLISHED_SIZES
@@ -112,7 +113,7 @@ def test_energy_is_given_where_it_was_measured(times: pd.DataFrame) -> None:
 def test_tables_and_figures_of_the_recorded_benchmarks() -> None:
     times, files = recorded.read_rows("latency"), recorded.read_rows("deployment")
     assert set(times.architecture) == set(PUBLISHED_SIZES)
-    assert set(files.engine) == set(engines.ENGINES)
+    assert set(files.engine) == set(ENGINES)
     for page in (
         chapter.speedup_table(times),
         chapter.toolkit_table(times),
@@ -138,8 +139,7 @@ def test_the_group_with_most_changes() -> None:
 
 
 def test_latency_has_every_key_and_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    one = {"onnxruntime": engines.ENGINES["onnxruntime"]}
-    monkeypatch.setattr(engines, "ENGINES", one)
+    monkeypatch.setattr(latency, "ENGINES", {"onnxruntime": ENGINES["onnxruntime"]})
     monkeypatch.setattr(latency, "SIZE", 64)
     monkeypatch.setattr(latency, "BATCHES", (1, 2))
     monkeypatch.setattr(latency, "SECONDS", 0.05)
@@ -147,17 +147,25 @@ def test_latency_has_every_key_and_names_what_is_missing(monkeypatch: pytest.Mon
     def refuse(*_: object) -> None:
         raise RuntimeError("no such\ntoolkit here")
 
-    monkeypatch.setattr(latency.peer_files, "write", refuse)
+    monkeypatch.setattr(latency, "write_by_toolkit", refuse)
     recipe = {"squeezenet1_1": {"epochs": 1, "learning_rate": 0.001}}
     params = load_params(ROOT / "params" / "smoke.yaml", {"training.models": recipe})
-    figures, text, tables = latency.bench_latency(params)
+    found = latency.bench_latency(Subject(params))
     for batch in ("1", "2"):
-        row = figures["squeezenet1_1"][batch]
+        row = found.figures["squeezenet1_1"][batch]
         assert row["onnxruntime_toolkit_int8"] is None
         assert all(row[key] > 0 for key in ("eager_fp32", "onnxruntime_fp32", "onnxruntime_int8"))
-    assert "squeezenet1_1 1 onnxruntime_toolkit_int8: no such toolkit here" in text
-    assert "best INT8 at batch 2: onnxruntime_int8" in text
-    rows = tables["latency"].set_index(["key", "batch"])
+    assert found.text.splitlines()[-1] == (
+        "- onnxruntime_toolkit_int8, squeezenet1_1 1, squeezenet1_1 2: failed: "
+        "RuntimeError: no such toolkit here"
+    )
+    best = latency.fastest(found.tables["latency"]).set_index("batch")
+    assert best.key.tolist() == ["onnxruntime_int8"] * 2
+    row = found.figures["squeezenet1_1"]["2"]
+    assert best.over_eager[2] == pytest.approx(
+        row["eager_fp32"] / row["onnxruntime_int8"], rel=1e-3
+    )
+    rows = found.tables["latency"].set_index(["key", "batch"])
     assert rows.integer_kernels["onnxruntime_int8", 1] >= 25
     assert rows.float_kernels["onnxruntime_fp32", 1] == 26
     assert rows.file_bytes["onnxruntime_int8", 1] < rows.file_bytes["onnxruntime_fp32", 1] / 3

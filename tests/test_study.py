@@ -342,12 +342,12 @@ def test_worked_examples_are_what_they_say(params: Params, records: list[RunReco
 
 
 def test_render_benchmark_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fairq_utils.bench.render.RENDER_FACES", 64)
+    monkeypatch.setattr("fairq_utils.bench.render.FACES", 64)
     found, path = bench.run("render", tmp_path)
     assert json.loads(path.read_text()) == found
     assert found["faces_per_second"] > 0
     assert (found["size"], found["faces"]) == (64, 64)
-    with pytest.raises(ValueError, match="'rander' is not one of render"):
+    with pytest.raises(ValueError, match="bench: 'rander' is unknown; did you mean 'render'"):
         bench.run("rander", tmp_path)
 
 

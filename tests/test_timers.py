@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from torch.utils import benchmark
 
 from fairq_utils import timers
 from fairq_utils.timers import Timing, error_of_median, time_call
@@ -19,7 +20,7 @@ from fairq_utils.timers import Timing, error_of_median, time_call
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[Iterator[float]], Callable[[], None]]:
     """A clock that only calls move on, by as many milliseconds as they are told to take."""
     now = [0.0]
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(benchmark, "timer", lambda: now[0])
 
     def calls(milliseconds: Iterator[float]) -> Callable[[], None]:
         def call() -> None:

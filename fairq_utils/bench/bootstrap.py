@@ -1,9 +1,9 @@
-"""What a bootstrap replicate costs here, and in fairlearn."""
+"""Cost of a bootstrap replicate, here and in fairlearn."""
 
 from __future__ import annotations
 
 import statistics
-import time
+import timeit
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fairq_utils import metrics
+from fairq_utils.bench.outcome import Outcome
+from fairq_utils.bench.registry import Subject, benchmark
 from fairq_utils.stats.paired import paired_bootstrap
 
 IMAGES = 20_000
@@ -30,47 +32,9 @@ RATES = (
 ).split()
 
 
-def _fairlearn_functions() -> dict[str, Callable[..., float]]:
-    from fairlearn import metrics as theirs
-    from sklearn import metrics as sk
-
-    functions = (
-        sk.accuracy_score,
-        sk.zero_one_loss,
-        theirs.selection_rate,
-        theirs.true_positive_rate,
-        theirs.false_negative_rate,
-        theirs.false_positive_rate,
-        theirs.true_negative_rate,
-        sk.precision_score,
-        partial(sk.precision_score, pos_label=0),
-        sk.f1_score,
-    )
-    return dict(zip(RATES, functions, strict=True))
-
-
-def rows(images: int, seed: int = 0) -> dict[str, NDArray[Any]]:
-    """Labels, groups, and the answers of two models that differ on one image in twenty."""
-    rng = np.random.default_rng(seed)
-    group = rng.integers(0, GROUPS, images)
-    label = (rng.random(images) < 0.4 + 0.05 * group).astype(int)
-    first = np.where(rng.random(images) < 0.92 - 0.02 * group, label, 1 - label)
-    second = np.where(rng.random(images) < 0.95, first, 1 - first)
-    return {"group": group, "label": label, "first": first, "second": second}
-
-
-def _seconds(action: Callable[[], Any], repeats: int) -> float:
-    """Median time of an action."""
-    spent = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        action()
-        spent.append(time.perf_counter() - began)
-    return statistics.median(spent)
-
-
-def bench_stats() -> dict[str, Any]:
-    """Ten gaps of two models, bootstrapped here and by fairlearn's ``MetricFrame(n_boot=...)``.
+@benchmark("stats", title="bootstrap replicates per second, beside fairlearn's")
+def bench_stats(subject: Subject) -> Outcome:
+    """Bootstrap ten gaps of two models, here and by fairlearn's ``MetricFrame(n_boot=...)``.
 
     fairlearn evaluates one model at a time, so a paired replicate is one replicate of each of two
     frames. Its cost per replicate is the difference between a frame with and one without
@@ -79,7 +43,7 @@ def bench_stats() -> dict[str, Any]:
 
     Returns
     -------
-    dict
+    Outcome
         ``speedup_vs_fairlearn`` (per paired replicate), ``ms_per_replicate`` (here),
         ``fairlearn_ms_per_replicate``, ``ms_by_images`` (milliseconds of all replicates here, by
         number of images), ``ms_total``, ``worst_difference`` (between the two libraries' observed
@@ -131,18 +95,54 @@ def bench_stats() -> dict[str, Any]:
     here = spent / REPLICATES
     once = _seconds(lambda: theirs(None), 1)
     there = (_seconds(lambda: theirs(FAIRLEARN_REPLICATES), 1) - once) / FAIRLEARN_REPLICATES
-    return {
-        "speedup_vs_fairlearn": round(there / here),
-        "ms_per_replicate": round(1e3 * here, 5),
-        "fairlearn_ms_per_replicate": round(1e3 * there, 1),
-        "ms_by_images": {
-            str(images): round(1e3 * _seconds(partial(ours, images), REPEATS), 1)
-            for images in GROWTH
-        },
-        "ms_total": round(1e3 * spent, 1),
-        "worst_difference": worst,
-        "metrics": len(RATES),
-        "replicates": REPLICATES,
-        "images": IMAGES,
-        "groups": GROUPS,
-    }
+    return Outcome(
+        {
+            "speedup_vs_fairlearn": round(there / here),
+            "ms_per_replicate": round(1e3 * here, 5),
+            "fairlearn_ms_per_replicate": round(1e3 * there, 1),
+            "ms_by_images": {
+                str(images): round(1e3 * _seconds(partial(ours, images), REPEATS), 1)
+                for images in GROWTH
+            },
+            "ms_total": round(1e3 * spent, 1),
+            "worst_difference": worst,
+            "metrics": len(RATES),
+            "replicates": REPLICATES,
+            "images": IMAGES,
+            "groups": GROUPS,
+        }
+    )
+
+
+def rows(images: int, seed: int = 0) -> dict[str, NDArray[Any]]:
+    """Draw labels, groups, and predictions of two models that differ on one image in twenty."""
+    rng = np.random.default_rng(seed)
+    group = rng.integers(0, GROUPS, images)
+    label = (rng.random(images) < 0.4 + 0.05 * group).astype(int)
+    first = np.where(rng.random(images) < 0.92 - 0.02 * group, label, 1 - label)
+    second = np.where(rng.random(images) < 0.95, first, 1 - first)
+    return {"group": group, "label": label, "first": first, "second": second}
+
+
+def _fairlearn_functions() -> dict[str, Callable[..., float]]:
+    from fairlearn import metrics as theirs
+    from sklearn import metrics as sk
+
+    functions = (
+        sk.accuracy_score,
+        sk.zero_one_loss,
+        theirs.selection_rate,
+        theirs.true_positive_rate,
+        theirs.false_negative_rate,
+        theirs.false_positive_rate,
+        theirs.true_negative_rate,
+        sk.precision_score,
+        partial(sk.precision_score, pos_label=0),
+        sk.f1_score,
+    )
+    return dict(zip(RATES, functions, strict=True))
+
+
+def _seconds(action: Callable[[], Any], repeats: int) -> float:
+    """Median time of an action."""
+    return statistics.median(timeit.repeat(action, repeat=repeats, number=1))

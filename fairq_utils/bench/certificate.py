@@ -1,9 +1,13 @@
-"""Certificates in simulation: how often they are wrong, and how often they come."""
+"""Certificates in simulation: how often they are wrong, and how often they come.
+
+A world is what is true of everybody: groups with their base rates, a float model that is right for
+a share of each, and a candidate that flips predictions and lets one group win more positive ones
+than it loses. The true change of the gap is known, so that every certificate can be judged.
+"""
 
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +17,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from fairq_utils.bench.outcome import Outcome, say
+from fairq_utils.bench.registry import Subject, benchmark
 from fairq_utils.data.population import CELEBA_JOINT
 from fairq_utils.mitigation.certificate import (
     CHANCE,
@@ -26,29 +32,73 @@ from fairq_utils.mitigation.certificate import (
 )
 from fairq_utils.mitigation.sequential_test import Candidate, in_sequence
 
+DRAWS = 500
+IMAGES = (500, 2000, 8000)  # of each group
+FLIPS = (0.01, 0.04)  # about what eight bits, and four, do
 ACCURACY = 0.92  # of the float model, in every group
 LEARNT = 1000  # images that order and stakes are learnt from
-SEQUENCE = (2.0, 0.0, 1.0, 0.5)  # true harm of four candidates, times the limit
-AT_LIMIT = 1e-6  # by which a harm at the limit exceeds it
+CHANGES = (0.0, 0.5, 1.0, 2.0)  # true change of the gap by single candidates, times the limit
+SEQUENCE = (2.0, 0.0, 1.0, 0.5)  # the same of four candidates, one after the other
+COLUMNS = ["candidates", "evidence", "flips", "images", "harm", "wrong", "certified"]
+AT_LIMIT = 1e-6  # by which a change at the limit exceeds it
+
+
+@benchmark("certificate", title="how often certificates are wrong, and how often they come")
+def bench_certificate(subject: Subject) -> Outcome:
+    """Simulate certificates of known truths; a quarter of an hour on one core.
+
+    Returns
+    -------
+    Outcome
+        ``cells`` (rows of :func:`rates`), ``draws`` of each, ``limit``, ``delta``, ``metric``,
+        ``learnt`` (images that order and stakes were learnt from), ``sequence`` (true changes of
+        the gap by candidates tested one after the other, times the limit), ``wrong_most`` (largest
+        share of false certificates), ``needed`` (by evidence, the held-out images at which a
+        candidate that leaves the gap as it is is certified in the share ``chance`` of draws, where
+        ``needed_flips`` of the predictions flip), ``seconds``.
+    """
+    began = time.perf_counter()
+    question = Question()
+    table = rates(images=IMAGES, flips=FLIPS, draws=DRAWS, question=question, report=say)
+    return Outcome(
+        {
+            "cells": table.astype(object).where(table.notna(), None).to_dict("records"),
+            "draws": DRAWS,
+            "limit": question.limit,
+            "delta": question.delta,
+            "metric": question.metric,
+            "learnt": LEARNT,
+            "sequence": list(SEQUENCE),
+            "wrong_most": float(table.wrong.max()),
+            "chance": CHANCE,
+            "needed_flips": min(FLIPS),
+            "needed": {
+                name: needed(min(FLIPS), replace(question, evidence=name))  # type: ignore[arg-type]
+                for name in EVIDENCE
+            },
+            "seconds": time.perf_counter() - began,
+        }
+    )
 
 
 @dataclass(frozen=True)
 class World:
-    """What is true of a float model and a candidate.
+    """Truth about a float model and a candidate.
 
     Attributes
     ----------
-    flips : share of every group's answers that flip, half of them either way
-    harm : by how much the share of positive answers rises, beyond that, in the group that has most
+    flips : share of every group's predictions that flip, half of them either way
+    change : of the gap: how much the share of positive predictions rises, beyond that, in the group
+        that has most
     balanced : whether groups are sampled evenly, or as often as in CelebA
     """
 
     flips: float
-    harm: float
+    change: float
     balanced: bool = True
 
     def float_cells(self) -> NDArray[np.float64]:
-        """Probability of group x label x float answer, (4, 2, 2)."""
+        """Probability of group x label x float prediction, (4, 2, 2)."""
         joint = np.array(list(CELEBA_JOINT.values()), float).reshape(4, 2)
         if self.balanced:
             joint = joint / joint.sum(axis=1, keepdims=True)
@@ -58,35 +108,26 @@ class World:
         return out
 
     def flipping(self) -> NDArray[np.float64]:
-        """Probability that an answer flips, given group and float answer, (4, 2)."""
-        answers = self.float_cells().sum(axis=1)
-        share = answers.sum(axis=1, keepdims=True)
+        """Probability that a prediction flips, given group and float prediction, (4, 2)."""
+        predicted = self.float_cells().sum(axis=1)
+        share = predicted.sum(axis=1, keepdims=True)
         moved = np.full((4, 2), self.flips / 2)
-        moved[int(np.argmax(answers[:, 1] / share[:, 0])), 0] += self.harm
-        out: NDArray[np.float64] = moved * share / answers
+        moved[int(np.argmax(predicted[:, 1] / share[:, 0])), 0] += self.change
+        out: NDArray[np.float64] = moved * share / predicted
         if (out > 1).any():
-            raise ValueError(f"World: {self} flips more answers than there are")
+            raise ValueError(f"World: {self} flips more predictions than there are")
         return out
 
     def table(self) -> NDArray[np.float64]:
-        """Probability of group x label x float answer x answer, (4, 2, 2, 2)."""
+        """Probability of group x label x float prediction x prediction, (4, 2, 2, 2)."""
         cells = self.float_cells()
         return _split(cells, cells * self.flipping()[:, None])
-
-
-def _split(cells: NDArray[Any], moved: NDArray[Any]) -> NDArray[Any]:
-    """From (..., float answer) and how many of each flip to (..., float answer, answer)."""
-    out = np.zeros((*cells.shape, 2), cells.dtype)
-    for answer in (0, 1):
-        out[..., answer, answer] = (cells - moved)[..., answer]
-        out[..., answer, 1 - answer] = moved[..., answer]
-    return out
 
 
 def drawn(
     worlds: Sequence[World], images: int, rng: np.random.Generator
 ) -> list[NDArray[np.int64]]:
-    """Counts of several candidates on the same images, one table (4, 2, 2, 2) each."""
+    """Draw counts of several candidates on the same images, one table (4, 2, 2, 2) each."""
     cells = worlds[0].float_cells()
     counts = rng.multinomial(images, cells.ravel()).reshape(cells.shape)
     tables = []
@@ -97,7 +138,7 @@ def drawn(
 
 
 def single(world: World, images: int, question: Question, draws: int, seed: int = 0) -> float:
-    """How often one candidate is certified, a share of ``draws``."""
+    """Share of ``draws`` in which one candidate is certified."""
     rng = np.random.default_rng(seed)
     certified = 0
     for _ in range(draws):
@@ -110,13 +151,13 @@ def single(world: World, images: int, question: Question, draws: int, seed: int 
 def sequence(
     worlds: Sequence[World], images: int, question: Question, draws: int, seed: int = 0
 ) -> tuple[float, float]:
-    """How often a candidate is certified wrongly, and how often a safe one is.
+    """Shares of draws in which a candidate is certified wrongly, and in which a safe one is.
 
     Returns
     -------
     wrong, certified : float
-        Shares of ``draws`` with at least one certificate of a harm above the limit, and with at
-        least one of a harm at most that.
+        Shares of ``draws`` with at least one certificate of a change above the limit, and with at
+        least one of a change at most that.
     """
     rng = np.random.default_rng(seed)
     true = [observed(world.table(), question) for world in worlds]
@@ -139,11 +180,11 @@ def sequence(
 
 
 def needed(flips: float, question: Question, *, draws: int = 200) -> int | None:
-    """Held-out images, of four even groups, that mostly certify a candidate that does no harm.
+    """Held-out images, of four even groups, that mostly certify a candidate that changes no gap.
 
     Parameters
     ----------
-    flips : share of answers that flip, half of them either way
+    flips : share of predictions that flip, half of them either way
     draws : of which :data:`~fairq_utils.mitigation.certificate.CHANCE` are certified
 
     Examples
@@ -169,99 +210,56 @@ def rates(
     question: Question | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> pd.DataFrame:
-    """Certificates in every world, by evidence.
+    """Rates of certificates in every world, by evidence.
 
     Parameters
     ----------
     images : of each of four groups, held out
-    flips : shares of answers that flip
+    flips : shares of predictions that flip
     draws : per cell
+    report : told which cells are being simulated
 
     Returns
     -------
     DataFrame
         ``candidates`` (1, or several in sequence), ``evidence``, ``flips``, ``images`` (held out,
-        all groups), ``harm`` (the true one; NaN of a sequence), ``wrong`` (share of draws with a
-        false certificate; NaN where no candidate is unsafe) and ``certified`` (share of draws with
-        a true one; NaN where none is safe).
+        all groups), ``harm`` (the true change of the gap; NaN of a sequence), ``wrong`` (share of
+        draws with a false certificate; NaN where no candidate is unsafe) and ``certified`` (share
+        of draws with a true one; NaN where none is safe).
     """
     asked = Question() if question is None else question
-    rows: list[dict[str, Any]] = []
+    rows: list[tuple[Any, ...]] = []
     for evidence in EVIDENCE:
         by = replace(asked, evidence=evidence)  # type: ignore[arg-type]
         for share in flips:
             for each in images:
-                report(f"{evidence}, {share:.1%} flips, {each} images per group")
-                row = {"evidence": evidence, "flips": share, "images": 4 * each}
-                for times in (0.0, 0.5, 1.0, 2.0):
-                    true = times * asked.limit + AT_LIMIT * (times == 1)
-                    found = single(World(share, true), 4 * each, by, draws)
-                    unsafe = true > asked.limit
+                report(f"certificate: {evidence}, {share:.1%} flips, {each} images per group")
+                cell = (evidence, share, 4 * each)
+                for times in CHANGES:
+                    world = _world(share, times, asked)
+                    found = single(world, 4 * each, by, draws)
+                    unsafe = world.change > asked.limit
                     rows.append(
-                        {
-                            "candidates": 1,
-                            **row,
-                            "harm": true,
-                            "wrong": found if unsafe else np.nan,
-                            "certified": np.nan if unsafe else found,
-                        }
+                        (1, *cell, world.change, *((found, np.nan) if unsafe else (np.nan, found)))
                     )
-                worlds = [
-                    World(share, times * asked.limit + AT_LIMIT * (times == 1))
-                    for times in SEQUENCE
-                ]
-                wrong, certified = sequence(worlds, 4 * each, by, draws)
-                rows.append(
-                    {
-                        "candidates": len(worlds),
-                        **row,
-                        "harm": np.nan,
-                        "wrong": wrong,
-                        "certified": certified,
-                    }
-                )
-    return pd.DataFrame(rows)
+                worlds = [_world(share, times, asked) for times in SEQUENCE]
+                rates = sequence(worlds, 4 * each, by, draws)
+                rows.append((len(worlds), *cell, np.nan, *rates))
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
-DRAWS = 500
-IMAGES = (500, 2000, 8000)  # of each group
-FLIPS = (0.01, 0.04)  # about what eight bits, and four, do
+def _world(flips: float, times: float, question: Question) -> World:
+    """World with a change of the gap of so many times the limit."""
+    return World(flips, times * question.limit + AT_LIMIT * (times == 1))
 
 
-def bench_certificate() -> dict[str, Any]:
-    """Simulate certificates of known truths; a quarter of an hour on one core.
+def _split(cells: NDArray[Any], moved: NDArray[Any]) -> NDArray[Any]:
+    """Cells by float prediction and prediction, from those by the first and how many of each flip.
 
-    Returns
-    -------
-    dict
-        ``cells`` (rows of :func:`~fairq_utils.bench.certificate.rates`), ``draws`` of each,
-        ``limit``, ``delta``, ``metric``, ``learnt`` (images that order and stakes were learnt
-        from), ``sequence`` (true harms of the candidates tested one after the other, times the
-        limit), ``wrong_most`` (largest share of false certificates), ``needed`` (by evidence, the
-        held-out images at which a harmless candidate is certified in the share ``chance`` of draws,
-        where ``needed_flips`` of the answers flip), ``seconds``.
+    ``(..., 2)`` twice to ``(..., 2, 2)``.
     """
-    began = time.perf_counter()
-
-    def report(text: str) -> None:
-        print(f"certificate: {text}", file=sys.stderr, flush=True)
-
-    question = Question()
-    table = rates(images=IMAGES, flips=FLIPS, draws=DRAWS, question=question, report=report)
-    return {
-        "cells": table.astype(object).where(table.notna(), None).to_dict("records"),
-        "draws": DRAWS,
-        "limit": question.limit,
-        "delta": question.delta,
-        "metric": question.metric,
-        "learnt": LEARNT,
-        "sequence": list(SEQUENCE),
-        "wrong_most": float(table.wrong.max()),
-        "chance": CHANCE,
-        "needed_flips": min(FLIPS),
-        "needed": {
-            name: needed(min(FLIPS), replace(question, evidence=name))  # type: ignore[arg-type]
-            for name in EVIDENCE
-        },
-        "seconds": time.perf_counter() - began,
-    }
+    out = np.zeros((*cells.shape, 2), cells.dtype)
+    for predicted in (0, 1):
+        out[..., predicted, predicted] = (cells - moved)[..., predicted]
+        out[..., predicted, 1 - predicted] = moved[..., predicted]
+    return out

@@ -1,14 +1,13 @@
-"""What a small study costs at three sizes, beside what the cost model says of it.
+"""Cost of a small study at three sizes, beside what the cost model says of it.
 
 Rates are fitted at the smallest size only; what the model says of the larger ones is a prediction.
-Every study is computed from nothing but its pictures, in a ledger of its own, by one thread. What
+Every study is computed from nothing but its images, in a ledger of its own, by one thread. What
 is counted are seconds of the processor, so that a machine that others use too tells the same.
 """
 
 from __future__ import annotations
 
 import io
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -20,6 +19,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from fairq_utils.bench.outcome import Outcome, say
+from fairq_utils.bench.registry import Subject, benchmark
 from fairq_utils.deploy import processor
 from fairq_utils.study import cost
 from fairq_utils.study.execution import execute
@@ -40,7 +41,7 @@ CALIBRATION_IMAGES = 64
 
 @dataclass(frozen=True)
 class Measured:
-    """A study that was computed.
+    """Study that was computed.
 
     Attributes
     ----------
@@ -54,12 +55,13 @@ class Measured:
     records: list[RunRecord]
 
 
-def bench_cost() -> dict[str, Any]:
+@benchmark("cost", title="what a study costs at three sizes, beside the cost model")
+def bench_cost(subject: Subject) -> Outcome:
     """Compute a small study at three sizes, and its parts at the smallest; minutes on one core.
 
     Returns
     -------
-    dict
+    Outcome
         ``sizes``: rows of ``factor``, ``images`` (of all splits), ``seconds``, ``predicted``, and
         their ``ratio``. ``kinds``: the same by architecture and kind of run. ``exponent`` and
         ``predicted_exponent``: slope of the logarithm of seconds over that of images;
@@ -71,7 +73,7 @@ def bench_cost() -> dict[str, Any]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _bench()
+        return Outcome(_bench())
     finally:
         torch.set_num_threads(threads)
 
@@ -107,7 +109,7 @@ def study(
     architectures: Sequence[str] = ARCHITECTURES,
     further: Sequence[str] = tuple(FURTHER),
 ) -> Params:
-    """The study, with so many times the images of the smallest."""
+    """Study with so many times the images of the smallest."""
     images = {split: factor * count for split, count in IMAGES.items()}
     return Params.model_validate(
         {
@@ -136,7 +138,7 @@ def _measured(params: Params) -> Measured:
         store = execute(own, stream=io.StringIO())
         seconds, passed = time.process_time() - worked, time.perf_counter() - began
         records = [store.read(job.run.key) for job in cost.jobs(own)]
-    print(f"cost: {len(records)} runs in {seconds:.1f} s", file=sys.stderr, flush=True)
+    say(f"cost: {len(records)} runs in {seconds:.1f} s")
     return Measured(seconds, seconds / passed, records)
 
 
@@ -174,12 +176,12 @@ def _row(factor: int, found: Measured, kinds: pd.DataFrame) -> dict[str, float]:
 
 
 def _slope(images: Sequence[float], seconds: Sequence[float]) -> float:
-    """The exponent k of seconds that grow as images to the power of k, by least squares."""
+    """Exponent k of seconds that grow as images to the power of k, by least squares."""
     return round(float(np.polyfit(np.log(images), np.log(seconds), 1)[0]), 3)
 
 
 def _additivity(both: float) -> dict[str, float]:
-    """How parts at the smallest size add up; 1 is exactly.
+    """Seconds of parts at the smallest size over those of the whole; 1 is exactly additive.
 
     Parameters
     ----------

@@ -1,26 +1,30 @@
-"""What ships, beside its simulation: size on disk, kernels, and whose answers differ.
+"""Deployed files beside their simulation: size on disk, kernels, and predictions that differ.
 
 Every architecture of a study is quantized as each engine needs it, additions and attention
-included, and written for it. The engine answers about the test pictures; a *disagreement* is a
-picture whose prediction is not that of the float simulation of the same integers.
+included, and written for it. The engine predicts for the test images; a *disagreement* is an image
+whose prediction is not that of the float simulation of the same integers.
 """
 
 from __future__ import annotations
 
-import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from fairq_utils.bench.subjects import calibration_pictures, pinned_threads, trained_models
+from fairq_utils.bench.outcome import Missing, Outcome, nested, told, words
+from fairq_utils.bench.registry import Subject, benchmark
+from fairq_utils.bench.subjects import (
+    calibration_images,
+    pinned_threads,
+    trained_models,
+)
 from fairq_utils.data.faces import FaceData
-from fairq_utils.deploy import engines
+from fairq_utils.deploy.engines.registry import ENGINES, load, write
 from fairq_utils.quantizers.calibrate import Observed, observe
 from fairq_utils.quantizers.methods import METHODS
 from fairq_utils.quantizers.post_training import quantize_observed
@@ -34,15 +38,15 @@ BATCH = 100
 
 @dataclass(frozen=True)
 class Deployed:
-    """One file and what it answers.
+    """A file and its predictions.
 
     Attributes
     ----------
-    architecture, bits, engine : what was written; bits is ``FP32`` for the float file
-    accuracy, simulated_accuracy : fractions of test pictures, by the engine and by the simulation
-    disagreement : fraction of test pictures
+    architecture, bits, engine : what was written
+    accuracy, simulated_accuracy : fractions of test images, by the engine and by the simulation
+    disagreement : fraction of test images
     worst_group, worst_disagreement : the crossed group with the largest share, and that share
-    worst_images : test pictures in that group
+    worst_images : test images in that group
     file_bytes : of all files that are loaded
     packed_bytes : integers at their bits, scales, and what stayed in float
     float_bytes : of the FP32 model
@@ -65,96 +69,92 @@ class Deployed:
     float_kernels: int | None
 
 
-@dataclass
-class Found:
-    """What the benchmark found, and why figures are missing."""
-
-    deployed: list[Deployed] = field(default_factory=list)
-    missing: list[tuple[str, str, str, str]] = field(default_factory=list)
-
-
-def bench_deployment(params: Params) -> tuple[dict[str, Any], str, dict[str, pd.DataFrame]]:
-    """Write and ask every architecture of a study, at all of its static bits, in every engine.
+@benchmark(
+    "deployment",
+    title="deployed files beside their simulation: predictions, kernels, size",
+    needs="study",
+)
+def bench_deployment(subject: Subject) -> Outcome:
+    """Deploy every architecture of a study, at all of its static bits, in every engine.
 
     Returns
     -------
-    figures, text, tables
+    Outcome
         ``{architecture: {bits: {engine: disagreement}}}``, None where there is none; the table with
-        the reasons; and ``deployment``, one row per file.
+        the reasons; and ``deployment``, one :class:`Deployed` per row.
 
     Raises
     ------
     Fault
         A model is not trained yet.
     """
-    threads = pinned_threads(params)
-    data, found = faces(params), Found()
-    bits = list(planning.bits_of(params))
-    for architecture, model in trained_models(params).items():
-        _deploy(found, params, architecture, model, bits, data, threads)
-    table = pd.DataFrame([asdict(one) for one in found.deployed])
-    return _nested(found), _words(found, table), {"deployment": table}
+    params, threads = subject.study, pinned_threads(subject.study)
+    models = trained_models(params)
+    found, missing = told("deployment", _deployed(params, models, faces(params), threads))
+    figures = nested(
+        [
+            *(((o.architecture, o.bits, o.engine), round(o.disagreement, 5)) for o in found),
+            *((one.place, None) for one in missing),
+        ]
+    )
+    table = pd.DataFrame([asdict(one) for one in found])
+    text = words(
+        "Percent of test images; MiB on disk; ratio to FP32", _shown(table), missing=missing
+    )
+    return Outcome(figures, text, {"deployment": table})
 
 
-def _deploy(
-    found: Found,
-    params: Params,
-    architecture: str,
-    model: torch.nn.Module,
-    widths: Sequence[str],
-    data: FaceData,
-    threads: int,
-) -> None:
-    batches = calibration_pictures(params, data, BATCH)
-    seen = _observed(model, batches)
-    test = data.subset("test")
+def _deployed(
+    params: Params, models: Mapping[str, nn.Module], data: FaceData, threads: int
+) -> Iterator[Deployed | Missing]:
+    """Deploy every architecture at all bits in every engine, or say why it cannot be."""
+    batches, test = calibration_images(params, data, BATCH), data.subset("test")
+    groups = test.groups[list(params.analysis.attributes)]
     images: NDArray[np.float32] = architectures.normalize(test.images[:]).contiguous().numpy()
-    for bits in widths:
-        made = {
-            method: quantize_observed(seen, METHODS[method].spec(bits))
-            for method in {engine.method for engine in engines.ENGINES.values()}
-        }
-        answered = {
-            method: loop.predict(quantized, test.images) > 0
-            for method, (quantized, _) in made.items()
-        }
-        for engine, described in engines.ENGINES.items():
-            quantized, report = made[described.method]
-            simulated = answered[described.method]
-            try:
-                with tempfile.TemporaryDirectory() as folder:
-                    paths = engines.write(
-                        quantized, engine, folder, batches[0][:BATCH], report.spec["weight_bits"]
-                    )
-                    size = sum(path.stat().st_size for path in paths)
-                    running = engines.load(engine, folder, threads)
-                    logits = running.in_batches(images, BATCH)
-            except Exception as error:  # one engine's failure is a cell of the table
-                reason = " ".join(str(error).split())[:200] or type(error).__name__
-                found.missing.append((architecture, bits, engine, reason))
-                continue
-            answers = logits[:, 1] > logits[:, 0]
-            kernels = running.kernels
-            found.deployed.append(
-                Deployed(
+    for architecture, model in models.items():
+        observed = _observed(model, batches)
+        for bits in planning.bits_of(params):
+            made = {
+                method: quantize_observed(observed, METHODS[method].spec(bits))
+                for method in {engine.method for engine in ENGINES.values()}
+            }
+            simulations = {
+                method: loop.predict(quantized, test.images) > 0
+                for method, (quantized, _) in made.items()
+            }
+            for engine in ENGINES.values():
+                quantized, report = made[engine.method]
+                simulated = simulations[engine.method]
+                try:
+                    with tempfile.TemporaryDirectory() as folder:
+                        paths = write(
+                            quantized, engine.name, folder, batches[0], report.spec["weight_bits"]
+                        )
+                        size = sum(path.stat().st_size for path in paths)
+                        running = load(engine.name, folder, threads)
+                        logits = running.in_batches(images, BATCH)
+                except Exception as error:  # one engine's failure is a cell of the table
+                    yield Missing.because((architecture, bits, engine.name), error)
+                    continue
+                predicted = logits[:, 1] > logits[:, 0]
+                kernels = running.kernels
+                yield Deployed(
                     architecture,
                     bits,
-                    engine,
-                    float((answers == test.target).mean()),
+                    engine.name,
+                    float((predicted == test.target).mean()),
                     float((simulated == test.target).mean()),
-                    float((answers != simulated).mean()),
-                    *worst(answers != simulated, test.groups[list(params.analysis.attributes)]),
+                    float((predicted != simulated).mean()),
+                    *worst(predicted != simulated, groups),
                     size,
                     report.size_bytes,
                     report.float_bytes,
                     kernels.integer if kernels else None,
                     kernels.floating if kernels else None,
                 )
-            )
-            print(f"deployment: {found.deployed[-1]}", file=sys.stderr, flush=True)
 
 
-def _observed(model: torch.nn.Module, batches: Sequence[torch.Tensor]) -> Observed:
+def _observed(model: nn.Module, batches: Sequence[Tensor]) -> Observed:
     spec = METHODS["gates"].spec("W8A8")
     return observe(
         model,
@@ -167,7 +167,12 @@ def _observed(model: torch.nn.Module, batches: Sequence[torch.Tensor]) -> Observ
 
 
 def worst(changed: NDArray[np.bool_], groups: pd.DataFrame) -> tuple[str, float, int]:
-    """The crossed group with the largest share of changed answers, that share, and its images.
+    """Find the crossed group with the largest share of changed predictions.
+
+    Returns
+    -------
+    group, share, images
+        Its name, that share, and how many images it has.
 
     Examples
     --------
@@ -181,17 +186,8 @@ def worst(changed: NDArray[np.bool_], groups: pd.DataFrame) -> tuple[str, float,
     return name, float(shares["mean"][name]), int(shares["size"][name])
 
 
-def _nested(found: Found) -> dict[str, Any]:
-    figures: dict[str, Any] = {}
-    for one in found.deployed:
-        row = figures.setdefault(one.architecture, {}).setdefault(one.bits, {})
-        row[one.engine] = round(one.disagreement, 5)
-    for architecture, bits, engine, _ in found.missing:
-        figures.setdefault(architecture, {}).setdefault(bits, {})[engine] = None
-    return figures
-
-
-def _words(found: Found, table: pd.DataFrame) -> str:
+def _shown(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows as they are printed."""
     shown = table.assign(
         accuracy=100 * table.accuracy,
         simulated=100 * table.simulated_accuracy,
@@ -203,7 +199,4 @@ def _words(found: Found, table: pd.DataFrame) -> str:
     )
     columns = ["architecture", "bits", "engine", "accuracy", "simulated", "differ", "worst"]
     columns += ["worst_group", "mib", "packed", "ratio", "integer_kernels", "float_kernels"]
-    lines = ["Percent of test pictures; MiB on disk; ratio to FP32", ""]
-    lines.append(shown[columns].round(2).to_string(index=False))
-    lines += [f"- {a} {bits} {engine}: {reason}" for a, bits, engine, reason in found.missing]
-    return "\n".join(lines)
+    return shown[columns].round(2)

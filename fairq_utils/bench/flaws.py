@@ -1,4 +1,4 @@
-"""What can be wrong with a folder of photographs: flaws, each done to a small one that has none."""
+"""Flaws of folders of photographs, each done to a small folder that has none."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ATTR = "list_attr_celeba.txt"
 PARTITION = "list_eval_partition.txt"
 TRAIN = "fairface_label_train.csv"
 TABLE = "labels.csv"
-UTK = "18_0_0_20170109142408075.jpg"  # the first picture of a small UTKFace
+UTK = "18_0_0_20170109142408075.jpg"  # the first image of a small UTKFace
 SECOND = f"{IMG}/000002.jpg"  # of a small CelebA; its labels are on line 4, its split on line 2
 SHARD = "img_align+identity+attr/train-00001-of-00003.parquet"
 NUMBERED = "0.25/validation-00000-of-00001.parquet"
@@ -33,7 +33,7 @@ ORIENTATION, QUARTER_TURN = 0x0112, 6  # the EXIF tag, and what a camera held up
 
 @dataclass(frozen=True)
 class Flaw:
-    """One thing that is wrong, or odd, with a folder or with what is asked of it.
+    """Flaw, or oddity, of a folder or of what is asked of it.
 
     Attributes
     ----------
@@ -138,21 +138,21 @@ def rewritten(
 
     def spoil(root: Path) -> None:
         with Image.open(root / name) as opened:
-            picture, options = change(opened.copy())
-        picture.save(root / name, "JPEG", **options)
+            image, options = change(opened.copy())
+        image.save(root / name, "JPEG", **options)
 
     return spoil
 
 
-def turned(picture: Image.Image) -> tuple[Image.Image, dict[str, Any]]:
-    """A picture on its side, with a note that it is."""
+def turned(image: Image.Image) -> tuple[Image.Image, dict[str, Any]]:
+    """Turn an image on its side, and note that it is."""
     exif = Image.Exif()
     exif[ORIENTATION] = QUARTER_TURN
-    return picture.transpose(Image.Transpose.ROTATE_90), {"exif": exif}
+    return image.transpose(Image.Transpose.ROTATE_90), {"exif": exif}
 
 
 def truncated(root: Path) -> None:
-    """Half of a JPEG, as a download that broke off leaves it; the same bytes on any machine."""
+    """Write half of a JPEG, as a download that broke off leaves it, the same bytes anywhere."""
     stream = io.BytesIO()
     Image.linear_gradient("L").save(stream, "JPEG")
     content = stream.getvalue()
@@ -160,7 +160,7 @@ def truncated(root: Path) -> None:
 
 
 def bomb(root: Path) -> None:
-    """Few bytes that would be more pixels than a picture may have."""
+    """Write few bytes that would be more pixels than an image may have."""
     stream = io.BytesIO()
     Image.new("1", (MOST_PIXELS // 1000, 1001)).save(stream, "PNG")
     (root / SECOND).write_bytes(stream.getvalue())
@@ -199,7 +199,7 @@ def _file_in_its_place(root: Path) -> None:
 
 
 FLAWS = (
-    # Of a picture.
+    # Of an image.
     Flaw("celeba", "a truncated JPEG", truncated),
     Flaw("celeba", "a picture of zero bytes", holding(SECOND, b"")),
     Flaw("celeba", "a web page in place of a picture", holding(SECOND, b"<html>not found</html>")),

@@ -57,7 +57,7 @@ def jpeg(
     race: str | None = None,
     quality: int = 90,
 ) -> bytes:
-    """A face of such a person; another number gives another picture, in its light or colours."""
+    """Draw a face of such a person; another number gives another image, in its light or colours."""
     faces = people()
     fits = np.ones(len(faces), bool)
     if gender is not None:
@@ -86,7 +86,7 @@ def jpeg(
 def celeba(
     root: Path, n: int = 2, layout: str = "text", size: tuple[int, int] = (178, 218)
 ) -> Path:
-    """CelebA with ``n`` pictures per gender, age, smile and official split.
+    """Write CelebA with ``n`` images per gender, age, smile and official split.
 
     Layouts: ``text``, ``official`` (its folders Anno, Eval, Img), ``torchvision``, ``csv``
     (Kaggle), ``parquet`` (booleans), ``parquet_numbers`` (-1 and 1, ``validation`` for valid).
@@ -98,19 +98,19 @@ def celeba(
         values = dict(zip(ATTRIBUTES, rng.choice([-1, 1], len(ATTRIBUTES)).tolist(), strict=True))
         values |= {"Male": 1 if gender == "male" else -1}
         values |= {"Young": 1 if young else -1, "Smiling": 1 if smiling else -1}
-        picture = jpeg(number, size, gender=gender, young=young, smiling=smiling)
-        people_of.append((f"{number:06d}.jpg", split, values, picture))
+        image = jpeg(number, size, gender=gender, young=young, smiling=smiling)
+        people_of.append((f"{number:06d}.jpg", split, values, image))
     if layout.startswith("parquet"):
         return _celeba_parquet(root, people_of, numbers=layout.endswith("numbers"))
     base = root / "celeba" if layout == "torchvision" else root
     official = layout == "official"
-    pictures = base / {
+    images = base / {
         "official": "Img/img_align_celeba",
         "csv": "img_align_celeba/img_align_celeba",
     }.get(layout, "img_align_celeba")
-    pictures.mkdir(parents=True)
-    for name, _, _, picture in people_of:
-        (pictures / name).write_bytes(picture)
+    images.mkdir(parents=True)
+    for name, _, _, image in people_of:
+        (images / name).write_bytes(image)
     anno, evaluation = (base / "Anno", base / "Eval") if official else (base, base)
     anno.mkdir(exist_ok=True)
     evaluation.mkdir(exist_ok=True)
@@ -149,7 +149,7 @@ def _celeba_parquet(root: Path, people_of: list, numbers: bool) -> Path:
 
 
 def utkface(root: Path, n: int = 2, layout: str = "flat") -> Path:
-    """UTKFace with ``n`` pictures per gender, half of the ages and race.
+    """Write UTKFace with ``n`` images per gender, half of the ages and race.
 
     Layouts: ``flat``, ``parts`` (three folders), ``chips`` (aligned crops in a folder UTKFace).
     """
@@ -172,7 +172,7 @@ def utkface(root: Path, n: int = 2, layout: str = "flat") -> Path:
 
 
 def fairface(root: Path, n: int = 1, layout: str = "folders", bands: int = 9) -> Path:
-    """FairFace with ``n`` pictures per gender, age band and race, in train and in val.
+    """Write FairFace with ``n`` images per gender, age band and race, in train and in val.
 
     Layouts: ``folders`` (``train`` and ``val`` in the root), ``margin025``, ``margins`` (both),
     ``parquet`` (one folder a margin, two shards of train).
@@ -182,13 +182,13 @@ def fairface(root: Path, n: int = 1, layout: str = "folders", bands: int = 9) ->
         before = len(found["train"])  # nobody is in both splits
         cells = product(range(n), ("Female", "Male"), list(BANDS)[:bands], RACES)
         for number, (_, gender, band, race) in enumerate(cells, 1):
-            picture = jpeg(
+            image = jpeg(
                 before + number,
                 gender=gender.lower(),
                 young=STARTS[list(BANDS).index(band)] < 40,
                 race={"White": "caucasian", "Black": "african", "East Asian": "asian"}.get(race),
             )
-            found[split].append((f"{split}/{number}.jpg", band, gender, race, picture))
+            found[split].append((f"{split}/{number}.jpg", band, gender, race, image))
     if layout == "parquet":
         return _fairface_parquet(root, found)
     names = {
@@ -199,8 +199,8 @@ def fairface(root: Path, n: int = 1, layout: str = "folders", bands: int = 9) ->
     for split, rows in found.items():
         for folder in names:
             (root / folder / split).mkdir(parents=True)
-            for name, *_, picture in rows:
-                (root / folder / name).write_bytes(picture)
+            for name, *_, image in rows:
+                (root / folder / name).write_bytes(image)
         lines = ["file,age,gender,race,service_test"]
         lines += [f"{name},{band},{gender},{race},True" for name, band, gender, race, _ in rows]
         (root / f"fairface_label_{split}.csv").write_text("\n".join(lines) + "\n")

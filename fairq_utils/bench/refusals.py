@@ -1,29 +1,31 @@
-"""What is said about folders of photographs with one flaw each, and which flaws do no harm."""
+"""Refusals of folders of photographs with one flaw each, and flaws that are accepted."""
 
 from __future__ import annotations
 
 import tempfile
 import textwrap
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from fairq_utils.bench.flaws import FLAWS, Flaw
+from fairq_utils.bench.outcome import Outcome
+from fairq_utils.bench.registry import Subject, benchmark
 from fairq_utils.data.loading import load
 from fairq_utils.errors import BadInput
 
 ACCEPTED = "accepted"
-SIZE = 32  # pixels per side that pictures are decoded to
+SIZE = 32  # pixels per side that images are decoded to
 WIDTH = 100  # characters of a printed line
 
 
-def bench_refusals() -> tuple[dict[str, Any], str, dict[str, pd.DataFrame]]:
+@benchmark("refusals", title="what is said about folders of photographs with one flaw each")
+def bench_refusals(subject: Subject) -> Outcome:
     """Load a small folder with every flaw of :data:`~fairq_utils.bench.flaws.FLAWS`; seconds.
 
     Returns
     -------
-    figures, text, tables
+    Outcome
         How many folders there were, were ``refused`` and were ``accepted``; every flaw with what
         was said; and ``refusals``, a row per flaw: ``collection``, ``fault``, ``said`` (the folder
         is called ``data/COLLECTION`` there).
@@ -33,11 +35,11 @@ def bench_refusals() -> tuple[dict[str, Any], str, dict[str, pd.DataFrame]]:
     )
     accepted = int(table.said.str.startswith(ACCEPTED).sum())
     figures = {"folders": len(table), "refused": len(table) - accepted, "accepted": accepted}
-    return figures, _words(table), {"refusals": table}
+    return Outcome(figures, _words(table), {"refusals": table})
 
 
 def said(flaw: Flaw) -> str:
-    """Why a folder with this flaw is refused; or ``accepted``, with what was left out."""
+    """Sentence that refuses a folder with this flaw; or ``accepted``, with what was left out."""
     with tempfile.TemporaryDirectory(prefix="fairq-bench-refusals-") as scratch:
         root = flaw.folder(Path(scratch) / flaw.collection)
         cache = Path(scratch) / "cache"

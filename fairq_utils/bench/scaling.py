@@ -1,7 +1,7 @@
-"""How much sooner two workers of a cluster have evaluated a study than one.
+"""Scaling: how much sooner two workers of a cluster have evaluated a study than one.
 
 Workers are processes of this machine, with one thread each. They start, load the package and read
-the pictures before the clock does; models are trained already. What is timed is the evaluation of
+the images before the clock does; models are trained already. What is timed is the evaluation of
 all static runs, from the first task handed out to the last run in the ledger.
 """
 
@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import io
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
+from fairq_utils.bench.outcome import Outcome, say, words
+from fairq_utils.bench.registry import Subject, benchmark
 from fairq_utils.bench.subjects import with_trained
 from fairq_utils.study import cluster
 from fairq_utils.study.execution import execute
@@ -37,12 +37,13 @@ WORKERS = (1, 2)
 ROUNDS = 2
 
 
-def bench_cluster(params: Params) -> tuple[dict[str, Any], str, dict[str, pd.DataFrame]]:
+@benchmark("cluster", title="how much sooner two workers are done than one", needs="study")
+def bench_cluster(subject: Subject) -> Outcome:
     """Evaluate the static runs of a study by one worker and by two, in turn.
 
     Returns
     -------
-    figures, text, tables
+    Outcome
         ``runs``; ``one_worker_seconds`` and ``two_workers_seconds``, medians over
         ``rounds``; ``ratio`` of the second to the first; ``differing_runs``, whose scores or
         counts are not the same bits for both; and ``cluster``: each round.
@@ -52,6 +53,7 @@ def bench_cluster(params: Params) -> tuple[dict[str, Any], str, dict[str, pd.Dat
     Fault
         A model is not trained yet.
     """
+    params = subject.study
     runs = plan(_static(params, "."), PHASES)
     rows, differing = [], set[str]()
     for number in range(ROUNDS):
@@ -62,7 +64,7 @@ def bench_cluster(params: Params) -> tuple[dict[str, Any], str, dict[str, pd.Dat
                 store = with_trained(ledger(params), ledger(own), map(baseline_of, runs))
                 seconds = _seconds(own, workers)
                 rows.append({"round": number, "workers": workers, "seconds": seconds})
-                print(f"cluster: {rows[-1]}", file=sys.stderr, flush=True)
+                say(f"cluster: {rows[-1]}")
                 stores.append(store)
             differing |= {run.key for run in runs if not _same(run.key, *stores)}
     table = pd.DataFrame(rows)
@@ -75,13 +77,11 @@ def bench_cluster(params: Params) -> tuple[dict[str, Any], str, dict[str, pd.Dat
         "differing_runs": len(differing),
         "rounds": ROUNDS,
     }
-    lines = [f"{key:<24}{value}" for key, value in figures.items()]
-    text = "\n".join([table.round(2).to_string(index=False), "", *lines])
-    return figures, text, {"cluster": table}
+    return Outcome(figures, words(table.round(2), figures), {"cluster": table})
 
 
 def _static(params: Params, folder: str) -> Params:
-    """The same study with its static runs only, in another ledger."""
+    """Same study with its static runs only, in another ledger."""
     given = params.model_dump()
     given["quantization"] |= {"methods": [METHOD], "further": {}, "further_models": []}
     given["mitigation"] |= {"methods": []}
@@ -100,7 +100,7 @@ def _seconds(params: Params, workers: int) -> float:
 
 @contextmanager
 def running(params: Params, workers: int) -> Iterator[str]:
-    """Address of a scheduler whose workers have read the pictures."""
+    """Address of a scheduler whose workers have read the images."""
     own = params.model_copy(update={"cluster": Cluster(kind="local", workers=workers)})
     with cluster.client(own) as client:
         client.wait_for_workers(workers)
@@ -114,6 +114,6 @@ def _read(params: Params) -> None:
 
 
 def _same(key: str, one: Ledger, two: Ledger) -> bool:
-    """Whether two ledgers hold the same bits of a run's answers."""
+    """True where two ledgers hold the same bits of a run's predictions."""
     a, b = one.read(key), two.read(key)
     return np.array_equal(a.scores, b.scores) and np.array_equal(a.counts, b.counts)

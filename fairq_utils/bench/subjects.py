@@ -1,4 +1,4 @@
-"""What the benchmarks of a study measure: its trained models, on its calibration pictures."""
+"""Subjects of the benchmarks of a study: its trained models, and its calibration images."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from fairq_utils.training import architectures
 
 
 def pinned_threads(params: Params) -> int:
-    """How many threads the study asks for, or PyTorch's own number; PyTorch is set to it."""
+    """Set PyTorch to the threads that the study asks for, or leave its own number; returns it."""
     threads = params.execution.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
     return threads
 
 
 def trained_models(params: Params) -> dict[str, nn.Module]:
-    """The FP32 model of every architecture, at the study's first training seed.
+    """Load the FP32 model of every architecture, at the study's first training seed.
 
     Raises
     ------
@@ -41,7 +41,7 @@ def trained_models(params: Params) -> dict[str, nn.Module]:
 
 
 def with_trained(store: Ledger, fresh: Ledger, baselines: Iterable[Run]) -> Ledger:
-    """A fresh ledger in a folder, with the FP32 runs of another and links to their weights.
+    """Fill a fresh ledger with the FP32 runs of another and links to their weights.
 
     Raises
     ------
@@ -57,8 +57,8 @@ def with_trained(store: Ledger, fresh: Ledger, baselines: Iterable[Run]) -> Ledg
     return fresh
 
 
-def calibration_pictures(params: Params, data: FaceData, batch: int) -> tuple[Tensor, ...]:
-    """The study's first random draw from its calibration split.
+def calibration_images(params: Params, data: FaceData, batch: int) -> tuple[Tensor, ...]:
+    """Draw the study's first random calibration set from its calibration split.
 
     Returns
     -------

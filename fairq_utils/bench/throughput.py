@@ -1,17 +1,16 @@
-"""How many runs of a study are evaluated per minute, beside a plain loop over the same runs.
+"""Throughput: runs of a study per minute, beside a plain loop over the same runs.
 
 The plain loop is what a script does without this project: for every run it takes the FP32 model
 anew, puts PyTorch's own fake-quantization modules at the input and the weight of every layer, lets
-their observers see the calibration pictures, and asks the model about the test pictures in eager
-mode. Both start from trained checkpoints. Methods that train or learn are left out: their time is
-not that of an evaluation.
+their observers see the calibration images, and predicts for the test images in eager mode. Both
+start from trained checkpoints. Methods that train or learn are left out: their time is not that of
+an evaluation.
 """
 
 from __future__ import annotations
 
 import copy
 import io
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fairq_utils import calibration
+from fairq_utils.bench.outcome import Outcome, say, words
+from fairq_utils.bench.registry import Subject, benchmark
 from fairq_utils.bench.subjects import pinned_threads, with_trained
 from fairq_utils.data.faces import FaceData
 from fairq_utils.deploy.quiet import silence
@@ -44,7 +45,8 @@ from fairq_utils.training import loop as training
 METHOD = "ptq"
 
 
-def bench_study(params: Params) -> tuple[dict[str, Any], str, dict[str, pd.DataFrame]]:
+@benchmark("study", title="runs evaluated per minute, beside a plain loop", needs="study")
+def bench_study(subject: Subject) -> Outcome:
     """Evaluate the static runs of a study by the study, and by a plain loop.
 
     They are those of the grid's entries of ``ptq``. The plain
@@ -52,15 +54,16 @@ def bench_study(params: Params) -> tuple[dict[str, Any], str, dict[str, pd.DataF
 
     Returns
     -------
-    figures, text, tables
+    Outcome
         ``runs_per_minute``, ``plain_runs_per_minute``, ``speedup_vs_eager``, ``runs``; and
-        ``study``: the same by architecture, with seconds for the test pictures in FP32 and W8A8.
+        ``study``: the same by architecture, with seconds for the test images in FP32 and W8A8.
 
     Raises
     ------
     Fault
         A model is not trained yet.
     """
+    params = subject.study
     threads = pinned_threads(params)
     data = faces(params)
     rows = []
@@ -80,10 +83,14 @@ def bench_study(params: Params) -> tuple[dict[str, Any], str, dict[str, pd.DataF
                 **_evaluations(model, data),
             }
         )
-        print(f"study: {rows[-1]}", file=sys.stderr, flush=True)
+        say(f"study: {rows[-1]}")
     table = pd.DataFrame(rows)
     figures = _figures(table, threads)
-    return figures, _words(table, figures), {"study": table}
+    shown = table.assign(
+        faster=table.plain_seconds_per_run / table.seconds_per_run,
+        w8a8_over_fp32=table.w8a8_seconds / table.fp32_seconds,
+    )
+    return Outcome(figures, words(shown.round(2), figures), {"study": table})
 
 
 def _figures(table: pd.DataFrame, threads: int) -> dict[str, Any]:
@@ -99,15 +106,6 @@ def _figures(table: pd.DataFrame, threads: int) -> dict[str, Any]:
     }
 
 
-def _words(table: pd.DataFrame, figures: dict[str, Any]) -> str:
-    shown = table.assign(
-        faster=table.plain_seconds_per_run / table.seconds_per_run,
-        w8a8_over_fp32=table.w8a8_seconds / table.fp32_seconds,
-    ).round(2)
-    lines = [f"{key:<24}{value}" for key, value in figures.items()]
-    return "\n".join([shown.to_string(index=False), "", *lines])
-
-
 def _by_the_study(alone: Params, store: Ledger, wanted: Sequence[Run]) -> float:
     """Seconds in which a study evaluates its runs, in a fresh ledger with the trained models."""
     with tempfile.TemporaryDirectory() as folder:
@@ -120,7 +118,7 @@ def _by_the_study(alone: Params, store: Ledger, wanted: Sequence[Run]) -> float:
 
 
 def static_runs(params: Params, architecture: str) -> Params:
-    """The same study of one architecture, with nothing but the static runs of every sampler."""
+    """Same study of one architecture, with nothing but the static runs of every sampler."""
     given = params.model_dump()
     given["training"]["models"] = {architecture: given["training"]["models"][architecture]}
     given["grid"] = [entry for entry in given["grid"] if entry["method"] == (METHOD,)]
@@ -129,22 +127,22 @@ def static_runs(params: Params, architecture: str) -> Params:
 
 
 def _evaluations(model: nn.Module, data: FaceData) -> dict[str, float]:
-    """Seconds for the test pictures, in FP32 and in integers."""
+    """Seconds for the test images, in FP32 and in integers."""
     images = data.subset("test").images
     batch = architectures.normalize(data.subset("calibration").images[:64])
     quantized, _ = quantize_observed(observe(model, [batch]), QuantSpec.parse("W8A8"))
     use_integers(quantized)
     seconds = {}
-    for name, answering in (("fp32_seconds", model), ("w8a8_seconds", quantized)):
-        training.predict(answering, images[:EVALUATED], batch_size=EVALUATED)
+    for name, network in (("fp32_seconds", model), ("w8a8_seconds", quantized)):
+        training.predict(network, images[:EVALUATED], batch_size=EVALUATED)
         began = time.perf_counter()
-        training.predict(answering, images, batch_size=EVALUATED)
+        training.predict(network, images, batch_size=EVALUATED)
         seconds[name] = time.perf_counter() - began
     return seconds
 
 
 def _plainly(params: Params, run: Run, data: FaceData) -> float:
-    """Seconds that a plain loop needs for one run, from the checkpoint to the answers."""
+    """Seconds that a plain loop needs for one run, from the checkpoint to the predictions."""
     began = time.perf_counter()
     pool = data.subset("calibration")
     rows = calibration.draw(
@@ -170,14 +168,14 @@ def _plainly(params: Params, run: Run, data: FaceData) -> float:
 
 
 def fake_quantized(model: nn.Module, spec: QuantSpec, ranges: str | None) -> nn.Module:
-    """A copy of a model with torchao's observing fake-quantization at every layer's operands.
+    """Copy of a model with torchao's observing fake-quantization at every layer's operands.
 
     Parameters
     ----------
     model : float, in evaluation mode
     spec : QuantSpec
         Bits; first and last layer stand at eight.
-    ranges : ``minmax``; for all others torchao's histogram with its search for the least error
+    ranges : ``minmax``; for all others torchao's histogram with its search for the least MSE
     """
     model = copy.deepcopy(model)
     layers = [m for m in model.modules() if quantizable(m)]

@@ -40,7 +40,7 @@ def decode(encoded: bytes, size: int, *, draft: bool = True) -> NDArray[np.uint8
     The same as resizing the shorter side to ``size`` and cropping the centre, without the long
     sides that a strip of an image would grow. Grey, palette and CMYK become RGB, transparency is
     dropped, and the orientation that a camera noted (EXIF) is applied, as in
-    :func:`fairq_utils.deploy.predict.picture`.
+    :func:`fairq_utils.deploy.predict.read_image`.
 
     Parameters
     ----------

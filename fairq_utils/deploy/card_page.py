@@ -1,4 +1,4 @@
-"""The model card for people: README.md of a deployable folder, from its ``card.json`` alone."""
+"""Model cards for people: README.md of a deployable folder, from its ``card.json`` alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def page(card: dict[str, Any]) -> str:
 
 
 def _head(card: dict[str, Any]) -> list[str]:
-    task, engine, seen, run = card["task"], card["engine"], card["input"], card["run"]
+    task, engine, images, run = card["task"], card["engine"], card["input"], card["run"]
     opset = f", ONNX opset {engine['onnx_opset']}" if engine["onnx_opset"] else ""
     processor = engine["processor"]
     compiled = (
@@ -38,17 +38,17 @@ def _head(card: dict[str, Any]) -> list[str]:
     return [
         f"# {card['name']} for {engine['label']}",
         "",
-        f"Says of a face which it is, *{'* or *'.join(task['classes'])}*: two logits, in this "
+        f"Predicts of a face which it is, *{'* or *'.join(task['classes'])}*: two logits, in this "
         f"order. Run `{run['key']}` of the study `{run['study']}`: method "
         f"{run['method']}, training seed {run['training_seed']}.",
         "",
         f"- Engine: {engine['label']} {engine['version']}{opset}. {compiled}",
-        f"- Input: float32 (N, {len(seen['channels'])}, {seen['size']}, {seen['size']}), "
-        f"{''.join(seen['channels'])}, `(x / {1 / seen['scale']:.0f} - mean) / std` with mean "
-        f"{_list(seen['mean'])} and std {_list(seen['std'])}.",
+        f"- Input: float32 (N, {len(images['channels'])}, {images['size']}, {images['size']}), "
+        f"{''.join(images['channels'])}, `(x / {1 / images['scale']:.0f} - mean) / std` with mean "
+        f"{_list(images['mean'])} and std {_list(images['std'])}.",
         f"- Data: {card['data']['source']}, {card['data']['licence']}; "
         f"{card['data']['images']['train']:,} training and {card['data']['images']['test']:,} test "
-        f"pictures, {_percent(card['data']['share_positive'])} of the latter {task['target']}.",
+        f"images, {_percent(card['data']['share_positive'])} of the latter {task['target']}.",
         f"- Licence: {card['licence']}.",
         "",
     ]
@@ -107,7 +107,7 @@ def _quantization(card: dict[str, Any]) -> list[str]:
     if card["calibration"] is not None:
         drawn = card["calibration"]
         lines.append(
-            f"- Calibrated on {drawn['images']} pictures of the {drawn['split']} split, drawn "
+            f"- Calibrated on {drawn['images']} images of the {drawn['split']} split, drawn "
             f"{drawn['sampler'].replace('_', ' ')}, seed {drawn['seed']}."
         )
     reasons = Counter(found["left_float"].values())
@@ -118,7 +118,7 @@ def _quantization(card: dict[str, Any]) -> list[str]:
 
 
 def _used(spec: dict[str, Any]) -> dict[str, Any]:
-    """Without the options that nothing in this spec asks for."""
+    """Drop the options that nothing in this spec asks for."""
     ranges = (spec["weight_range"], spec["activation_range"])
     idle = {
         "group_size": spec["weight_granularity"] != "group",
@@ -148,21 +148,21 @@ def _measured(card: dict[str, Any]) -> list[str]:
     answered, target = found["answered"], card["task"]["target"]
     same = answered["target"] in (0.0, 1.0)
     warning = (
-        "**It gives the same answer about every picture.** Gaps are then zero whatever it does to "
-        "anyone: they say nothing about fairness."
+        "**It predicts the same for every image.** Gaps are then zero whatever it does to anyone: "
+        "they say nothing about fairness."
     )
     heads = "This file | FP32 | Change |"
     return [
         "## Measured",
         "",
-        f"On {found['images']:,} {found['split']} pictures, answered by the engine; in brackets "
+        f"On {found['images']:,} {found['split']} images, predicted by the engine; in brackets "
         f"{found['confidence']:.0%} bootstrap intervals ({found['replicates']:,} replicates), the "
-        "change paired picture by picture. "
-        f"{_percent(simulation['differs'])} of the answers ({simulation['images']}) differ from "
-        f"the simulation in float{worst}.",
+        "change paired image by image. "
+        f"{_percent(simulation['differs'])} of the predictions ({simulation['images']}) differ "
+        f"from the simulation in float{worst}.",
         "",
-        f"It says *{target}* of {_percent(answered['target'])} of the pictures, FP32 of "
-        f"{_percent(answered['target_fp32'])}; the same answer about everybody would be right of "
+        f"It predicts *{target}* for {_percent(answered['target'])} of the images, FP32 for "
+        f"{_percent(answered['target_fp32'])}; the same prediction for everybody would be right of "
         f"{_percent(answered['accuracy_of_one_answer'])}.",
         "",
         *([warning, ""] if same else []),
@@ -170,7 +170,7 @@ def _measured(card: dict[str, Any]) -> list[str]:
         "| --- | --- | --- | --- | --- |",
         *(f"| {name} | {scope} | {_cells(value)} |" for name, scope, value in rows),
         "",
-        f"| Group | Pictures | {card['task']['target'].capitalize()} | {heads}",
+        f"| Group | Images | {card['task']['target'].capitalize()} | {heads}",
         "| --- | ---: | ---: | --- | --- | --- |",
         *groups,
         "",

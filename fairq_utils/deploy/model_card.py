@@ -1,4 +1,7 @@
-"""What the card of a deployable folder says: counted, measured or looked up, nothing typed."""
+"""Model cards: what is counted, measured or looked up about a deployable folder, and its limits.
+
+Nothing that can be counted is typed; the limits depend on whose images the model was trained on.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,12 @@ from fairq_utils.data.faces import FaceData
 from fairq_utils.data.photographs.registry import COLLECTIONS
 from fairq_utils.data.questions import YOUNG_BELOW
 from fairq_utils.deploy import processor
-from fairq_utils.deploy.engines import ENGINES, files
-from fairq_utils.deploy.engines.answering import Answering
+from fairq_utils.deploy.engines.loaded_model import LoadedModel
+from fairq_utils.deploy.engines.registry import ENGINES, files
 from fairq_utils.deploy.predict import FORMAT, checksum, onnx_opset
 from fairq_utils.quantizers.report import float_bytes
 from fairq_utils.quantizers.spec import QuantSpec
 from fairq_utils.study import run_models, runs, statistics
-from fairq_utils.study import statistics as effects
 from fairq_utils.study.ledger import Run, RunRecord
 from fairq_utils.study.params.data import Data, Photographs
 from fairq_utils.study.params.study import Params
@@ -34,8 +36,12 @@ from fairq_utils.study.planning import baseline_of
 from fairq_utils.training import architectures
 from fairq_utils.training.zoo import display_name
 
+# Packages whose versions a card holds, beside the engine's own.
+PACKAGES = ("fairq-utils", "torch", "torchao", "onnx", "onnxruntime", "openvino", "numpy")
+GAPS = ("demographic_parity_difference", "equalized_odds_difference", "worst_group_accuracy")
+
 RENDERED = (
-    "The people in its training, calibration and test pictures are rendered. Gender, age and "
+    "The people in its training, calibration and test images are rendered. Gender, age and "
     "ancestry are settings of a human model, not identities.",
     "Mechanisms carry over from them to photographs; magnitudes need not.",
 )
@@ -43,7 +49,7 @@ EVERYBODY = (
     "No figure here clears a system for use on people, and none may be held against a group."
 )
 PRETRAINED = (
-    "Its training began from weights learnt on ImageNet, whose pictures are for non-commercial "
+    "Its training began from weights learnt on ImageNet, whose images are for non-commercial "
     "research and education only."
 )
 PAGES = {
@@ -52,70 +58,9 @@ PAGES = {
 }
 
 
-def limits(params: Params) -> list[str]:
-    """Sentences, the most particular first; the last names the page of the book.
-
-    Parameters
-    ----------
-    params : the study
-    """
-    data = params.data
-    own = RENDERED if isinstance(data, Data) else _of_photographs(params, data)
-    page = PAGES["rendered" if isinstance(data, Data) else "photographs"]
-    begun = (PRETRAINED,) * params.training.pretrained
-    return [*own, *begun, EVERYBODY, f"See the book, {page}."]
-
-
-def licence(params: Params, code: str) -> str:
-    """Under which terms a model may be used.
-
-    Parameters
-    ----------
-    params : the study
-    code : the licence of fairq-utils, which a model of rendered people is under
-    """
-    if isinstance(params.data, Data):
-        return code
-    return (
-        f"that of its training pictures ({COLLECTIONS[params.data.name].title}), which are "
-        f"{_terms(params.data.name)}"
-    )
-
-
-def _of_photographs(params: Params, data: Photographs) -> tuple[str, ...]:
-    entry = COLLECTIONS[data.name]
-    cited = entry.source().citation
-    terms = (
-        f"The photographs in its training, calibration and test splits are those of {entry.title}, "
-        f"{_terms(data.name)}: {entry.passing_on}." + f" Cite {cited}." * bool(cited)
-    )
-    labels = (
-        f"Labels and groups are how people looked to others, not identities: {entry.labelled}"
-        ". What is measured here is agreement with that, by groups of that."
-    )
-    words = {*answers(params), *(value for names in values(params).values() for value in names)}
-    young = f"Young is below {YOUNG_BELOW} years, old is everybody else."
-    framed = (
-        f"It knows faces framed as {entry.title} frames them; `fairq predict` takes the middle of "
-        "a picture and looks for no face."
-    )
-    aged = (young,) * (entry.ages and "young" in words)
-    return (terms, labels, *aged, framed)
-
-
-def _terms(name: str) -> str:
-    """A collection's licence, to follow ``are``."""
-    found = COLLECTIONS[name].source().licence
-    return found if found.startswith("for ") else f"under {found}"
-
-
-PACKAGES = ("fairq-utils", "torch", "torchao", "onnx", "onnxruntime", "openvino", "numpy")
-GAPS = ("demographic_parity_difference", "equalized_odds_difference", "worst_group_accuracy")
-
-
 @dataclass(frozen=True)
 class Margins:
-    """Logit of the target less that of its absence, of every test picture, by whom.
+    """Logit of the target less that of its absence, of every test image, by three models.
 
     Attributes
     ----------
@@ -132,20 +77,23 @@ def card(
     params: Params,
     run: Run,
     rebuilt: run_models.Rebuilt,
-    answering: Answering,
+    loaded: LoadedModel,
     folder: Path,
     data: FaceData,
     margins: Margins,
 ) -> dict[str, Any]:
-    """The card, ready for JSON; what is not defined, such as a rate of no images, is None.
+    """Make the card, ready for JSON; what is not defined, such as a rate of no images, is None.
 
     Parameters
     ----------
+    params, run : the study, and which of its runs this is
+    rebuilt : that run's models
+    loaded : the file, as its engine has loaded it
     folder : where the engine's files are
     data : all splits
     margins : on the test split
     """
-    listed = files(answering.engine, folder)
+    listed = files(loaded.engine, folder)
     test = data.subset("test")
     classes = data.meta["classes"]  # in the order of the logits
     return {
@@ -166,13 +114,13 @@ def card(
             "mean": list(architectures.MEAN),
             "std": list(architectures.STD),
         },
-        "engine": _engine(answering, listed[0]),
-        "packages": _versions(),
+        "engine": _engine(loaded, listed[0]),
+        "packages": _versions(ENGINES[loaded.engine].package),
         "files": {
             path.name: {"bytes": path.stat().st_size, "sha256": checksum(path)} for path in listed
         },
         "size": _size(rebuilt, run, sum(path.stat().st_size for path in listed)),
-        "quantization": _quantization(rebuilt, run, answering),
+        "quantization": _quantization(rebuilt, run, loaded),
         "calibration": _calibration(run),
         "data": {
             "source": test.meta["source"],
@@ -186,70 +134,8 @@ def card(
     }
 
 
-def _engine(answering: Answering, file: Path) -> dict[str, Any]:
-    found = ENGINES[answering.engine]
-    compiled = answering.engine == "inductor"
-    return {
-        "name": answering.engine,
-        "label": found.label,
-        "version": version(found.package),
-        "onnx_opset": onnx_opset(file) if file.suffix == ".onnx" else None,
-        "batch": answering.batch,
-        "processor": {
-            "machine": platform.machine(),
-            "name": processor.model_name(),
-            "capability": torch.backends.cpu.get_cpu_capability(),
-            # Other engines choose their kernels when they load a file.
-            "instructions": list(processor.instructions()) if compiled else [],
-        },
-    }
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found | {"commit": runs.provenance()["commit"]}
-
-
-def _size(rebuilt: run_models.Rebuilt, run: Run, on_disk: int) -> dict[str, Any]:
-    full = rebuilt.report.get("float_bytes", float_bytes(rebuilt.fp32))
-    bits = QuantSpec.parse(run.bits).weight_bits if run.bits else 32
-    return {
-        "on_disk": on_disk,
-        "packed": rebuilt.report.get("size_bytes", full),
-        "fp32": full,
-        "ratio_of_bits": 32 / bits,
-        "ratio_on_disk": full / on_disk,
-    }
-
-
-def _quantization(
-    rebuilt: run_models.Rebuilt, run: Run, answering: Answering
-) -> dict[str, Any] | None:
-    if not rebuilt.report:
-        return None
-    kept = ("spec", "layers", "operations", "left_float", "folded")
-    kernels = None if answering.kernels is None else asdict(answering.kernels)
-    return {"bits": run.bits, **{k: rebuilt.report[k] for k in kept}, "kernels": kernels}
-
-
-def _calibration(run: Run) -> dict[str, Any] | None:
-    if run.sampler is None:
-        return None
-    return {
-        "split": "calibration",
-        "images": run.calibration_images,
-        "sampler": run.sampler,
-        "seed": run.calibration_seed,
-    }
-
-
 def measured(params: Params, run: Run, data: FaceData, margins: Margins) -> dict[str, Any]:
-    """What the test pictures say about the deployed file, beside FP32 and the simulation.
+    """Measure the deployed file on the test images, beside FP32 and the simulation.
 
     Parameters
     ----------
@@ -260,10 +146,10 @@ def measured(params: Params, run: Run, data: FaceData, margins: Margins) -> dict
     -------
     mapping
         ``accuracy``; ``answered``, how often the target is predicted by the file and by FP32, and
-        the accuracy of saying the same of everybody; ``gaps`` and ``groups`` by scope
-        (:func:`fairq_utils.study.statistics.scopes`); ``simulation``, the share of answers that
-        differ from it. Fractions; every statistic with its value at FP32, the paired change, and
-        intervals.
+        the accuracy of predicting the same for everybody; ``gaps`` and ``groups`` by scope
+        (:func:`fairq_utils.study.statistics.scopes`); ``simulation``, the share of predictions
+        that differ from it. Fractions; every statistic with its value at FP32, the paired change,
+        and intervals.
     """
     reference = _record(baseline_of(run), data, margins.fp32, margins.fp32)
     deployed = _record(run, data, margins.fp32, margins.deployed)
@@ -286,6 +172,97 @@ def measured(params: Params, run: Run, data: FaceData, margins: Margins) -> dict
     }
 
 
+def limits(params: Params) -> list[str]:
+    """Limits as sentences, the most particular first; the last names the page of the book.
+
+    Parameters
+    ----------
+    params : the study
+    """
+    data = params.data
+    own = RENDERED if isinstance(data, Data) else _of_photographs(params, data)
+    page = PAGES["rendered" if isinstance(data, Data) else "photographs"]
+    begun = (PRETRAINED,) * params.training.pretrained
+    return [*own, *begun, EVERYBODY, f"See the book, {page}."]
+
+
+def licence(params: Params, code: str) -> str:
+    """Terms under which a model may be used.
+
+    Parameters
+    ----------
+    params : the study
+    code : the licence of fairq-utils, which a model of rendered people is under
+    """
+    if isinstance(params.data, Data):
+        return code
+    return (
+        f"that of its training images ({COLLECTIONS[params.data.name].title}), which are "
+        f"{_terms(params.data.name)}"
+    )
+
+
+def _engine(loaded: LoadedModel, file: Path) -> dict[str, Any]:
+    found = ENGINES[loaded.engine]
+    return {
+        "name": loaded.engine,
+        "label": found.label,
+        "version": version(found.package),
+        "onnx_opset": onnx_opset(file) if file.suffix == ".onnx" else None,
+        "batch": loaded.batch,
+        "processor": {
+            "machine": platform.machine(),
+            "name": processor.model_name(),
+            "capability": torch.backends.cpu.get_cpu_capability(),
+            # Engines that compile nothing choose their kernels when they load a file.
+            "instructions": list(processor.instructions()) if found.compiled else [],
+        },
+    }
+
+
+def _versions(engine: str) -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in dict.fromkeys([*PACKAGES, engine]):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found | {"commit": runs.provenance()["commit"]}
+
+
+def _size(rebuilt: run_models.Rebuilt, run: Run, on_disk: int) -> dict[str, Any]:
+    full = rebuilt.report.get("float_bytes", float_bytes(rebuilt.fp32))
+    bits = QuantSpec.parse(run.bits).weight_bits if run.bits else 32
+    return {
+        "on_disk": on_disk,
+        "packed": rebuilt.report.get("size_bytes", full),
+        "fp32": full,
+        "ratio_of_bits": 32 / bits,
+        "ratio_on_disk": full / on_disk,
+    }
+
+
+def _quantization(
+    rebuilt: run_models.Rebuilt, run: Run, loaded: LoadedModel
+) -> dict[str, Any] | None:
+    if not rebuilt.report:
+        return None
+    kept = ("spec", "layers", "operations", "left_float", "folded")
+    kernels = None if loaded.kernels is None else asdict(loaded.kernels)
+    return {"bits": run.bits, **{k: rebuilt.report[k] for k in kept}, "kernels": kernels}
+
+
+def _calibration(run: Run) -> dict[str, Any] | None:
+    if run.sampler is None:
+        return None
+    return {
+        "split": "calibration",
+        "images": run.calibration_images,
+        "sampler": run.sampler,
+        "seed": run.calibration_seed,
+    }
+
+
 def _answered(test: FaceData, margins: Margins) -> dict[str, float]:
     share = float(test.target.mean())
     return {
@@ -303,14 +280,14 @@ def _record(
 
 def _bootstrap(
     params: Params,
-    pair: effects.Pair,
+    pair: statistics.Pair,
     attributes: Sequence[str],
-    statistics: Mapping[str, stats.Statistic],
+    wanted: Mapping[str, stats.Statistic],
 ) -> dict[str, dict[str, float | None]]:
     """Each statistic: of the deployed file, of FP32, and the change, with intervals."""
     table = stats.paired_bootstrap(
-        effects.shared([pair], attributes),
-        statistics,
+        statistics.shared([pair], attributes),
+        wanted,
         replicates=params.analysis.replicates,
         confidence=params.analysis.confidence,
         seed=params.data.seed,
@@ -365,3 +342,30 @@ def _against_simulation(pair: RunRecord, attributes: Sequence[str]) -> dict[str,
         "worst_group": counts.groups[worst].replace("|", " ") if counts.flips.any() else None,
         "differs_in_worst_group": float(shares[worst]),
     }
+
+
+def _of_photographs(params: Params, data: Photographs) -> tuple[str, ...]:
+    entry = COLLECTIONS[data.name]
+    cited = entry.source().citation
+    terms = (
+        f"The photographs in its training, calibration and test splits are those of {entry.title}, "
+        f"{_terms(data.name)}: {entry.passing_on}." + f" Cite {cited}." * bool(cited)
+    )
+    labels = (
+        f"Labels and groups are how people looked to others, not identities: {entry.labelled}"
+        ". What is measured here is agreement with that, by groups of that."
+    )
+    words = {*answers(params), *(value for names in values(params).values() for value in names)}
+    young = f"Young is below {YOUNG_BELOW} years, old is everybody else."
+    framed = (
+        f"It knows faces framed as {entry.title} frames them; `fairq predict` takes the middle of "
+        "an image and looks for no face."
+    )
+    aged = (young,) * (entry.ages and "young" in words)
+    return (terms, labels, *aged, framed)
+
+
+def _terms(name: str) -> str:
+    """A collection's licence, to follow ``are``."""
+    found = COLLECTIONS[name].source().licence
+    return found if found.startswith("for ") else f"under {found}"

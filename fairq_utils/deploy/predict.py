@@ -1,7 +1,7 @@
-"""Answers of a deployable folder about image files, without PyTorch unless it is the engine.
+"""Predictions of a deployed model for image files, without PyTorch unless it is the engine.
 
-A folder is what :func:`fairq_utils.deploy.deployable.export` writes. Its card is checked against
-the files and against this machine before anything is answered.
+A folder is what :func:`fairq_utils.deploy.export.export` writes. Its card is checked against the
+files and against this machine before anything is predicted.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fairq_utils.deploy import processor
-from fairq_utils.deploy.engines import ENGINES, installed, load
-from fairq_utils.deploy.engines.answering import Answering, NotRunning
+from fairq_utils.deploy.engines.loaded_model import LoadedModel, NotRunning
+from fairq_utils.deploy.engines.registry import ENGINES, installed, load
 from fairq_utils.errors import BadInput, Fault
+from fairq_utils.registry import unknown
 
 FORMAT = 1  # of a folder; one of another format is not read
 CARD = "card.json"
@@ -36,18 +37,18 @@ class BadDeployable(BadInput):
     """A folder does not hold a model that can run here; the message says what, and the way out."""
 
 
-class NoPicture(Fault):
-    """A file is missing or is no picture that can be read; the message names it."""
+class NoImage(Fault):
+    """A file is missing or is no image that can be read; the message names it."""
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What a card promises, as far as answering depends on it.
+    """Terms of a card that predictions depend on.
 
     Attributes
     ----------
-    engine, version : name in :data:`fairq_utils.deploy.engines.ENGINES`, and what the folder
-        was made with
+    engine, version : name in :data:`fairq_utils.deploy.engines.registry.ENGINES`, and what the
+        folder was made with
     opset : of the ONNX file; None where there is none
     machine, instructions : of the processor that compiled the file; empty where nothing was
     files : name -> (SHA-256, bytes)
@@ -74,15 +75,15 @@ class Terms:
 
 @dataclass(frozen=True)
 class Deployed:
-    """A folder that was checked, and its model, loaded."""
+    """Folder that was checked, and its model, loaded."""
 
     terms: Terms
-    answering: Answering
+    model: LoadedModel
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the model says about one picture.
+class Prediction:
+    """Prediction for one image.
 
     Attributes
     ----------
@@ -98,11 +99,11 @@ class Answer:
     probability: float
 
     def line(self) -> str:
-        """For people: the file, the class, the probability of the target class."""
+        """Line for people: the file, the class, the probability of the target class."""
         return f"{self.image}  {self.label}  {self.target}: {self.probability:.4f}"
 
     def as_json(self) -> str:
-        """For machines: the same as one JSON object."""
+        """Line for machines: the same as one JSON object."""
         return json.dumps(
             {
                 "image": str(self.image),
@@ -129,41 +130,41 @@ def open_deployable(folder: str | os.PathLike[str], threads: int = 1) -> Deploye
     _check_files(folder, terms)
     _check_engine(folder, terms)
     try:
-        answering = load(terms.engine, folder, threads)
+        model = load(terms.engine, folder, threads)
     except NotRunning as error:
         raise BadDeployable(str(error)) from error
-    if terms.engine == "onnxruntime":
-        _check_opset(folder, terms)
-    if answering.shape not in (None, (3, terms.size, terms.size)):
+    _check_opset(folder, terms)
+    if model.shape not in (None, (3, terms.size, terms.size)):
         raise BadDeployable(
-            f"{folder / CARD}: the card says pictures of {terms.size} pixels, and "
-            f"{ENGINES[terms.engine].file} takes {answering.shape}; {AGAIN}"
+            f"{folder / CARD}: the card says images of {terms.size} pixels, and "
+            f"{ENGINES[terms.engine].file} takes {model.shape}; {AGAIN}"
         )
-    return Deployed(terms, answering)
+    return Deployed(terms, model)
 
 
 def classify(
-    deployed: Deployed, images: Sequence[str | os.PathLike[str]]
-) -> Iterator[Answer | NoPicture]:
-    """Answer about image files, in their order; what cannot be read comes back as its error."""
-    paths = [Path(image) for image in images]
-    size = deployed.answering.batch or BATCH
+    deployed: Deployed, files: Sequence[str | os.PathLike[str]]
+) -> Iterator[Prediction | NoImage]:
+    """Predict for image files, in their order; what cannot be read comes back as its error."""
+    paths = [Path(file) for file in files]
+    size = deployed.model.batch or BATCH
     for start in range(0, len(paths), size):
-        read = [_picture_or_why(path, deployed.terms.size) for path in paths[start : start + size]]
-        pictures = [found for found in read if not isinstance(found, NoPicture)]
-        answers = iter(_answers(deployed, np.stack(pictures)) if pictures else ())
+        read = [_image_or_why(path, deployed.terms.size) for path in paths[start : start + size]]
+        images = [found for found in read if not isinstance(found, NoImage)]
+        predictions = iter(_predictions(deployed, np.stack(images)) if images else ())
         for path, found in zip(paths[start : start + size], read, strict=True):
-            if isinstance(found, NoPicture):
+            if isinstance(found, NoImage):
                 yield found
             else:
-                label, probability = next(answers)
+                label, probability = next(predictions)
                 target = deployed.terms.classes[deployed.terms.target]
-                yield Answer(path, label, target, probability)
+                yield Prediction(path, label, target, probability)
 
 
-def _answers(deployed: Deployed, pictures: NDArray[np.uint8]) -> list[tuple[str, float]]:
+def _predictions(deployed: Deployed, images: NDArray[np.uint8]) -> list[tuple[str, float]]:
+    """Class and probability of the target class, of each image (N, 3, H, W)."""
     terms = deployed.terms
-    logits = deployed.answering.in_batches(normalize(pictures, terms.mean, terms.std), BATCH)
+    logits = deployed.model.in_batches(normalize(images, terms.mean, terms.std), BATCH)
     shifted = np.exp(logits.astype(float) - logits.max(axis=1, keepdims=True))
     shares = shifted / shifted.sum(axis=1, keepdims=True)
     return [(terms.classes[row.argmax()], float(row[terms.target])) for row in shares]
@@ -172,7 +173,7 @@ def _answers(deployed: Deployed, pictures: NDArray[np.uint8]) -> list[tuple[str,
 def normalize(
     images: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]
 ) -> NDArray[np.float32]:
-    """What the model eats, as :func:`fairq_utils.training.architectures.normalize` makes it.
+    """Input of a model, as :func:`fairq_utils.training.architectures.normalize` makes it.
 
     Parameters
     ----------
@@ -192,8 +193,8 @@ def normalize(
     return np.ascontiguousarray((images.astype(np.float32) / np.float32(255) - m) / s)
 
 
-def picture(path: str | os.PathLike[str], size: int) -> NDArray[np.uint8]:
-    """An image file as the model expects pictures: upright, RGB, its middle square, resized.
+def read_image(path: str | os.PathLike[str], size: int) -> NDArray[np.uint8]:
+    """Read an image file as the model expects it: upright, RGB, its middle square, resized.
 
     Parameters
     ----------
@@ -207,29 +208,27 @@ def picture(path: str | os.PathLike[str], size: int) -> NDArray[np.uint8]:
 
     Raises
     ------
-    NoPicture
-        The file is missing, no picture, damaged, or has more than 8 bits a channel.
+    NoImage
+        The file is missing, no image, damaged, or has more than 8 bits a channel.
     """
     try:
         with Image.open(path) as opened:
             if opened.mode not in EIGHT_BITS:
-                raise NoPicture(
+                raise NoImage(
                     f"{path}: its pixels have more than 8 bits a channel (mode {opened.mode}); "
                     "save it with 8, as PNG or JPEG"
                 )
             image = ImageOps.exif_transpose(opened).convert("RGB")
     except FileNotFoundError:
-        raise NoPicture(f"{path}: there is no such file; check its name") from None
+        raise NoImage(f"{path}: there is no such file; check its name") from None
     except UnidentifiedImageError:
-        raise NoPicture(
-            f"{path}: this is no picture that can be read; give a PNG or JPEG"
-        ) from None
+        raise NoImage(f"{path}: this is no image that can be read; give a PNG or JPEG") from None
     except IsADirectoryError:
-        raise NoPicture(f"{path}: this is a folder; name the pictures in it") from None
+        raise NoImage(f"{path}: this is a folder; name the images in it") from None
     except Image.DecompressionBombError:
-        raise NoPicture(f"{path}: this picture is too large to be read; make it smaller") from None
+        raise NoImage(f"{path}: this image is too large to be read; make it smaller") from None
     except (OSError, SyntaxError, ValueError) as error:
-        raise NoPicture(f"{path}: cannot be read ({error}); save the picture again") from error
+        raise NoImage(f"{path}: cannot be read ({error}); save the image again") from error
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     square = image.crop((left, top, left + side, top + side))
@@ -237,10 +236,10 @@ def picture(path: str | os.PathLike[str], size: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.asarray(resized, np.uint8).transpose(2, 0, 1))
 
 
-def _picture_or_why(path: Path, size: int) -> NDArray[np.uint8] | NoPicture:
+def _image_or_why(path: Path, size: int) -> NDArray[np.uint8] | NoImage:
     try:
-        return picture(path, size)
-    except NoPicture as error:
+        return read_image(path, size)
+    except NoImage as error:
         return error
 
 
@@ -269,14 +268,12 @@ def _terms(path: Path) -> Terms:
         ) from error
     _check_input(path, terms)
     if terms.engine not in ENGINES:
-        raise BadDeployable(
-            f"{path}: the engine {terms.engine!r} is not one of {', '.join(ENGINES)}; {AGAIN}"
-        )
+        raise BadDeployable(f"{path}: the engine {unknown(terms.engine, ENGINES)}; or {AGAIN}")
     return terms
 
 
 def _read_terms(card: dict[str, Any]) -> Terms:
-    engine, seen, task = card["engine"], card["input"], card["task"]
+    engine, images, task = card["engine"], card["input"], card["task"]
     opset = engine["onnx_opset"]
     return Terms(
         engine=str(engine["name"]),
@@ -287,16 +284,16 @@ def _read_terms(card: dict[str, Any]) -> Terms:
         files={
             str(name): (str(of["sha256"]), int(of["bytes"])) for name, of in card["files"].items()
         },
-        size=int(seen["size"]),
-        mean=tuple(map(float, seen["mean"])),
-        std=tuple(map(float, seen["std"])),
+        size=int(images["size"]),
+        mean=tuple(map(float, images["mean"])),
+        std=tuple(map(float, images["std"])),
         classes=tuple(map(str, task["classes"])),
         target=int(task["logit"]),
     )
 
 
 def _check_input(path: Path, terms: Terms) -> None:
-    """Refuse a card by which every picture would get the same answer, or one under a false name."""
+    """Refuse a card by which all images would get one prediction, or one under a false name."""
     numbers = (*terms.mean, *terms.std)
     if len(terms.mean) != 3 or len(terms.std) != 3 or not all(map(math.isfinite, numbers)):
         wrong = "mean and std are not three finite numbers each"
@@ -310,8 +307,7 @@ def _check_input(path: Path, terms: Terms) -> None:
 
 
 def _check_files(folder: Path, terms: Terms) -> None:
-    found = ENGINES[terms.engine]
-    for name in (found.file, *found.further):
+    for name in ENGINES[terms.engine].files:
         path = folder / name
         if name not in terms.files:
             raise BadDeployable(f"{folder / CARD}: this card does not list {name}; {AGAIN}")
@@ -336,7 +332,7 @@ def _check_engine(folder: Path, terms: Terms) -> None:
             f"only tested there, and {here} is installed; install {engine.package} "
             f"{'.'.join(terms.version.split('.')[:2])}, or {AGAIN}"
         )
-    if terms.engine != "inductor":
+    if not engine.compiled:
         return
     missing = sorted(set(terms.instructions) - set(processor.instructions()))
     if missing or terms.machine != platform.machine():
@@ -349,6 +345,8 @@ def _check_engine(folder: Path, terms: Terms) -> None:
 
 def _check_opset(folder: Path, terms: Terms) -> None:
     path = folder / ENGINES[terms.engine].file
+    if path.suffix != ".onnx":
+        return
     opset = onnx_opset(path)
     if opset != terms.opset:
         raise BadDeployable(
@@ -358,7 +356,7 @@ def _check_opset(folder: Path, terms: Terms) -> None:
 
 
 def onnx_opset(path: Path) -> int:
-    """The opset that an ONNX file is written in."""
+    """Opset that an ONNX file is written in."""
     import onnx
 
     imports = onnx.load(path, load_external_data=False).opset_import

@@ -1,4 +1,4 @@
-"""What a processor has: for integers, as a caption wants it, and for compiled code to run on."""
+"""Name and instructions of a processor, for captions and for compiled code to run on."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ COMPILED = re.compile(r"avx|amx|fma|f16c|bmi|vaes|gfni|vpclmulqdq|sha_ni|sse4|mo
 
 @lru_cache(maxsize=1)
 def model_name() -> str:
-    """The processor's own name, or its family where it has none."""
+    """Name of the processor, or of its family where it has none."""
     return _field("model name") or platform.processor() or platform.machine()
 
 
 @lru_cache(maxsize=1)
 def flags() -> tuple[str, ...]:
-    """Those of :data:`FLAGS` that the processor has; empty where the system does not say."""
+    """Instructions of :data:`FLAGS` that the processor has; empty where the system does not say."""
     has = (_field("flags") or _field("Features") or "").split()
     return tuple(flag for flag in FLAGS if flag in has)
 

@@ -1,4 +1,4 @@
-"""Toolkits say much that is of no use in a table: progress bars, advice, time stamps."""
+"""Silence for toolkits, which say much that is of no use here: progress, advice, time stamps."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import pandas as pd
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
-from fairq_utils.deploy.engines import ENGINES
+from fairq_utils.deploy.engines.registry import ENGINES
 from fairq_utils.quantizers.spec import QuantSpec
 from fairq_utils.report.chapter import DEFAULT, glue
 from fairq_utils.report.figures import BELOW, finished, panels

@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fairq_utils.bench.peers import EDGE_BITS, Answer, Task
+from fairq_utils.bench.peers.registry import EDGE_BITS, Logits, Task, peer
 
 EQUALIZATIONS = 20  # iterations
 # Share of values kept inside, in percent.
 PERCENTILE = {4: 99.9, 8: 99.99}
 
 
-def quantize(task: Task) -> Answer:
-    """The quantized model as a function of pictures."""
+def quantize(task: Task) -> Logits:
+    """Quantize a model; returns its logits as a function of images."""
     from brevitas.graph.calibrate import bias_correction_mode, calibration_mode
     from brevitas.graph.gptq import gptq_mode
     from brevitas.graph.quantize import layerwise_quantize, preprocess_for_quantize
@@ -41,29 +41,29 @@ def quantize(task: Task) -> Answer:
         model = layerwise_quantize(model, _layers(EDGE_BITS, EDGE_BITS)).eval()
         model(task.batches[0])  # sets the scales of the weights
         with calibration_mode(model):
-            _show(model, task)
+            _observe(model, task)
         if task.weight_bits < 8:
             with gptq_mode(model, use_quant_activations=False) as gptq:
                 for _ in range(gptq.num_layers):
-                    _show(gptq.model, task)
+                    _observe(gptq.model, task)
                     gptq.update()
         with bias_correction_mode(model):
-            _show(model, task)
+            _observe(model, task)
 
-    def answer(images: Tensor) -> Tensor:
-        logits: Tensor = model(images)
-        return logits
+    def logits(images: Tensor) -> Tensor:
+        found: Tensor = model(images)
+        return found
 
-    return answer
+    return logits
 
 
-def _show(model: Any, task: Task) -> None:
+def _observe(model: Any, task: Task) -> None:
     for images in task.batches:
         model(images)
 
 
 def _layers(weight_bits: int, activation_bits: int) -> dict[type[nn.Module], Any]:
-    """Which layer is replaced by which, and how its operands are quantized."""
+    """Replacements of layers, and how their operands are quantized."""
     from brevitas import nn as qnn
     from brevitas.core.scaling.standalone import ParameterFromStatsFromParameterScaling
     from brevitas.quant.scaled_int import Int8WeightPerChannelFloat, Int32Bias
@@ -83,3 +83,6 @@ def _layers(weight_bits: int, activation_bits: int) -> dict[type[nn.Module], Any
         "return_quant_tensor": False,
     }
     return {nn.Conv2d: (qnn.QuantConv2d, options), nn.Linear: (qnn.QuantLinear, options)}
+
+
+peer("brevitas", label="Brevitas", package="brevitas", quantize=quantize)

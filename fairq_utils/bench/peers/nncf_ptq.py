@@ -6,11 +6,16 @@ call that ignores all others, since the number of bits is one for a whole call.
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from fairq_utils.bench.peers import EDGE_BITS, Answer, NotOffered, Task
+from fairq_utils.bench.outcome import NotOffered
+from fairq_utils.bench.peers.registry import EDGE_BITS, Logits, Task, peer
+from fairq_utils.deploy.engines.registry import files
+from fairq_utils.deploy.engines.registry import write as write_float
 
 # What NNCF would also quantize, but has no four-bit grid for; and residual additions, which four
 # bits ruin. All of it is computed in float in the other four-bit columns too.
@@ -28,8 +33,8 @@ FLOAT_AT_FEW_BITS = [
 ]
 
 
-def quantize(task: Task) -> Answer:
-    """The quantized model as a function of pictures."""
+def quantize(task: Task) -> Logits:
+    """Quantize a model; returns its logits as a function of images."""
     import nncf
 
     if task.activation_bits < 8 and _has_depthwise(task.model):
@@ -50,11 +55,29 @@ def quantize(task: Task) -> Answer:
         inner = _quantize(task, task.model, task.weight_bits, task.activation_bits, npu, few)
         model = _quantize(task, inner, EDGE_BITS, EDGE_BITS, npu, rest)
 
-    def answer(images: Tensor) -> Tensor:
-        logits: Tensor = model(images)
-        return logits
+    def logits(images: Tensor) -> Tensor:
+        found: Tensor = model(images)
+        return found
 
-    return answer
+    return logits
+
+
+def write(task: Task, example: Tensor, path: Path) -> None:
+    """Write an OpenVINO file, quantized by NNCF on OpenVINO's model."""
+    import nncf
+    import openvino
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_float(task.model, "openvino", folder, task.batches[0])
+        model = openvino.Core().read_model(files("openvino", folder)[0])
+        images = [image.numpy() for batch in task.batches for image in batch.split(1)]
+        quantized = nncf.quantize(
+            model,
+            nncf.Dataset(images),
+            subset_size=len(images),
+            model_type=nncf.ModelType.TRANSFORMER if task.transformer else None,
+        )
+        openvino.save_model(quantized, path, compress_to_fp16=False)
 
 
 def _quantize(
@@ -96,3 +119,6 @@ def _quantize(
 def _has_depthwise(model: nn.Module) -> bool:
     convolutions = (m for m in model.modules() if isinstance(m, nn.Conv2d))
     return any(m.groups > 1 and m.groups == m.in_channels for m in convolutions)
+
+
+peer("nncf", label="NNCF", package="nncf", quantize=quantize, engine="openvino", write=write)

@@ -26,7 +26,8 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor
 
-from fairq_utils.bench.peers import Answer, NotOffered, Task
+from fairq_utils.bench.outcome import NotOffered
+from fairq_utils.bench.peers.registry import Logits, Task, peer
 
 OPSET = 21  # the first with four-bit integers
 LAYERS = ["Conv", "Gemm", "MatMul"]
@@ -36,22 +37,26 @@ INPUTS = {4: QuantType.QUInt4, 8: QuantType.QUInt8}
 PERCENTILE = {4: 99.9, 8: 99.99}
 
 
-def quantize(task: Task) -> Answer:
-    """The quantized model as a function of pictures."""
+def quantize(task: Task) -> Logits:
+    """Quantize a model; returns its logits as a function of images."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "quantized.onnx"
-        write(task, path)
-        engine = _engine(path, optimize=task.activation_bits == 8)
+        write(task, task.batches[0], path)
+        session = _session(path, optimize=task.activation_bits == 8)
 
-    def answer(images: Tensor) -> Tensor:
-        (logits,) = engine.run(None, {"images": _array(images)})
-        return torch.from_numpy(logits)
+    def logits(images: Tensor) -> Tensor:
+        (found,) = session.run(None, {"images": _array(images)})
+        return torch.from_numpy(found)
 
-    return answer
+    return logits
 
 
-def write(task: Task, path: Path) -> None:
-    """The quantized model as an ONNX file.
+def write(task: Task, example: Tensor, path: Path) -> None:
+    """Write the quantized model as an ONNX file.
+
+    Parameters
+    ----------
+    example : float32 (N, 3, H, W), N of 2 or more
 
     Raises
     ------
@@ -64,7 +69,7 @@ def write(task: Task, path: Path) -> None:
     onnxruntime.set_default_logger_severity(4)
     with tempfile.TemporaryDirectory() as folder:
         exported = Path(folder) / "float.onnx"
-        _export(task, exported)
+        _export(task, example, exported)
         options: dict[str, Any] = {"CalibPercentile": PERCENTILE[task.activation_bits]}
         if (task.weight_bits, task.activation_bits) != (8, 8):
             options["TensorQuantOverrides"] = _edges(onnx.load(exported))
@@ -92,12 +97,12 @@ def _array(images: Tensor) -> NDArray[np.float32]:
     return array
 
 
-def _export(task: Task, path: Path) -> None:
-    """The model as ONNX, pre-processed as quantization wants it."""
+def _export(task: Task, example: Tensor, path: Path) -> None:
+    """Write the model as ONNX, pre-processed as quantization wants it."""
     raw = path.with_name("raw.onnx")
     torch.onnx.export(
         task.model,
-        (task.batches[0][:2].contiguous(),),
+        (example[:2].contiguous(),),
         raw,
         input_names=["images"],
         output_names=["logits"],
@@ -121,7 +126,7 @@ def _edges(model: onnx.ModelProto) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def _engine(path: Path, *, optimize: bool) -> onnxruntime.InferenceSession:
+def _session(path: Path, *, optimize: bool) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     if not optimize:
@@ -131,7 +136,7 @@ def _engine(path: Path, *, optimize: bool) -> onnxruntime.InferenceSession:
 
 
 class _Calibration(CalibrationDataReader):
-    """The calibration pictures, batch by batch."""
+    """The calibration images, batch by batch."""
 
     def __init__(self, batches: tuple[Tensor, ...]) -> None:
         self.rest: Iterator[Tensor] = iter(batches)
@@ -140,3 +145,13 @@ class _Calibration(CalibrationDataReader):
         """One batch, or None at the end."""
         batch = next(self.rest, None)
         return None if batch is None else {"images": _array(batch)}
+
+
+peer(
+    "onnxruntime",
+    label="ONNX Runtime",
+    package="onnxruntime",
+    quantize=quantize,
+    engine="onnxruntime",
+    write=write,
+)

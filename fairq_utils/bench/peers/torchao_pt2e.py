@@ -7,6 +7,7 @@ describes: the same observers, with narrower ``quant_min`` and ``quant_max``.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,25 +25,31 @@ from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
     get_default_x86_inductor_quantization_config,
 )
 
-from fairq_utils.bench.peers import EDGE_BITS, Answer, Task
+from fairq_utils.bench.peers.registry import EDGE_BITS, Logits, Task, peer
+from fairq_utils.deploy.engines.registry import write as write_file
 
 LAYERS = (torch.ops.aten.conv2d.default, torch.ops.aten.linear.default)
 EPS = 2**-12  # smallest scale, as in torchao's own recipes
 
 
-def quantize(task: Task) -> Answer:
-    """The quantized model as a function of pictures."""
-    model = converted(task)
+def quantize(task: Task) -> Logits:
+    """Quantize a model; returns its logits as a function of images."""
+    model = _converted(task)
 
-    def answer(images: Tensor) -> Tensor:
-        logits: Tensor = model(images)
-        return logits
+    def logits(images: Tensor) -> Tensor:
+        found: Tensor = model(images)
+        return found
 
-    return answer
+    return logits
 
 
-def converted(task: Task) -> GraphModule:
-    """The quantized model."""
+def write(task: Task, example: Tensor, path: Path) -> None:
+    """Write an Inductor file, for the example's batch size."""
+    write_file(_converted(task), "inductor", path.parent, example)
+
+
+def _converted(task: Task) -> GraphModule:
+    """Quantized model."""
     batch = torch.export.Dim("batch", min=1, max=4096)
     example = task.batches[0].contiguous()
     graph = torch.export.export(task.model, (example,), dynamic_shapes=({0: batch},)).module()
@@ -69,7 +76,7 @@ class _FewBits(Quantizer):
         self.bits = (weight_bits, activation_bits)
 
     def annotate(self, model: GraphModule) -> GraphModule:
-        """Say how the operands of every layer are quantized."""
+        """Note how the operands of every layer are quantized."""
         layers = [node for node in model.graph.nodes if node.target in LAYERS]
         for node in layers:
             at_edge = node in (layers[0], layers[-1])
@@ -83,11 +90,11 @@ class _FewBits(Quantizer):
         return model
 
     def validate(self, model: GraphModule) -> None:
-        """Nothing is left to check."""
+        """Check nothing: nothing is left to check."""
 
 
 class _Histogram(HistogramObserver):
-    """torchao's observer, whose search for the least error knows how many levels there are."""
+    """torchao's observer, whose search for the least MSE knows how many levels there are."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -113,3 +120,13 @@ def _weights(bits: int) -> Any:
         ch_axis=0,
         observer_or_fake_quant_ctr=PerChannelMinMaxObserver.with_args(eps=EPS),
     )
+
+
+peer(
+    "torchao_pt2e",
+    label="torchao PT2E",
+    package="torchao",
+    quantize=quantize,
+    engine="inductor",
+    write=write,
+)

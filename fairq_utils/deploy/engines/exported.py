@@ -1,4 +1,4 @@
-"""The graph of a quantized model, as the exporters of engines take it.
+"""Graph of a quantized model, as the exporters of engines take it.
 
 Where the output of a concatenation or of a max pooling is rounded, its inputs are rounded too:
 moving a rounding across either changes nothing, and engines concatenate and pool bytes only where
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import Graph, Node
 
-from fairq_utils.deploy.engines.answering import NotRunning
+from fairq_utils.deploy.engines.loaded_model import NotRunning, first_line
 from fairq_utils.deploy.engines.qdq import to_qdq
 
 _ops = torch.ops.quantized_decomposed
@@ -45,7 +45,7 @@ def export(
     model : nn.Module
     example : float32 (N, 3, H, W); N of 2 or more for any batch
     any_batch : bool
-        Whether the graph answers about batches of all sizes.
+        Whether the graph takes batches of all sizes.
     signed_products : see :func:`fairq_utils.deploy.engines.qdq.to_qdq`
 
     Raises
@@ -63,10 +63,10 @@ def export(
         try:
             program = torch.export.export(prepared, (example,), dynamic_shapes=shapes)
         except Exception as error:  # what is raised depends on what it cannot follow
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise NotRunning(
                 f"{type(model).__name__}: torch.export cannot follow this model on images "
-                f"{tuple(example.shape)} ({reason}); what it computes may not depend on values"
+                f"{tuple(example.shape)} ({first_line(error)}); what it computes may not depend on "
+                "values"
             ) from error
         module = program.module(check_guards=False)
         node: Any
@@ -103,7 +103,7 @@ def _leave_out_clips(graph: Graph) -> None:
 
 
 def _implies(quantize: Any, low: float, high: float) -> bool:
-    """Whether a rounding does to a value what it does to the value clipped to [low, high]."""
+    """True where a rounding does to a value what it does to the value clipped to [low, high]."""
     if quantize.target is not QUANTIZE:
         return False
     _, scale, zero_point, lowest, top, _ = quantize.args
@@ -140,7 +140,7 @@ def _round_before(graph: Graph) -> None:
 
 
 def _behind(quantize: Node) -> list[Node]:
-    """From integers back to floats: the clamp, where there is one, and the dequantization."""
+    """Steps from integers back to floats: the clamp, if there is one, and the dequantization."""
     steps = []
     node = quantize
     while node.target is not DEQUANTIZE:

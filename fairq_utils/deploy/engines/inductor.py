@@ -1,8 +1,8 @@
-"""Models compiled ahead of time by PyTorch's Inductor: a package with machine code and weights.
+"""PyTorch's Inductor, which compiles ahead of time: a package with machine code and weights.
 
 Convolutions and linear layers between Q/DQ operators become oneDNN's integer kernels, with what
 follows them (ReLU, SiLU, residual additions, rounding) fused; products of two activations stay in
-float. A package answers about batches of one size, on processors like the one that wrote it.
+float. A package takes batches of one size, on processors like the one that wrote it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fairq_utils.deploy.engines.answering import Answering, Kernels, NotExact, NotRunning
+from fairq_utils.deploy.engines.loaded_model import (
+    Kernels,
+    LoadedModel,
+    NotExact,
+    NotRunning,
+    first_line,
+)
+from fairq_utils.deploy.engines.registry import engine
 from fairq_utils.deploy.quiet import silence
 
 if TYPE_CHECKING:
@@ -32,7 +39,7 @@ FLOAT = re.compile(r"convolution|linear|addmm|bmm|_mm_out|packed_gemm")
 CALL = re.compile(r"\b(aoti_torch_[a-z_0-9]+|cpp_\w*(?:gemm|bmm)\w*)\(")
 
 
-def write(model: nn.Module, example: Tensor, path: str | os.PathLike[str]) -> None:
+def write(model: nn.Module, example: Tensor, path: Path, weight_bits: int) -> None:
     """Compile a float or quantized model for the example's batch size and this processor.
 
     Parameters
@@ -41,6 +48,8 @@ def write(model: nn.Module, example: Tensor, path: str | os.PathLike[str]) -> No
         See :func:`fairq_utils.deploy.engines.qdq.to_qdq`.
     example : float32 (N, 3, H, W)
     path : ends in ``.pt2``
+    weight_bits : int
+        Decides nothing: these kernels have bytes only.
 
     Raises
     ------
@@ -82,13 +91,13 @@ def write(model: nn.Module, example: Tensor, path: str | os.PathLike[str]) -> No
             raise
         except Exception as error:  # what is raised depends on which of its parts failed
             raise NotRunning(
-                f"{path}: Inductor cannot compile this model ({_first_line(error)}); it needs a "
+                f"{path}: Inductor cannot compile this model ({first_line(error)}); it needs a "
                 "C++ compiler, and a model that torch.export can trace"
             ) from error
         shutil.move(package, path)
 
 
-def load(path: str | os.PathLike[str], threads: int) -> Answering:
+def load(path: str | os.PathLike[str], threads: int) -> LoadedModel:
     """Load a package.
 
     Parameters
@@ -114,20 +123,16 @@ def load(path: str | os.PathLike[str], threads: int) -> Answering:
     except (OSError, RuntimeError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise NotRunning(
             f"{path}: PyTorch {torch.__version__} cannot load this package "
-            f"({_first_line(error)}); export the model again, here"
+            f"({first_line(error)}); export the model again, here"
         ) from error
 
-    def answer(images: NDArray[np.float32]) -> NDArray[np.float32]:
+    def logits(images: NDArray[np.float32]) -> NDArray[np.float32]:
         x = torch.from_numpy(images).contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
-            logits: NDArray[np.float32] = package(x).numpy()
-        return logits
+            found: NDArray[np.float32] = package(x).numpy()
+        return found
 
-    return Answering("inductor", answer, threads, kernels, batch, tuple(shape))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return LoadedModel("inductor", logits, threads, kernels, batch, tuple(shape))
 
 
 def _kernels(path: Path) -> Kernels:
@@ -138,3 +143,14 @@ def _kernels(path: Path) -> Kernels:
     integer = sum(n for name, n in calls.items() if INTEGER.search(name))
     layers = {n: k for n, k in calls.items() if INTEGER.search(n) or FLOAT.search(n)}
     return Kernels(integer, sum(layers.values()) - integer, layers)
+
+
+engine(
+    "inductor",
+    label="Inductor",
+    package="torch",
+    file="model.pt2",
+    write=write,
+    load=load,
+    compiled=True,
+)

@@ -1,12 +1,19 @@
-"""A quantized model as an ONNX file: Q/DQ nodes, integer weights, and biases that fit 32 bits."""
+"""Quantized models as ONNX files: Q/DQ nodes, integer weights, and biases that fit 32 bits.
+
+Engines want two things that the exporter does not do: a zero-point of its own for every weight
+(OpenVINO takes a layer for float whose zero-point another one shares), and four-bit weights packed
+two to a byte.
+
+ONNX Runtime's biases are 32-bit integers, multiples of ``s_x s_w``, the steps of input and weight.
+At eight bits that is as good as a float. A weight of fewer bits becomes a byte on a finer step, of
+the same value: its integer multiplied, its step divided by a power of two. An input of fewer bits
+stays coarse whatever its step, because a value that falls on the other side of an edge is a whole
+step off; there the engine would not compute what the model does.
+"""
 
 from __future__ import annotations
 
-import logging
 import os
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,73 +24,15 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from fairq_utils.data.whole_files import written_whole
-from fairq_utils.deploy.engines.answering import NotExact
 from fairq_utils.deploy.engines.exported import export
+from fairq_utils.deploy.engines.loaded_model import NotExact
+from fairq_utils.deploy.quiet import silence
 from fairq_utils.quantizers.layers import Quantized
-
-BITS = 8
-
-
-def refuse_coarse_inputs(model: nn.Module) -> None:
-    """Refuse a model with static inputs of fewer than eight bits.
-
-    Raises
-    ------
-    NotExact
-        Names a layer and the way out.
-    """
-    for name, layer in model.named_modules():
-        if isinstance(layer, Quantized) and layer.spec.activation == "static":
-            bits = layer.spec.activation_bits
-            if bits < BITS:
-                raise NotExact(
-                    f"layer {name}: ONNX Runtime rounds biases to multiples of the steps of input "
-                    f"and weight, which at {bits}-bit inputs changes answers; take OpenVINO or "
-                    f"Inductor, or {BITS}-bit inputs, which cost no more time"
-                )
-
-
-def refine_weights(graph: onnx.GraphProto) -> None:
-    """Let weights that leave bits of their bytes unused use them, in place; values stay.
-
-    Parameters
-    ----------
-    graph : of Q/DQ operators, every weight's scale and zero-point a constant of its own
-    """
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    shifts: dict[str, int] = {}  # of weights; several nodes may read one
-    for node in graph.node:
-        weight = constants.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
-        if weight is None or weight.data_type != onnx.TensorProto.INT8:
-            continue
-        if weight.name not in shifts:
-            values = numpy_helper.to_array(weight).astype(np.int16)
-            shifts[weight.name] = unused_bits(int(np.abs(values).max()))
-            _multiply(weight, 2 ** shifts[weight.name])
-        scale, zero = (constants[name] for name in node.input[1:3])  # each node has its own
-        _multiply(scale, 0.5 ** shifts[weight.name])
-        _multiply(zero, 2 ** shifts[weight.name])
-
-
-def _multiply(tensor: onnx.TensorProto, times: float) -> None:
-    array = numpy_helper.to_array(tensor)
-    tensor.CopyFrom(numpy_helper.from_array((array * times).astype(array.dtype), tensor.name))
-
-
-def unused_bits(largest: int) -> int:
-    """Bits by which signed integers up to ``largest`` can be shifted and stay bytes.
-
-    Examples
-    --------
-    >>> unused_bits(31), unused_bits(7), unused_bits(127)
-    (2, 4, 0)
-    """
-    return int(np.log2(127 / largest)) if largest else 0
-
 
 OPSET = 21  # the first with four-bit integers
 INPUT, OUTPUT = "images", "logits"
 DEQUANTIZE = "DequantizeLinear"
+INPUT_BITS = 8  # of the inputs at which biases are fine
 FACTOR = "finer"  # name of the constant
 FINER = 16  # integers of four bits times this still are bytes
 
@@ -107,17 +56,19 @@ def to_onnx(
         Weights that fit into four bits are packed two to a byte where this is 4 or less.
     signed_products : see :func:`fairq_utils.deploy.engines.qdq.to_qdq`
     fine_biases : bool
-        Weights of fewer than eight bits use all bits of a byte, and inputs have eight; see
-        :mod:`fairq_utils.deploy.engines.onnx_file`.
+        Weights of fewer than eight bits use all bits of a byte, and inputs have eight.
 
     Raises
     ------
     NotExact
-        The model's quantization has no counterpart in integer engines.
+        The model's quantization has no counterpart in integer engines, or its inputs are too coarse
+        for fine biases.
+    NotRunning
+        torch.export cannot follow the model.
     """
     if fine_biases:
-        refuse_coarse_inputs(model)
-    with torch.no_grad(), _silence():
+        _refuse_coarse_inputs(model)
+    with torch.no_grad(), silence():
         program = torch.onnx.export(
             export(model, example.contiguous(), any_batch=True, signed_products=signed_products),
             dynamo=True,
@@ -143,13 +94,66 @@ def to_onnx(
 
 
 def write_onnx(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> Path:
-    """Write under a temporary name first: a kill leaves no half file."""
+    """Write a file, under a temporary name first: a kill leaves no half of it."""
     with written_whole(path) as place:
         onnx.save_model(proto, place)
     return Path(path)
 
 
+def refine_weights(graph: onnx.GraphProto) -> None:
+    """Let weights that leave bits of their bytes unused use them, in place; values stay.
+
+    Parameters
+    ----------
+    graph : of Q/DQ operators, every weight's scale and zero-point a constant of its own
+    """
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    shifts: dict[str, int] = {}  # of weights; several nodes may read one
+    for node in graph.node:
+        weight = constants.get(node.input[0]) if node.op_type == DEQUANTIZE else None
+        if weight is None or weight.data_type != TensorProto.INT8:
+            continue
+        if weight.name not in shifts:
+            values = numpy_helper.to_array(weight).astype(np.int16)
+            shifts[weight.name] = unused_bits(int(np.abs(values).max()))
+            _multiply(weight, 2 ** shifts[weight.name])
+        scale, zero = (constants[name] for name in node.input[1:3])  # each node has its own
+        _multiply(scale, 0.5 ** shifts[weight.name])
+        _multiply(zero, 2 ** shifts[weight.name])
+
+
+def unused_bits(largest: int) -> int:
+    """Bits by which signed integers up to ``largest`` can be shifted and stay bytes.
+
+    Examples
+    --------
+    >>> unused_bits(31), unused_bits(7), unused_bits(127)
+    (2, 4, 0)
+    """
+    return int(np.log2(127 / largest)) if largest else 0
+
+
+def _multiply(tensor: TensorProto, times: float) -> None:
+    """Multiply a constant in place; its type stays."""
+    array = numpy_helper.to_array(tensor)
+    tensor.CopyFrom(numpy_helper.from_array((array * times).astype(array.dtype), tensor.name))
+
+
+def _refuse_coarse_inputs(model: nn.Module) -> None:
+    """Refuse static inputs of fewer than eight bits."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, Quantized) and layer.spec.activation == "static":
+            bits = layer.spec.activation_bits
+            if bits < INPUT_BITS:
+                raise NotExact(
+                    f"layer {name}: ONNX Runtime rounds biases to multiples of the steps of input "
+                    f"and weight, which at {bits}-bit inputs changes predictions; take OpenVINO or "
+                    f"Inductor, or {INPUT_BITS}-bit inputs, which cost no more time"
+                )
+
+
 def _separate_zero_points(graph: onnx.GraphProto) -> None:
+    """Give every weight a scale and a zero-point of its own, in place."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
     taken: set[str] = set()
     for node in graph.node:
@@ -205,17 +209,14 @@ def _pack(graph: onnx.GraphProto, finer: int) -> None:
         if name in widened:
             node.input[0] = widened[name]
             for position, times in ((1, 1 / finer), (2, finer)):  # scale, zero-point
-                tensor = constants[node.input[position]]
-                array = numpy_helper.to_array(tensor)
-                scaled = (array * times).astype(array.dtype)
-                tensor.CopyFrom(numpy_helper.from_array(scaled, tensor.name))
+                _multiply(constants[node.input[position]], times)
         nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
 
 
 def _widening(name: str, finer: int) -> list[onnx.NodeProto]:
-    """From a constant of four bits to bytes, times ``finer``; engines fold this when they load."""
+    """Nodes from a four-bit constant to bytes, times ``finer``; engines fold them at loading."""
     if finer == 1:
         return [helper.make_node("Cast", [name], [f"{name}_bytes"], to=TensorProto.INT8)]
     steps = [name, f"{name}_wide", f"{name}_finer", f"{name}_bytes"]
@@ -232,16 +233,3 @@ def _four_bits(name: str, values: NDArray[np.int8]) -> TensorProto:
     flat = np.append(flat, np.zeros(flat.size % 2, np.uint8))
     packed = flat[0::2] | (flat[1::2] << 4)
     return helper.make_tensor(name, TensorProto.INT4, values.shape, packed.tobytes(), raw=True)
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(before)

@@ -1,4 +1,4 @@
-"""ONNX files run by ONNX Runtime."""
+"""ONNX Runtime, on ONNX files."""
 
 from __future__ import annotations
 
@@ -6,18 +6,33 @@ import os
 import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fairq_utils.deploy.engines.answering import Answering, Kernels, NotRunning
+from fairq_utils.deploy.engines.loaded_model import Kernels, LoadedModel, NotRunning, first_line
+from fairq_utils.deploy.engines.registry import engine
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 # Names of nodes, after optimization, that multiply integers, and that compute layers in float.
 INTEGER = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "ConvInteger")
 FLOAT = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
 
 
-def load(path: str | os.PathLike[str], threads: int) -> Answering:
+def write(model: nn.Module, example: Tensor, path: Path, weight_bits: int) -> None:
+    """Write an ONNX file whose biases, which ONNX Runtime rounds, are rounded finely.
+
+    Arguments and errors are those of :func:`fairq_utils.deploy.engines.onnx_file.to_onnx`.
+    """
+    from fairq_utils.deploy.engines.onnx_file import to_onnx, write_onnx
+
+    write_onnx(to_onnx(model, example, weight_bits, fine_biases=True), path)
+
+
+def load(path: str | os.PathLike[str], threads: int) -> LoadedModel:
     """Load an ONNX file.
 
     Parameters
@@ -47,21 +62,17 @@ def load(path: str | os.PathLike[str], threads: int) -> Answering:
         except Exception as error:  # its own exception types share no base
             raise NotRunning(
                 f"{path}: ONNX Runtime {onnxruntime.__version__} cannot load this file "
-                f"({_first_line(error)}); export the model again with this version"
+                f"({first_line(error)}); export the model again with this version"
             ) from error
         kernels = _kernels(optimized)
     images = session.get_inputs()[0]
     name, shape = images.name, tuple(images.shape[1:])
 
-    def answer(images: NDArray[np.float32]) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = session.run(None, {name: images})[0]
-        return logits
+    def logits(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = session.run(None, {name: images})[0]
+        return found
 
-    return Answering("onnxruntime", answer, threads, kernels, shape=shape)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200]
+    return LoadedModel("onnxruntime", logits, threads, kernels, shape=shape)
 
 
 def _kernels(optimized: Path) -> Kernels:
@@ -71,3 +82,14 @@ def _kernels(optimized: Path) -> Kernels:
     return Kernels(
         sum(nodes[name] for name in INTEGER), sum(nodes[name] for name in FLOAT), dict(nodes)
     )
+
+
+engine(
+    "onnxruntime",
+    label="ONNX Runtime",
+    package="onnxruntime",
+    file="model.onnx",
+    write=write,
+    load=load,
+    method="gates",
+)

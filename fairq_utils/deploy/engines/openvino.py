@@ -1,20 +1,41 @@
-"""ONNX files and OpenVINO's own (``.xml`` and ``.bin``) run by OpenVINO."""
+"""OpenVINO, on files of its own (``.xml`` and ``.bin``) that come from ONNX files."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections import Counter
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fairq_utils.deploy.engines.answering import Answering, Kernels, NotRunning
+from fairq_utils.deploy.engines.loaded_model import Kernels, LoadedModel, NotRunning
+from fairq_utils.deploy.engines.registry import engine
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 LAYERS = ("Convolution", "GroupConvolution", "FullyConnected", "MatMul")
 
 
-def load(path: str | os.PathLike[str], threads: int) -> Answering:
+def write(model: nn.Module, example: Tensor, path: Path, weight_bits: int) -> None:
+    """Write OpenVINO's own file, ``path``, which ends in ``.xml``, and its weights beside it.
+
+    Arguments and errors are those of :func:`fairq_utils.deploy.engines.onnx_file.to_onnx`.
+    """
+    import openvino
+
+    from fairq_utils.deploy.engines.onnx_file import to_onnx, write_onnx
+
+    proto = to_onnx(model, example, weight_bits, signed_products=True)
+    with tempfile.TemporaryDirectory() as folder:
+        read = openvino.Core().read_model(write_onnx(proto, Path(folder) / "model.onnx"))
+        openvino.save_model(read, path, compress_to_fp16=False)
+
+
+def load(path: str | os.PathLike[str], threads: int) -> LoadedModel:
     """Load a file; each new batch size is compiled once, which takes about a second.
 
     Floats stay float32: by itself OpenVINO takes bfloat16 on processors that have it.
@@ -52,21 +73,13 @@ def load(path: str | os.PathLike[str], threads: int) -> Answering:
             "model again with this version"
         ) from error
 
-    def answer(images: NDArray[np.float32]) -> NDArray[np.float32]:
+    def logits(images: NDArray[np.float32]) -> NDArray[np.float32]:
         running = request(images.shape)
         running.infer({0: images}, share_inputs=True)
-        logits: NDArray[np.float32] = running.get_output_tensor(0).data.copy()
-        return logits
+        found: NDArray[np.float32] = running.get_output_tensor(0).data.copy()
+        return found
 
-    return Answering("openvino", answer, threads, kernels, shape=shape)
-
-
-def convert(onnx_file: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
-    """Write OpenVINO's own file, ``path`` and ``path`` with ``.bin``, from an ONNX file."""
-    import openvino
-
-    model = openvino.Core().read_model(os.fspath(onnx_file))
-    openvino.save_model(model, os.fspath(path), compress_to_fp16=False)
+    return LoadedModel("openvino", logits, threads, kernels, shape=shape)
 
 
 def _reason(error: RuntimeError) -> str:
@@ -87,3 +100,15 @@ def _kernels(runtime: Any) -> Kernels:
 
 def _text(value: Any) -> str:
     return str(value.value if hasattr(value, "value") else value)
+
+
+engine(
+    "openvino",
+    label="OpenVINO",
+    package="openvino",
+    extra="engines",
+    file="model.xml",
+    further=("model.bin",),
+    write=write,
+    load=load,
+)

@@ -1,4 +1,4 @@
-"""A quantized model in the operators that engines know: to integers, back to floats, and between.
+"""Quantized models in the operators that engines know: to integers, back to floats, and between.
 
 Every layer becomes ``Q -> DQ -> convolution of DQ(weight)``, every operand of an addition or of
 attention ``Q -> DQ``. Engines find integer kernels for such patterns; computed as they stand they
@@ -15,7 +15,7 @@ import torch.ao.quantization.fx._decomposed  # registers the operators
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fairq_utils.deploy.engines.answering import NotExact
+from fairq_utils.deploy.engines.loaded_model import NotExact
 from fairq_utils.quantizers.layers import QuantConv2d, Quantized
 from fairq_utils.quantizers.operations import Forward
 from fairq_utils.quantizers.tracing import ATTENTION, PRODUCT, Site, replace
@@ -26,7 +26,7 @@ _ops = torch.ops.quantized_decomposed
 
 
 def to_qdq(model: nn.Module, *, signed_products: bool = False) -> nn.Module:
-    """A copy of a model with standard quantization operators; a float model is only copied.
+    """Copy of a model with standard quantization operators; a float model is only copied.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def to_qdq(model: nn.Module, *, signed_products: bool = False) -> nn.Module:
     Returns
     -------
     module
-        It has the signature of ``model`` and, computed by PyTorch, the same answers.
+        It has the signature of ``model`` and, computed by PyTorch, the same logits.
 
     Raises
     ------
@@ -57,7 +57,7 @@ def to_qdq(model: nn.Module, *, signed_products: bool = False) -> nn.Module:
 
 
 def on_grid(x: Tensor, scale: float, zero_point: int, top: int) -> Tensor:
-    """``x`` after a round trip through unsigned integers 0 ... top."""
+    """Round ``x`` to unsigned integers 0 ... top, and back to floats."""
     grid = (scale, zero_point, 0, BYTE, torch.uint8)
     integers = _ops.quantize_per_tensor(x, *grid)
     if top < BYTE:
@@ -67,7 +67,7 @@ def on_grid(x: Tensor, scale: float, zero_point: int, top: int) -> Tensor:
 
 
 def on_signed_grid(x: Tensor, scale: float) -> Tensor:
-    """``x`` after a round trip through signed bytes."""
+    """Round ``x`` to signed bytes, and back to floats."""
     grid = (scale, 0, -MIDDLE, MIDDLE - 1, torch.int8)
     out: Tensor = _ops.dequantize_per_tensor(_ops.quantize_per_tensor(x, *grid), *grid)
     return out
@@ -126,7 +126,7 @@ class _Layer(nn.Module):
             self.geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
 
     def forward(self, input: Tensor) -> Tensor:
-        """What the quantized layer answers."""
+        """Output of the quantized layer."""
         x = input if self.grid is None else on_grid(input, *self.grid)
         weight = _ops.dequantize_per_channel(
             self.weight_integers,

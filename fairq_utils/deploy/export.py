@@ -1,4 +1,4 @@
-"""A run as a folder that ships: the engine's file, a card for machines and one for people."""
+"""Export of a run: the engine's file, a card for machines and one for people, in a folder."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from fairq_utils.data.faces import FaceData, Images
 from fairq_utils.deploy.card_page import page
-from fairq_utils.deploy.engines import ENGINES, files, installed, load, write
-from fairq_utils.deploy.engines.answering import Answering
+from fairq_utils.deploy.engines.loaded_model import LoadedModel
+from fairq_utils.deploy.engines.registry import ENGINES, installed, load, write
 from fairq_utils.deploy.model_card import Margins, card
 from fairq_utils.deploy.predict import CARD, normalize
 from fairq_utils.errors import BadInput, Fault
@@ -31,9 +31,9 @@ from fairq_utils.training import architectures, loop
 
 PAGE = "README.md"
 BITS = "W8A8"  # what an architecture's name stands for
-BATCH = 8  # of Inductor's file, where none is named
-EXAMPLES = 2  # pictures that a file for any batch size is traced with
-CHUNK = 128  # test pictures at a time
+BATCH = 8  # of a compiled file, where none is named
+EXAMPLES = 2  # images that a file for any batch size is traced with
+CHUNK = 128  # test images at a time
 SHORTEST = 4  # digits of a key
 HEX = re.compile(r"[0-9a-f]+")
 
@@ -54,27 +54,25 @@ def export(
     model : str
         See :func:`choose`.
     engine : str
-        One of :data:`fairq_utils.deploy.engines.ENGINES`.
+        One of :data:`fairq_utils.deploy.engines.registry.ENGINES`.
     folder : new, empty, or an earlier export, which is replaced
     batch : int, optional
-        The batch size that Inductor's file answers about; other engines take any.
+        The batch size that a compiled file takes, such as Inductor's; others take any.
 
     Raises
     ------
     BadInput
-        The model is not in the study, or trains on after quantization; the folder holds something
-        else; a batch size is named for an engine that takes any.
+        There is no such engine; the model is not in the study, or is fine-tuned after quantization;
+        the folder holds something else; a batch size is named for an engine that takes any.
     NotInstalled, NotExact, NotRunning
-        See :func:`fairq_utils.deploy.engines.write`.
+        See :func:`fairq_utils.deploy.engines.registry.write`.
     Fault
         The model is not trained yet, or the folder cannot be made.
     """
     installed(engine)
-    if engine != "inductor" and batch is not None:
-        raise BadInput(
-            f"--batch: files for {ENGINES[engine].label} answer about batches of any size; leave "
-            "it out"
-        )
+    found = ENGINES[engine]
+    if batch is not None and not found.compiled:
+        raise BadInput(f"--batch: files for {found.label} take batches of any size; leave it out")
     if batch is not None and batch < 1:
         raise BadInput(f"--batch: {batch} is no batch size; name 1 or more")
     folder = Path(folder)
@@ -87,7 +85,7 @@ def export(
         rebuilt = run_models.rebuild(params, run)
         data = people.faces(params)
         test = data.subset("test")
-        count = (batch or BATCH) if engine == "inductor" else EXAMPLES
+        count = (batch or BATCH) if found.compiled else EXAMPLES
         example = architectures.normalize(_repeated(test.images, count))
         write(rebuilt.model, engine, place, example, _weight_bits(rebuilt.report))
         loaded = load(engine, place, threads)
@@ -98,25 +96,26 @@ def export(
             simulated=fp32 if same else loop.predict(rebuilt.model, test.images),
             deployed=_margins(loaded, test),
         )
-        found = card(params, run, rebuilt, loaded, place, data, margins)
-        text = json.dumps(found, indent=1, allow_nan=False)
+        of_model = card(params, run, rebuilt, loaded, place, data, margins)
+        text = json.dumps(of_model, indent=1, allow_nan=False)
         (place / CARD).write_text(f"{text}\n", encoding="utf-8")
         (place / PAGE).write_text(page(json.loads(text)), encoding="utf-8")
     return folder
 
 
 def choose(params: Params, model: str, engine: str) -> Run:
-    """The run that a word stands for.
+    """Choose the run that a word stands for.
 
     Parameters
     ----------
     model : str
         A run's key as ``fairq plan`` lists it, a prefix of it of at least four digits that no other
         key of the study has, or the name of an architecture: its model of the first training seed,
-        quantized at W8A8 by the engine's own :attr:`fairq_utils.deploy.engines.Engine.method`,
-        calibrated on the study's first random draw.
+        quantized at W8A8 by the engine's own
+        :attr:`~fairq_utils.deploy.engines.registry.Engine.method`, calibrated on the study's first
+        random draw.
     engine : str
-        One of :data:`fairq_utils.deploy.engines.ENGINES`.
+        One of :data:`fairq_utils.deploy.engines.registry.ENGINES`.
 
     Raises
     ------
@@ -157,7 +156,7 @@ def check_place(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{folder}: this is a file; name a folder")
     held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    known = {CARD, PAGE, *(path.name for engine in ENGINES for path in files(engine, folder))}
+    known = {CARD, PAGE, *(name for engine in ENGINES.values() for name in engine.files)}
     if held and (held - known or CARD not in held):
         odd = sorted(held - known or held)[0]
         raise BadInput(
@@ -167,7 +166,7 @@ def check_place(folder: Path) -> None:
 
 @contextmanager
 def _written_whole(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside ``folder`` that takes its place at the end."""
+    """Make a temporary folder beside ``folder`` that takes its place at the end."""
     folder = folder.resolve()
     place = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     before = folder.with_name(f".{folder.name}.{os.getpid()}.old")
@@ -194,13 +193,13 @@ def _repeated(images: Images, count: int) -> torch.Tensor:
 
 
 def _weight_bits(report: dict[str, Any]) -> int:
-    """The fewest bits that any layer's weights have."""
+    """Fewest bits that any layer's weights have."""
     labels = report.get("layers", {}).values()
     return min((QuantSpec.parse(label).weight_bits for label in labels), default=8)
 
 
-def _margins(loaded: Answering, test: FaceData) -> NDArray[np.float32]:
-    """Margins on the test split, of pictures made ready as ``fairq predict`` does it."""
+def _margins(loaded: LoadedModel, test: FaceData) -> NDArray[np.float32]:
+    """Margins on the test split, of images made ready as ``fairq predict`` does it."""
     parts = []
     for images in test.images.split(CHUNK):
         ready = normalize(images.numpy(), architectures.MEAN, architectures.STD)

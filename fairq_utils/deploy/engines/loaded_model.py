@@ -1,4 +1,4 @@
-"""A model that an engine has loaded: numbers in, numbers out, and what computes them."""
+"""Models that an engine has loaded: images in, logits out, and the kernels that compute them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,14 @@ class NotExact(Fault):
     """An integer engine would not compute what a model computes; the message says why."""
 
 
+def first_line(error: Exception) -> str:
+    """Reason that an engine's own error gives, for a sentence of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 @dataclass(frozen=True)
 class Kernels:
-    """Which kernels an engine has chosen for convolutions, linear layers and products.
+    """Kernels that an engine has chosen for convolutions, linear layers and products.
 
     Attributes
     ----------
@@ -35,21 +40,21 @@ class Kernels:
 
 
 @dataclass(frozen=True)
-class Answering:
-    """A loaded model.
+class LoadedModel:
+    """Model that an engine has loaded.
 
     Attributes
     ----------
-    engine : name in :data:`fairq_utils.deploy.engines.ENGINES`
-    answer : float32 (N, 3, H, W), normalized, contiguous -> float32 (N, classes)
+    engine : name in :data:`fairq_utils.deploy.engines.registry.ENGINES`
+    logits : float32 (N, 3, H, W), normalized, contiguous -> float32 (N, classes)
     threads : int
     kernels : Kernels, or None where the engine does not say
-    batch : the only batch size that the file answers about; None where any will do
+    batch : the only batch size that the file takes; None where any will do
     shape : of one image, such as (3, 224, 224); None where the engine does not say
     """
 
     engine: str
-    answer: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    logits: Callable[[NDArray[np.float32]], NDArray[np.float32]]
     threads: int
     kernels: Kernels | None = None
     batch: int | None = None
@@ -61,29 +66,29 @@ class Answering:
         Raises
         ------
         ValueError
-            These are no images that the file answers about: their type, number or shape.
+            These are no images that the file takes: their type, number or shape.
         """
         self._check(images)
         if self.batch not in (None, len(images)):
             raise ValueError(
-                f"{self.engine}: this file answers about batches of {self.batch} images, not "
-                f"{len(images)}; ask it by in_batches, or export it for that size"
+                f"{self.engine}: this file takes batches of {self.batch} images, not "
+                f"{len(images)}; give them to in_batches, or export it for that size"
             )
-        return self.answer(images)
+        return self.logits(images)
 
     def in_batches(self, images: NDArray[np.float32], size: int) -> NDArray[np.float32]:
         """Logits of any number of images, ``size`` at a time; the last batch is filled up.
 
-        A file that answers about one batch size is asked in that one.
+        A file that takes one batch size gets that one.
 
         Raises
         ------
         ValueError
-            There is no image, or they are not what the file answers about.
+            There is no image, or they are not what the file takes.
 
         Examples
         --------
-        >>> echo = Answering("echo", lambda x: x.reshape(len(x), -1), 1)
+        >>> echo = LoadedModel("echo", lambda x: x.reshape(len(x), -1), 1)
         >>> echo.in_batches(np.zeros((5, 1, 1, 2), np.float32), 3).shape
         (5, 2)
         """
@@ -100,11 +105,11 @@ class Answering:
             missing = size - len(batch)
             if missing and (start or self.batch):
                 batch = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
-            parts.append(self.answer(np.ascontiguousarray(batch))[: size - missing])
+            parts.append(self.logits(np.ascontiguousarray(batch))[: size - missing])
         return np.concatenate(parts)
 
     def _check(self, images: NDArray[np.float32]) -> None:
-        """Engines read another type or shape as if it were theirs, or fail in words of their own.
+        """Refuse another type or shape, which engines read as if it were theirs.
 
         An array that is not contiguous is copied by them.
         """
@@ -113,5 +118,5 @@ class Answering:
             shape = "three axes of its own" if wanted is None else "x".join(map(str, wanted))
             raise ValueError(
                 f"{self.engine}: images are {images.dtype}, {'x'.join(map(str, found)) or 'flat'} "
-                f"each, and this file answers about float32, {shape} each; convert them"
+                f"each, and this file takes float32, {shape} each; convert them"
             )

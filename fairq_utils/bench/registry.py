@@ -1,0 +1,119 @@
+"""Benchmarks by name: each measures one thing on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fairq_utils.bench.outcome import Outcome, words
+from fairq_utils.errors import BadInput
+from fairq_utils.registry import Registry
+from fairq_utils.study.params.study import Params
+
+Needs = Literal["", "study", "folder"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Subject of a benchmark: the arguments of :func:`run`.
+
+    Attributes
+    ----------
+    params : the study, where a benchmark needs one
+    root : the folder, if one is given
+    """
+
+    params: Params | None = None
+    root: Path | None = None
+
+    @property
+    def study(self) -> Params:
+        """Params of the study, of a benchmark that needs one; :func:`run` sees to it."""
+        assert self.params is not None
+        return self.params
+
+
+Measure = Callable[[Subject], Outcome]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One thing that can be measured.
+
+    Attributes
+    ----------
+    name, title : by which it is asked for; its figures in a few words
+    measure : from a :class:`Subject` to an :class:`~fairq_utils.bench.outcome.Outcome`
+    needs : ``study``, whose trained models it measures; ``folder``, of image files, which it makes
+        where none is given; or ""
+    """
+
+    name: str
+    title: str
+    measure: Measure
+    needs: Needs = ""
+
+
+BENCHMARKS: Registry[Benchmark] = Registry("benchmark", "fairq_utils.bench")
+
+
+def benchmark(name: str, *, title: str, needs: Needs = "") -> Callable[[Measure], Measure]:
+    """Register a function from a :class:`Subject` to an outcome as a benchmark.
+
+    Parameters
+    ----------
+    name, title, needs : see :class:`Benchmark`
+    """
+
+    def registered(measure: Measure) -> Measure:
+        BENCHMARKS.add(name, Benchmark(name, title, measure, needs))
+        return measure
+
+    return registered
+
+
+def run(
+    name: str,
+    folder: str | os.PathLike[str] = "build/bench",
+    params: Params | None = None,
+    root: Path | None = None,
+) -> tuple[dict[str, Any], Path]:
+    """Run a benchmark; keep its figures in ``folder/NAME.json``, in words in ``folder/NAME.txt``.
+
+    Tables of a benchmark are kept beside them, as ``folder/TABLE.csv``.
+
+    Parameters
+    ----------
+    params : Params, optional
+        The study whose models are measured, where the benchmark needs one.
+    root : Path, optional
+        The folder whose images are measured, where it takes one.
+
+    Returns
+    -------
+    figures, path
+        The figures, and the JSON file that holds them.
+
+    Raises
+    ------
+    BadInput
+        There is no benchmark of that name; it needs a study and none is given, or a folder is given
+        that it does not take.
+    """
+    found = BENCHMARKS.find(name, "bench")
+    if root is not None and found.needs != "folder":
+        raise BadInput(f"bench: {name} takes no folder; leave --root out")
+    if params is None and found.needs == "study":
+        raise BadInput(f"bench: {name} measures the models of a study; give its params")
+    outcome = found.measure(Subject(params, root))
+    path = Path(folder) / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(outcome.figures, indent=1) + "\n")
+    path.with_suffix(".txt").write_text((outcome.text or words(outcome.figures)) + "\n")
+    for table, rows in outcome.tables.items():
+        rows.to_csv(path.with_name(f"{table}.csv"), index=False)
+    return outcome.figures, path
