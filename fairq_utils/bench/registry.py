@@ -7,12 +7,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fairq_utils.bench.outcome import Outcome, words
 from fairq_utils.errors import BadInput
 from fairq_utils.registry import Registry
-from fairq_utils.study.params.study import Params
+
+if TYPE_CHECKING:
+    from fairq_utils.study.params.study import Params
 
 Needs = Literal["", "study", "folder"]
 
