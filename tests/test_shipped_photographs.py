@@ -29,8 +29,7 @@ SMALL = {
     "training.pretrained": False,
     "training.models": {MODEL: {"epochs": 1, "learning_rate": 0.0003, "batch_size": 16}},
     "quantization.calibration_images": 16,
-    "mitigation.samplers": ["label_balanced"],
-    "mitigation.methods": [],
+    "grid": [{"method": "ptq", "bits": "W8A8", "sampler": "label_balanced"}],
     "analysis.replicates": 100,
     "execution.threads": 1,
 }
