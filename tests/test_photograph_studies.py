@@ -286,7 +286,8 @@ def test_celeba_has_enough_people_for_its_profile() -> None:
     valid = published.splits["calibration", "validation"]
     pool = valid * params.data.held_out["calibration"]
     fewest = binom.ppf(1e-6, round(pool), min(of_group.values()))
-    assert any("worst_group" in entry.sampler for entry in params.grid)  # which asks one group for all of them
+    # It asks one group for all of them.
+    assert any("worst_group" in entry.sampler for entry in params.grid)
     assert fewest >= params.quantization.calibration_images
 
 
