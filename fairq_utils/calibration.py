@@ -11,6 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from fairq_utils.registry import Registry
 
+__all__ = ["SAMPLERS", "Pool", "Sampler", "draw", "sampler"]
+
 Indices = NDArray[np.int64]
 
 

@@ -24,7 +24,7 @@ from fairq_utils.data.photographs.registry import COLLECTIONS
 from fairq_utils.data.pixel_cache import Progress
 from fairq_utils.data.population import SPLITS, Population
 from fairq_utils.data.questions import ATTRIBUTES
-from fairq_utils.errors import BadInput
+from fairq_utils.errors import BadInput, needs
 from fairq_utils.fingerprint import code_version, fingerprint
 from fairq_utils.registry import unknown
 
@@ -55,6 +55,7 @@ def load(name: str, **options: Any) -> FaceData:
     return load_photographs(name, **options)
 
 
+@needs("rendering people", "study")
 def load_population(
     *,
     sizes: Mapping[str, int],

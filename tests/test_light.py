@@ -1,0 +1,197 @@
+"""A light install: what users call needs no extra, and is imported when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import pkgutil
+import subprocess
+import sys
+import tomllib
+from functools import cache
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+ROOMS = ("", "quantizers", "stats", "metrics", "mitigation", "data", "calibration")
+
+# An interpreter that finds none of the packages named in its first argument.
+START = """
+import sys
+from importlib.machinery import PathFinder
+
+ABSENT = set(sys.argv.pop(1).split())
+
+
+class Light(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name.partition(".")[0] in ABSENT:
+            return None
+        return super().find_spec(name, path, target)
+
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Light
+"""
+
+
+def brought(names: list[str]) -> set[str]:
+    """Distributions that come with these."""
+    found: set[str] = set()
+    left = [(Requirement(name), "") for name in names]
+    while left:
+        one, extra = left.pop()
+        name = canonicalize_name(one.name)
+        if (one.marker and not one.marker.evaluate({"extra": extra})) or name in found:
+            continue
+        found.add(name)
+        try:
+            needed = requires(name) or []
+        except PackageNotFoundError:  # an optional part that this platform has none of
+            continue
+        left += [(Requirement(other), part) for other in needed for part in one.extras or {""}]
+    return found
+
+
+@cache
+def absent(*further: str) -> str:
+    """Packages that are here and that neither ``pip install fairq_utils`` nor `further` brings."""
+    there = brought([*PROJECT["dependencies"], "pip", *further])
+    names = [
+        name
+        for name, homes in packages_distributions().items()
+        if not there & {canonicalize_name(home) for home in homes} and name != "fairq_utils"
+    ]
+    return " ".join(names)
+
+
+def run_lightly(code: str, *arguments: str, without: str | None = None) -> str:
+    """Standard output of code that runs where no extra is installed."""
+    missing = absent() if without is None else without
+    done = subprocess.run(
+        [sys.executable, "-c", START + code, missing, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def imported_by(code: str) -> set[str]:
+    """Packages, and modules of ours, that code imports."""
+    said = run_lightly(code + "\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))")
+    return set(json.loads(said.splitlines()[-1]))
+
+
+def test_extras_are_absent() -> None:
+    missing = absent().split()
+    assert {"warp", "timm", "dask", "onnx", "papermill", "torchvision", "pyarrow"} <= set(missing)
+    assert not {"torch", "numpy", "fairret", "typer", "matplotlib"} & set(missing)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from fairq_utils.metrics import demographic_parity_difference",
+        "import fairq_utils.mitigation, fairq_utils.quantizers.methods, fairq_utils.data",
+        "from fairq_utils.quantizers import METHODS; assert 'adaround' in list(METHODS)",
+        "from fairq_utils.calibration import SAMPLERS; assert 'core_set' in list(SAMPLERS)",
+        "from fairq_utils.stats import differs",
+    ],
+)
+def test_names_need_no_pytorch(code: str) -> None:
+    assert not {"torch", "sklearn", "statsmodels", "matplotlib"} & imported_by(code)
+
+
+def test_help_imports_next_to_nothing() -> None:
+    code = """
+import contextlib
+from typer.testing import CliRunner
+from fairq_utils.cli import app
+for words in ["--help"], ["run", "--help"], ["data", "get", "--help"], ["export", "--help"]:
+    assert CliRunner().invoke(app, words).exit_code == 0
+"""
+    assert not {"torch", "numpy", "pandas", "scipy"} & imported_by(code)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["test_readme.py", "test_published_examples.txt"])
+def test_published_calls_run_without_extras(file: str) -> None:
+    code = "import pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    options = ("-q", "-x", "-p", "no:cacheprovider", f"tests/{file}")
+    run_lightly(code, *options, without=absent("pytest"))
+
+
+def modules(room: Any) -> set[str]:
+    return {module.name for module in pkgutil.iter_modules(getattr(room, "__path__", []))}
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_a_room_passes_on_what_it_lists(name: str) -> None:
+    room = importlib.import_module(f"fairq_utils.{name}".rstrip("."))
+    assert len(set(room.__all__)) == len(room.__all__)
+    assert {key for key in room.__all__ if getattr(room, key, None) is None} == set()
+    assert set(room.__all__) <= set(dir(room))
+    assert not set(room.__all__) & modules(room)  # a module would take the name's place
+    with pytest.raises(AttributeError, match="of_yesterday"):
+        room.of_yesterday  # noqa: B018
+
+
+COMMANDS = {
+    "run": "study",
+    "plan": "study",
+    "list methods": "study",
+    "check --params params/smoke.yaml": "study",
+    "data check celeba --root faces": "study",
+    "book": "book",
+    "record": "book",
+    "notebooks": "book",
+    "bench render": "study,engines",
+    "export resnet50 --engine onnxruntime --out folder": "study,engines",
+}
+
+
+def test_a_command_names_the_extra_that_it_lacks() -> None:
+    code = """
+import json
+from typer.testing import CliRunner
+from fairq_utils.cli import app
+found = [CliRunner().invoke(app, words.split()) for words in sys.argv[1:]]
+print(json.dumps([[one.exit_code, one.output] for one in found]))
+"""
+    for words, (status, said) in zip(
+        COMMANDS, json.loads(run_lightly(code, *COMMANDS)), strict=True
+    ):
+        extra = COMMANDS[words]
+        assert status == 1 and said.startswith(f"`fairq {words.split()[0]}"), said
+        assert said.endswith(f": pip install 'fairq_utils[{extra}]'\n") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [
+        ("fairq_utils.data.load", "study"),
+    ],
+)
+def test_a_room_names_the_extra_that_it_lacks(name: str, extra: str) -> None:
+    room, _, key = name.rpartition(".")
+    code = f"""
+from fairq_utils.errors import Fault
+try:
+    from {room} import {key}
+except Fault as error:
+    assert isinstance(error, ImportError)
+    print(error)
+"""
+    said = run_lightly(code)
+    assert said.startswith(f"{name} needs the ") and f"'fairq_utils[{extra}]'" in said
