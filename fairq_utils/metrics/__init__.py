@@ -21,16 +21,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fairq_utils.metrics.counts import (
-    Counts,
-    count,
-    one_vs_rest,
-)
-from fairq_utils.metrics.criteria import (
-    FAIRNESS,
-    Criterion,
-    criterion,
-)
+from fairq_utils.metrics.counts import Counts, count, one_vs_rest
+from fairq_utils.metrics.criteria import FAIRNESS, Criterion, criterion
 from fairq_utils.metrics.frame import (
     MetricFrame,
     frame_of,
@@ -59,13 +51,7 @@ from fairq_utils.metrics.privileged import (
     directed_ratio,
     statistical_parity_difference,
 )
-from fairq_utils.metrics.rates import (
-    RATES,
-    MeanRate,
-    Rate,
-    overall,
-    rate,
-)
+from fairq_utils.metrics.rates import RATES, MeanRate, Rate, overall, rate
 from fairq_utils.metrics.row_metrics import (
     accuracy,
     accuracy_difference,
