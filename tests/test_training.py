@@ -64,13 +64,7 @@ def test_names_and_labels_are_listed_without_pytorch() -> None:
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     names = said.stdout.strip().split(",")
-    assert names[:5] == [
-        "resnet50",
-        "mobilenet_v2",
-        "efficientnet_b0",
-        "vit_small",
-        "squeezenet1_1",
-    ]
+    assert {"resnet50", "vit_small", "googlenet"} <= set(names)
     assert names[-2:] == ["SqueezeNet 1.1", "convnext_atto"]
 
 
@@ -179,7 +173,7 @@ def test_missing_pretrained_weights_are_a_sentence(monkeypatch: pytest.MonkeyPat
         raise OSError("Network is unreachable")
 
     monkeypatch.setattr(timm, "create_model", offline)
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
     for name in ("resnet50", "regnet_y_400mf", "squeezenet1_1"):
         with pytest.raises(
             architectures.PretrainedUnavailable, match=r"unreachable.* pretrained: f"

@@ -1,4 +1,4 @@
-"""One run: train or quantize a model, let it answer about the test pictures, write what it said."""
+"""One run: train or quantize a model, evaluate it on the test images, write its predictions."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from fairq_utils.study.progress import Listener
 from fairq_utils.study.storage import ledger, unfinished
 from fairq_utils.training import architectures, checkpoints, loop, objectives
 
-INITIAL_IMAGES = 2000  # training pictures that a data-dependent initialisation looks at
-EVALUATED = 64  # test pictures at a time: what more of them leave behind is slow to allocate
+INITIAL_IMAGES = 2000  # training images that a data-dependent initialisation looks at
+EVALUATED = 64  # test images at a time: what more of them leave behind is slow to allocate
 
 
 def train_baseline(params: Params, run: Run, bars: Listener | None = None) -> str:

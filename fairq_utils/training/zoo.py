@@ -108,7 +108,7 @@ architecture(
 architecture(
     "squeezenet1_0", label="SqueezeNet 1.0", build=partial(_squeezenet, "squeezenet1_0"), multiple=1
 )
-# Without its two further classifiers, which answer beside the last one while it is trained.
+# Without its two auxiliary classifiers, whose logits come beside the last one's in training.
 architecture(
     "googlenet",
     label="GoogLeNet",
