@@ -125,7 +125,7 @@ def known() -> dict[str, Build]:
     theirs = torchvision.models.list_models(module=torchvision.models)
     # Names with a tag, such as resnet50.a1_in1k, say which pretrained weights are meant.
     ours = [*timm.list_models(), *timm.list_models(pretrained=True)]
-    found = {name: partial(_torchvision, name) for name in theirs}
+    found: dict[str, Build] = {name: partial(_torchvision, name) for name in theirs}
     return found | {name: partial(_timm, name) for name in ours}
 
 
