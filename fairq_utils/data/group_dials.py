@@ -9,9 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from fairq_utils.data.appearance import Floats
 from fairq_utils.data.questions import ATTRIBUTES
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

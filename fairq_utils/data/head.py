@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from fairq_utils.data.population import FACIAL_ACTIONS, People
+from fairq_utils.data.appearance import FACIAL_ACTIONS
+from fairq_utils.data.population import People
 
 # Parts of the body below the neck have shapes of their own; they do not move a head.
 HEAD_REGIONS = ("nose", "eye", "mouth", "head", "chin", "cheek", "forehead", "ear", "neck")
