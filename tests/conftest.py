@@ -1,7 +1,10 @@
-"""What a reader of the published study's examples has at hand: a trained model, and loaders."""
+"""What a reader of the published study's examples has at hand, and registries as they come."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from fairq_utils.calibration import SAMPLERS
+from fairq_utils.quantizers.methods import METHODS
+from fairq_utils.registry import Registry
+
+REGISTRIES: tuple[Registry[Any], ...] = (METHODS, SAMPLERS)
 ATTRIBUTES = {"gender": 2, "age": 2, "race": 3}
 
 
@@ -68,3 +76,33 @@ def _published(
     doctest_namespace["calib_loader"] = loader(600, 2)
     doctest_namespace["test_loader"] = loader(1200, 3)
     doctest_namespace["balanced_calib_loader"] = loader(30_000, 4)
+
+
+@contextmanager
+def as_shipped() -> Iterator[None]:
+    """Registries without what others added to them, and afterwards as they were.
+
+    They are the process's, as is Python's path, where modules ``my_...`` are looked for.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for registry in REGISTRIES:
+            entries = registry._entries.items()
+            own = {name: entry for name, entry in entries if _ours(registry, name)}
+            patch.setattr(registry, "_entries", own)
+            patch.setattr(registry, "_added", {})
+        patch.setattr(sys, "path", [p for p in sys.path if not list(Path(p).glob("my_*.py"))])
+        for name in _mine():
+            patch.delitem(sys.modules, name)
+        try:
+            yield
+        finally:
+            for name in _mine():
+                del sys.modules[name]
+
+
+def _mine() -> list[str]:
+    return [name for name in sys.modules if name.startswith("my_")]
+
+
+def _ours(registry: Registry[Any], name: str) -> bool:
+    return registry.home(name).startswith("fairq_utils.")

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import as_shipped
 from dask import delayed
 from distributed import Client, LocalCluster
 from safetensors.torch import save, save_file
@@ -121,6 +122,26 @@ def assert_same_runs(found: Ledger, whole: Ledger) -> None:
         np.testing.assert_array_equal(mine.counts, theirs.counts)
         assert mine.report == theirs.report
         assert mine.provenance["threads"] == "1"
+
+
+def test_workers_know_what_a_plugin_adds(place: Place, address: str, tmp_path: Path) -> None:
+    source = """
+from fairq_utils.calibration import sampler
+
+
+@sampler("my_first", label="the first")
+def _first(pool):
+    return pool.rng.permutation(pool.count)
+"""
+    (tmp_path / "my_draws.py").write_text(source)
+    grid = [{"method": "ptq", "bits": "W8A8", "sampler": "my_first"}]
+    path = place.file(tmp_path / "ledger", plugins=["my_draws"], grid=grid)
+    path = path.rename(tmp_path / path.name)
+    with as_shipped():
+        found = execution.execute(on(load_params(path), address), stream=io.StringIO())
+        wanted = plan(load_params(path))
+        assert {run.sampler for run in wanted} == {None, "random", "my_first"}
+        assert set(found.keys()) == {run.key for run in wanted}
 
 
 def test_two_workers_leave_the_ledger_of_one_process(

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from conftest import REGISTRIES, as_shipped
 from typer.testing import CliRunner
 
 from fairq_utils.calibration import SAMPLERS, Indices, Pool, sampler
@@ -26,7 +26,6 @@ from fairq_utils.errors import BadInput
 from fairq_utils.fingerprint import closure
 from fairq_utils.quantizers.methods import METHODS, MSE, Method, Result, Task, method
 from fairq_utils.quantizers.post_training import quantize_observed
-from fairq_utils.registry import Registry
 from fairq_utils.report import effects, mitigation, tables
 from fairq_utils.study import execution, people, planning, run_models, statistics
 from fairq_utils.study.ledger import Ledger
@@ -34,7 +33,6 @@ from fairq_utils.study.params.data import CELLS
 from fairq_utils.study.params.file import load_params
 from fairq_utils.study.params.study import Params, ParamsError
 
-REGISTRIES: tuple[Registry[Any], ...] = (METHODS, SAMPLERS)
 IMAGES = 16  # of calibration
 STUDY: dict[str, Any] = {
     "name": "toys",
@@ -113,28 +111,6 @@ method(
 def _positives(pool):
     return pool.rng.permutation(np.flatnonzero(pool.target == 1))[: pool.count]
 """
-
-
-@contextmanager
-def as_shipped() -> Iterator[None]:
-    """Registries and Python's path are the process's: without what is added before and inside."""
-    with pytest.MonkeyPatch.context() as patch:
-        for registry in REGISTRIES:
-            entries = registry._entries.items()
-            own = {name: entry for name, entry in entries if _ours(registry, name)}
-            patch.setattr(registry, "_entries", own)
-            patch.setattr(registry, "_added", {})
-        elsewhere = [place for place in sys.path if not Path(place, "my_module.py").exists()]
-        patch.setattr(sys, "path", elsewhere)
-        patch.delitem(sys.modules, "my_module", raising=False)
-        try:
-            yield
-        finally:
-            sys.modules.pop("my_module", None)
-
-
-def _ours(registry: Registry[Any], name: str) -> bool:
-    return registry.home(name).startswith("fairq_utils.")
 
 
 @pytest.fixture
@@ -219,20 +195,23 @@ def test_a_run_is_named_by_the_code_of_its_toys(studied: tuple[Params, Ledger, s
     assert len(set(codes.values())) == 3  # FP32, plain quantization, and the toy
 
 
-def test_toys_are_compared_and_called_by_their_labels(
+def test_toys_are_compared_with_plain_quantization(
     studied: tuple[Params, Ledger, str, str],
 ) -> None:
     params, store, method, sampler = studied
-    records = statistics.records(store, params)
-    beside = effects.against_plain(records, params)
+    beside = effects.against_plain(statistics.records(store, params), params)
     mine = beside[beside.method == method]
     assert set(mine.sampler) == {"random", sampler}
     assert mine.setting.nunique() == 2
     page = mitigation.table(beside, "gender x age").data
     assert "toys" in page and "one layer apart" in page
-    frame = effects.by_configuration(records, params)
-    row = frame[frame.method == method].iloc[0]
-    assert tables.method_label(row) == "toys: one layer apart"
+
+
+def test_toys_are_called_by_their_labels(studied: tuple[Params, Ledger, str, str]) -> None:
+    params, store, method, _ = studied
+    frame = effects.by_configuration(statistics.records(store, params), params)
+    for _, row in frame[frame.method == method].iterrows():
+        assert tables.method_label(row) == "toys: one layer apart"
 
 
 def test_the_command_line_takes_a_plugin(tmp_path: Path, untouched: None) -> None:
@@ -247,6 +226,22 @@ def test_the_command_line_takes_a_plugin(tmp_path: Path, untouched: None) -> Non
     answer = CliRunner().invoke(app, ["plan", "--params", str(path)])
     assert answer.exit_code == 2
     assert "grid[0].method[0]: 'my_lair' is unknown; did you mean 'my_layer'?" in answer.stderr
+
+
+def test_names_are_listed_with_those_of_a_plugin(tmp_path: Path, untouched: None) -> None:
+    (tmp_path / "my_module.py").write_text(PLUGIN)
+    asked = ["--plugin", str(tmp_path / "my_module.py")]
+    for kind, registry, mine in (
+        ("methods", METHODS, "my_layer"),
+        ("samplers", SAMPLERS, "my_positives"),
+    ):
+        answer = CliRunner().invoke(app, ["list", kind, *asked])
+        assert answer.exit_code == 0, answer.output
+        head, *rows = answer.output.splitlines()
+        assert head.split() == ["name", "label", "source", "needs"]
+        assert sorted(row.split()[0] for row in rows) == sorted(registry)
+        assert mine in registry
+        assert any(row.startswith(mine) and registry[mine].label in row for row in rows)
 
 
 @pytest.mark.parametrize(
