@@ -302,7 +302,7 @@ def test_what_decides_a_result_is_in_its_key(params: Params) -> None:
 
     own = keys()
     for changed, methods in (
-        (settings(1, budget=0.1), {m for m in AWARE if AWARE[m].budgeted}),
+        (settings(1, budget=0.1), {m for m in AWARE if "budget" in AWARE[m].settings}),
         (settings(2, max_reverted=3), set(CONTROLS)),
         (keys(data={"validation": 130}), {m for m in AWARE if "validation" in AWARE[m].needs}),
         (keys(analysis={"attributes": ("gender", "race")}), set(AWARE)),

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from fairq_utils.data.photographs.registry import COLLECTIONS
 from fairq_utils.report.chapter import DEFAULT, glue
 from fairq_utils.report.figures import BELOW, finished, panels
-from fairq_utils.report.tables import METHOD_LABELS, html_table, named, title
+from fairq_utils.report.tables import html_table, named, named_method, title
 from fairq_utils.study import cost, progress
 from fairq_utils.study.cost import HOUR, INFER, PARTS, TRAIN
 from fairq_utils.study.params.file import load_params
@@ -150,7 +150,7 @@ def methods_table(table: pd.DataFrame) -> HTML:
     frame = table.sort_values("seconds", ascending=False, kind="stable")
     names = frame.method.str.split(" ", n=1)
     words = [
-        " ".join([METHOD_LABELS[name[0]], *(s.replace("_", " ") for s in name[1:])])
+        " ".join([named_method(name[0]), *(s.replace("_", " ") for s in name[1:])])
         for name in names
     ]
     found = {"method": words, "runs": frame.runs}

@@ -24,11 +24,11 @@ from fairq_utils.study.params.study import Params
 from fairq_utils.study.planning import baseline_of, beside_random
 from fairq_utils.study.statistics import (
     CONFIGURATION,
-    STATISTICS,
     Pair,
     Statistic,
     configuration,
     counts,
+    measured,
     scopes,
     shared,
 )
@@ -107,7 +107,7 @@ def against_plain(runs: list[RunRecord], params: Params) -> pd.DataFrame:
                 behind = [(base, pair[place]) for base, pair in zip(bases, found, strict=True)]
                 tables = shared(behind, attributes).tables
                 before, after = tables.sum(axis=-1), tables.sum(axis=-2)
-                changes += [float(np.mean(s(after) - s(before))) for s in STATISTICS.values()]
+                changes += [float(np.mean(s(after) - s(before))) for s in measured(params).values()]
     costs = {
         key: [
             float(np.mean([cost(pair[place]) for pair in found]))
@@ -164,7 +164,7 @@ def between_seeds(runs: list[RunRecord], params: Params) -> pd.DataFrame:
         floors.seed_floors(
             floors.seed_pairs(
                 {seed: counts(record, attributes).reference for seed, record in seeds.items()},
-                STATISTICS,
+                measured(params),
             )
         ).assign(architecture=architecture, scope=scope)
         for architecture, seeds in trained.items()
@@ -230,7 +230,7 @@ def equal_errors(runs: list[RunRecord], params: Params) -> pd.DataFrame:
     parts = [
         floors.equal_errors(
             counts(record, attributes).reference,
-            STATISTICS,
+            measured(params),
             **_resampling(params),
         ).assign(scope=scope)
         for record in runs
@@ -279,7 +279,7 @@ def frontier(frame: pd.DataFrame, size: pd.DataFrame, scope: str) -> pd.DataFram
 
 def _compared(pairs: Mapping[tuple[Any, ...], Sequence[Pair]], params: Params) -> pd.DataFrame:
     parts = [
-        paired_changes(members, attributes, STATISTICS, params).assign(
+        paired_changes(members, attributes, measured(params), params).assign(
             **dict(zip(CONFIGURATION, key, strict=True)),
             scope=scope,
             seeds=len(members),

@@ -35,6 +35,21 @@ def _models() -> Iterator[Row]:
     yield "any other", "a classifier that timm or torchvision names so", "", ""
 
 
+def _metrics() -> Iterator[Row]:
+    from fairq_utils.metrics.criteria import FAIRNESS
+
+    for name, entry in FAIRNESS.items():
+        yield name, entry.title, entry.source, ", ".join(entry.rates)
+
+
+def _engines() -> Iterator[Row]:
+    from fairq_utils.deploy.engines.registry import ENGINES
+
+    for name, entry in ENGINES.items():
+        extra = f"[{entry.extra}]" if entry.extra else ""
+        yield name, entry.label, "", f"{entry.package} {extra}".strip()
+
+
 def _data() -> Iterator[Row]:
     from fairq_utils.data.photographs.registry import COLLECTIONS
 
@@ -48,6 +63,8 @@ LISTS: dict[str, Callable[[], Iterator[Row]]] = {
     "methods": _methods,
     "samplers": _samplers,
     "models": _models,
+    "metrics": _metrics,
+    "engines": _engines,
     "data": _data,
 }
 

@@ -10,26 +10,28 @@ from collections.abc import Iterable
 import pandas as pd
 from IPython.display import HTML
 
+from fairq_utils.metrics.criteria import FAIRNESS
 from fairq_utils.quantizers.methods import METHODS
 from fairq_utils.training.zoo import display_name
 
-LABELS = {
-    "accuracy": "Accuracy",
-    "worst_group_accuracy": "Worst-group accuracy",
-    "demographic_parity_difference": "Demographic parity gap",
-    "equalized_odds_difference": "Equalized odds gap",
-    "equal_opportunity_difference": "Equal opportunity gap",
-    "predictive_equality_difference": "Predictive equality gap",
-    "disparate_impact": "Disparate impact",
-}
+
+class _Labels(dict[str, str]):
+    """Labels of statistics; a criterion that has none here is called by its title."""
+
+    def __missing__(self, name: str) -> str:
+        return FAIRNESS[name].title or name.replace("_", " ")
+
+
+LABELS = _Labels(
+    accuracy="Accuracy",
+    worst_group_accuracy="Worst-group accuracy",
+    demographic_parity_difference="Demographic parity gap",
+    equalized_odds_difference="Equalized odds gap",
+    equal_opportunity_difference="Equal opportunity gap",
+    predictive_equality_difference="Predictive equality gap",
+    disparate_impact="Disparate impact",
+)
 RATIOS = ("disparate_impact",)
-METHOD_LABELS = {
-    "fp32": "FP32",
-    **{
-        name: f"{method.family}: {method.label}" if method.group_aware else method.label
-        for name, method in METHODS.items()
-    },
-}
 RULES = {"minmax": "min-max", "moving_average": "moving average", "mse": "MSE"}
 
 
@@ -49,10 +51,18 @@ def label(row: pd.Series) -> str:
 
 def method_label(row: pd.Series) -> str:
     """Short name of a method; of plain static quantization with its range rule."""
-    name = METHOD_LABELS[row["method"]]
+    name = named_method(row["method"])
     if row["method"] == "ptq" and row["ranges"]:
         name += f" {range_label(row['ranges'])}"
     return name
+
+
+def named_method(name: str) -> str:
+    """Label of a method; of a group-aware one with its family."""
+    if name == "fp32":
+        return "FP32"
+    method = METHODS[name]
+    return f"{method.family}: {method.label}" if method.group_aware else method.label
 
 
 def range_label(rule: str) -> str:

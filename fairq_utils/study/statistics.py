@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fairq_utils import metrics, stats
+from fairq_utils.metrics.criteria import FAIRNESS
 from fairq_utils.study.ledger import Ledger, Run, RunRecord
 from fairq_utils.study.params.study import Params
 from fairq_utils.study.planning import plan
@@ -19,7 +20,7 @@ CONFIGURATION = ["architecture", "method", "bits", "ranges", "sampler", "setting
 STATISTICS: dict[str, Statistic] = {
     "accuracy": lambda table: metrics.overall(table, "accuracy"),
     **{
-        name: metrics.FAIRNESS[name]
+        name: FAIRNESS[name]
         for name in (
             "worst_group_accuracy",
             "demographic_parity_difference",
@@ -30,6 +31,11 @@ STATISTICS: dict[str, Statistic] = {
         )
     },
 }
+
+
+def measured(params: Params) -> dict[str, Statistic]:
+    """Statistics of a study: those that always are, and the criteria that its params name."""
+    return STATISTICS | {name: FAIRNESS[name] for name in params.analysis.metrics}
 
 
 def records(store: Ledger, params: Params) -> list[RunRecord]:

@@ -48,7 +48,7 @@ def scalars(record: RunRecord, params: Params) -> dict[str, float]:
     for scope, attributes in statistics.scopes(params).items():
         counts = statistics.counts(record, attributes)
         found["flips"] = float(counts.flips.sum() / counts.sizes.sum())
-        for name, statistic in statistics.STATISTICS.items():
+        for name, statistic in statistics.measured(params).items():
             label = name if name == "accuracy" else f"{scope}/{name}"
             found[label] = float(statistic(counts.compared))
     return {name: value for name, value in found.items() if math.isfinite(value)}

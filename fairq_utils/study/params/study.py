@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from fairq_utils.errors import BadInput
+from fairq_utils.metrics.criteria import FAIRNESS
+from fairq_utils.registry import unknown
 from fairq_utils.study.params.cluster import Cluster
 from fairq_utils.study.params.data import RENDERED, Data, Photographs, data_kind
 from fairq_utils.study.params.grid import Entry
@@ -121,8 +123,18 @@ class Dials(Section):
     ] = ()
 
 
+def _criterion(value: str) -> str:
+    if value not in FAIRNESS:
+        raise ValueError(unknown(value, FAIRNESS))
+    return value
+
+
 class Analysis(Section):
-    """Confidence, replicates and margins of the analysis."""
+    """Confidence, replicates and margins of the analysis.
+
+    ``metrics`` are criteria of :data:`fairq_utils.metrics.criteria.FAIRNESS` that are measured
+    beside those that always are (:data:`fairq_utils.study.statistics.STATISTICS`).
+    """
 
     replicates: Annotated[int, Field(ge=100, le=100_000)] = 2000
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
@@ -131,6 +143,9 @@ class Analysis(Section):
         "gender",
         "age",
     )
+    metrics: Annotated[
+        tuple[Annotated[str, AfterValidator(_criterion)], ...], AfterValidator(unique)
+    ] = ()
 
 
 class Execution(Section):
