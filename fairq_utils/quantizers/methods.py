@@ -142,11 +142,6 @@ class Method:
         families = (*FAMILIES, self.family)
         return int(self.group_aware), families.index(self.family)
 
-    @property
-    def budgeted(self) -> bool:
-        """True if it spends a budget of bytes."""
-        return "budget" in self.settings
-
     def spec(self, bits: str, **options: Any) -> QuantSpec:
         """The spec at some bits, such as ``W4A8``; options here take precedence."""
         return QuantSpec.parse(bits, **{**self.options, **options})
