@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from fairq_utils.quantizers import (
     QuantSpec,
     allocate,
-    allocate_greedily,
     float_classifier,
     observe,
     quantize_mixed,
@@ -188,7 +187,7 @@ def instance(seed: int, layers: int = 5, choices: int = 3) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_integer_programme_equals_brute_force_and_beats_greedy(seed: int) -> None:
+def test_integer_programme_equals_brute_force(seed: int) -> None:
     table = instance(seed)
     names = list(table.layer.unique())
     every = [
@@ -200,18 +199,15 @@ def test_integer_programme_equals_brute_force_and_beats_greedy(seed: int) -> Non
     for budget in (low, int(low + 0.3 * (high - low)), int(low + 0.7 * (high - low)), high):
         best = totals[totals[:, 1] <= budget, 0].min()
         cost, size = total(table, allocate(table, int(budget)))
-        greedy, greedy_size = total(table, allocate_greedily(table, int(budget)))
         assert cost == pytest.approx(best, rel=1e-9)
-        assert size <= budget and greedy_size <= budget
-        assert cost <= greedy * (1 + 1e-12)
+        assert size <= budget
 
 
 def test_a_budget_that_nothing_meets_names_the_smallest(observed: Observed) -> None:
     table = instance(0)
     smallest = int(table.groupby("layer").bytes.min().sum())
-    for function in (allocate, allocate_greedily):
-        with pytest.raises(ValueError, match=f"fewer than the {smallest} that these layers"):
-            function(table, smallest - 1)
+    with pytest.raises(ValueError, match=f"fewer than the {smallest} that these layers"):
+        allocate(table, smallest - 1)
     with pytest.raises(ValueError, match="raise the budget to at least") as caught:
         quantize_mixed(observed, 100, FREE)
     at_least = int(str(caught.value).split("at least ")[1].split()[0])

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from fairq_utils.quantizers.methods import METHODS, Method, Size, Task, method
     from fairq_utils.quantizers.mixed_precision import (
         allocate,
-        allocate_greedily,
         float_classifier,
         quantize_mixed,
     )
@@ -35,7 +34,6 @@ __all__ = [
     "Size",
     "Task",
     "allocate",
-    "allocate_greedily",
     "finish_qat",
     "float_classifier",
     "folded_float",

@@ -182,17 +182,12 @@ class QuantConv2d(Quantized):
         scale, zero, top = self.input_grid()
         if self._packed is None or self._packed[0] != input.shape:
             packed = onednn.pack_conv(
-                self.weight_integers, self.weight_scale, *geometry, shape=input.shape
+                self.weight_integers, self.weight_scale, geometry, input.shape
             )
             self._packed = (input.shape, packed)
+        q = onednn.quantize(input, scale, zero, top)
         return onednn.conv2d(
-            onednn.quantize(input, scale, zero, top),
-            scale,
-            zero,
-            self._packed[1],
-            self.weight_scale,
-            self.bias,
-            *geometry,
+            q, scale, zero, self._packed[1], self.weight_scale, self.bias, geometry
         )
 
 
@@ -206,14 +201,8 @@ class QuantLinear(Quantized):
         scale, zero, top = self.input_grid()
         if self._packed is None:
             self._packed = (None, onednn.pack_linear(self.weight_integers))
-        return onednn.linear(
-            onednn.quantize(input, scale, zero, top),
-            scale,
-            zero,
-            self._packed[1],
-            self.weight_scale,
-            self.bias,
-        )
+        q = onednn.quantize(input, scale, zero, top)
+        return onednn.linear(q, scale, zero, self._packed[1], self.weight_scale, self.bias)
 
 
 def quantized(

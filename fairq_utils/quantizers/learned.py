@@ -14,12 +14,11 @@ from fairq_utils.quantizers.grids import (
     fake_quantize,
     input_grid,
     on_grid,
-    to_integers,
     weight_codes,
 )
 from fairq_utils.quantizers.layers import QuantConv2d, QuantLinear, quantized
 from fairq_utils.quantizers.spec import QuantSpec
-from fairq_utils.quantizers.weights import WeightIntegers, find_grid, spread
+from fairq_utils.quantizers.weights import WeightIntegers, find_grid, quantize_weight, spread
 
 UNKNOWN_STEP = 1e-2  # of a layer whose weights are all zero
 STRETCH = (-0.1, 1.1)  # gamma and zeta of the rectified sigmoid (Louizos et al. 2018)
@@ -152,14 +151,7 @@ class StepWeight(nn.Module):
 
     def integers(self, weight: Tensor) -> WeightIntegers:
         """The integers that the weight has now."""
-        scale = self.scale().detach()
-        found = to_integers(
-            weight.detach(),
-            spread(scale, weight, self.spec),
-            spread(self.zero, weight, self.spec),
-            *self.codes,
-        )
-        return WeightIntegers(found.to(torch.int8), scale, self.zero.to(torch.int32))
+        return quantize_weight(weight, self.spec, (self.scale().detach(), self.zero))
 
 
 class SoftRounding(nn.Module):

@@ -137,42 +137,6 @@ def allocate(table: pd.DataFrame, budget: int) -> dict[str, str]:
     return solve(table, budget, table["sensitivity"].to_numpy(float))
 
 
-def allocate_greedily(table: pd.DataFrame, budget: int) -> dict[str, str]:
-    """Bits per layer by the best step at a time: a cross-check of :func:`allocate`.
-
-    From the smallest candidate of every layer on, the step that lowers the sensitivity most per
-    byte is taken, of those along the layers' Pareto fronts that the budget still allows.
-
-    Parameters, returns and errors as in :func:`allocate`.
-
-    Examples
-    --------
-    >>> table = pd.DataFrame({"layer": ["a", "a", "b", "b"], "bits": ["W4A8", "W8A8"] * 2,
-    ...                       "sensitivity": [3.0, 1.0, 9.0, 2.0], "bytes": [4, 8, 4, 8]})
-    >>> allocate_greedily(table, 12)
-    {'a': 'W4A8', 'b': 'W8A8'}
-    """
-    _affordable(table, budget)
-    fronts = {name: _front(part) for name, part in table.groupby("layer", sort=False)}
-    at = dict.fromkeys(fronts, 0)
-    left = budget - sum(int(front["bytes"].iloc[0]) for front in fronts.values())
-    while True:
-        steps = []
-        for name, front in fronts.items():
-            here = front.iloc[at[name]]
-            for later in range(at[name] + 1, len(front)):
-                there = front.iloc[later]
-                price = int(there["bytes"] - here["bytes"])
-                if price <= left:
-                    gain = float(here["sensitivity"] - there["sensitivity"]) / price
-                    steps.append((gain, name, later, price))
-        if not steps:
-            return {name: str(front["bits"].iloc[at[name]]) for name, front in fronts.items()}
-        _, name, at_now, price = max(steps, key=lambda step: step[0])
-        at[name] = at_now
-        left -= price
-
-
 def total(table: pd.DataFrame, chosen: dict[str, str]) -> tuple[float, int]:
     """Sum of sensitivities, and bytes, of an allocation."""
     rows = table[table["bits"] == table["layer"].map(chosen)]
@@ -355,13 +319,6 @@ def _affordable(table: pd.DataFrame, budget: int) -> None:
             f"allocate: budget: {budget} bytes are fewer than the {smallest} that these layers "
             "take at the fewest bits; raise it, or allow fewer bits"
         )
-
-
-def _front(part: pd.DataFrame) -> pd.DataFrame:
-    """Candidates of one layer that none beats in both bytes and sensitivity, smallest first."""
-    ordered = part.sort_values(["bytes", "sensitivity"])
-    best = ordered["sensitivity"].cummin().shift(fill_value=np.inf)
-    return ordered[ordered["sensitivity"] < best]
 
 
 def _mixed(task: Task) -> Result:

@@ -19,6 +19,7 @@ from torch import Tensor
 # Scale, zero-point and type of the result, and what is fused behind it: float32, nothing.
 FLOAT_OUT: tuple[Any, ...] = (1.0, 0, torch.float32, "none", [], "")
 BYTE = 255
+Geometry = tuple[Sequence[int], Any, Sequence[int], int]  # stride, padding, dilation, groups
 
 
 @lru_cache(maxsize=1)
@@ -56,19 +57,9 @@ def quantize(x: Tensor, scale: float, zero_point: int, top: int) -> Tensor:
     return q if top == BYTE else q.clamp_(max=top)
 
 
-def pack_conv(
-    weight: Tensor,
-    scales: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    shape: Sequence[int],
-) -> Tensor:
+def pack_conv(weight: Tensor, scales: Tensor, geometry: Geometry, shape: Sequence[int]) -> Tensor:
     """Weights int8 (O, I / groups, h, w) in the order that the kernel wants for this input."""
-    packed: Tensor = torch.ops.onednn.qconv_prepack(
-        weight, scales, 1.0, 0, stride, padding, dilation, groups, list(shape)
-    )
+    packed: Tensor = torch.ops.onednn.qconv_prepack(weight, scales, 1.0, 0, *geometry, list(shape))
     return packed
 
 
@@ -85,26 +76,12 @@ def conv2d(
     packed: Tensor,
     weight_scales: Tensor,
     bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    geometry: Geometry,
 ) -> Tensor:
     """Convolve bytes (N, C, H, W); float32 (N, O, H', W')."""
     zeros = torch.zeros(len(weight_scales), dtype=torch.int64)
     out: Tensor = torch.ops.onednn.qconv2d_pointwise(
-        q,
-        scale,
-        zero_point,
-        packed,
-        weight_scales,
-        zeros,
-        bias,
-        stride,
-        padding,
-        dilation,
-        groups,
-        *FLOAT_OUT,
+        q, scale, zero_point, packed, weight_scales, zeros, bias, *geometry, *FLOAT_OUT
     )
     return out
 
@@ -120,13 +97,6 @@ def linear(
     """Map bytes (..., I) to float32 (..., O)."""
     zeros = torch.zeros(len(weight_scales), dtype=torch.int64)
     out: Tensor = torch.ops.onednn.qlinear_pointwise(
-        q,
-        scale,
-        zero_point,
-        packed,
-        weight_scales,
-        zeros,
-        bias,
-        *FLOAT_OUT,
+        q, scale, zero_point, packed, weight_scales, zeros, bias, *FLOAT_OUT
     )
     return out

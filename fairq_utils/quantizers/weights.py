@@ -55,9 +55,11 @@ class KeptRows:
     bits: int | None = KEPT_BITS
 
 
-def quantize_weight(weight: Tensor, spec: QuantSpec) -> WeightIntegers:
-    """Round each weight to the nearest integer of its grid."""
-    scale, zero = find_grid(weight, spec)
+def quantize_weight(
+    weight: Tensor, spec: QuantSpec, grid: tuple[Tensor, Tensor] | None = None
+) -> WeightIntegers:
+    """Round each weight to the nearest integer of a grid, by default that of :func:`find_grid`."""
+    scale, zero = find_grid(weight, spec) if grid is None else grid
     integers = to_integers(
         weight.detach(),
         spread(scale, weight, spec),

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import norm
 from statsmodels.stats.power import TTestPower
-
-Alternative = Literal["two-sided", "larger", "smaller"]
 
 
 def change_sd(flips: ArrayLike, images: ArrayLike, *, between: float = 0.0) -> float:
