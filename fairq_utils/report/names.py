@@ -35,6 +35,13 @@ def _models() -> Iterator[Row]:
     yield "any other", "a classifier that timm or torchvision names so", "", ""
 
 
+def _engines() -> Iterator[Row]:
+    from fairq_utils.deploy.engines.registry import ENGINES
+
+    for name, entry in ENGINES.items():
+        yield name, entry.label, "", entry.package
+
+
 def _data() -> Iterator[Row]:
     from fairq_utils.data.photographs.registry import COLLECTIONS
 
@@ -48,6 +55,7 @@ LISTS: dict[str, Callable[[], Iterator[Row]]] = {
     "methods": _methods,
     "samplers": _samplers,
     "models": _models,
+    "engines": _engines,
     "data": _data,
 }
 
