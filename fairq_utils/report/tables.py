@@ -6,12 +6,15 @@ Rates and gaps are printed in points (hundredths), ratios as they are, with inte
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import pandas as pd
-from IPython.display import HTML
 
 from fairq_utils.quantizers.methods import METHODS
 from fairq_utils.training.zoo import display_name
+
+if TYPE_CHECKING:
+    from IPython.display import HTML
 
 LABELS = {
     "accuracy": "Accuracy",
@@ -99,6 +102,8 @@ def html_table(frame: pd.DataFrame, *, wrapped: bool = False) -> HTML:
     ----------
     wrapped : whether cells hold sentences, which go over several lines
     """
+    from IPython.display import HTML  # here, because names and numbers are printed without it
+
     classes = "dataframe wrapped" if wrapped else "dataframe"
     body = frame.to_html(index=False, border=0, justify="left", classes=classes)
     return HTML(f'<div class="table-scroll">{body}</div>')
@@ -106,6 +111,8 @@ def html_table(frame: pd.DataFrame, *, wrapped: bool = False) -> HTML:
 
 def note(text: str) -> HTML:
     """A sentence in the place of a figure or table."""
+    from IPython.display import HTML
+
     return HTML(f"<p><em>{text}</em></p>")
 
 

@@ -88,6 +88,7 @@ engine(
     "onnxruntime",
     label="ONNX Runtime",
     package="onnxruntime",
+    extra="engines",
     file="model.onnx",
     write=write,
     load=load,
