@@ -84,7 +84,8 @@ def run(
 
 
 def _analyse(settings: Params) -> None:
-    from fairq_utils.report import analysis, effects
+    from fairq_utils.report import effects
+    from fairq_utils.report.results import write_results
     from fairq_utils.study import statistics, storage
 
     runs = statistics.records(storage.ledger(settings), settings)
@@ -94,7 +95,7 @@ def _analyse(settings: Params) -> None:
             "run the other phases first"
         )
     frame = effects.by_configuration(runs, settings)
-    for path in analysis.write_results(frame, effects.sizes(runs), storage.results(settings)):
+    for path in write_results(frame, effects.sizes(runs), storage.results(settings)):
         typer.echo(str(path))
 
 
@@ -292,9 +293,9 @@ def export(
     """Write a model of the study as a folder to deploy: its file, a card, a README."""
     settings = _read(params, overrides)
 
-    from fairq_utils.deploy import export as exporting
+    from fairq_utils.deploy.export import export_run
 
-    typer.echo(str(exporting.export(settings, model, engine, out, batch=batch)))
+    typer.echo(str(export_run(settings, model, engine, out, batch=batch)))
 
 
 @app.command()

@@ -9,7 +9,7 @@ params_file = "../params/smoke.yaml"
 overrides = {}
 
 # %% tags=["remove-cell"]
-from fairq_utils.report import analysis, effects, figures, rows
+from fairq_utils.report import analysis, effects, figures, results, rows
 from fairq_utils.report.chapter import open_chapter
 from fairq_utils.study import storage
 
@@ -75,7 +75,7 @@ analysis.statistics_table(chapter.effects, chapter.crossed, alike)
 
 # %% tags=["nbval-check-output"]
 folder = storage.results(chapter.params)
-paths = analysis.write_results(chapter.effects, effects.sizes(chapter.runs), folder)
+paths = results.write_results(chapter.effects, effects.sizes(chapter.runs), folder)
 print(*(path.name for path in paths), sep="\n")
 
 # %% [markdown]

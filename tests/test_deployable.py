@@ -274,7 +274,7 @@ def test_fewer_bits_are_packed_and_an_fp32_run_is_float(params: Params, tmp_path
     full = next(r for r in planned if r.method == "fp32")
     cards = {}
     for run in (four, mixed, full):
-        folder = deployable.export(params, run.key, "openvino", tmp_path / run.key)
+        folder = deployable.export_run(params, run.key, "openvino", tmp_path / run.key)
         cards[run.key] = card_of(folder)
         assert cards[run.key]["run"]["key"] == run.key
     size = cards[four.key]["size"]
@@ -295,7 +295,7 @@ def test_inputs_too_coarse_for_an_engine_are_refused_and_leave_nothing(
 ) -> None:
     four = next(r for r in planning.plan(params) if r.method == "ptq" and r.bits == "W4A4")
     with pytest.raises(NotExact, match="4-bit inputs changes predictions; take OpenVINO"):
-        deployable.export(params, four.key, "onnxruntime", tmp_path / "out")
+        deployable.export_run(params, four.key, "onnxruntime", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -362,7 +362,7 @@ def test_what_cannot_ship_says_why(
 def test_a_model_that_is_not_trained_says_how_to_train_it(small: Path, tmp_path: Path) -> None:
     params = load_params(small, {"execution.ledger": str(tmp_path / "ledger")})
     with pytest.raises(Fault, match=r"no FP32 SqueezeNet 1.1 .*; run `fairq run .*--phase baselin"):
-        deployable.export(params, MODEL, "onnxruntime", tmp_path / "out")
+        deployable.export_run(params, MODEL, "onnxruntime", tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
@@ -380,10 +380,10 @@ def test_a_place_that_is_taken_is_left_alone(params: Params, exported: Path, tmp
     deployable.check_place(own)
     (own / "thesis.tex").write_text("mine")
     with pytest.raises(BadInput, match=r"own: holds thesis\.tex and is no earlier export; name"):
-        deployable.export(params, MODEL, "onnxruntime", own)
+        deployable.export_run(params, MODEL, "onnxruntime", own)
     assert (own / "thesis.tex").read_text() == "mine"
     with pytest.raises(Fault, match=r"file/deep: cannot be made \(Not a directory\); name another"):
-        deployable.export(params, MODEL, "onnxruntime", file / "deep")
+        deployable.export_run(params, MODEL, "onnxruntime", file / "deep")
 
 
 def test_an_earlier_export_is_replaced_or_stays_whole(
@@ -397,7 +397,7 @@ def test_an_earlier_export_is_replaced_or_stays_whole(
     with monkeypatch.context() as patch:
         patch.setattr(deployable, "page", stops)
         with pytest.raises(KeyboardInterrupt):
-            deployable.export(params, MODEL, "onnxruntime", copied)
+            deployable.export_run(params, MODEL, "onnxruntime", copied)
     assert {path.name: path.read_bytes() for path in copied.iterdir()} == before
     really = Path.rename
 
@@ -410,9 +410,9 @@ def test_an_earlier_export_is_replaced_or_stays_whole(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", refused)
         with pytest.raises(OSError, match="disk is gone"):
-            deployable.export(params, full.key, "onnxruntime", copied)
+            deployable.export_run(params, full.key, "onnxruntime", copied)
     assert {path.name: path.read_bytes() for path in copied.iterdir()} == before
-    deployable.export(params, full.key, "onnxruntime", copied)
+    deployable.export_run(params, full.key, "onnxruntime", copied)
     assert {path.name for path in copied.iterdir()} == {"card.json", "README.md", "model.onnx"}
     assert card_of(copied)["run"]["key"] == full.key
     assert [path.name for path in copied.parent.iterdir()] == ["copy"]

@@ -20,7 +20,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-ROOMS = ("", "quantizers", "stats", "metrics", "mitigation", "data", "calibration")
+ROOMS = sorted(path.parent.name for path in ROOT.glob("fairq_utils/*/__init__.py"))
 
 # An interpreter that finds none of the packages named in its first argument.
 START = """
@@ -136,7 +136,7 @@ def modules(room: Any) -> set[str]:
     return {module.name for module in pkgutil.iter_modules(getattr(room, "__path__", []))}
 
 
-@pytest.mark.parametrize("name", ROOMS)
+@pytest.mark.parametrize("name", ["", "calibration", "deploy.engines", *ROOMS])
 def test_a_room_passes_on_what_it_lists(name: str) -> None:
     room = importlib.import_module(f"fairq_utils.{name}".rstrip("."))
     assert len(set(room.__all__)) == len(room.__all__)
@@ -181,6 +181,9 @@ print(json.dumps([[one.exit_code, one.output] for one in found]))
     ("name", "extra"),
     [
         ("fairq_utils.data.load", "study"),
+        ("fairq_utils.study.load_params", "study"),
+        ("fairq_utils.deploy.export_run", "study,engines"),
+        ("fairq_utils.report.build_book", "book"),
     ],
 )
 def test_a_room_names_the_extra_that_it_lacks(name: str, extra: str) -> None:

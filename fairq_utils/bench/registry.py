@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fairq_utils.bench.outcome import Outcome, words
-from fairq_utils.errors import BadInput
+from fairq_utils.errors import BadInput, needs
 from fairq_utils.registry import Registry
 
 if TYPE_CHECKING:
@@ -106,12 +106,14 @@ def run(
         There is no benchmark of that name; it needs a study and none is given, or a folder is given
         that it does not take.
     """
-    found = BENCHMARKS.find(name, "bench")
+    with needs("`fairq bench`", "study,engines"):
+        found = BENCHMARKS.find(name, "bench")
     if root is not None and found.needs != "folder":
         raise BadInput(f"bench: {name} takes no folder; leave --root out")
     if params is None and found.needs == "study":
         raise BadInput(f"bench: {name} measures the models of a study; give its params")
-    outcome = found.measure(Subject(params, root))
+    with needs("`fairq bench`", "study,engines"):
+        outcome = found.measure(Subject(params, root))
     path = Path(folder) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(outcome.figures, indent=1) + "\n")

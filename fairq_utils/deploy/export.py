@@ -38,7 +38,7 @@ SHORTEST = 4  # digits of a key
 HEX = re.compile(r"[0-9a-f]+")
 
 
-def export(
+def export_run(
     params: Params,
     model: str,
     engine: str,

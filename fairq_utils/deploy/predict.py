@@ -1,7 +1,7 @@
 """Predictions of a deployed model for image files, without PyTorch unless it is the engine.
 
-A folder is what :func:`fairq_utils.deploy.export.export` writes. Its card is checked against the
-files and against this machine before anything is predicted.
+A folder is what :func:`fairq_utils.deploy.export.export_run` writes. Its card is checked against
+the files and against this machine before anything is predicted.
 """
 
 from __future__ import annotations

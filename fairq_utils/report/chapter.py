@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from fairq_utils.data.faces import FaceData
 from fairq_utils.fingerprint import code_version, fingerprint
-from fairq_utils.report import effects, figures
+from fairq_utils.report import effects
 from fairq_utils.report.notebooks import refuse_unknown_in
+from fairq_utils.report.style import use_style
 from fairq_utils.study import execution, people, statistics, storage
 from fairq_utils.study.ledger import Ledger, RunRecord
 from fairq_utils.study.params.data import Data
@@ -127,7 +128,7 @@ def open_chapter(
     shell = get_ipython()
     if shell is not None:
         refuse_unknown_in(shell.user_ns.get("In", []))
-    figures.use_style()
+    use_style()
     pd.set_option("display.precision", 3)
     params = load_params(params_file, overrides)
     return Chapter(params, storage.ledger(params))

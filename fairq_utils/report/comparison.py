@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from fairq_utils.report.figures import STYLE
+from fairq_utils.report.style import STYLE
 
 MARKERS = "osD^vP*X"
 NARROWEST = 2.0  # points of accuracy that the axis shows at least

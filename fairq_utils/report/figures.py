@@ -1,4 +1,4 @@
-"""The look that all figures share: style, colours, panels, and Plotly figures that stay the same.
+"""Colours, panels, and Plotly figures that stay the same.
 
 Colours tell architectures apart (seaborn's colour-blind palette), and mean the same everywhere.
 """
@@ -35,17 +35,6 @@ class _Colours(dict[str, tuple[float, float, float]]):
 
 
 COLOURS = _Colours(zip(ARCHITECTURES, sns.color_palette("colorblind"), strict=False))
-STYLE: dict[str, Any] = {
-    "figure.dpi": 110,
-    "savefig.bbox": "tight",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-}
 BESIDE: dict[str, Any] = {"fontsize": 8, "loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
 BELOW: dict[str, Any] = {"fontsize": 8, "loc": "upper center", "bbox_to_anchor": (0.5, 0)}
 HEIGHT = 420  # pixels of a Plotly figure whose layout names no height
@@ -55,11 +44,6 @@ PLOTLY = {
     # One click on this button would send the figure's data to Plotly's server.
     "modeBarButtonsToRemove": ["sendChartToCloud"],
 }
-
-
-def use_style() -> None:
-    """Set the book's look for all figures that follow."""
-    plt.rcParams.update(STYLE)  # type: ignore[arg-type]
 
 
 def finished(figure: Figure) -> Figure:

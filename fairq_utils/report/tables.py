@@ -6,13 +6,16 @@ Rates and gaps are printed in points (hundredths), ratios as they are, with inte
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import pandas as pd
-from IPython.display import HTML
 
 from fairq_utils.metrics.criteria import FAIRNESS
 from fairq_utils.quantizers.methods import METHODS
 from fairq_utils.training.zoo import display_name
+
+if TYPE_CHECKING:
+    from IPython.display import HTML
 
 
 class _Labels(dict[str, str]):
@@ -109,6 +112,8 @@ def html_table(frame: pd.DataFrame, *, wrapped: bool = False) -> HTML:
     ----------
     wrapped : whether cells hold sentences, which go over several lines
     """
+    from IPython.display import HTML  # here, because names and numbers are printed without it
+
     classes = "dataframe wrapped" if wrapped else "dataframe"
     body = frame.to_html(index=False, border=0, justify="left", classes=classes)
     return HTML(f'<div class="table-scroll">{body}</div>')
@@ -116,6 +121,8 @@ def html_table(frame: pd.DataFrame, *, wrapped: bool = False) -> HTML:
 
 def note(text: str) -> HTML:
     """A sentence in the place of a figure or table."""
+    from IPython.display import HTML
+
     return HTML(f"<p><em>{text}</em></p>")
 
 

@@ -1,1 +1,39 @@
 """A study: params, plan, runs and the ledger, on this machine or on a cluster."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fairq_utils.lazy import passed_on
+
+if TYPE_CHECKING:
+    from fairq_utils.study.execution import execute
+    from fairq_utils.study.ledger import Ledger, LedgerError, Run, RunRecord
+    from fairq_utils.study.params.file import load_params, parse_overrides
+    from fairq_utils.study.params.study import Params, ParamsError
+    from fairq_utils.study.people import faces
+    from fairq_utils.study.planning import plan, with_dials
+    from fairq_utils.study.run_models import Rebuilt, rebuild
+    from fairq_utils.study.statistics import counts, records, scopes
+
+__all__ = [
+    "Ledger",
+    "LedgerError",
+    "Params",
+    "ParamsError",
+    "Rebuilt",
+    "Run",
+    "RunRecord",
+    "counts",
+    "execute",
+    "faces",
+    "load_params",
+    "parse_overrides",
+    "plan",
+    "rebuild",
+    "records",
+    "scopes",
+    "with_dials",
+]
+
+__getattr__, __dir__ = passed_on(__name__, extra="study")

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from timm.layers import PatchEmbed, build_sincos2d_pos_embed
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fairq_utils.data.faces import Images
-from fairq_utils.errors import Fault
+from fairq_utils.errors import Fault, needs
 from fairq_utils.training import zoo
 
 # Statistics of ImageNet's training images (RGB, 0 to 1), which pretrained weights expect.
@@ -23,6 +21,7 @@ class PretrainedUnavailable(Fault):
     """ImageNet weights were asked for and could not be fetched."""
 
 
+@needs("building an architecture", "study")
 def build(
     name: str, *, classes: int = 2, image_size: int = 64, pretrained: bool = False
 ) -> nn.Module:
@@ -51,7 +50,7 @@ def build(
     try:
         model = make(classes=classes, image_size=image_size, pretrained=pretrained)
     except Exception as error:
-        if not pretrained:
+        if not pretrained or isinstance(error, ImportError):
             raise
         reason = (str(error).splitlines() or [""])[0]
         raise PretrainedUnavailable(
@@ -109,6 +108,9 @@ def initialise(model: nn.Module, images: Tensor) -> None:
     images : uint8 (N, 3, H, W)
         For training.
     """
+    from timm.layers import PatchEmbed, build_sincos2d_pos_embed
+    from timm.models.vision_transformer import VisionTransformer
+
     embedding = getattr(model, "patch_embed", None)
     if not isinstance(model, VisionTransformer) or type(embedding) is not PatchEmbed:
         return

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fairq_utils.deploy.engines.loaded_model import LoadedModel, NotRunning
-from fairq_utils.errors import Fault
+from fairq_utils.errors import MissingExtra, needs
 from fairq_utils.registry import Registry
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def engine(name: str, **attributes: Any) -> Engine:
     return ENGINES.add(name, Engine(name, **attributes))
 
 
-class NotInstalled(Fault):
+class NotInstalled(MissingExtra):
     """An engine is not there; the message names what brings it."""
 
 
@@ -140,7 +140,8 @@ def write(
     _check_example(example, 1 if found.compiled else 2)
     paths = files(engine, folder)
     paths[0].parent.mkdir(parents=True, exist_ok=True)
-    found.write(model, example, paths[0], weight_bits)
+    with needs(f"writing for {found.label}", "engines"):
+        found.write(model, example, paths[0], weight_bits)
     return paths
 
 
