@@ -13,6 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from conftest import needs_kernels
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
@@ -113,6 +114,7 @@ def tolerance(model: nn.Module, steps: float) -> float:
     return steps * float(head.input_scale) * float(head.weight().abs().sum(dim=1).max())
 
 
+@needs_kernels
 @pytest.mark.parametrize(
     ("engine", "bits"),
     [*((name, bits) for name in FILES for bits in ("W8A8", "W4A8")), ("openvino", "W4A4")],

@@ -11,6 +11,7 @@ import onnx
 import pandas as pd
 import pytest
 import torch
+from conftest import needs_kernels
 from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,7 +31,6 @@ from fairq_utils.quantizers import (
     Observed,
     QuantSpec,
     observe,
-    onednn,
     quantize_observed,
     use_integers,
 )
@@ -40,9 +40,6 @@ from fairq_utils.quantizers.sizes import packed_bytes
 from fairq_utils.quantizers.weights import KeptRows, keep_rows, quantize_weight, row_bytes
 
 FOUR = QuantSpec.parse("W4A8", first_last_bits=None)
-needs_kernels = pytest.mark.skipif(
-    not onednn.available(), reason="this processor has no exact integer kernels"
-)
 
 
 class Net(nn.Module):
@@ -404,6 +401,7 @@ def test_a_layer_with_rows_of_eight_bits_is_not_packed_into_four() -> None:
             assert torch.equal(scale * times, q.weight_scale)
 
 
+@needs_kernels
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_engines_answer_as_the_simulation_does(engine: str, tmp_path: Path) -> None:
     try:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import needs_kernels
 from torch import Tensor, nn
 
 from fairq_utils.quantizers import (
@@ -376,11 +377,6 @@ def test_bad_specs_are_refused(options: dict[str, object], sentence: str) -> Non
         QuantSpec(**options)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="'INT8' is not of the form"):
         QuantSpec.parse("INT8")
-
-
-needs_kernels = pytest.mark.skipif(
-    not kernels.available(), reason="this processor has no exact integer kernels"
-)
 
 
 @needs_kernels
