@@ -1,23 +1,20 @@
 """Intervals, noise floors, tests and verdicts, all from counts.
 
-==================  ====================================================================
-module              answers
-==================  ====================================================================
-``resampling``      who is drawn in a bootstrap: images, seeds, calibration draws
-``intervals``       percentile and BCa intervals from replicates
-``paired``          by how much do two models' metrics differ?
-``coverage``        how often do these intervals hold the truth? (``coverage_of_seeds``)
-``floors``          what would chance alone have made?
-``training_noise``  what would another training seed alone have made?
-``flips``           which group lost answers, which won?
-``disagreement``    on whose images do populations of models part ways?
-``across_seeds``    tests whose unit is a training seed
-``trends``          does a quantity move with capacity?
-``effects``         effect sizes with intervals
-``multiplicity``    many tests as one family
-``power``           what can so many seeds and images find?
-``verdicts``        supported, contradicted or undecided, and why
-==================  ====================================================================
+================  ======================================================================
+module            contents
+================  ======================================================================
+``resampling``    bootstrap replicates: images, seeds, calibration draws
+``intervals``     percentile and BCa intervals from replicates
+``paired``        metrics of two models, and the difference between them
+``floors``        gaps and changes that chance, or another training seed, makes
+``significance``  predictions lost and won by group; many tests as one family
+``disagreement``  images on which populations of models part ways, and their groups
+``across_seeds``  tests whose unit is a training seed
+``trends``        trend of a quantity with capacity
+``effects``       effect sizes with intervals
+``power``         changes that so many seeds and images can find
+``verdicts``      supported, contradicted or undecided, and why
+================  ======================================================================
 """
 
 from __future__ import annotations
