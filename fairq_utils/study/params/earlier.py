@@ -12,6 +12,7 @@ from fairq_utils.calibration import SAMPLERS
 QUANTIZATION = ("bits", "methods", "ranges", "further", "further_models")
 MITIGATION = ("kept", "max_drop", "max_reverted", "samplers", "methods", "bits", "models")
 DIALS = ("bits", "methods")
+REVERTED = 10  # layers that accuracy control could put back where a file named no number
 
 
 def replaced(content: Mapping[str, Any]) -> str | None:
@@ -19,8 +20,8 @@ def replaced(content: Mapping[str, Any]) -> str | None:
 
     Examples
     --------
-    >>> replaced({"quantization": {"bits": ["W8A8"], "methods": ["ptq"]}}).partition(" write ")[2]
-    'grid: [{method: ptq, bits: W8A8}]'
+    >>> replaced({"mitigation": {"samplers": ["core_set"]}}).partition(" write ")[2][:52]
+    'grid: [{method: ptq, bits: W8A8, sampler: [random, c'
     """
     for section, keys in (("quantization", QUANTIZATION), ("mitigation", MITIGATION)):
         given = content.get(section)
@@ -32,8 +33,11 @@ def replaced(content: Mapping[str, Any]) -> str | None:
     if isinstance(dials, Mapping):
         key = next((key for key in DIALS if key in dials), None)
         if key is not None:
-            methods, bits = dials.get("methods", ["group_balanced"]), dials.get("bits", [])
-            return _sentence(f"dials.{key}", list(_compared(methods, bits)), "dials.grid")
+            methods = dials.get("methods", ["group_balanced"])
+            bits = dials.get("bits", ["W8A8", "W4A4"])
+            settings = {"budget": None, "max_drop": None, "max_reverted": REVERTED}
+            entries = list(_compared(methods, bits, settings=settings))
+            return _sentence(f"dials.{key}", entries, "dials.grid")
     return None
 
 
@@ -48,17 +52,17 @@ def _grid(content: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Entries that say what the two old sections said."""
     q, m = (dict(content.get(name) or {}) for name in ("quantization", "mitigation"))
     bits = list(q.get("bits", ["W8A8"]))
-    samplers = ["random", *m.get("samplers", [])]
+    samplers = ["random", *m.get("samplers", ["group_balanced"])]
     plain: dict[str, Any] = {"method": "ptq", "bits": bits, "range": q.get("ranges")}
     yield _short({**plain, "sampler": samplers if len(samplers) > 1 else None})
-    if "dynamic" in q.get("methods", ()):
-        eights = [width for width in bits if str(width).endswith("A8")]
+    eights = [width for width in bits if str(width).endswith("A8")]
+    if eights and "dynamic" in q.get("methods", ("ptq", "dynamic")):
         yield _short({"method": "dynamic", "bits": eights[:1]})
     for method, widths in dict(q.get("further") or {}).items():
         yield _short({"method": method, "bits": widths, "models": q.get("further_models")})
     names = m.get("methods", [])
     settings = {"budget": m.get("kept"), "max_drop": m.get("max_drop")}
-    settings |= {"max_reverted": m.get("max_reverted")}
+    settings |= {"max_reverted": m.get("max_reverted", REVERTED)}
     yield from _compared(names, m.get("bits", ["W8A8", "W4A4"]), m.get("models"), settings)
 
 
