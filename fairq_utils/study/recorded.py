@@ -65,6 +65,8 @@ def _rows(path: Path, name: str) -> pd.DataFrame:
     found = pd.read_csv(path, keep_default_na=False)
     for column in found.columns.difference(WORDS):
         found[column] = pd.to_numeric(found[column])
+    if "sampler" in found and "setting" not in found:  # recorded when a study had one for all
+        found.insert(found.columns.get_loc("sampler") + 1, "setting", "")
     return found
 
 
