@@ -18,9 +18,9 @@ that leave a metric undefined are an error that says why.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from fairq_utils.lazy import passed_on
 from fairq_utils.metrics.counts import Counts, count, one_vs_rest
 from fairq_utils.metrics.criteria import FAIRNESS, Criterion, criterion
 from fairq_utils.metrics.frame import (
@@ -209,9 +209,4 @@ __all__ = [
     "worst_group_accuracy",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """``compute_fairness_metrics``, imported when it is asked for: torch takes seconds."""
-    if name != "compute_fairness_metrics":
-        raise AttributeError(f"module 'fairq_utils.metrics' has no attribute {name!r}")
-    return getattr(import_module("fairq_utils.metrics.model_metrics"), name)
+__getattr__, __dir__ = passed_on(__name__)
