@@ -32,6 +32,7 @@ photographs.collections_table()
 #    Images of your own need no code: put a table `labels.csv` beside them, whose first column names
 #    the files and whose others are a target, groups and perhaps `split`, and write
 #    `data: {name: folder, root: faces, target: smiling, groups: {sex: gender, age: age}}`.
+#
 # 2. **Vouch for the folder.** `fairq data check celeba --root data/celeba` counts subjects by group
 #    beside the published counts, and lists what is damaged, missing, unlabelled, of another size,
 #    or there twice, within a split or across. It ends in 0 or 1.

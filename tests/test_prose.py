@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fairq_utils.report import quantization
+from fairq_utils.report import quantization, tables
 from fairq_utils.study.params.study import Params
 from fairq_utils.study.statistics import CONFIGURATION
 
@@ -71,3 +71,16 @@ def test_no_absence_is_counted_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     quantization.glue_changes(pd.DataFrame(rows), SCOPE, params, ["vit_small"])
     assert (glued["comparisons"], glued["equivalent"], glued["same_comparisons"]) == (2, 1, 1)
     assert glued["same_models"] == "ViT-Small"
+
+
+def test_settings_tell_two_of_one_name_apart() -> None:
+    rows = [
+        ("resnet50", "ptq", "W8A8", "mse", "random", "64 images"),
+        ("resnet50", "layers_worst", "W8A8", "mse", "random", "budget 0.05"),
+        ("vit_small", "layers_worst", "W8A8", "mse", "random", "budget 0.1"),
+    ]
+    frame = pd.DataFrame(rows, columns=CONFIGURATION, index=[4, 4, 2])
+    plain, *others = tables.labels(frame)
+    assert plain == "W8A8 static MSE"
+    assert [name.rpartition(", ")[2] for name in others] == ["budget 0.05", "budget 0.1"]
+    assert len(set(tables.labels(frame.drop(columns="setting")))) == 2

@@ -18,7 +18,7 @@ from fairq_utils.report.tables import (
     floors,
     html_table,
     intervals,
-    label,
+    labels,
     named,
     title,
     wide_table,
@@ -52,9 +52,9 @@ def pareto_figure(frontier: pd.DataFrame) -> Figure:
 def interactive_pareto_figure(frontier: pd.DataFrame) -> Interactive:
     """Draw :func:`pareto_figure` with every configuration's name under the pointer."""
     figure = go.Figure()
+    frontier = frontier.assign(configuration=labels(frontier))
     for model, part in frontier.groupby("architecture", sort=False):
         red, green, blue = (int(255 * c) for c in COLOURS[model])
-        names = [label(row) for _, row in part.iterrows()]
         figure.add_scatter(
             x=(part[PARITY] * 100).round(2),
             y=(part.accuracy * 100).round(2),
@@ -65,7 +65,7 @@ def interactive_pareto_figure(frontier: pd.DataFrame) -> Interactive:
                 "color": f"rgb({red},{green},{blue})",
                 "symbol": ["circle" if p else "circle-open" for p in part.pareto],
             },
-            customdata=np.stack([np.array(names), part.mebibytes.round(2).astype(str)], axis=1),
+            customdata=np.stack([part.configuration, part.mebibytes.round(2).astype(str)], axis=1),
             hovertemplate="%{customdata[0]}<br>accuracy %{y} %<br>gap %{x} points"
             "<br>%{customdata[1]} MiB<extra>" + title(str(model)) + "</extra>",
         )
@@ -88,7 +88,7 @@ def pareto_table(frontier: pd.DataFrame) -> HTML:
         pd.DataFrame(
             {
                 "architecture": rows.architecture.map(title),
-                "configuration": [label(row) for _, row in rows.iterrows()],
+                "configuration": labels(rows),
                 "accuracy (%)": intervals(rows, "accuracy"),
                 "parity gap (points)": intervals(rows, PARITY),
                 "floor of its change": floors(rows[f"{PARITY}_floor"]),
@@ -101,7 +101,7 @@ def pareto_table(frontier: pd.DataFrame) -> HTML:
 def groups_table(frame: pd.DataFrame) -> HTML:
     """Accuracy of every group by configuration, averaged over architectures, in percent."""
     rows = frame[frame.sampler.isin(["", "random"]) & (frame.method != "dynamic")]
-    rows = rows.assign(configuration=rows.apply(label, axis=1))
+    rows = rows.assign(configuration=labels(rows))
     wide = rows.pivot_table(
         index=["group", "images"], columns="configuration", values="compared", sort=False
     )
@@ -111,7 +111,7 @@ def groups_table(frame: pd.DataFrame) -> HTML:
 def statistics_table(frame: pd.DataFrame, scope: str, alike: pd.DataFrame) -> HTML:
     """Every configuration and metric with its interval, over what equal errors would give."""
     rows = frame[frame["scope"] == scope]
-    cells = named(rows).assign(cell=intervals(rows), configuration=rows.apply(label, axis=1))
+    cells = named(rows).assign(cell=intervals(rows), configuration=labels(rows))
     cells = pd.concat([cells, alike_rows(alike, scope, rows.statistic)])
     return wide_table(cells, ["architecture", "configuration"], "statistic")
 

@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fairq_utils.report.rows import quantized_rows
-from fairq_utils.report.tables import LABELS, label, title
+from fairq_utils.report.tables import LABELS, labels, title
 from fairq_utils.training.zoo import ARCHITECTURES
 
 
@@ -111,7 +111,7 @@ def heatmap_figure(frame: pd.DataFrame, statistic: str, scope: str) -> Figure:
     Red is worse: a lower accuracy, a wider gap.
     """
     rows = quantized_rows(frame, statistic, scope)
-    rows = rows.assign(configuration=rows.apply(label, axis=1))
+    rows = rows.assign(configuration=labels(rows))
     table = rows.pivot_table(
         index="configuration", columns="architecture", values="change", sort=False
     ).rename(columns=title)

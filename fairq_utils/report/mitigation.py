@@ -14,7 +14,16 @@ from fairq_utils.quantizers.methods import CONTROL, FAMILIES, METHODS
 from fairq_utils.report.chapter import POINT, Chapter, glue
 from fairq_utils.report.figures import draw_change, finished, legend_of, named_rows
 from fairq_utils.report.rows import ODDS, PARITY, rows_of, width
-from fairq_utils.report.tables import LABELS, floors, html_table, intervals, note, points, title
+from fairq_utils.report.tables import (
+    LABELS,
+    floors,
+    html_table,
+    intervals,
+    note,
+    points,
+    title,
+    told_apart,
+)
 from fairq_utils.stats.verdicts import judge
 from fairq_utils.study.planning import mitigations
 from fairq_utils.study.statistics import CONFIGURATION
@@ -81,6 +90,7 @@ def changes_table(frame: pd.DataFrame, scope: str) -> HTML:
     if frame.empty:
         return note(NOTHING)
     rows = frame[frame["scope"] == scope]
+    keys = [name for name in CONFIGURATION if name in rows]  # some were recorded without settings
     first = _named(rows[rows.statistic == STATISTICS[0]])
     first = first.assign(place=first.family.map(FAMILIES.index))
     first = first.sort_values(["architecture", "bits", "place"], kind="stable", ignore_index=True)
@@ -91,9 +101,7 @@ def changes_table(frame: pd.DataFrame, scope: str) -> HTML:
         "": first.label,
     }
     for name in STATISTICS:
-        part = first[CONFIGURATION].merge(
-            rows[rows.statistic == name], on=CONFIGURATION, sort=False
-        )
+        part = first[keys].merge(rows[rows.statistic == name], on=keys, sort=False)
         cells = zip(intervals(part, "change"), floors(part.floor), strict=True)
         columns[LABELS[name].lower()] = [f"{cell} ({floor})" for cell, floor in cells]
     columns["seconds"] = [f"{s:.0f}" if s >= 10 else f"{s:.1f}" for s in first.seconds]
@@ -188,8 +196,8 @@ def fewest_bits(chapter: Chapter) -> str:
 def _named(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows with the ``family`` and ``label`` of their method."""
     found = [family_and_label(row.method, row.sampler) for row in rows.itertuples()]
-    names = pd.DataFrame(found, columns=["family", "label"], index=rows.index)
-    return rows.assign(family=names.family, label=names.label)
+    labels = told_apart([label for _, label in found], rows)
+    return rows.assign(family=[family for family, _ in found], label=labels)
 
 
 def _glue_parity(rows: pd.DataFrame, prefix: str) -> None:

@@ -28,7 +28,7 @@ from fairq_utils.report.tables import (
     floors,
     html_table,
     intervals,
-    label,
+    labels,
     method_label,
     named,
     points,
@@ -259,17 +259,14 @@ def glue_toolkits(found: pd.DataFrame) -> None:
 def changes_figure(frame: pd.DataFrame, statistic: str, scope: str) -> Figure:
     """Change of a statistic from FP32 with its interval, over what chance alone makes of it."""
     rows = quantized_rows(frame, statistic, scope)
-    names = list(dict.fromkeys(rows.apply(label, axis=1)))
+    rows = rows.assign(line=labels(rows))
+    names = list(dict.fromkeys(rows.line))
     models = list(dict.fromkeys(rows.architecture))
     figure, axis = plt.subplots(figsize=(7.2, 0.9 + 0.16 * len(names) * (len(models) + 1)))
     axis.axvline(0, color="0.3", linewidth=1)
     step = 0.75 / max(len(models), 1)
     for row in rows.itertuples():
-        y = (
-            names.index(label(pd.Series(row._asdict())))
-            + (models.index(row.architecture) + 0.5) * step
-            - 0.375
-        )
+        y = names.index(row.line) + (models.index(row.architecture) + 0.5) * step - 0.375
         draw_change(axis, y, row, step * 0.95)
     named_rows(axis, names)
     axis.set_xlabel(f"{LABELS[statistic].lower()}: change from FP32 (points)")
@@ -284,7 +281,7 @@ def changes_table(frame: pd.DataFrame, statistic: str, scope: str) -> HTML:
         pd.DataFrame(
             {
                 "architecture": rows.architecture.map(title),
-                "configuration": [label(row) for _, row in rows.iterrows()],
+                "configuration": labels(rows),
                 "FP32": points(rows.reference),
                 "change": intervals(rows, "change"),
                 "noise floor": floors(rows.floor),

@@ -5,7 +5,7 @@ Rates and gaps are printed in points (hundredths), ratios as they are, with inte
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -50,6 +50,22 @@ def label(row: pd.Series) -> str:
     if row["sampler"] not in ("", "random"):
         words.append(row["sampler"].replace("_", " "))
     return " ".join(words)
+
+
+def labels(frame: pd.DataFrame) -> list[str]:
+    """Short names of configurations, told apart by their setting where one name has several."""
+    return told_apart([label(row) for _, row in frame.iterrows()], frame)
+
+
+def told_apart(names: Sequence[str], frame: pd.DataFrame) -> list[str]:
+    """Names of the rows of a frame, with the ``setting`` where rows of one name differ in it."""
+    if "setting" not in frame:
+        return list(names)
+    settings = frame.setting.groupby(list(names)).nunique()
+    return [
+        f"{name}, {setting}" if settings[name] > 1 else name
+        for name, setting in zip(names, frame.setting, strict=True)
+    ]
 
 
 def method_label(row: pd.Series) -> str:
