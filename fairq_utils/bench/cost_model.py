@@ -34,6 +34,7 @@ PIXELS = 48
 IMAGES = {"train": 768, "calibration": 192, "validation": 32, "test": 768}
 RECIPE = {"epochs": 1, "learning_rate": 0.001, "batch_size": 32}
 ARCHITECTURES = ("squeezenet1_1", "mobilenet_v2")
+PLAIN = {"method": "ptq", "bits": ["W8A8", "W4A4"], "range": "mse"}
 FURTHER = {"qat": ["W8A8"], "block": ["W4A4"]}
 ITERATIONS = 10
 CALIBRATION_IMAGES = 64
@@ -116,10 +117,12 @@ def study(
             "name": "cost",
             "data": {"size": PIXELS, **images},
             "training": {"seeds": list(seeds), "models": dict.fromkeys(architectures, RECIPE)},
+            "grid": [
+                {**PLAIN, "sampler": ["random", "label_balanced"]},
+                {"method": "dynamic", "bits": "W8A8"},
+                *({"method": name, "bits": FURTHER[name]} for name in further),
+            ],
             "quantization": {
-                "bits": ["W8A8", "W4A4"],
-                "ranges": ["mse"],
-                "further": {name: FURTHER[name] for name in further},
                 "iterations": ITERATIONS,
                 "calibration_images": CALIBRATION_IMAGES,
             },

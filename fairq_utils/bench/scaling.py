@@ -83,8 +83,7 @@ def bench_cluster(subject: Subject) -> Outcome:
 def _static(params: Params, folder: str) -> Params:
     """Same study with its static runs only, in another ledger."""
     given = params.model_dump()
-    given["quantization"] |= {"methods": [METHOD], "further": {}, "further_models": []}
-    given["mitigation"] |= {"methods": []}
+    given["grid"] = [entry for entry in given["grid"] if entry["method"] == (METHOD,)]
     given["execution"]["ledger"] = folder
     del given["dials"], given["cluster"]
     return type(params).model_validate(given)
