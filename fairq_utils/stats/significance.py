@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from scipy.stats import binom
-from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.multitest import multipletests
 
 from fairq_utils.stats.resampling import Counts
 
@@ -51,6 +49,8 @@ def flips_by_group(table: Counts, groups: Sequence[str]) -> pd.DataFrame:
         raise ValueError(
             f"table has shape {counts.shape}, {len(groups)} groups need ({len(groups)}, 2, 2, 2)"
         )
+    from statsmodels.stats.contingency_tables import mcnemar  # takes a second to import
+
     rows = []
     for name, cells in [*zip(groups, counts, strict=True), ("all", counts.sum(axis=0))]:
         # A prediction is right where it equals the label.
@@ -128,6 +128,8 @@ def adjusted(p_values: Mapping[str, float]) -> pd.DataFrame:
     for name, p in p_values.items():
         if not 0 <= p <= 1:
             raise ValueError(f"p_values[{name!r}]: {p} is not between 0 and 1")
+    from statsmodels.stats.multitest import multipletests  # takes a second to import
+
     raw = np.array(list(p_values.values()), float)
     columns = {
         column: multipletests(raw, method=method)[1] for column, method in CORRECTIONS.items()

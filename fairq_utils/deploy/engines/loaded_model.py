@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from fairq_utils.errors import Fault
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class NotRunning(Fault):
@@ -88,10 +90,13 @@ class LoadedModel:
 
         Examples
         --------
+        >>> import numpy as np
         >>> echo = LoadedModel("echo", lambda x: x.reshape(len(x), -1), 1)
         >>> echo.in_batches(np.zeros((5, 1, 1, 2), np.float32), 3).shape
         (5, 2)
         """
+        import numpy as np  # names of engines are listed without it
+
         self._check(images)
         size = self.batch or size
         if not len(images) or size < 1:
@@ -114,7 +119,7 @@ class LoadedModel:
         An array that is not contiguous is copied by them.
         """
         found, wanted = tuple(images.shape[1:]), self.shape
-        if images.dtype != np.float32 or (wanted is not None and found != wanted):
+        if images.dtype.name != "float32" or (wanted is not None and found != wanted):
             shape = "three axes of its own" if wanted is None else "x".join(map(str, wanted))
             raise ValueError(
                 f"{self.engine}: images are {images.dtype}, {'x'.join(map(str, found)) or 'flat'} "
