@@ -220,6 +220,14 @@ def test_killed_at_random_moments_it_goes_on_where_it_was(small: Path, tmp_path:
 def test_the_command_line_says_what_is_done(small: Path) -> None:
     answer = CliRunner().invoke(app, ["plan", "--params", str(small)])
     assert answer.exit_code == 0
+    rows = [line.split() for line in answer.output.splitlines()]
+    assert ["ptq", "W8A8", "W4A4", "minmax", "percentile", "group_balanced", "2", "8", "8"] in [
+        row[:9] for row in rows
+    ]
+    assert ["all", "38", "38"] in [row[:3] for row in rows]
+    answer = CliRunner().invoke(app, ["plan", "--runs", "--params", str(small)])
+    assert answer.exit_code == 0
+    assert answer.output.count("done  ") == 38
     assert "38 of 38 runs are in" in answer.output
     answer = CliRunner().invoke(app, ["check", "--params", str(small)])
     assert answer.exit_code == 0
