@@ -13,7 +13,8 @@ PAGE = (ROOT / "book" / "made.md").read_text(encoding="utf-8")
 
 def rows() -> list[set[str]]:
     """Rooms of each row of the page's table."""
-    found = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", PAGE, re.MULTILINE)
+    rooms = PAGE.partition("## The package")[2].partition("\n## ")[0]
+    found = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", rooms, re.MULTILINE)
     return [set(re.findall(r"`(\w+)`", row)) for row in found]
 
 
