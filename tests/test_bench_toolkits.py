@@ -19,6 +19,7 @@ from fairq_utils.bench.peers import registry as peers
 from fairq_utils.bench.toolkits import compare, outcome
 from fairq_utils.data import FaceData
 from fairq_utils.errors import Fault
+from fairq_utils.quantizers import onednn
 from fairq_utils.study.params.file import load_params
 from fairq_utils.study.params.study import Params
 from fairq_utils.training.architectures import normalize
@@ -74,6 +75,8 @@ def task(model: nn.Module, images: Tensor, weight_bits: int, activation_bits: in
 def test_a_toolkit_stays_near_the_model_and_nearer_with_more_bits(
     name: str, small: nn.Module, pictures: FaceData
 ) -> None:
+    if name == "onnxruntime" and not onednn.available():
+        pytest.skip("this processor has no exact integer kernels")
     peer = peers.PEERS[name]
     if importlib.util.find_spec(peer.package) is None:
         pytest.skip(f"{peer.label} is not installed; `make toolkits` brings it")

@@ -41,7 +41,8 @@ class Room(SphinxDirective):
 def page(room: ModuleType) -> Iterator[str]:
     """Lines of a room's page, in reStructuredText."""
     yield from (f".. automodule:: {room.__name__}", "", ".. autosummary::", "   :nosignatures:", "")
-    yield from (f"   {name}" for name in room.__all__)
+    # A plain mapping has no docstring of its own but that of its type.
+    yield from (f"   {name}" for name in room.__all__ if type(getattr(room, name)) is not dict)
     for name in room.__all__:
         value = getattr(room, name)
         # What the package itself exports stands on its page.
