@@ -52,7 +52,7 @@ def changes_figure(frame: pd.DataFrame, statistic: str, scope: str) -> Figure | 
         return note(NOTHING)
     rows = _named(rows_of(frame, statistic, scope))
     lines = list(dict.fromkeys(zip(rows.family, rows.label, strict=True)))
-    lines.sort(key=lambda line: FAMILIES.index(line[0]))
+    lines.sort(key=lambda line: _place(line[0]))
     models = list(dict.fromkeys(rows.architecture))
     bits = sorted(set(rows.bits), key=width, reverse=True)
     step = 0.8 / len(models)
@@ -92,7 +92,7 @@ def changes_table(frame: pd.DataFrame, scope: str) -> HTML:
     rows = frame[frame["scope"] == scope]
     keys = [name for name in CONFIGURATION if name in rows]  # some were recorded without settings
     first = _named(rows[rows.statistic == STATISTICS[0]])
-    first = first.assign(place=first.family.map(FAMILIES.index))
+    first = first.assign(place=first.family.map(_place))
     first = first.sort_values(["architecture", "bits", "place"], kind="stable", ignore_index=True)
     columns: dict[str, Any] = {
         "architecture": first.architecture.map(title),
@@ -191,6 +191,11 @@ def glue_methods(frame: pd.DataFrame, scope: str, prefix: str, replicates: int) 
 def fewest_bits(chapter: Chapter) -> str:
     """The fewest bits at which methods are compared."""
     return min((str(found.bits) for found in mitigations(chapter.params) if found.bits), key=width)
+
+
+def _place(family: str) -> int:
+    """Place of a family in tables; one that a plugin brings comes last."""
+    return FAMILIES.index(family) if family in FAMILIES else len(FAMILIES)
 
 
 def _named(rows: pd.DataFrame) -> pd.DataFrame:
