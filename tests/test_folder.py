@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -111,3 +114,46 @@ def test_other_files_are_told_and_links_to_folders_are_not_followed(tmp_path: Pa
         ("again", "is a link to a folder, which is not followed", False),
         ("notes.txt", "is no image file", False),
     ]
+
+
+PLUGIN = """
+import json
+import subprocess
+import sys
+from pathlib import Path
+from fairq_utils.data.photographs import folder
+from fairq_utils.data.photographs.registry import collection
+
+
+def listing(root: Path, *, target, groups, held_out, year="2024"):
+    return folder.listing(root / year, target=target, groups=groups, held_out=held_out)
+
+
+collection(
+    "yearly", title="Yearly", listing=listing, groups={}, shares=dict, source=folder.source,
+    labelled="nobody", passing_on="nothing", options={"year": ("2023", "2024")},
+)
+"""
+
+
+def test_a_collection_of_somebody_else_s_is_one_statement(tmp_path: Path) -> None:
+    photograph_folders.folder(tmp_path / "faces" / "2023", 1)
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    study = {
+        "name": "mine",
+        "plugins": ["mine"],
+        "data": {"name": "yearly", "root": "faces", "size": 32, "year": 2023},
+        "training": {"models": {"squeezenet1_1": {"epochs": 1, "learning_rate": 0.1}}},
+        "grid": [{"method": "ptq", "bits": "W8A8"}],
+    }
+    (tmp_path / "mine.yaml").write_text(json.dumps(study))
+    asked = (
+        "import sys; from fairq_utils.study.params.file import load_params\n"
+        "from fairq_utils.study.people import listing\n"
+        "print(len(listing(load_params(sys.argv[1]))))\n"
+        "load_params(sys.argv[1], {'data.year': 2022})"
+    )
+    command = [sys.executable, "-c", asked, str(tmp_path / "mine.yaml")]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.stdout == "32\n", found.stderr
+    assert found.stderr.endswith("data.year: '2022' is not one of 2023, 2024\n")
