@@ -12,7 +12,7 @@ from fairq_utils.study import statistics
 from fairq_utils.study.dials import worlds
 from fairq_utils.study.ledger import RunRecord
 from fairq_utils.study.params.study import Params
-from fairq_utils.study.planning import mitigations, plan, with_dials
+from fairq_utils.study.planning import beside_random, mitigations, plan, with_dials
 from fairq_utils.study.recorded import FOLDER, RecordError, _paths
 from fairq_utils.study.storage import ledger
 
@@ -67,7 +67,8 @@ def _record_mitigation(params: Params, folder: Path) -> list[Path]:
     """Record group-aware methods against plain quantization, seeds alone, and the dials."""
     store = ledger(params)
     tables = {}
-    if mitigations(params):
+    twins = ("random", *beside_random(params))  # samplers that the first tables have
+    if any(f.method != "ptq" or f.sampler not in twins for f in mitigations(params)):
         runs = statistics.records(store, params)
         crossed = list(statistics.scopes(params))[-1]
         for name, frame in (
