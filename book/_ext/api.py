@@ -7,7 +7,7 @@ signature and docstring. Registries and tables of functions are shown with their
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -60,9 +60,13 @@ def entry(path: str, value: Any) -> Iterator[str]:
         yield from (f".. py:data:: {path}", "", f"   Every {value.kind}, by name.", "")
         yield from (f"   {line}" for line in _table(value))
     elif isinstance(value, Mapping):
-        yield from (f".. py:data:: {path}", "", f"   {', '.join(f'``{name}``' for name in value)}")
+        yield from (f".. py:data:: {path}", "", f"   By name: {_listed(value)}.")
     else:
         yield f".. autodata:: {path}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"``{name}``" for name in names)
 
 
 def _table(registry: Registry[Any]) -> Iterator[str]:
