@@ -73,16 +73,6 @@ class LearnedStep(torch.autograd.Function):
         return passed, step * ctx.factor, None, None, None, None
 
 
-def _inner(a: Tensor, b: Tensor) -> Tensor:
-    """Sum of products, without a copy where both lie in memory alike."""
-    order = torch.channels_last if a.ndim == 4 else torch.contiguous_format
-    for layout in (torch.contiguous_format, order):
-        if a.is_contiguous(memory_format=layout) and b.is_contiguous(memory_format=layout):
-            count = (a.numel(),)
-            return torch.dot(a.as_strided(count, (1,)), b.as_strided(count, (1,)))
-    return (a * b).sum()
-
-
 class StepInput(nn.Module):
     """The static grid of an input, its step learnt as a multiple of the calibrated one.
 
@@ -254,3 +244,13 @@ class LearnedLayer(nn.Module):
         if self.inputs is not None:
             out.set_input_grid(self.inputs.scale().detach(), self.inputs.zero)
         return out
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    """Sum of products, without a copy where both lie in memory alike."""
+    order = torch.channels_last if a.ndim == 4 else torch.contiguous_format
+    for layout in (torch.contiguous_format, order):
+        if a.is_contiguous(memory_format=layout) and b.is_contiguous(memory_format=layout):
+            count = (a.numel(),)
+            return torch.dot(a.as_strided(count, (1,)), b.as_strided(count, (1,)))
+    return (a * b).sum()

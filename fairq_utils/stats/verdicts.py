@@ -188,36 +188,6 @@ def verdict(
     return Verdict(outcome, f"{placed}.")
 
 
-def _zone(claim: Claim, low: float, high: float) -> tuple[float, float] | None:
-    """Part of the line that holds the whole interval: below, between or above the claim's edges.
-
-    An edge belongs to what the claim excludes.
-    """
-    if claim.beyond:
-        within = claim.low <= low and high <= claim.high
-        under, over = high < claim.low, low > claim.high
-    else:
-        within = claim.low < low and high < claim.high
-        under, over = high <= claim.low, low >= claim.high
-    if within:
-        return claim.edges
-    if under:
-        return -inf, claim.low
-    return (claim.high, inf) if over else None
-
-
-def _region(claim: Claim, show: Callable[[float], str]) -> str:
-    if claim.beyond:
-        if claim.low == claim.high:
-            return f"different from {show(claim.low)}"
-        return f"beyond {show(claim.low)} to {show(claim.high)}"
-    if claim.high == inf:
-        return f"above {show(claim.low)}"
-    if claim.low == -inf:
-        return f"below {show(claim.high)}"
-    return f"within {show(claim.low)} to {show(claim.high)}"
-
-
 def together(verdicts: Mapping[str, Verdict]) -> Verdict:
     """One verdict on a hypothesis of several parts: all must hold.
 
@@ -307,3 +277,33 @@ def judge(
         return found
     none = [verdict(near(0, margin), *interval).outcome == "supported" for *interval, _, _ in rows]
     return found.assign(equivalent=pd.Series(none, frame.index, dtype=bool))
+
+
+def _zone(claim: Claim, low: float, high: float) -> tuple[float, float] | None:
+    """Part of the line that holds the whole interval: below, between or above the claim's edges.
+
+    An edge belongs to what the claim excludes.
+    """
+    if claim.beyond:
+        within = claim.low <= low and high <= claim.high
+        under, over = high < claim.low, low > claim.high
+    else:
+        within = claim.low < low and high < claim.high
+        under, over = high <= claim.low, low >= claim.high
+    if within:
+        return claim.edges
+    if under:
+        return -inf, claim.low
+    return (claim.high, inf) if over else None
+
+
+def _region(claim: Claim, show: Callable[[float], str]) -> str:
+    if claim.beyond:
+        if claim.low == claim.high:
+            return f"different from {show(claim.low)}"
+        return f"beyond {show(claim.low)} to {show(claim.high)}"
+    if claim.high == inf:
+        return f"above {show(claim.low)}"
+    if claim.low == -inf:
+        return f"below {show(claim.high)}"
+    return f"within {show(claim.low)} to {show(claim.high)}"
