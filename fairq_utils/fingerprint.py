@@ -50,8 +50,8 @@ def closure(entries: Iterable[str]) -> set[str]:
 
     Examples
     --------
-    >>> sorted(closure(["fairq_utils.quantizers.spec"]))
-    ['fairq_utils.errors', 'fairq_utils.quantizers.spec']
+    >>> sorted(closure(["fairq_utils.registry"]))
+    ['fairq_utils.errors', 'fairq_utils.registry']
     """
     found: set[str] = set()
     left = list(entries)

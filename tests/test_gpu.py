@@ -19,7 +19,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from conftest import loader
+from conftest import loader, needs_kernels
 from stand_in_gpu import GPU, install
 from torch import nn
 
@@ -51,6 +51,7 @@ SMALL = {
     "analysis.replicates": 100,
 }
 LIMITED = [name for name, method in METHODS.items() if "max_reverted" in method.settings]
+PRESERVING = [name for name, method in METHODS.items() if method.settings.get("budget")]
 APART = ("ptq", CONTROL, "operations", *LIMITED)  # methods with an entry of their own, or without
 EVERYTHING = {
     "training.models": {
@@ -249,6 +250,8 @@ def _applied(batches_there: bool) -> dict[str, tuple[str, float, float]]:
         asked: dict[str, Any] = {"sensitive_attrs": ["gender"], "calibration_images": 128}
         if method in ("adaround", "block"):
             asked["iterations"] = 20
+        if method in PRESERVING:
+            asked["budget"] = 0.5
         here = apply_quantization(model, method, 4, pool, **asked)
         there = apply_quantization(_network().to(GPU), method, 4, batches, **asked)
         apart = (_answers(here, held_out) - _answers(there, held_out)).abs().max()
@@ -294,6 +297,7 @@ def _moved_after() -> tuple[int, float]:
     return on_integers, float((before - after).abs().max())
 
 
+@needs_kernels
 def test_a_model_on_integers_can_be_moved_to_a_gpu(there: Call) -> None:
     on_integers, apart = there(_moved_after)
     assert on_integers > 0
