@@ -8,7 +8,7 @@ from fairq_utils.quantizers.methods import METHODS
 from fairq_utils.study.ledger import Ledger, Run
 from fairq_utils.study.params.study import Params
 from fairq_utils.study.planning import with_dials
-from fairq_utils.study.progress import seconds_on_two_cores
+from fairq_utils.study.workload import seconds_on_two_cores
 
 HOUR = 3600.0
 COLUMNS = ["method", "bits", "range", "sampler", "models", "runs", "done", "hours"]

@@ -10,48 +10,11 @@ from typing import Protocol, TextIO
 
 from fairq_utils.quantizers.methods import METHODS
 from fairq_utils.study.ledger import Run
-from fairq_utils.study.workload import Rates, work
+from fairq_utils.study.workload import seconds_on_two_cores
 from fairq_utils.training.loop import REPORTED
 from fairq_utils.training.zoo import display_name
 
 QUIET = 15.0  # seconds of silence during a training
-GRIDS = 2.0  # times as long that a training takes with quantization grids
-
-
-def _rates(training: float, answer: float) -> Rates:
-    """Rates where a training and an answer take so many milliseconds per image."""
-    train, evaluate = 1e3 / training, 1e3 / answer
-    tune = train / GRIDS
-    return Rates(
-        train,
-        train,
-        tune,
-        evaluate,
-        evaluate,
-        evaluate,
-        calibrate=evaluate,
-        look=evaluate,
-        learn=tune,
-    )
-
-
-# Milliseconds per image of 64 pixels on two cores (training pass, evaluation pass). They only weigh
-# estimates of time, which correct themselves as runs finish.
-COST = {
-    "resnet50": _rates(10.0, 4.0),
-    "mobilenet_v2": _rates(4.0, 1.2),
-    "efficientnet_b0": _rates(5.5, 1.8),
-    "vit_small": _rates(11.0, 4.0),
-    "squeezenet1_1": _rates(1.2, 0.7),
-}
-OTHERS = _rates(5.0, 2.0)  # of architectures that were not timed
-PIXELS = 64
-
-
-def seconds_on_two_cores(run: Run) -> float:
-    """Seconds that a run is expected to take on two cores, in proportion to its pixels."""
-    share = (float(run.data.get("size", PIXELS)) / PIXELS) ** 2
-    return share * work(run).seconds(COST.get(run.architecture, OTHERS))
 
 
 Tick = Callable[[int, int, float], None]

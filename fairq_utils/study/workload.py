@@ -21,39 +21,26 @@ KINDS = {
     "quantize": "quantize, evaluate",
     "choose": "choose ranges, layers or bits",
     "learn": "learn roundings",
-    "train_on": "train on (QAT, constraints)",
+    "fine_tune": "fine-tune (QAT, constraints)",
 }
+GRIDS = 2.0  # times as long that a pass takes with quantization grids
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Rates of one architecture at one image size on one machine.
-
-    Images per second, but for ``overhead``.
+    """Images per second of one architecture at one image size on one machine.
 
     Attributes
     ----------
-    train : FP32 models, by the precision of their recipe
-    train_on : float models trained on, which is done in single precision
-    tune : models with quantization grids trained on
-    evaluate, quantized, dynamic : answers of float models, of quantized ones, and of those that
-        find the ranges of their inputs as they answer
-    calibrate : forward passes in which the quantizer watches every layer
-    look : forward passes of the quantizer where it chooses
-    learn : of the quantizer, forward and backward, where roundings are learnt
-    overhead : seconds per quantized run, whatever the number of images
+    train : forward and backward, FP32 models, by the precision of their recipe
+    fine_tune : the same in single precision
+    predict, quantized : forward, of float models and of quantized ones
     """
 
     train: float
-    train_on: float
-    tune: float
-    evaluate: float
+    fine_tune: float
+    predict: float
     quantized: float
-    dynamic: float
-    calibrate: float
-    look: float
-    learn: float
-    overhead: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -63,39 +50,23 @@ class Work:
     Attributes
     ----------
     kind : of :data:`KINDS`
-    trained, trained_on, tuned, learnt : forward and backward, at the rates of :class:`Rates`
-    evaluated, quantized, dynamic : test images (and those that batch norms are averaged over)
-    calibrated : watched by the quantizer, shared by the runs of one calibration
-    looked : looked at by the quantizer for this run alone; where that depends on what is found,
-        the most that it may be
-    quantizes : whether the run has the overhead of a quantized one
+    trained, fine_tuned, tuned : forward and backward: FP32 models, on FP32 weights, and with
+        quantization grids
+    predicted, quantized : forward: a float model, evaluated or looked at by a method that chooses
+        (where that depends on what is found, the most that it may be), and a quantized one
+    calibrated : forward: observed by the quantizer, shared by the runs of one calibration
     """
 
     kind: str
     trained: float = 0
-    trained_on: float = 0
+    fine_tuned: float = 0
     tuned: float = 0
-    learnt: float = 0
-    evaluated: float = 0
+    predicted: float = 0
     quantized: float = 0
-    dynamic: float = 0
     calibrated: float = 0
-    looked: float = 0
-    quantizes: bool = True
 
-    def training_seconds(self, rates: Rates) -> float:
-        """Seconds of training and evaluation."""
-        return (
-            self.trained / rates.train
-            + self.trained_on / rates.train_on
-            + self.tuned / rates.tune
-            + self.evaluated / rates.evaluate
-            + self.quantized / rates.quantized
-            + self.dynamic / rates.dynamic
-        )
-
-    def quantizer_seconds(self, rates: Rates, *, calibrates: bool = True) -> float:
-        """Seconds of calibrating, choosing and learning.
+    def seconds(self, rates: Rates, *, calibrates: bool = True) -> float:
+        """Seconds at these rates.
 
         Parameters
         ----------
@@ -103,15 +74,11 @@ class Work:
             Whether the run bears the calibration that it shares with others.
         """
         return (
-            calibrates * self.calibrated / rates.calibrate
-            + self.looked / rates.look
-            + self.learnt / rates.learn
-            + self.quantizes * rates.overhead
+            self.trained / rates.train
+            + (self.fine_tuned + GRIDS * self.tuned) / rates.fine_tune
+            + (self.predicted + calibrates * self.calibrated) / rates.predict
+            + self.quantized / rates.quantized
         )
-
-    def seconds(self, rates: Rates) -> float:
-        """All of it, as if no other run shared the calibration."""
-        return self.training_seconds(rates) + self.quantizer_seconds(rates)
 
 
 @dataclass(frozen=True)
@@ -138,8 +105,8 @@ def structure(architecture: str) -> Structure:
     )
 
 
-def pictures(run: Run, split: str) -> int:
-    """Pictures of a split that a run looks at."""
+def images(run: Run, split: str) -> int:
+    """Images of a split that a run looks at."""
     found = run.data.get("images", run.data)[split]
     return int(found["images"] if isinstance(found, Mapping) else found)
 
@@ -150,33 +117,59 @@ def work(run: Run) -> Work:
     Methods say how often they look again (:attr:`fairq_utils.quantizers.methods.Method.images`),
     where that depends on what is found, the most that it may be.
     """
-    test = pictures(run, "test")
+    test = images(run, "test")
     if run.method == "fp32":
-        train = pictures(run, "train")
+        train = images(run, "train")
         settled = min(train, SETTLING) if structure(run.architecture).normed else 0
         trained = train * int(run.training["epochs"])
-        return Work("train", trained=trained, evaluated=test + settled, quantizes=False)
+        return Work("train", trained=trained, predicted=test + settled)
     method = METHODS[run.method]
     if method.family == "dynamic":
-        return Work("quantize", dynamic=test)
+        return Work("quantize", quantized=test)
     calibrated = float(run.calibration_images or 0)
     if run.sampler is not None and SAMPLERS[run.sampler.partition("=")[0]].looks:
-        calibrated += pictures(run, "calibration")
+        calibrated += images(run, "calibration")
     if method.trains:
-        images = run.settings["images"] or pictures(run, "train")
-        passed = images * int(run.settings["epochs"])
+        shown = run.settings["images"] or images(run, "train")
+        passed = shown * int(run.settings["epochs"])
         if run.method == CONTROL:
-            return Work("train_on", trained_on=passed, evaluated=test, quantizes=False)
-        facts = images if method.constraint else 0  # what the float model makes of the groups
-        return Work("train_on", tuned=passed, quantized=test, calibrated=calibrated, looked=facts)
+            return Work("fine_tune", fine_tuned=passed, predicted=test)
+        facts = shown if method.constraint else 0  # what the float model makes of the groups
+        return Work(
+            "fine_tune", tuned=passed, predicted=facts, quantized=test, calibrated=calibrated
+        )
     again = method.images(
         Size(
             structure(run.architecture).layers,
             int(run.calibration_images or 0),
-            pictures(run, "validation") if "validation" in method.needs else 0,
+            images(run, "validation") if "validation" in method.needs else 0,
             run.settings,
         )
     )
     learnt = int(run.settings.get("iterations", 0)) * BATCH
     kind = "learn" if learnt else "choose" if again else "quantize"
-    return Work(kind, learnt=learnt, quantized=test, calibrated=calibrated, looked=again)
+    return Work(kind, tuned=learnt, predicted=again, quantized=test, calibrated=calibrated)
+
+
+def _rates(training: float, evaluation: float) -> Rates:
+    """Rates where a training pass and an evaluation pass take so many milliseconds per image."""
+    return Rates(1e3 / training, 1e3 / training, 1e3 / evaluation, 1e3 / evaluation)
+
+
+# Milliseconds per image of 64 pixels on two cores (training pass, evaluation pass). They only weigh
+# estimates of time, which correct themselves as runs finish.
+COST = {
+    "resnet50": _rates(10.0, 4.0),
+    "mobilenet_v2": _rates(4.0, 1.2),
+    "efficientnet_b0": _rates(5.5, 1.8),
+    "vit_small": _rates(11.0, 4.0),
+    "squeezenet1_1": _rates(1.2, 0.7),
+}
+OTHERS = _rates(5.0, 2.0)  # of architectures that were not timed
+PIXELS = 64
+
+
+def seconds_on_two_cores(run: Run) -> float:
+    """Seconds that a run is expected to take on two cores, in proportion to its pixels."""
+    share = (float(run.data.get("size", PIXELS)) / PIXELS) ** 2
+    return share * work(run).seconds(COST.get(run.architecture, OTHERS))
