@@ -78,7 +78,7 @@ FINDINGS: list[tuple[Flaw, Expected, int]] = [
         23,
     ),
     (
-        recorded_flaw("celeba", "a picture listed twice"),
+        recorded_flaw("celeba", "an image listed twice"),
         [
             (f"{ATTR}:4", "duplicate", "000001.jpg is on line 3, there with other labels"),
             (f"{IMG}/000002.jpg", "unlabelled", f"has no row in {ATTR}"),
@@ -107,12 +107,12 @@ FINDINGS: list[tuple[Flaw, Expected, int]] = [
         23,
     ),
     (
-        recorded_flaw("celeba", "a label without a picture"),
+        recorded_flaw("celeba", "a label without an image"),
         [(f"{ATTR}:4", "missing", f"{IMG}/000002.jpg is not there")],
         23,
     ),
     (
-        recorded_flaw("celeba", "a picture without a label"),
+        recorded_flaw("celeba", "an image without a label"),
         [(f"{IMG}/000099.jpg", "unlabelled", f"has no row in {ATTR}")],
         24,
     ),
@@ -255,7 +255,7 @@ FINDINGS: list[tuple[Flaw, Expected, int]] = [
         31,
     ),
     (
-        recorded_flaw("folder", "a label without a picture"),
+        recorded_flaw("folder", "a label without an image"),
         [(f"{TABLE}:6", "missing", "man/4.jpg is not there")],
         31,
     ),
@@ -267,14 +267,12 @@ FINDINGS: list[tuple[Flaw, Expected, int]] = [
         31,
     ),
     (
-        Flaw("folder", "a picture without a label", copied("man/new/1.jpg", "man/4.jpg")),
+        Flaw("folder", "an image without a label", copied("man/new/1.jpg", "man/4.jpg")),
         [("man/new/1.jpg", "unlabelled", f"has no row in {TABLE}")],
         32,
     ),
     (
-        Flaw(
-            "folder", "a picture listed twice", edited(TABLE, 3, lambda line: "woman/0.jpg,1,a,b")
-        ),
+        Flaw("folder", "an image listed twice", edited(TABLE, 3, lambda line: "woman/0.jpg,1,a,b")),
         [
             (f"{TABLE}:3", "duplicate", "woman/0.jpg is on line 2, there with other labels"),
             ("woman/1.jpg", "unlabelled", f"has no row in {TABLE}"),

@@ -99,7 +99,7 @@ REFUSED: list[tuple[Flaw, str]] = [
         f"{IMG}.zip there",
     ),
     (
-        recorded_flaw("celeba", "no pictures"),
+        recorded_flaw("celeba", "no images"),
         f"{{root}}/{IMG}: there are no images here, and {ATTR} names 24; unpack them into this "
         "folder",
     ),
@@ -248,9 +248,9 @@ REFUSED: list[tuple[Flaw, str]] = [
 # What becomes known only where pictures are decoded: what is wrong with the second one.
 UNDECODED = {
     "a truncated JPEG": "cannot be decoded (image file is truncated)",
-    "a picture of zero bytes": "is empty (0 bytes)",
-    "a web page in place of a picture": "is no image in a known format",
-    "a picture of test in train": f"is the same image as {IMG}/000018.jpg, which is in test and "
+    "an image of zero bytes": "is empty (0 bytes)",
+    "a web page in place of an image": "is no image in a known format",
+    "an image of test in train": f"is the same image as {IMG}/000018.jpg, which is in test and "
     "this one in train",
     "an image bomb": "has 64000 x 1001 pixels, more than 64,000,000",
 }

@@ -39,7 +39,7 @@ ACCURACY = 0.92  # of the float model, in every group
 LEARNT = 1000  # images that order and stakes are learnt from
 CHANGES = (0.0, 0.5, 1.0, 2.0)  # true change of the gap by single candidates, times the limit
 SEQUENCE = (2.0, 0.0, 1.0, 0.5)  # the same of four candidates, one after the other
-COLUMNS = ["candidates", "evidence", "flips", "images", "harm", "wrong", "certified"]
+COLUMNS = ["candidates", "evidence", "flips", "images", "change", "wrong", "certified"]
 AT_LIMIT = 1e-6  # by which a change at the limit exceeds it
 
 
@@ -223,7 +223,7 @@ def rates(
     -------
     DataFrame
         ``candidates`` (1, or several in sequence), ``evidence``, ``flips``, ``images`` (held out,
-        all groups), ``harm`` (the true change of the gap; NaN of a sequence), ``wrong`` (share of
+        all groups), ``change`` (the true change of the gap; NaN of a sequence), ``wrong`` (share of
         draws with a false certificate; NaN where no candidate is unsafe) and ``certified`` (share
         of draws with a true one; NaN where none is safe).
     """

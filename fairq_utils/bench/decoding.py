@@ -90,12 +90,12 @@ def bench_data(subject: Subject) -> Outcome:
             "read_per_second": round(reading, 1),
             "ratio": round(reading / decoding, 1),
             "memory": {
-                f"{count} pictures (MB)": round(bytes_ / 1e6, 2)
+                f"{count} images (MB)": round(bytes_ / 1e6, 2)
                 for count, bytes_ in zip(IMAGES, used, strict=True)
                 if bytes_ is not None
             },
             "pixels_mb": {
-                f"{count} pictures (MB)": round(count * 3 * SIZE**2 / 1e6, 1) for count in IMAGES
+                f"{count} images (MB)": round(count * 3 * SIZE**2 / 1e6, 1) for count in IMAGES
             },
             "size": SIZE,
             "files": len(names),

@@ -19,7 +19,7 @@ EVIDENCE = {"betting": "bets, any size", "normal": "z-test, asymptotic"}
 
 def read_cells(found: dict[str, Any]) -> pd.DataFrame:
     """Read the cells of ``fairq bench certificate``; what a cell has not is NaN."""
-    cells = pd.DataFrame(found["cells"]).rename(columns={"harm": "change"})
+    cells = pd.DataFrame(found["cells"])
     for column in ("change", "wrong", "certified"):
         cells[column] = pd.to_numeric(cells[column])
     return cells

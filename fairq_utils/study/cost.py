@@ -60,7 +60,7 @@ def counts(params: Params) -> dict[str, int]:
     for split, wanted in params.data.images.items():
         if wanted > found[split]:
             raise BadInput(
-                f"data.images.{split}: {wanted} pictures are asked for and "
+                f"data.images.{split}: {wanted} images are asked for and "
                 f"{params.data.name} has about {found[split]}; name fewer"
             )
         found[split] = wanted
