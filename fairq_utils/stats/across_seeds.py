@@ -101,7 +101,7 @@ class Equivalence:
 
 
 def equivalence(differences: ArrayLike, margin: float, *, level: float = 0.05) -> Equivalence:
-    """Test that per-seed differences are smaller than ``margin``, either way.
+    """Test that per-seed differences are smaller than ``margin``, either way (Schuirmann 1987).
 
     Examples
     --------

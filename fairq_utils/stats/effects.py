@@ -50,7 +50,9 @@ def cohens_dz(differences: ArrayLike, *, confidence: float = 0.95) -> Effect:
 
 
 def cohens_d(first: ArrayLike, second: ArrayLike, *, confidence: float = 0.95) -> Effect:
-    r"""Standardised difference of two independent means, :math:`d = (\bar x - \bar y) / s_p`.
+    r"""Standardised difference of two independent means (Cohen 1988, section 2.2).
+
+    .. math:: d = (\bar x - \bar y) / s_p
 
     :math:`s_p` is the pooled standard deviation. The interval inverts the noncentral t with
     :math:`m + n - 2` degrees and noncentrality :math:`\delta \sqrt{mn / (m + n)}`.

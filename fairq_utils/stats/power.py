@@ -14,7 +14,7 @@ def change_sd(flips: ArrayLike, images: ArrayLike, *, between: float = 0.0) -> f
     .. math:: \sigma = \sqrt{\tau^2 + \sum_g f_g / n_g}
 
     A share :math:`f` of predictions flips; without a true change the paired change of accuracy on n
-    images has variance :math:`f / n` (McNemar). A change of the gap between two groups is the
+    images has variance :math:`f / n` (McNemar 1947). A change of the gap between two groups is the
     difference of two such changes, so their variances add.
 
     Parameters

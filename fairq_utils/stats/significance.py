@@ -105,7 +105,7 @@ def mcnemar_mid_p(lost: int, won: int) -> float:
 
 
 def adjusted(p_values: Mapping[str, float]) -> pd.DataFrame:
-    """P-values of one family, as they are and corrected three ways, by statsmodels.
+    """P-values of one family, as they are and corrected: by Holm 1979, Benjamini and Hochberg 1995.
 
     The family is named and complete: a p-value that is missing would shrink the correction of all
     others, so NaN is refused instead of dropped.

@@ -37,7 +37,7 @@ def trend(
     *,
     predicted: Literal["increasing", "decreasing"] = "increasing",
 ) -> Trend:
-    """Trend of a quantity over architectures of growing capacity.
+    """Trend of a quantity over architectures of growing capacity (Spearman; Page 1963).
 
     Parameters
     ----------
