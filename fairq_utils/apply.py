@@ -20,7 +20,6 @@ from fairq_utils import calibration
 from fairq_utils.calibration import SAMPLERS
 from fairq_utils.data.batches import Batch, gather, read, rows_of
 from fairq_utils.errors import BadInput
-from fairq_utils.metrics.model_metrics import device_of, evaluating
 from fairq_utils.mitigation.balancing_act import affordable_memory
 from fairq_utils.mitigation.fine_tuning import train_under
 from fairq_utils.mitigation.sample import Sample, of_batch
@@ -31,6 +30,7 @@ from fairq_utils.quantizers.precision import full_precision
 from fairq_utils.quantizers.sensitivity import classification_loss
 from fairq_utils.quantizers.spec import WIDTHS, QuantSpec
 from fairq_utils.registry import unknown
+from fairq_utils.training.inference import device_of, evaluating
 from fairq_utils.training.loop import Recipe, optimise
 
 CHUNK = 64  # images per forward pass of calibration

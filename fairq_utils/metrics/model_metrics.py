@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from fairq_utils.data.batches import by_attribute, described
 from fairq_utils.metrics.counts import Counts, count
 from fairq_utils.metrics.frame import MetricFrame, frame_of
 from fairq_utils.quantizers.sizes import size_mebibytes
+from fairq_utils.training.inference import device_of, evaluating, predicted
 
 
 def compute_fairness_metrics(
@@ -182,55 +182,6 @@ def paired_predictions(
     if not groups:
         raise ValueError(f"{what} gave no batch; give at least one")
     return Predictions(truth, guesses, pd.DataFrame(groups))
-
-
-def predicted(outputs: Any, rows: int) -> NDArray[np.int64]:
-    """Predictions 0 or 1, (N,), from two logits per image, or one.
-
-    Raises
-    ------
-    ValueError
-        Outputs of another form, or NaN.
-    """
-    if not isinstance(outputs, Tensor):
-        raise ValueError(
-            f"model returned {type(outputs).__name__}, not a tensor of logits (N, 2) or (N,)"
-        )
-    logits = outputs.detach().float().cpu()
-    if logits.ndim == 0 or logits.shape[0] != rows or logits.shape[1:] not in ((), (1,), (2,)):
-        raise ValueError(
-            f"model returned shape {tuple(logits.shape)} for {rows} images; logits must be "
-            f"({rows}, 2), ({rows}, 1) or ({rows},). For more classes use one_vs_rest"
-        )
-    if logits.isnan().any():
-        row = int(logits.isnan().reshape(rows, -1).any(dim=1).nonzero()[0])
-        raise ValueError(
-            f"model returned NaN for image {row}; look for values that are not finite in that "
-            "image and in the model's weights"
-        )
-    chosen = logits.argmax(dim=1) if logits.shape[1:] == (2,) else logits.reshape(rows) > 0
-    return chosen.numpy().astype(np.int64)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode within, every module's own mode after."""
-    modes = [(module, module.training) for module in model.modules()]
-    if any(training for _, training in modes):
-        # A model from torch.export has its mode baked in and refuses to be asked.
-        with suppress(NotImplementedError):
-            model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Device of a model's numbers; the processor, if it has none."""
-    values = (v for part in (model.parameters(), model.buffers()) for v in part)
-    return next((v.device for v in values), torch.device("cpu"))
 
 
 def _counts(model: nn.Module, loader: Iterable[Any], sensitive_attr: str) -> Counts:

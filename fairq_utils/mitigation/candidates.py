@@ -10,7 +10,6 @@ import pandas as pd
 from torch import nn
 
 from fairq_utils import calibration
-from fairq_utils.metrics.model_metrics import device_of
 from fairq_utils.mitigation.accuracy_control import control_accuracy
 from fairq_utils.mitigation.balancing_act import affordable_memory
 from fairq_utils.mitigation.fine_tuning import fine_tune
@@ -21,6 +20,7 @@ from fairq_utils.quantizers.calibrate import Observed, observe
 from fairq_utils.quantizers.post_training import quantize_observed
 from fairq_utils.quantizers.report import QuantReport
 from fairq_utils.quantizers.spec import WIDTHS, QuantSpec
+from fairq_utils.training.inference import device_of
 
 WIDER = 2  # bits that mixed precision may spend per weight, beyond bit_width
 CALIBRATED = 512  # images that set ranges, of those that make the candidates

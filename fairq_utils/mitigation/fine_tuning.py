@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from fairq_utils.data.faces import FaceData
 from fairq_utils.errors import BadInput
-from fairq_utils.metrics.model_metrics import device_of
 from fairq_utils.mitigation.constraints import CONSTRAINTS
 from fairq_utils.mitigation.group_facts import GroupFacts, counted, facts, groups_of
 from fairq_utils.mitigation.sample import Sample
@@ -22,6 +21,7 @@ from fairq_utils.quantizers.methods import MSE, Fit, Result, Task, method
 from fairq_utils.quantizers.qat import finish_qat, folded_float, prepare_qat
 from fairq_utils.quantizers.report import QuantReport, float_bytes
 from fairq_utils.quantizers.spec import QuantSpec
+from fairq_utils.training.inference import device_of
 from fairq_utils.training.loop import Recipe, optimise
 
 INSPECTED = ("weights", "multipliers")  # what a constraint has learnt of its groups

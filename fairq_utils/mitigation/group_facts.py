@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 from fairq_utils.data.faces import FaceData
 from fairq_utils.errors import BadInput
-from fairq_utils.metrics.model_metrics import device_of, evaluating, predicted
 from fairq_utils.metrics.rows import Groups
 from fairq_utils.metrics.rows import groups as crossed
 from fairq_utils.mitigation.sample import Sample
+from fairq_utils.training.inference import device_of, evaluating, predicted
 from fairq_utils.training.loop import predict
 
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from fairq_utils.errors import BadInput
-from fairq_utils.metrics.model_metrics import device_of
 from fairq_utils.mitigation.sample import Sample
 from fairq_utils.quantizers.calibrate import Observed, observe
 from fairq_utils.quantizers.grids import input_grid
@@ -30,6 +29,7 @@ from fairq_utils.quantizers.ranges import (
     summed_error,
 )
 from fairq_utils.quantizers.spec import QuantSpec
+from fairq_utils.training.inference import device_of
 
 Weighting = Literal["mean", "worst"]
 RULES = ("minmax", "percentile", "mse")

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fairq_utils.errors import BadInput
-from fairq_utils.metrics.model_metrics import device_of
 from fairq_utils.mitigation.sample import CHUNK, Sample, checked, refuse_labels
 from fairq_utils.quantizers.calibrate import Observed
 from fairq_utils.quantizers.sensitivity import (
@@ -31,6 +30,7 @@ from fairq_utils.quantizers.sensitivity import (
 )
 from fairq_utils.quantizers.sizes import packed_bytes
 from fairq_utils.quantizers.spec import QuantSpec
+from fairq_utils.training.inference import device_of
 
 Reducer = Literal["overall", "mean", "worst_group", "cvar"]
 Floats: TypeAlias = NDArray[np.float64]

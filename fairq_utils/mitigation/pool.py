@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fairq_utils.errors import BadInput
-from fairq_utils.metrics.model_metrics import device_of
 from fairq_utils.mitigation.sample import CHUNK, labels_of
 from fairq_utils.quantizers.sensitivity import classification_loss
 from fairq_utils.quantizers.tracing import first_input, removed_after
 from fairq_utils.training.architectures import Inputs
+from fairq_utils.training.inference import device_of
 
 
 def pool_features(model: nn.Module, images: Inputs) -> NDArray[np.float32]:

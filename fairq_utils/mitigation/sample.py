@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from fairq_utils.data.batches import Batch, gather
 from fairq_utils.errors import BadInput
 from fairq_utils.metrics import rows
-from fairq_utils.metrics.model_metrics import device_of
 from fairq_utils.metrics.rows import Features, Groups
 from fairq_utils.training.architectures import Inputs
+from fairq_utils.training.inference import device_of
 
 CHUNK = 64  # images per forward pass
 
