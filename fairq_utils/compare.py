@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import nn
 
-from fairq_utils.apply import PUBLISHED, apply_quantization, attributes_of, balanced_size
+from fairq_utils.apply import PUBLISHED, apply_quantization
 from fairq_utils.data.batches import Batch, gather, joined, read, rows_of
 from fairq_utils.errors import BadInput, Fault
 from fairq_utils.metrics.counts import Counts, count
@@ -23,6 +23,7 @@ from fairq_utils.metrics.criteria import FAIRNESS
 from fairq_utils.metrics.gaps import LeftOutWarning, left_out
 from fairq_utils.metrics.model_metrics import paired_predictions
 from fairq_utils.metrics.rates import overall
+from fairq_utils.mitigation.task import attributes_of, balanced_size
 from fairq_utils.quantizers.layers import Quantized
 from fairq_utils.quantizers.methods import CONTROL, METHODS
 from fairq_utils.quantizers.report import QuantReport
