@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fairq_utils.apply import PUBLISHED, apply_quantization
-from fairq_utils.data.batches import Batch, gather, joined, read, rows_of
+from fairq_utils.data.batches import Batch, divided, gather, joined, read
 from fairq_utils.errors import BadInput, Fault
 from fairq_utils.metrics.counts import Counts, count
 from fairq_utils.metrics.criteria import FAIRNESS
@@ -285,22 +285,13 @@ def _taken(
     loader: Iterable[Any], images: int, attributes: Sequence[str]
 ) -> tuple[Batch, Iterator[Any]]:
     """The first images of a test loader, and the others; one pass, in whatever order it comes."""
-    stream = read(loader, "test_loader", attributes)
-    parts: list[Batch] = []
-    missing, left = images, None
-    for batch in stream:
-        size = len(batch.images)
-        parts.append(rows_of(batch, range(min(missing, size))))
-        if size > missing:
-            left = rows_of(batch, range(missing, size))
-        missing -= len(parts[-1].images)
-        if missing == 0:
-            break
-    left = left if left is not None else next(stream, None)
-    if left is None:
+    parts, rest = divided(read(loader, "test_loader", attributes), images)
+    ahead = next(rest, None)
+    if ahead is None:
+        found = sum(len(part.images) for part in parts)
         raise BadInput(
             f"compare_quantization_methods: without calibration_data the first {images} images of "
-            f"test_loader are calibrated on, and it has only {images - missing}, so that none are "
+            f"test_loader are calibrated on, and it has only {found}, so that none are "
             "left to measure; give calibration_data, or lower calibration_images"
         )
     warnings.warn(
@@ -310,7 +301,9 @@ def _taken(
         UserWarning,
         stacklevel=3,
     )
-    others = ((b.images, b.labels, b.groups) for b in itertools.chain([left], stream))
+    others = (
+        (batch.images, batch.labels, batch.groups) for batch in itertools.chain([ahead], rest)
+    )
     return joined(parts, "test_loader"), others
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -196,6 +197,29 @@ def gather(
 def first(batch: Batch, count: int) -> Batch:
     """The first images of a batch."""
     return rows_of(batch, range(min(count, len(batch.images))))
+
+
+def divided(stream: Iterator[Batch], count: int) -> tuple[list[Batch], Iterator[Batch]]:
+    """The first ``count`` images of a stream, and batches of the others, which are not read yet.
+
+    Examples
+    --------
+    >>> parts, others = divided(read([torch.zeros(4, 3), torch.zeros(4, 3)]), 3)
+    >>> [len(batch.images) for batch in parts], [len(batch.images) for batch in others]
+    ([3], [1, 4])
+    """
+    parts: list[Batch] = []
+    left: list[Batch] = []
+    missing = count
+    for batch in stream:
+        parts.append(first(batch, missing))
+        size = len(batch.images)
+        if size > missing:
+            left = [rows_of(batch, range(missing, size))]
+        missing -= len(parts[-1].images)
+        if missing == 0:
+            break
+    return parts, itertools.chain(left, stream)
 
 
 def rows_of(batch: Batch, rows: Sequence[int] | range) -> Batch:
