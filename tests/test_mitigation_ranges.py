@@ -16,14 +16,8 @@ from torch.nn import functional as F
 from fairq_utils.data.faces import StoredImages
 from fairq_utils.mitigation.accuracy_control import control_accuracy
 from fairq_utils.mitigation.group_facts import facts
-from fairq_utils.mitigation.group_ranges import (
-    RULES,
-    GroupedStatistics,
-    Turn,
-    clipped,
-    input_ranges,
-    observe_groups,
-)
+from fairq_utils.mitigation.group_ranges import clipped, input_ranges, observe_groups
+from fairq_utils.mitigation.group_statistics import RULES, GroupedStatistics, Turn
 from fairq_utils.mitigation.pool import pool_features, pool_losses
 from fairq_utils.mitigation.preservation import preserve
 from fairq_utils.mitigation.sample import Sample, as_sample
