@@ -89,5 +89,5 @@ LeftOutWarning
 
 Raises
 ------
-ValueError
+BadInput
     Bad rows (see :func:`~fairq_utils.metrics.count`), or too few groups for which it is defined."""

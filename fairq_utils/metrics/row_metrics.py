@@ -98,9 +98,9 @@ def row_rate(name: str) -> RowRate:
     a    1.0
     b    0.5
     Name: selection_rate, dtype: float64
-    >>> row_rate("true_positive_rate")([0, 0], [1, 0])
+    >>> row_rate("true_positive_rate")([0, 0], [1, 0])  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    ValueError: true_positive_rate is not defined: there are 0 images of label 1, at least 1 needed
+    fairq_utils.errors.BadInput: true_positive_rate is not defined: there are 0 images ...
     """
     chosen = named(name)
 
@@ -116,9 +116,9 @@ def row_rate(name: str) -> RowRate:
             table = everyone(y_true, y_pred, pos_label=pos_label)
             value = float(overall(table, name, min_cell=min_cell))
             if np.isnan(value):
-                raise ValueError(
+                raise BadInput(
                     f"{name} is not defined: there are {int(chosen.support(table)[0])} "
-                    f"{chosen.among}, at least {min_cell} needed"
+                    f"{chosen.among}, at least {min_cell} needed; give more rows of these"
                 )
             return value
         counts = count(y_true, y_pred, sensitive_features=sensitive_features, pos_label=pos_label)
@@ -126,7 +126,10 @@ def row_rate(name: str) -> RowRate:
         values = pd.Series(rate(table, name, min_cell=min_cell), index=counts.index, name=name)
         cells = left_out(table, [name], groups=counts.groups, min_cell=min_cell)
         if values.isna().all():
-            raise ValueError(f"{name} is not defined in any group: left out {described(cells)}")
+            raise BadInput(
+                f"{name} is not defined in any group: left out {described(cells)}; give more rows "
+                "of these, or lower min_cell"
+            )
         if len(cells):
             warnings.warn(LeftOutWarning(name, cells), stacklevel=2)
         return values
@@ -159,7 +162,7 @@ def rate_gap(
 
     Raises
     ------
-    ValueError
+    BadInput
         As in :func:`equalized_odds_difference`.
 
     Examples
@@ -177,7 +180,7 @@ def value_of(criterion: Criterion, counts: Counts, *, min_cell: int = 1, **optio
 
     Raises
     ------
-    ValueError
+    BadInput
         Fewer than two groups for which it is defined, or 0 / 0.
     """
     table = counts.compared
@@ -185,10 +188,16 @@ def value_of(criterion: Criterion, counts: Counts, *, min_cell: int = 1, **optio
     cells = left_out(table, criterion.rates, groups=counts.groups, min_cell=min_cell)
     if np.isnan(value):
         if len(cells):
-            reason = f"too few groups have a denominator; left out {described(cells)}"
+            reason = (
+                f"too few groups have a denominator; left out {described(cells)}; give "
+                "more rows of these, or lower min_cell"
+            )
         else:
-            reason = f"{' and '.join(criterion.rates)} is 0 in every group, and 0 / 0 has no value"
-        raise ValueError(f"{criterion.name} is not defined: {reason}")
+            reason = (
+                f"{' and '.join(criterion.rates)} is 0 in every group, and 0 / 0 has no value; "
+                "take a difference instead"
+            )
+        raise BadInput(f"{criterion.name} is not defined: {reason}")
     if len(cells):
         warnings.warn(LeftOutWarning(criterion.name, cells), stacklevel=3)
     return value
