@@ -534,7 +534,7 @@ def test_impossible_ranges_are_refused(ranges, sentence, model: nn.Module, peopl
 
 def test_what_was_not_seen_by_groups_is_refused(model: nn.Module, people: Sample) -> None:
     seen = observe(model, [people.images], ["mse"])
-    with pytest.raises(ValueError, match="the input of 'first' was not seen group by group"):
+    with pytest.raises(ValueError, match="the input of 'first' was not observed group by group"):
         clipped(seen, MSE)
     with pytest.raises(ValueError, match=r"spec\.activation is 'float', so there are no fixed"):
         clipped(observe_groups(model, people), QuantSpec.parse("W8"))

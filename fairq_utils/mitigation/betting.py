@@ -80,7 +80,7 @@ def p_value_of_difference(
 
     Examples
     --------
-    Two thousand images in each group, ten answers won and ten lost in both:
+    Two thousand images in each group, ten predictions won and ten lost in both:
 
     >>> bool(p_value_of_difference([10, 1980, 10], [10, 1980, 10], 0.01, size=550) < 0.05)
     True

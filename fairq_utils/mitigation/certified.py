@@ -192,9 +192,9 @@ class FairnessAwareQuantizer:
             It carries the best candidate, and how many images would have been needed.
         BadInput
             A group that is empty, or too small, or missing in calibration; an attribute that the
-            loader does not have; too few images to test on; an image to test on that was seen
-            before. Before anything is computed where the
-            first images show it.
+            loader does not have; too few images to test on; an image to test on that had
+            a part in making candidates, or comes twice. Before anything is computed where the first
+            images show it.
         """
         self._read_settings()
         self.certificate, self.report, self.final_dp_gap = None, None, float("nan")

@@ -74,8 +74,8 @@ def observe_groups(
     >>> from fairq_utils.mitigation.sample import as_sample
     >>> ages = {"age": ["young", "young", "old"]}
     >>> faces = as_sample(torch.tensor([[1.0], [1.0], [3.0]]), [0, 1, 1], ages)
-    >>> seen = observe_groups(nn.Linear(1, 2), faces, ["minmax"])
-    >>> seen.statistics[""].range("minmax", 8)
+    >>> observed = observe_groups(nn.Linear(1, 2), faces, ["minmax"])
+    >>> observed.statistics[""].range("minmax", 8)
     (1.0, 3.0)
     """
     if weighting not in get_args(Weighting):
@@ -130,20 +130,22 @@ COLUMNS = [
 ]
 
 
-def input_ranges(seen: Observed, spec: QuantSpec) -> dict[str, tuple[float, float]]:
+def input_ranges(observed: Observed, spec: QuantSpec) -> dict[str, tuple[float, float]]:
     """Layer -> the range that ``spec`` gives its input, in order of execution.
 
     The first and the last layer have the bits of :meth:`QuantSpec.at_edge`.
     """
-    return {name: seen.range(name, edge_spec(spec, name, seen.order)) for name in seen.order}
+    return {
+        name: observed.range(name, edge_spec(spec, name, observed.order)) for name in observed.order
+    }
 
 
-def clipped(seen: Observed, spec: QuantSpec, ranges: Ranges | None = None) -> pd.DataFrame:
+def clipped(observed: Observed, spec: QuantSpec, ranges: Ranges | None = None) -> pd.DataFrame:
     """Clipping and error of each group under the range of each layer's input.
 
     Parameters
     ----------
-    seen : from :func:`fairq_utils.mitigation.group_ranges.observe_groups`
+    observed : from :func:`fairq_utils.mitigation.group_ranges.observe_groups`
         Its images are those that are judged by.
     spec : QuantSpec
         Bits, scheme and, where no ranges are given, the rule.
@@ -165,7 +167,7 @@ def clipped(seen: Observed, spec: QuantSpec, ranges: Ranges | None = None) -> pd
     Raises
     ------
     BadInput
-        Inputs that were not seen group by group, or have no static grid; a range of an unknown
+        Inputs that were not observed group by group, or have no static grid; a range of an unknown
         layer, or one that is not finite or upside down.
     ValueError
         The spec's rule was not observed.
@@ -176,8 +178,8 @@ def clipped(seen: Observed, spec: QuantSpec, ranges: Ranges | None = None) -> pd
     >>> from fairq_utils.mitigation.sample import as_sample
     >>> ages = {"age": ["young", "young", "old"]}
     >>> faces = as_sample(torch.tensor([[1.0], [1.0], [3.0]]), [0, 1, 1], ages)
-    >>> seen = observe_groups(torch.nn.Linear(1, 2), faces)
-    >>> table = clipped(seen, QuantSpec(), {"": (0.0, 2.0)}).set_index("group")
+    >>> observed = observe_groups(torch.nn.Linear(1, 2), faces)
+    >>> table = clipped(observed, QuantSpec(), {"": (0.0, 2.0)}).set_index("group")
     >>> table["clipped"].to_dict(), table["error"].round(2).to_dict()
     ({'old': 1.0, 'young': 0.0}, {'old': 0.11, 'young': 0.0})
     """
@@ -186,17 +188,17 @@ def clipped(seen: Observed, spec: QuantSpec, ranges: Ranges | None = None) -> pd
             f"clipped: spec.activation is {spec.activation!r}, so there are no fixed ranges; give "
             "a spec with activation='static'"
         )
-    chosen = input_ranges(seen, spec) if ranges is None else dict(ranges)
-    _check(seen, chosen)
+    chosen = input_ranges(observed, spec) if ranges is None else dict(ranges)
+    _check(observed, chosen)
     rows = []
-    for name in (name for name in seen.order if name in chosen):
-        statistics = seen.statistics[name]
+    for name in (name for name in observed.order if name in chosen):
+        statistics = observed.statistics[name]
         if not isinstance(statistics, GroupedStatistics):
             raise BadInput(
-                f"clipped: the input of {name!r} was not seen group by group; give what "
+                f"clipped: the input of {name!r} was not observed group by group; give what "
                 "observe_groups returns"
             )
-        own = edge_spec(spec, name, seen.order)
+        own = edge_spec(spec, name, observed.order)
         low, high = chosen[name]
         errors = statistics.errors(low, high, own.activation_bits, own.activation_scheme)
         outside = statistics.outside(*_reach(low, high, own))
@@ -214,12 +216,12 @@ def _reach(low: float, high: float, spec: QuantSpec) -> tuple[float, float]:
     return min(low, -zero * scale), max(high, (2**bits - 1 - zero) * scale)
 
 
-def _check(seen: Observed, ranges: Ranges) -> None:
+def _check(observed: Observed, ranges: Ranges) -> None:
     for name, (low, high) in ranges.items():
-        if name not in seen.order:
+        if name not in observed.order:
             raise BadInput(
                 f"clipped: ranges: there is no layer {name!r}; those that calibration reached are "
-                f"{', '.join(seen.order[:5])}{' ...' if len(seen.order) > 5 else ''}"
+                f"{', '.join(observed.order[:5])}{' ...' if len(observed.order) > 5 else ''}"
             )
         if not (math.isfinite(low) and math.isfinite(high) and low <= high):
             raise BadInput(
@@ -232,10 +234,10 @@ def _fit(weighting: Weighting) -> Fit:
     def fit(task: Task) -> Result:
         spec = task.spec
         options = {"equalization": spec.equalization, "keep": spec.bias_correction}
-        seen = observe_groups(
+        observed = observe_groups(
             task.model, task.calibration(), [spec.activation_range], weighting=weighting, **options
         )
-        return quantize_observed(seen, spec)
+        return quantize_observed(observed, spec)
 
     return fit
 

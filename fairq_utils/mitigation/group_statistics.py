@@ -53,7 +53,7 @@ class GroupedStatistics:
 
     Attributes
     ----------
-    groups : group -> what was seen of it; groups that never reached this tensor are not there
+    groups : group -> statistics of its values; groups that never reached this tensor are not there
     counts : group -> counts of its values
     """
 
@@ -66,7 +66,7 @@ class GroupedStatistics:
 
     @property
     def images(self) -> dict[str, int]:
-        """Group -> how many of its images were seen."""
+        """Group -> how many of its images were observed."""
         return {name: self._turn.images[name] for name in self.groups}
 
     def update(self, x: Tensor) -> None:
@@ -79,13 +79,13 @@ class GroupedStatistics:
         self.counts[name].update(x)
 
     def has(self, rule: str) -> bool:
-        """True if :meth:`range` can answer for this rule."""
+        """True if :meth:`range` knows this rule."""
         return rule in RULES and (rule == "minmax" or rule in self._rules)
 
     def range(
         self, rule: str, bits: int, scheme: str = "affine", percentile: float = 99.9
     ) -> tuple[float, float]:
-        """Smallest and largest value to represent, within the extremes seen.
+        """Smallest and largest value to represent, within the smallest and largest observed.
 
         Raises
         ------
@@ -104,16 +104,16 @@ class GroupedStatistics:
 
     def _range(self, rule: str, bits: int, scheme: str, percentile: float) -> tuple[float, float]:
         each = list(self.groups.values())
-        low = min(seen.minmax.low for seen in each)
-        high = max(seen.minmax.high for seen in each)
+        low = min(own.minmax.low for own in each)
+        high = max(own.minmax.high for own in each)
         if rule == "minmax":
             return low, high
         if rule == "mse":
             return self._least_error(bits, scheme, low, high)
         if self.weighting == "worst":
-            ends = [seen.range(rule, bits, scheme, percentile) for seen in each]
+            ends = [own.range(rule, bits, scheme, percentile) for own in each]
             return min(left for left, _ in ends), max(right for _, right in ends)
-        histograms = [seen.histogram for seen in each if seen.histogram is not None]
+        histograms = [own.histogram for own in each if own.histogram is not None]
         sizes = [float(histogram.counts.sum()) for histogram in histograms]
         weights = [max(sizes) / size for size in sizes]  # of groups of one size, exactly 1
         left, right = central(histograms, weights, percentile)
@@ -135,7 +135,7 @@ class GroupedStatistics:
     def _weights(self) -> tuple[Tensor, Tensor]:
         """Values (K,), and the weight that the square of its error has for each group (G, K)."""
         sizes = torch.tensor([self.counts[n].total for n in self.groups], dtype=torch.float64)
-        relative = [seen.relative for seen in self.groups.values() if seen.relative is not None]
+        relative = [own.relative for own in self.groups.values() if own.relative is not None]
         weights = torch.stack([kept.weights for kept in relative]) / sizes[:, None]
         return filled(weights)
 
@@ -155,5 +155,5 @@ class GroupedStatistics:
 
     def outside(self, low: float, high: float) -> dict[str, float]:
         """Group -> share of its values below ``low`` or above ``high``."""
-        extremes = {n: (seen.minmax.low, seen.minmax.high) for n, seen in self.groups.items()}
-        return {n: kept.outside(low, high, extremes[n]) for n, kept in self.counts.items()}
+        ends = {n: (own.minmax.low, own.minmax.high) for n, own in self.groups.items()}
+        return {n: kept.outside(low, high, ends[n]) for n, kept in self.counts.items()}

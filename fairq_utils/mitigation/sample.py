@@ -205,7 +205,7 @@ def logits_of(model: nn.Module, sample: Sample, what: str) -> Tensor:
     logits = torch.cat(found).double().cpu()
     if not logits.isfinite().all():
         row = int((~logits.isfinite()).any(dim=1).nonzero()[0])
-        raise BadInput(f"{what}: the model's answer about image {row} of the sample is not finite")
+        raise BadInput(f"{what}: the model's output for image {row} of the sample is not finite")
     return logits
 
 
@@ -225,7 +225,7 @@ def checked(outputs: object, rows: int, what: str) -> Tensor:
     if not isinstance(outputs, Tensor) or outputs.ndim not in (1, 2) or len(outputs) != rows:
         shape = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs)
         raise BadInput(
-            f"{what}: the model answers {rows} images with {shape}; logits must be ({rows}, "
+            f"{what}: the model returns {shape} for {rows} images; logits must be ({rows}, "
             f"classes) or ({rows},)"
         )
     return outputs.reshape(rows, -1)
