@@ -54,7 +54,7 @@ class Comparison:
         ``.high``, the paired bootstrap's interval of the change, and ``.floor``, the change that
         the same flips would make by chance alone (95th percentile).
 
-        ``flips`` : images whose answer changed
+        ``flips`` : images whose prediction changed
 
         ``size_mib`` : MiB; ``ratio``, of the FP32 model's size to it; ``ideal_ratio``, what the
         bits of the quantized weights alone would give
@@ -62,7 +62,7 @@ class Comparison:
         ``left_float`` : how many layers stayed in float; ``reports`` says which, and why
 
         ``calibration_images``, ``images`` : how many were calibrated on, and measured
-    counts : method -> counts of its answers over all attributes, beside those of FP32
+    counts : method -> counts of its predictions over all attributes, beside those of FP32
     reports : method -> its :class:`~fairq_utils.quantizers.QuantReport`; FP32 has none
     models : method -> the quantized module
     """
@@ -116,8 +116,8 @@ def compare_quantization_methods(
 ) -> Comparison:
     """Quantize one binary classifier in several ways and measure each beside FP32.
 
-    All methods calibrate on the same number of images, and all models answer in one pass over the
-    test images, so that answers stay paired even where the loader shuffles.
+    All methods calibrate on the same number of images, and all models predict in one pass over the
+    test images, so that predictions stay paired even where the loader shuffles.
 
     Parameters
     ----------
@@ -216,21 +216,21 @@ def compare_quantization_methods(
     _check_groups(counts["FP32"])
     bootstrap = {"replicates": replicates, "confidence": confidence, "seed": seed}
     rows = []
-    for name, answered in counts.items():
+    for name, counted in counts.items():
         row: dict[str, Any] = {"method": name}
-        row |= _effects({"accuracy": _accuracy}, answered, "", bootstrap)
-        for scope in _scopes(answered):
+        row |= _effects({"accuracy": _accuracy}, counted, "", bootstrap)
+        for scope in _scopes(counted):
             gaps: dict[str, Statistic] = {gap: FAIRNESS[gap] for gap in GAPS}
-            part = answered.by(*scope)
+            part = counted.by(*scope)
             row |= _effects(gaps, part, CROSSED.join(scope), bootstrap)
         report = reports.get(name)
-        row["flips"] = int(answered.flips.sum())
+        row["flips"] = int(counted.flips.sum())
         row["size_mib"] = size_mebibytes(models[name])
         row["ratio"] = size_mebibytes(model) / row["size_mib"]
         row["ideal_ratio"] = ideal_ratio(models[name])
         row["left_float"] = len(report.left_float) if report else 0
         row["calibration_images"] = report.calibration_images if report else 0
-        row["images"] = int(answered.sizes.sum())
+        row["images"] = int(counted.sizes.sum())
         rows.append(row)
     del models["FP32"]
     return Comparison(pd.DataFrame(rows), counts, reports, models)

@@ -1,4 +1,4 @@
-r"""How sure a difference of two means stays below a limit, at any number of images: by betting.
+r"""Evidence by betting that a difference of two means stays below a limit, at any number of images.
 
 Two independent groups of images, values :math:`X_i \in \{-1, 0, 1\}` in the first and
 :math:`Y_j` in the second. Under the hypothesis that the difference is too large,

@@ -1,7 +1,7 @@
 """Candidates that a quantizer that certifies may return: methods of the registry, cheapest first.
 
-Images that make them are as a method is given them by a study: ranges from a draw of
-:data:`CALIBRATED`, everything else that looks at groups from all of them.
+Ranges come from :data:`CALIBRATED` of the images that make candidates; what looks at groups looks
+at all of these.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CALIBRATED = 512  # images that set ranges, of those that make the candidates
 RECIPE = Recipe(epochs=1, learning_rate=1e-4, batch_size=CHUNK)  # of fine-tuning
 
 
-def task_of(
+def candidate_task(
     model: nn.Module,
     spec: QuantSpec,
     sample: Sample,
@@ -38,7 +38,7 @@ def task_of(
     limit: float,
     seed: int,
 ) -> Task:
-    """Task that every candidate is made from.
+    """Task that every candidate is made from; calibrates at once.
 
     Parameters
     ----------

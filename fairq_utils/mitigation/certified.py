@@ -13,7 +13,7 @@ from fairq_utils.data.batches import read
 from fairq_utils.errors import BadInput
 from fairq_utils.metrics.criteria import FAIRNESS
 from fairq_utils.metrics.model_metrics import Predictions, paired_predictions
-from fairq_utils.mitigation.candidates import CANDIDATES, task_of
+from fairq_utils.mitigation.candidates import CANDIDATES, candidate_task
 from fairq_utils.mitigation.certificate import CHANCE, Question, Table, refuse_empty
 from fairq_utils.mitigation.held_out import UsedImages, split, table_of, triples, two_groups
 from fairq_utils.mitigation.sample import Sample
@@ -218,7 +218,7 @@ class FairnessAwareQuantizer:
         if train is not None:
             used.use(train, "train_data")
         what = "calibration_data" if certification_data is None else "certification_data"
-        task = task_of(model, self.spec, sample, train, self.max_dp_gap, self.seed)
+        task = candidate_task(model, self.spec, sample, train, self.max_dp_gap, self.seed)
         models: dict[str, nn.Module] = {FLOAT: model}
         reports: dict[str, QuantReport] = {}
         seconds: dict[str, float] = {}

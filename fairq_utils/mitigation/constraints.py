@@ -38,7 +38,7 @@ class Plain(nn.Module):
     Parameters
     ----------
     facts : GroupFacts
-        Groups that the others would mind.
+        Groups, for the constraints that look at them.
     label_smoothing : share of the target spread over both classes
     """
 

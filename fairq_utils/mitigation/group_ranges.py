@@ -1,4 +1,4 @@
-"""Group-aware input ranges, and whom a range clips."""
+"""Group-aware input ranges, and what a range clips of each group."""
 
 from __future__ import annotations
 
