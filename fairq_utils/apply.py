@@ -3,47 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import sys
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import pandas as pd
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from fairq_utils import calibration
 from fairq_utils.calibration import SAMPLERS
-from fairq_utils.data.batches import Batch, gather, read, rows_of
+from fairq_utils.data.batches import gather
 from fairq_utils.errors import BadInput
-from fairq_utils.metrics.model_metrics import device_of, evaluating
-from fairq_utils.mitigation.balancing_act import affordable_memory
-from fairq_utils.mitigation.fine_tuning import train_under
-from fairq_utils.mitigation.sample import Sample, of_batch
-from fairq_utils.quantizers.calibrate import Observed, observe
-from fairq_utils.quantizers.checks import check_model
-from fairq_utils.quantizers.methods import METHODS, Task
+from fairq_utils.mitigation.task import UserData, task_of
+from fairq_utils.quantizers.methods import METHODS
 from fairq_utils.quantizers.precision import full_precision
-from fairq_utils.quantizers.sensitivity import classification_loss
 from fairq_utils.quantizers.spec import WIDTHS, QuantSpec
 from fairq_utils.registry import unknown
-from fairq_utils.training.loop import Recipe, optimise
+from fairq_utils.training.loop import Recipe
 
-CHUNK = 64  # images per forward pass of calibration
 PUBLISHED = "bias_aware_calibration"  # the published study's name of balanced calibration
 SETTINGS = ("budget", "max_drop", "max_reverted")  # of methods, not of their specs
-FEW = 8  # images of a group in a balanced draw, below which a user should know
-
-
-class _OnLabels(nn.Module):
-    """The loss of batches that bring their labels."""
-
-    def forward(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        return classification_loss(model(images), labels)
 
 
 @full_precision()
@@ -123,6 +99,7 @@ def apply_quantization(
 
     Examples
     --------
+    >>> import torch
     >>> network = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> loader = [(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]), {"gender": [0, 0, 1, 1]})]
     >>> apply_quantization(network, bit_width=8, calibration_data=loader).report.layers
@@ -144,20 +121,8 @@ def apply_quantization(
             f"apply_quantization: method {name!r} looks at images; give calibration_data, a loader "
             "of (images, labels, groups), (images, labels) or images"
         )
-    source = _Source(
-        model,
-        name,
-        spec,
-        pool,
-        recipe,
-        train_data,
-        sensitive_attrs,
-        drawn_by,
-        calibration_images,
-        settings,
-        seed,
-    )
-    module, report = chosen.fit(source.task())
+    data = UserData(pool, train_data, sensitive_attrs, drawn_by, calibration_images, recipe, seed)
+    module, report = chosen.fit(task_of(model, chosen, spec, data, settings))
     if report is None:  # the FP32 fine-tuning control
         return module.eval().requires_grad_(False)
     if not report.layers:
@@ -169,34 +134,6 @@ def apply_quantization(
         )
     module.report = report  # type: ignore[assignment]
     return module.eval()
-
-
-def balanced_size(groups: pd.DataFrame) -> int:
-    """Number of images of a group-balanced draw: the smallest cell that occurs, times cells.
-
-    Examples
-    --------
-    >>> balanced_size(pd.DataFrame({"gender": ["f", "f", "f", "m", "m"]}))
-    4
-    """
-    cells = groups.astype(str).value_counts()
-    return int(cells.min()) * len(cells)
-
-
-def attributes_of(
-    pool: Batch, sensitive_attrs: Sequence[str], what: str = "calibration_data"
-) -> pd.DataFrame:
-    """The attributes to balance over, one column each."""
-    if pool.groups is None:
-        raise BadInput(
-            f"{what}: bias_aware_calibration draws as many images of each group, but there are no "
-            "groups; let every batch be (images, labels, groups), with groups a mapping of "
-            "attribute to values, or use method 'ptq'"
-        )
-    for name in sensitive_attrs:
-        if name not in pool.groups:
-            raise BadInput(f"sensitive_attrs: {name!r} is not among {', '.join(pool.groups)}")
-    return pd.DataFrame({name: pool.groups[name] for name in sensitive_attrs or pool.groups})
 
 
 def _named(method: str, sampler: str | None) -> tuple[str, str]:
@@ -263,222 +200,3 @@ def _spec(name: str, bit_width: int | str, options: Mapping[str, Any]) -> QuantS
             f"method='dynamic' instead of {name!r}"
         )
     return spec
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Arguments of :func:`apply_quantization`, and the task that they make."""
-
-    model: nn.Module
-    name: str
-    spec: QuantSpec
-    pool: Batch | None
-    recipe: Recipe
-    train_data: Iterable[Any] | None
-    sensitive_attrs: Sequence[str]
-    sampler: str
-    calibration_images: int
-    settings: Mapping[str, Any]
-    seed: int
-
-    def task(self) -> Task:
-        """The method's task; refuses what it cannot work on before anything is computed."""
-        check_model(self.model, "apply_quantization")
-        if isinstance(self.model, torch.jit.ScriptModule):
-            raise BadInput(
-                f"apply_quantization: this model is scripted ({type(self.model).__name__}), and "
-                "its layers cannot be replaced; give the module that it was made from"
-            )
-        device, pool = device_of(self.model), self.pool
-        train_data = self.train_data
-        if isinstance(train_data, Iterator):  # gone through more than once
-            train_data = list(train_data)
-        batches, rows = list[Tensor](), list[int]()
-        classes = 1
-        if pool is not None:
-            count, attributes = self.calibration_images, self.sensitive_attrs
-            rows = _drawn(pool, self.sampler, attributes, count, self.seed).tolist()
-            images = rows_of(pool, rows).images
-            batches = [part.to(device) for part in images.split(CHUNK)]
-            classes = _classes(self.model, batches[0][:1])
-        trains, recipe = METHODS[self.name].trains, self.recipe
-        epoch, steps = _training(pool, train_data, recipe, classes, device, self.seed)
-        if trains and recipe.epochs < 1:
-            raise BadInput(f"apply_quantization: epochs: {recipe.epochs} is not at least 1")
-        if trains and not steps:
-            raise BadInput(
-                f"apply_quantization: {self.name} learns from labels, and calibration_data has "
-                "none; let it yield (images, labels), or give train_data that does"
-            )
-
-        def people(training: bool = False) -> Sample:
-            given = train_data if training else None
-            return _people(pool, given, self.name, self.sensitive_attrs)
-
-        def train(network: nn.Module, constraint: str | None) -> Mapping[str, Any]:
-            if constraint is not None:
-                return self._train_under(constraint, network, people(True))
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                torch.manual_seed(self.seed)
-                optimise(network, _OnLabels(), epoch, steps, recipe, device=device)
-            return {}
-
-        return Task(
-            self.model,
-            self.spec,
-            batches[0] if batches else None,
-            lambda: self._observed(batches),
-            lambda: people().take(rows),
-            people,
-            train,
-            self.settings,
-            seed=self.seed,
-        )
-
-    def _observed(self, batches: list[Tensor]) -> Observed:
-        """Statistics of calibration; images are kept for methods that look at them again."""
-        spec = self.spec
-        keep = "kept" in METHODS[self.name].needs
-        return observe(
-            self.model,
-            batches,
-            [spec.activation_range],
-            equalization=spec.equalization,
-            residuals=spec.residuals,
-            attention_products=spec.attention_products,
-            gates=spec.gates,
-            keep=keep or spec.bias_correction or spec.rounding != "nearest",
-        )
-
-    def _train_under(self, constraint: str, network: nn.Module, people: Sample) -> dict[str, Any]:
-        """Train in place under a constraint on groups; notes for the report."""
-        batch = min(self.recipe.batch_size, len(people))
-        options: dict[str, Any] = {}
-        if constraint == "balancing_act":
-            options["memory"] = affordable_memory(people.sizes)
-        return train_under(
-            constraint,
-            network,
-            self.model,
-            people,
-            dataclasses.replace(self.recipe, batch_size=batch),
-            self.seed,
-            **options,
-        )
-
-
-def _people(
-    pool: Batch | None,
-    train_data: Iterable[Any] | None,
-    name: str,
-    sensitive_attrs: Sequence[str],
-) -> Sample:
-    """Images to train on, or the pool, with labels and groups."""
-    what, batch = "calibration_data", pool
-    if train_data is not None:
-        what, batch = "train_data", gather(train_data, sys.maxsize, "train_data", sensitive_attrs)
-    if batch is None:
-        raise BadInput(f"apply_quantization: method {name!r} looks at images; give {what}")
-    try:
-        found = of_batch(batch, sensitive_attrs, what=what)
-    except BadInput as error:
-        raise BadInput(f"apply_quantization: method {name!r}: {error}") from None
-    if len(found.present) < 2:
-        raise _one_group(what, found.name(found.present[0]))
-    return found
-
-
-def _one_group(what: str, name: str) -> BadInput:
-    return BadInput(
-        f"apply_quantization: {what}: every image is of the group {name!r}, so that there is "
-        "nothing to compare; give images of others too, or use method 'ptq'"
-    )
-
-
-def _drawn(
-    pool: Batch, sampler: str, sensitive_attrs: Sequence[str], count: int, seed: int
-) -> NDArray[np.int64]:
-    """Rows of the calibration set."""
-    images = len(pool.images)
-    groups, most = pd.DataFrame(index=range(images)), images
-    if sampler == "group_balanced":
-        groups = attributes_of(pool, sensitive_attrs)
-        most = balanced_size(groups)
-        cells = groups.astype(str).agg(" ".join, axis=1).value_counts()
-        if len(cells) < 2:
-            raise _one_group("calibration_data", str(cells.index[0]))
-        if cells.min() < FEW and most < min(count, images):
-            warnings.warn(
-                f"apply_quantization: the group {cells.idxmin()!r} has {cells.min()} images, so "
-                f"that no more than {most} are drawn, as many of each group; add images of it, or "
-                "leave an attribute out of sensitive_attrs",
-                stacklevel=4,
-            )
-    names = [str(name) for name in groups]
-    target = np.zeros(images, np.int8)
-    return calibration.draw(sampler, groups, target, min(count, most), seed=seed, attributes=names)
-
-
-def _classes(model: nn.Module, image: Tensor) -> int:
-    """Number of labels that the model's logits tell apart."""
-    try:
-        with evaluating(model), torch.no_grad():
-            logits = model(image)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise BadInput(
-            f"apply_quantization: the model does not take images of shape {tuple(image.shape[1:])} "
-            f"and {image.dtype} as calibration_data gives them ({str(error).splitlines()[0]}); "
-            "prepare them as for the float model"
-        ) from error
-    if not isinstance(logits, Tensor) or logits.ndim == 0:
-        raise BadInput(
-            f"apply_quantization: model returned {type(logits).__name__}, not a tensor of logits "
-            "(N, classes) or (N,); wrap it in a module that returns them"
-        )
-    return max(2, logits.shape[1]) if logits.ndim > 1 else 2
-
-
-def _training(
-    pool: Batch | None,
-    train_data: Iterable[Any] | None,
-    recipe: Recipe,
-    classes: int,
-    device: torch.device,
-    seed: int,
-) -> tuple[Callable[[], Iterator[tuple[Tensor, ...]]], int]:
-    """Batches of one pass of training, and how many there are; 0 where there is no label."""
-    generator = torch.Generator().manual_seed(seed)
-    if train_data is not None:
-        # Every epoch goes through it again, which an iterator would not allow.
-        source = train_data
-        what = "train_data"
-        steps = len(source) if isinstance(source, Sized) else sum(1 for _ in source)
-
-        def batches() -> Iterator[Batch]:
-            return read(source, what)
-
-    elif pool is not None and pool.labels is not None:
-        what, images = "calibration_data", len(pool.images)
-        size = min(recipe.batch_size, images)
-        steps = math.ceil(images / size)
-
-        def batches() -> Iterator[Batch]:
-            order = torch.randperm(images, generator=generator).tolist()
-            return (rows_of(pool, order[i : i + size]) for i in range(0, images, size))
-
-    else:
-        return (lambda: iter(())), 0
-
-    def epoch() -> Iterator[tuple[Tensor, ...]]:
-        for at, batch in enumerate(batches()):
-            if batch.labels is None:
-                raise BadInput(f"{what}: batch {at} has no labels, which qat learns from")
-            low, high = int(batch.labels.min()), int(batch.labels.max())
-            if low < 0 or high >= classes:
-                raise BadInput(
-                    f"{what}: batch {at} has the label {low if low < 0 else high}, but the model "
-                    f"tells labels 0 to {classes - 1} apart"
-                )
-            yield batch.images.to(device), batch.labels.to(device)
-
-    return epoch, steps

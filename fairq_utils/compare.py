@@ -15,14 +15,15 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import nn
 
-from fairq_utils.apply import PUBLISHED, apply_quantization, attributes_of, balanced_size
-from fairq_utils.data.batches import Batch, gather, joined, read, rows_of
+from fairq_utils.apply import PUBLISHED, apply_quantization
+from fairq_utils.data.batches import Batch, divided, gather, joined, read
 from fairq_utils.errors import BadInput, Fault
 from fairq_utils.metrics.counts import Counts, count
 from fairq_utils.metrics.criteria import FAIRNESS
 from fairq_utils.metrics.gaps import LeftOutWarning, left_out
 from fairq_utils.metrics.model_metrics import paired_predictions
 from fairq_utils.metrics.rates import overall
+from fairq_utils.mitigation.task import attributes_of, balanced_size
 from fairq_utils.quantizers.layers import Quantized
 from fairq_utils.quantizers.methods import CONTROL, METHODS
 from fairq_utils.quantizers.report import QuantReport
@@ -53,7 +54,7 @@ class Comparison:
         ``.high``, the paired bootstrap's interval of the change, and ``.floor``, the change that
         the same flips would make by chance alone (95th percentile).
 
-        ``flips`` : images whose answer changed
+        ``flips`` : images whose prediction changed
 
         ``size_mib`` : MiB; ``ratio``, of the FP32 model's size to it; ``ideal_ratio``, what the
         bits of the quantized weights alone would give
@@ -61,7 +62,7 @@ class Comparison:
         ``left_float`` : how many layers stayed in float; ``reports`` says which, and why
 
         ``calibration_images``, ``images`` : how many were calibrated on, and measured
-    counts : method -> counts of its answers over all attributes, beside those of FP32
+    counts : method -> counts of its predictions over all attributes, beside those of FP32
     reports : method -> its :class:`~fairq_utils.quantizers.QuantReport`; FP32 has none
     models : method -> the quantized module
     """
@@ -115,8 +116,8 @@ def compare_quantization_methods(
 ) -> Comparison:
     """Quantize one binary classifier in several ways and measure each beside FP32.
 
-    All methods calibrate on the same number of images, and all models answer in one pass over the
-    test images, so that answers stay paired even where the loader shuffles.
+    All methods calibrate on the same number of images, and all models predict in one pass over the
+    test images, so that predictions stay paired even where the loader shuffles.
 
     Parameters
     ----------
@@ -215,21 +216,21 @@ def compare_quantization_methods(
     _check_groups(counts["FP32"])
     bootstrap = {"replicates": replicates, "confidence": confidence, "seed": seed}
     rows = []
-    for name, answered in counts.items():
+    for name, counted in counts.items():
         row: dict[str, Any] = {"method": name}
-        row |= _effects({"accuracy": _accuracy}, answered, "", bootstrap)
-        for scope in _scopes(answered):
+        row |= _effects({"accuracy": _accuracy}, counted, "", bootstrap)
+        for scope in _scopes(counted):
             gaps: dict[str, Statistic] = {gap: FAIRNESS[gap] for gap in GAPS}
-            part = answered.by(*scope)
+            part = counted.by(*scope)
             row |= _effects(gaps, part, CROSSED.join(scope), bootstrap)
         report = reports.get(name)
-        row["flips"] = int(answered.flips.sum())
+        row["flips"] = int(counted.flips.sum())
         row["size_mib"] = size_mebibytes(models[name])
         row["ratio"] = size_mebibytes(model) / row["size_mib"]
         row["ideal_ratio"] = ideal_ratio(models[name])
         row["left_float"] = len(report.left_float) if report else 0
         row["calibration_images"] = report.calibration_images if report else 0
-        row["images"] = int(answered.sizes.sum())
+        row["images"] = int(counted.sizes.sum())
         rows.append(row)
     del models["FP32"]
     return Comparison(pd.DataFrame(rows), counts, reports, models)
@@ -284,22 +285,13 @@ def _taken(
     loader: Iterable[Any], images: int, attributes: Sequence[str]
 ) -> tuple[Batch, Iterator[Any]]:
     """The first images of a test loader, and the others; one pass, in whatever order it comes."""
-    stream = read(loader, "test_loader", attributes)
-    parts: list[Batch] = []
-    missing, left = images, None
-    for batch in stream:
-        size = len(batch.images)
-        parts.append(rows_of(batch, range(min(missing, size))))
-        if size > missing:
-            left = rows_of(batch, range(missing, size))
-        missing -= len(parts[-1].images)
-        if missing == 0:
-            break
-    left = left if left is not None else next(stream, None)
-    if left is None:
+    parts, rest = divided(read(loader, "test_loader", attributes), images)
+    ahead = next(rest, None)
+    if ahead is None:
+        found = sum(len(part.images) for part in parts)
         raise BadInput(
             f"compare_quantization_methods: without calibration_data the first {images} images of "
-            f"test_loader are calibrated on, and it has only {images - missing}, so that none are "
+            f"test_loader are calibrated on, and it has only {found}, so that none are "
             "left to measure; give calibration_data, or lower calibration_images"
         )
     warnings.warn(
@@ -309,7 +301,9 @@ def _taken(
         UserWarning,
         stacklevel=3,
     )
-    others = ((b.images, b.labels, b.groups) for b in itertools.chain([left], stream))
+    others = (
+        (batch.images, batch.labels, batch.groups) for batch in itertools.chain([ahead], rest)
+    )
     return joined(parts, "test_loader"), others
 
 

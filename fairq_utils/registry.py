@@ -5,6 +5,9 @@ An entry is one top-level statement of the module that implements it, such as ``
 the source of its places, so that listing them imports nothing, and imports a module when one of its
 entries is asked for. A module of somebody else's adds entries by the same statements when it is
 imported (:func:`load_plugins`).
+
+So with the names that a room passes on (:func:`passed_on`): they are read from the source of its
+``__init__``, and imported when they are asked for, as PyTorch alone takes seconds.
 """
 
 from __future__ import annotations
@@ -14,12 +17,13 @@ import difflib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from fairq_utils.errors import BadInput
+from fairq_utils.errors import BadInput, needs
 
 Entry = TypeVar("Entry")
 MANY = 50  # names that a sentence still lists
@@ -105,6 +109,35 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
             raise BadInput(f"{place}: {unknown(name, self)}")
         return self[name]
 
+    @contextmanager
+    def as_shipped(self, **replaced: Entry) -> Iterator[None]:
+        """Hide what others added within, and undo what is added there; for tests.
+
+        Parameters
+        ----------
+        **replaced : entries that stand within for those of this project of the same names
+
+        Examples
+        --------
+        >>> from fairq_utils.calibration import SAMPLERS
+        >>> with SAMPLERS.as_shipped(random=SAMPLERS["core_set"]):
+        ...     SAMPLERS["random"].name
+        'core_set'
+        >>> SAMPLERS["random"].name
+        'random'
+        """
+        for name in replaced:
+            self[name]  # its module adds it before, not within
+        entries, added = self._entries, self._added
+        own = {name: entry for name, entry in entries.items() if name in self._homes}
+        self._entries, self._added = {**own, **replaced}, {}
+        try:
+            yield
+        finally:
+            # Modules that were imported within are not imported again.
+            new = {name: entry for name, entry in self._entries.items() if name in self._homes}
+            self._entries, self._added = {**new, **entries}, added
+
     def __getitem__(self, name: str) -> Entry:
         if name not in self._entries:
             if name not in self._homes:
@@ -171,6 +204,50 @@ def load_plugins(modules: Iterable[str]) -> None:
             ) from None
 
 
+def passed_on(
+    room: str, extra: str | None = None
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """``__getattr__`` and ``__dir__`` of a room (PEP 562).
+
+    Its ``__init__`` has the names twice: in ``__all__``, and under ``if TYPE_CHECKING`` as imports
+    from the modules where they stand. A name must not be that of a module in the room, which would
+    take its place once imported.
+
+    Parameters
+    ----------
+    room : the package's ``__name__``
+    extra : optional dependencies that its names need; see :func:`fairq_utils.errors.needs`
+
+    Examples
+    --------
+    >>> from fairq_utils import stats
+    >>> stats.verdict.__module__
+    'fairq_utils.stats.verdicts'
+    >>> stats.verdicts_of
+    Traceback (most recent call last):
+        ...
+    AttributeError: module 'fairq_utils.stats' has no attribute 'verdicts_of'
+    """
+    package = sys.modules[room]
+
+    @cache
+    def homes() -> dict[str, str]:
+        return _imported(Path(str(package.__file__)))
+
+    def get(name: str) -> Any:
+        if name.startswith("__") or name not in homes():
+            raise AttributeError(f"module {room!r} has no attribute {name!r}")
+        with needs(f"{room}.{name}", extra):
+            value = getattr(importlib.import_module(homes()[name]), name)
+        setattr(package, name, value)  # it is asked for once
+        return value
+
+    def names() -> list[str]:
+        return sorted({*vars(package), *homes()})
+
+    return get, names
+
+
 def _modules(place: str) -> Iterator[tuple[str, Path]]:
     """Modules at a place and below it, with their files, sorted."""
     spec = importlib.util.find_spec(place)
@@ -204,3 +281,15 @@ def _declared(path: Path, kind: str) -> Iterator[str]:
                 and isinstance(call.args[0], ast.Constant)
             ):
                 yield str(call.args[0].value)
+
+
+def _imported(path: Path) -> dict[str, str]:
+    """Module of each name that is imported under ``if TYPE_CHECKING``."""
+    return {
+        alias.name: str(node.module)
+        for block in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +89,9 @@ def as_shipped() -> Iterator[None]:
 
     They are the process's, as is Python's path, where modules ``my_...`` are looked for.
     """
-    with pytest.MonkeyPatch.context() as patch:
+    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         for registry in REGISTRIES:
-            entries = registry._entries.items()
-            own = {name: entry for name, entry in entries if _ours(registry, name)}
-            patch.setattr(registry, "_entries", own)
-            patch.setattr(registry, "_added", {})
+            stack.enter_context(registry.as_shipped())
         patch.setattr(sys, "path", [p for p in sys.path if not list(Path(p).glob("my_*.py"))])
         for name in _mine():
             patch.delitem(sys.modules, name)
@@ -107,7 +104,3 @@ def as_shipped() -> Iterator[None]:
 
 def _mine() -> list[str]:
     return [name for name in sys.modules if name.startswith("my_")]
-
-
-def _ours(registry: Registry[Any], name: str) -> bool:
-    return registry.home(name).startswith("fairq_utils.")

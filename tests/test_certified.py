@@ -17,6 +17,7 @@ from fairq_utils.metrics import FAIRNESS, count
 from fairq_utils.metrics.model_metrics import paired_predictions
 from fairq_utils.mitigation import candidates
 from fairq_utils.quantizers.layers import Quantized
+from fairq_utils.quantizers.methods import Result, Task
 
 
 class Net(nn.Module):
@@ -149,8 +150,8 @@ def test_a_harmful_model_is_not_returned(model: nn.Module, monkeypatch: Any) -> 
 
     static = candidates.CANDIDATES["static"]
 
-    def harmful(made: candidates.Making) -> candidates.Result:
-        module, report = static(made)
+    def harmful(task: Task) -> Result:
+        module, report = static(task)
         return Harmful(module), report
 
     monkeypatch.setitem(candidates.CANDIDATES, "static", harmful)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def data(command: str, name: str, root: Path, *options: str) -> Result:
 
 
 @pytest.fixture
-def celeba(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def celeba(tmp_path: Path) -> Iterator[Path]:
     """A CelebA of 24 images, published as such."""
     cells = [f"{g}|{a}|{y}" for g in ("female", "male") for a in ("old", "young") for y in "01"]
     small = Published(
@@ -37,8 +38,8 @@ def celeba(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         size=(178, 218),
     )
     entry = replace(COLLECTIONS["celeba"], published=small)
-    monkeypatch.setitem(COLLECTIONS._entries, "celeba", entry)
-    return folders.celeba(tmp_path / "faces", n=1)
+    with COLLECTIONS.as_shipped(celeba=entry):
+        yield folders.celeba(tmp_path / "faces", n=1)
 
 
 def test_a_sound_folder(celeba: Path) -> None:

@@ -346,24 +346,24 @@ def test_the_command_asks_for_the_licence_first(remote: Remote, tmp_path: Path) 
     assert not (tmp_path / "faces").exists()
 
 
-def test_the_command_gets(remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_gets(remote: Remote, tmp_path: Path) -> None:
     entry = replace(COLLECTIONS["celeba"], source=lambda: collection(remote))
-    monkeypatch.setitem(COLLECTIONS._entries, "celeba", entry)
     asked = ["data", "get", "celeba", "--root", str(tmp_path), "--accept-licence"]
-    answer = CliRunner().invoke(app, asked)
+    with COLLECTIONS.as_shipped(celeba=entry):
+        answer = CliRunner().invoke(app, asked)
     assert answer.exit_code == 0, answer.output
     assert str(tmp_path / "img_align_celeba") in answer.output
     assert "fairq data check celeba" in answer.output
     remote.server_close()
 
 
-def test_the_command_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_without_network(tmp_path: Path) -> None:
     away = RemoteFile("labels.txt", "http://127.0.0.1:9/labels")  # where nothing listens
     source = Source("Faces", "https://faces.example", "free", "A (2015)", (away,))
     entry = replace(COLLECTIONS["utkface"], source=lambda: source)
-    monkeypatch.setitem(COLLECTIONS._entries, "utkface", entry)
     asked = ["data", "get", "utkface", "--root", str(tmp_path), "--accept-licence"]
-    answer = CliRunner().invoke(app, asked)
+    with COLLECTIONS.as_shipped(utkface=entry):
+        answer = CliRunner().invoke(app, asked)
     assert answer.exit_code == 1
     assert "cannot be reached" in answer.stderr
     assert f"from https://faces.example: put labels.txt into {tmp_path}" in answer.stderr

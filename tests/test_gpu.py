@@ -26,7 +26,6 @@ from torch import nn
 from fairq_utils import FairnessAwareQuantizer, apply_quantization, compute_fairness_metrics
 from fairq_utils.apply import PUBLISHED
 from fairq_utils.calibration import SAMPLERS
-from fairq_utils.metrics.model_metrics import device_of
 from fairq_utils.quantizers import onednn, use_integers
 from fairq_utils.quantizers.methods import CONTROL, METHODS
 from fairq_utils.study import devices as study_devices
@@ -36,6 +35,7 @@ from fairq_utils.study.params.data import CELLS
 from fairq_utils.study.params.file import load_params
 from fairq_utils.study.params.study import Params
 from fairq_utils.training import loop
+from fairq_utils.training.inference import device_of
 
 SMALL = {
     "name": "small",

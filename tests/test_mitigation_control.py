@@ -403,7 +403,7 @@ def test_what_cannot_be_controlled_is_refused(seen: Observed, people: Sample) ->
         ask(spec=dataclasses.replace(SPEC, activation_range="mse"))
     broken = dataclasses.replace(people, images=people.images.clone())
     broken.images[5] = torch.inf
-    with pytest.raises(BadInput, match="answer about image 5 of the sample is not finite"):
+    with pytest.raises(BadInput, match="output for image 5 of the sample is not finite"):
         ask(sample=broken)
 
 

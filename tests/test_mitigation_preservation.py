@@ -527,7 +527,7 @@ def test_scores_of_layers_on_tokens_do_not_depend_on_their_order() -> None:
         seen = observe(Tokens(first).eval(), [pictures()])
         tables.append(channel_scores(seen, FOUR, people()))
     pd.testing.assert_frame_equal(*tables, rtol=1e-4)
-    with pytest.raises(BadInput, match=r"'mix' answers with 4 rows about 20 images, .*'gradient'"):
+    with pytest.raises(BadInput, match=r"'mix' returns 4 rows for 20 images, .*'gradient'"):
         channel_scores(seen, FOUR, people(26, 20), measure="fisher")
 
 

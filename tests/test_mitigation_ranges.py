@@ -16,14 +16,8 @@ from torch.nn import functional as F
 from fairq_utils.data.faces import StoredImages
 from fairq_utils.mitigation.accuracy_control import control_accuracy
 from fairq_utils.mitigation.group_facts import facts
-from fairq_utils.mitigation.group_ranges import (
-    RULES,
-    GroupedStatistics,
-    Turn,
-    clipped,
-    input_ranges,
-    observe_groups,
-)
+from fairq_utils.mitigation.group_ranges import clipped, input_ranges, observe_groups
+from fairq_utils.mitigation.group_statistics import RULES, GroupedStatistics, Turn
 from fairq_utils.mitigation.pool import pool_features, pool_losses
 from fairq_utils.mitigation.preservation import preserve
 from fairq_utils.mitigation.sample import Sample, as_sample
@@ -540,7 +534,7 @@ def test_impossible_ranges_are_refused(ranges, sentence, model: nn.Module, peopl
 
 def test_what_was_not_seen_by_groups_is_refused(model: nn.Module, people: Sample) -> None:
     seen = observe(model, [people.images], ["mse"])
-    with pytest.raises(ValueError, match="the input of 'first' was not seen group by group"):
+    with pytest.raises(ValueError, match="the input of 'first' was not observed group by group"):
         clipped(seen, MSE)
     with pytest.raises(ValueError, match=r"spec\.activation is 'float', so there are no fixed"):
         clipped(observe_groups(model, people), QuantSpec.parse("W8"))

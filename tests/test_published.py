@@ -16,10 +16,10 @@ from torch import Tensor, fx, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fairq_utils import apply_quantization, compare_quantization_methods, metrics
-from fairq_utils.apply import balanced_size
 from fairq_utils.compare import Comparison
 from fairq_utils.data.batches import by_attribute, gather, read
 from fairq_utils.errors import BadInput, Fault
+from fairq_utils.mitigation.task import balanced_size
 from fairq_utils.quantizers import QuantSpec, observe
 from fairq_utils.quantizers.layers import Quantized
 from fairq_utils.quantizers.methods import CONTROL, METHODS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+
+from fairq_utils.errors import BadInput
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ def read(
 
     Raises
     ------
-    ValueError
+    BadInput
         Names the batch and what is wrong with it.
 
     Examples
@@ -57,7 +60,7 @@ def read(
         place = f"{what}: batch {at}"
         parts = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
         if not 1 <= len(parts) <= 3 or not isinstance(parts[0], Tensor) or parts[0].ndim == 0:
-            raise ValueError(
+            raise BadInput(
                 f"{place} is {described(batch)}; it must be (images, labels, groups), (images, "
                 "labels), (images,) or images alone, with images a tensor (N, ...)"
             )
@@ -83,14 +86,14 @@ def _labels(values: Any, rows: int, place: str) -> Tensor:
     try:
         labels = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"{place} has labels that are no numbers; number the classes") from None
+        raise BadInput(f"{place} has labels that are no numbers; number the classes") from None
     if labels.numel() != rows:
-        raise ValueError(
+        raise BadInput(
             f"{place} has {labels.numel()} labels for {rows} images; each image needs one"
         )
     labels = labels.reshape(-1)
     if labels.is_floating_point() and bool((labels != labels.round()).any()):
-        raise ValueError(f"{place} has labels between whole numbers; number the classes 0, 1, ...")
+        raise BadInput(f"{place} has labels between whole numbers; number the classes 0, 1, ...")
     return labels.to(torch.int64)
 
 
@@ -112,7 +115,7 @@ def by_attribute(
 
     Raises
     ------
-    ValueError
+    BadInput
         Another form, or another number of values.
 
     Examples
@@ -129,8 +132,9 @@ def by_attribute(
     out = {k: np.asarray(v.cpu() if isinstance(v, Tensor) else v) for k, v in named.items()}
     for name, values in out.items():
         if values.shape != (rows,):
-            raise ValueError(
-                f"{what}: groups[{name!r}] has shape {values.shape} in a batch of {rows} images"
+            raise BadInput(
+                f"{what}: groups[{name!r}] has shape {values.shape} in a batch of {rows} images; "
+                "give one value per image"
             )
     return {name: values.tolist() for name, values in out.items()}
 
@@ -153,7 +157,7 @@ def _in_order(groups: Any, attributes: Sequence[str], what: str) -> dict[str, An
         names = ["group"] if one else [f"group_{i}" for i in range(len(columns))]
     if not columns or len(columns) != len(names):
         shape = f" of shape {tuple(groups.shape)}" if hasattr(groups, "shape") else ""
-        raise ValueError(
+        raise BadInput(
             f"{what}: the third element of a batch must be a mapping or DataFrame of attribute to "
             f"values, or one value per image for each of {', '.join(map(repr, names)) or 'them'}; "
             f"it is {type(groups).__name__}{shape}"
@@ -173,7 +177,7 @@ def gather(
 
     Raises
     ------
-    ValueError
+    BadInput
         No image, or images or attributes that differ from batch to batch.
 
     Examples
@@ -189,13 +193,36 @@ def gather(
         if count >= most:
             break
     if not count:
-        raise ValueError(f"{what} gave no images; give at least one batch")
+        raise BadInput(f"{what} gave no images; give at least one batch")
     return joined(parts, what)
 
 
 def first(batch: Batch, count: int) -> Batch:
     """The first images of a batch."""
     return rows_of(batch, range(min(count, len(batch.images))))
+
+
+def divided(stream: Iterator[Batch], count: int) -> tuple[list[Batch], Iterator[Batch]]:
+    """The first ``count`` images of a stream, and batches of the others, which are not read yet.
+
+    Examples
+    --------
+    >>> parts, others = divided(read([torch.zeros(4, 3), torch.zeros(4, 3)]), 3)
+    >>> [len(batch.images) for batch in parts], [len(batch.images) for batch in others]
+    ([3], [1, 4])
+    """
+    parts: list[Batch] = []
+    left: list[Batch] = []
+    missing = count
+    for batch in stream:
+        parts.append(first(batch, missing))
+        size = len(batch.images)
+        if size > missing:
+            left = [rows_of(batch, range(missing, size))]
+        missing -= len(parts[-1].images)
+        if missing == 0:
+            break
+    return parts, itertools.chain(left, stream)
 
 
 def rows_of(batch: Batch, rows: Sequence[int] | range) -> Batch:
@@ -216,14 +243,17 @@ def joined(parts: Sequence[Batch], what: str = "loader") -> Batch:
         return parts[0]
     shapes = {tuple(part.images.shape[1:]) for part in parts}
     if len(shapes) > 1:
-        raise ValueError(
+        raise BadInput(
             f"{what}: images have the shapes {', '.join(map(str, sorted(shapes)))}; bring them to "
             "one size first"
         )
     labels = [part.labels for part in parts if part.labels is not None]
     groups = [part.groups for part in parts if part.groups is not None]
     if any(set(one) != set(groups[0]) for one in groups):
-        raise ValueError(f"{what}: not every batch has the attributes {', '.join(groups[0])}")
+        raise BadInput(
+            f"{what}: not every batch has the attributes {', '.join(groups[0])}; let "
+            "all have the same"
+        )
     together = {name: [v for one in groups for v in one[name]] for name in (groups or [{}])[0]}
     return Batch(
         torch.cat([part.images for part in parts]),

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fairq_utils.lazy import passed_on
 from fairq_utils.metrics.counts import Counts, count, one_vs_rest
 from fairq_utils.metrics.criteria import FAIRNESS, Criterion, criterion
 from fairq_utils.metrics.frame import (
@@ -114,6 +113,7 @@ from fairq_utils.metrics.thresholds import (
     difference_at_equal_rate,
     rates_at_equal,
 )
+from fairq_utils.registry import passed_on
 
 if TYPE_CHECKING:
     from fairq_utils.metrics.model_metrics import compute_fairness_metrics

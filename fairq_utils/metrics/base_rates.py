@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fairq_utils.data.population import SPLITS
+from fairq_utils.errors import BadInput
 from fairq_utils.metrics.counts import count
 from fairq_utils.metrics.frame import frame_of, marginal_and_intersectional
 
@@ -67,7 +68,7 @@ def base_rates(
 
     Raises
     ------
-    ValueError
+    BadInput
         There is no image.
 
     Examples
@@ -78,7 +79,7 @@ def base_rates(
     [0.5]
     """
     if not len(target):
-        raise ValueError("base_rates: there is no image to describe")
+        raise BadInput("base_rates: there is no image to describe; give at least one")
     there = set(split.tolist())
     names = [name for name in SPLITS if name in there] + sorted(there - set(SPLITS))
     cells, gaps = [], []

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from fairq_utils.errors import BadInput
 from fairq_utils.metrics import rows
 from fairq_utils.metrics.rows import Features
 
@@ -41,19 +42,20 @@ class Counts:
 
     def __post_init__(self) -> None:
         if self.table.shape != (len(self.groups), 2, 2, 2):
-            raise ValueError(
+            raise BadInput(
                 f"Counts.table has shape {self.table.shape}, but {len(self.groups)} groups need "
-                f"({len(self.groups)}, 2, 2, 2)"
+                f"({len(self.groups)}, 2, 2, 2): group x label x FP32 prediction x prediction"
             )
         if (self.table < 0).any():
-            raise ValueError("Counts.table has negative counts")
+            raise BadInput("Counts.table has negative counts; give numbers of images")
 
     def by(self, *attributes: str) -> Counts:
         """Counts of the groups that these attributes cross, summed over the others."""
         unknown = [a for a in attributes if a not in self.attributes]
         if unknown or not attributes:
-            raise ValueError(
-                f"Counts.by: {unknown or 'nothing'} is not among {', '.join(self.attributes)}"
+            raise BadInput(
+                f"Counts.by: {unknown or 'nothing'} is not among {', '.join(self.attributes)}; "
+                "name one or more of these"
             )
         at = [self.attributes.index(a) for a in attributes]
         names = ["|".join(group.split("|")[i] for i in at) for group in self.groups]
@@ -112,7 +114,7 @@ def count(
 
     Raises
     ------
-    ValueError
+    BadInput
         Names the argument, and the first row that is no label or whose group is missing.
 
     Examples
@@ -169,7 +171,7 @@ def one_vs_rest(
 
     Raises
     ------
-    ValueError
+    BadInput
         As in :func:`count`, or a label that is not among ``classes``.
 
     Examples
@@ -188,7 +190,10 @@ def one_vs_rest(
         for row, value in enumerate(values):
             if pd.isna(value) or value not in known:
                 listed = ", ".join(map(str, known))
-                raise ValueError(f"{name}: row {row} is {value!r}, not one of {listed}")
+                raise BadInput(
+                    f"{name}: row {row} is {value!r}, not one of {listed}; leave the row out, or "
+                    "name all labels"
+                )
     return {
         label: count(
             **{name: [value == label for value in values] for name, values in given.items()},
@@ -205,5 +210,8 @@ def _labels(
     truth = rows.labels(y_true, "y_true", pos_label=pos_label)
     prediction = rows.labels(y_pred, "y_pred", rows=len(truth), pos_label=pos_label)
     if pos_label is not None and not (truth.any() or prediction.any()):
-        raise ValueError(f"pos_label: {pos_label!r} is neither in y_true nor in y_pred")
+        raise BadInput(
+            f"pos_label: {pos_label!r} is neither in y_true nor in y_pred; name a label as it is "
+            "there, numbers as numbers and text as text"
+        )
     return truth, prediction

@@ -26,6 +26,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from fairq_utils.errors import BadInput
 from fairq_utils.metrics.gaps import difference, ratio, worst_group
 from fairq_utils.metrics.rates import Floats, MeanRate, Rate, Table, add_rate, named
 from fairq_utils.registry import Registry
@@ -68,7 +69,7 @@ class Criterion:
         """From counts (..., G, 2, 2) to values (...); ``options`` go to ``compare``."""
         agg = self.agg if agg is None else agg
         if agg not in get_args(Aggregate):
-            raise ValueError(f"agg: {agg!r} is not one of {', '.join(get_args(Aggregate))}")
+            raise BadInput(f"agg: {agg!r} is not one of {', '.join(get_args(Aggregate))}")
         parts = np.stack([self.compare(table, name, **options) for name in self.rates])
         if agg == "mean":
             here = ~np.isnan(parts)

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from fairq_utils.errors import BadInput
 from fairq_utils.metrics.counts import Counts, count
 from fairq_utils.metrics.criteria import FAIRNESS
 from fairq_utils.metrics.gaps import (
@@ -77,7 +78,7 @@ def frame_of(
 
     Raises
     ------
-    ValueError
+    BadInput
         Unknown rate, or no group has any of these rates.
 
     Examples
@@ -93,15 +94,16 @@ def frame_of(
     """
     names = list(RATES) if metrics is None else list(metrics)
     if not names:
-        raise ValueError("metrics is empty: name at least one rate")
+        raise BadInput("metrics is empty: name at least one rate")
     table, index = counts.compared, counts.index
     values = {name: rate(table, name, min_cell=min_cell) for name in names}
     cells = left_out(table, names, groups=counts.groups, min_cell=min_cell)
     by_group = pd.DataFrame(values, index=index)
     if by_group.isna().all(axis=None):
-        raise ValueError(
+        raise BadInput(
             f"metrics: no group has a denominator of at least {min_cell} images for any of "
-            f"{', '.join(names)}; the largest group has {counts.sizes.max()}"
+            f"{', '.join(names)}; the largest group has {counts.sizes.max()}; "
+            "lower min_cell, or give more images"
         )
     options: dict[str, Any] = {"method": method, "min_cell": min_cell}
     gaps = {

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from fairq_utils.errors import BadInput
 from fairq_utils.metrics.rates import Floats, Table, check_min_cell, named, overall, rate
 
 Method = Literal["between_groups", "to_overall"]
@@ -39,7 +40,7 @@ def difference(
 
     Raises
     ------
-    ValueError
+    BadInput
         Unknown name or method, or ``min_cell`` below 1.
 
     Examples
@@ -84,7 +85,7 @@ def worst_group(table: Table, name: str = "accuracy", *, min_cell: int = 1) -> F
 
     Raises
     ------
-    ValueError
+    BadInput
         A rate of which neither end is the good one (selection rate, base rate, treatment ratio).
 
     Examples
@@ -95,7 +96,10 @@ def worst_group(table: Table, name: str = "accuracy", *, min_cell: int = 1) -> F
     """
     better = named(name).better
     if better is None:
-        raise ValueError(f"worst_group: neither a high nor a low {name} is the worse one")
+        raise BadInput(
+            f"worst_group: neither a high nor a low {name} is the worse one; "
+            "compare it by its difference or ratio"
+        )
     return _extreme(rate(table, name, min_cell=min_cell), better == "low")
 
 
@@ -179,7 +183,7 @@ def left_out(
 
     Raises
     ------
-    ValueError
+    BadInput
         Unknown rate, ``min_cell`` below 1, or a table of another shape.
 
     Examples
@@ -192,7 +196,7 @@ def left_out(
     check_min_cell(min_cell)
     counts = np.asarray(table)
     if counts.shape != (len(groups), 2, 2):
-        raise ValueError(
+        raise BadInput(
             f"table has shape {counts.shape}, but {len(groups)} groups need ({len(groups)}, 2, 2)"
         )
     found = [
@@ -236,7 +240,7 @@ def ratio_of(values: Floats, together: Floats, method: Method) -> Floats:
 
 def _check(method: str) -> None:
     if method not in get_args(Method):
-        raise ValueError(f"method: {method!r} is not one of {', '.join(get_args(Method))}")
+        raise BadInput(f"method: {method!r} is not one of {', '.join(get_args(Method))}")
 
 
 def _extreme(values: Floats, largest: bool) -> Floats:

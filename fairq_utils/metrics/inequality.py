@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fairq_utils.errors import BadInput
 from fairq_utils.metrics.counts import count, everyone
 from fairq_utils.metrics.rates import Floats, Table
 from fairq_utils.metrics.rows import Features
@@ -173,5 +174,8 @@ def _measured(
         table = counts.compared
     value = float(index(table))
     if np.isnan(value):
-        raise ValueError(f"{name} is not defined: every row is a false negative, of benefit 0")
+        raise BadInput(
+            f"{name} is not defined: every row is a false negative, of benefit 0, and there is no "
+            "mean to compare with; give rows that are not all refused wrongly"
+        )
     return value

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from fairq_utils.data.batches import by_attribute, described
+from fairq_utils.errors import BadInput
 from fairq_utils.metrics.counts import Counts, count
 from fairq_utils.metrics.frame import MetricFrame, frame_of
 from fairq_utils.quantizers.sizes import size_mebibytes
+from fairq_utils.training.inference import device_of, evaluating, predicted
 
 
 def compute_fairness_metrics(
@@ -61,7 +62,7 @@ def compute_fairness_metrics(
 
     Raises
     ------
-    ValueError
+    BadInput
         A batch, output or group of another form, labels that are not 0 or 1, NaN outputs, or an
         attribute with a single value: the sentence says which.
     TypeError
@@ -92,9 +93,9 @@ def compute_fairness_metrics(
     counts = _counts(model, loader, sensitive_attr)
     alone = counts.by(sensitive_attr)
     if len(alone.groups) < 2:
-        raise ValueError(
+        raise BadInput(
             f"sensitive_attr: every image has {sensitive_attr} = {alone.groups[0]}; "
-            "there is nothing to compare"
+            "there is nothing to compare; give images of others too"
         )
     marginal, crossed = frame_of(alone, min_cell=min_cell), frame_of(counts, min_cell=min_cell)
     return {
@@ -144,7 +145,7 @@ def paired_predictions(
 
     Raises
     ------
-    ValueError
+    BadInput
         A batch, output or group of another form, or no batch.
     """
     truth: list[Any] = []
@@ -155,82 +156,41 @@ def paired_predictions(
             stack.enter_context(evaluating(model))
         for at, batch in enumerate(loader):
             if not isinstance(batch, tuple | list) or len(batch) != 3:
-                raise ValueError(
-                    f"{what}: batch {at} is not (images, labels, groups) but {described(batch)}"
+                raise BadInput(
+                    f"{what}: batch {at} is not (images, labels, groups) but {described(batch)}; "
+                    "let the loader yield these three"
                 )
             images, labels, batch_groups = batch
-            values = by_attribute(batch_groups, attributes, len(images))
+            values = by_attribute(batch_groups, attributes, len(images), what)
             for name in attributes:
                 if name not in values:
-                    raise ValueError(f"{argument}: {name!r} is not among {', '.join(values)}")
+                    raise BadInput(
+                        f"{argument}: {name!r} is not among {', '.join(values)}, the attributes of "
+                        f"batch {at} of {what}; name one of these"
+                    )
             if groups and set(values) != set(groups):
-                raise ValueError(f"{what}: batch {at} has attributes {', '.join(values)}")
+                raise BadInput(
+                    f"{what}: batch {at} has the attributes {', '.join(values)}, and those before "
+                    f"{', '.join(groups)}; let every batch have the same"
+                )
             for name, model in models.items():
                 outputs = model(images.to(device_of(model)))
                 try:
                     guesses[name] += predicted(outputs, len(images)).tolist()
                 except ValueError as error:
-                    raise ValueError(f"{what}: batch {at}: {error}") from None
+                    raise BadInput(f"{what}: batch {at}: {error}") from None
             given = np.asarray(torch.as_tensor(labels).cpu()).reshape(-1).tolist()
             if len(given) != len(images):
-                raise ValueError(
-                    f"{what}: batch {at} has {len(given)} labels for {len(images)} images"
+                raise BadInput(
+                    f"{what}: batch {at} has {len(given)} labels for {len(images)} images; "
+                    "each image needs one"
                 )
             truth += given
             for name, column in values.items():
                 groups.setdefault(name, []).extend(column)
     if not groups:
-        raise ValueError(f"{what} gave no batch; give at least one")
+        raise BadInput(f"{what} gave no batch; give at least one")
     return Predictions(truth, guesses, pd.DataFrame(groups))
-
-
-def predicted(outputs: Any, rows: int) -> NDArray[np.int64]:
-    """Predictions 0 or 1, (N,), from two logits per image, or one.
-
-    Raises
-    ------
-    ValueError
-        Outputs of another form, or NaN.
-    """
-    if not isinstance(outputs, Tensor):
-        raise ValueError(
-            f"model returned {type(outputs).__name__}, not a tensor of logits (N, 2) or (N,)"
-        )
-    logits = outputs.detach().float().cpu()
-    if logits.ndim == 0 or logits.shape[0] != rows or logits.shape[1:] not in ((), (1,), (2,)):
-        raise ValueError(
-            f"model returned shape {tuple(logits.shape)} for {rows} images; logits must be "
-            f"({rows}, 2), ({rows}, 1) or ({rows},). For more classes use one_vs_rest"
-        )
-    if logits.isnan().any():
-        row = int(logits.isnan().reshape(rows, -1).any(dim=1).nonzero()[0])
-        raise ValueError(
-            f"model returned NaN for image {row}; look for values that are not finite in that "
-            "image and in the model's weights"
-        )
-    chosen = logits.argmax(dim=1) if logits.shape[1:] == (2,) else logits.reshape(rows) > 0
-    return chosen.numpy().astype(np.int64)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode within, every module's own mode after."""
-    modes = [(module, module.training) for module in model.modules()]
-    if any(training for _, training in modes):
-        # A model from torch.export has its mode baked in and refuses to be asked.
-        with suppress(NotImplementedError):
-            model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Device of a model's numbers; the processor, if it has none."""
-    values = (v for part in (model.parameters(), model.buffers()) for v in part)
-    return next((v.device for v in values), torch.device("cpu"))
 
 
 def _counts(model: nn.Module, loader: Iterable[Any], sensitive_attr: str) -> Counts:

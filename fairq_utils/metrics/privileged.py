@@ -11,8 +11,8 @@ privileged : group name, or several
 min_cell : int, default 1
     Fewest images that a side's denominator may rest on.
 
-A side without a denominator is a ``ValueError``; AIF360 returns NaN there, or 0 for predictive
-values.
+A side without a denominator is a :class:`~fairq_utils.errors.BadInput`; AIF360 returns NaN
+there, or 0 for predictive values.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fairq_utils.errors import BadInput
 from fairq_utils.metrics.counts import Counts, count
 from fairq_utils.metrics.gaps import described, left_out
 from fairq_utils.metrics.rates import rate as rate_of_table
@@ -69,7 +70,7 @@ def directed_ratio(
 
     Raises
     ------
-    ValueError
+    BadInput
         Also where the privileged side's rate is 0.
 
     Examples
@@ -82,7 +83,10 @@ def directed_ratio(
     name = f"directed_ratio of {rate}"
     ((outside, inside),) = _sides(name, (rate,), counts, privileged, min_cell)
     if inside == 0:
-        raise ValueError(f"{name} is not defined: the privileged side has 0")
+        raise BadInput(
+            f"{name} is not defined: the privileged side has 0; use directed_difference, or take "
+            "the other side as privileged"
+        )
     return outside / inside
 
 
@@ -145,7 +149,7 @@ def pooled(counts: Counts, privileged: Any) -> NDArray[np.int64]:
 
     Raises
     ------
-    ValueError
+    BadInput
         A name that is no group, or a side without groups.
 
     Examples
@@ -158,11 +162,15 @@ def pooled(counts: Counts, privileged: Any) -> NDArray[np.int64]:
     names = {str(name) for name in (privileged if several else [privileged])}
     unknown = sorted(names - set(counts.groups))
     if unknown:
-        raise ValueError(f"privileged: {unknown[0]!r} is not among {', '.join(counts.groups)}")
+        raise BadInput(
+            f"privileged: {unknown[0]!r} is not among {', '.join(counts.groups)}; name one or more "
+            "of these"
+        )
     inside = np.array([group in names for group in counts.groups])
     if inside.all() or not inside.any():
-        raise ValueError(
-            f"privileged: {len(names)} of {len(counts.groups)} groups leave one side empty"
+        raise BadInput(
+            f"privileged: {len(names)} of {len(counts.groups)} groups leave one side empty; "
+            "name at least one, and not all"
         )
     table = counts.compared
     return np.stack([table[~inside].sum(axis=0), table[inside].sum(axis=0)])
@@ -175,6 +183,9 @@ def _sides(
     table = pooled(counts, privileged)
     cells = left_out(table, names, groups=SIDES, min_cell=min_cell)
     if len(cells):
-        raise ValueError(f"{metric} is not defined: left out {described(cells)}")
+        raise BadInput(
+            f"{metric} is not defined: left out {described(cells)}; give more rows of these, or "
+            "lower min_cell"
+        )
     pairs = [rate_of_table(table, name) for name in names]
     return [(float(first), float(second)) for first, second in pairs]

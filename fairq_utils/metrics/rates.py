@@ -171,7 +171,7 @@ def add_rate(added: Rate | MeanRate) -> str:
 def check_min_cell(min_cell: int) -> None:
     """``min_cell`` is a count of at least one image: an empty denominator has no rate."""
     if min_cell < 1:
-        raise ValueError(f"min_cell: {min_cell} is not at least 1")
+        raise BadInput(f"min_cell: {min_cell} is not at least 1; leave it out for 1")
 
 
 def rate(table: Table, name: str, *, min_cell: int = 1) -> Floats:
@@ -191,7 +191,7 @@ def rate(table: Table, name: str, *, min_cell: int = 1) -> Floats:
 
     Raises
     ------
-    ValueError
+    BadInput
         Unknown name, or ``min_cell`` below 1.
 
     Examples

@@ -8,7 +8,6 @@ that take no part are a :class:`~fairq_utils.metrics.LeftOutWarning` that lists 
 from __future__ import annotations
 
 import inspect
-import textwrap
 import warnings
 from dataclasses import replace
 from fractions import Fraction
@@ -21,8 +20,9 @@ from numpy.typing import ArrayLike
 from fairq_utils.errors import BadInput
 from fairq_utils.metrics.counts import Counts, count, everyone
 from fairq_utils.metrics.criteria import FAIRNESS, Aggregate, Criterion
+from fairq_utils.metrics.docstrings import criterion_docstring, rate_docstring
 from fairq_utils.metrics.gaps import COMPARISONS, LeftOutWarning, Method, described, left_out
-from fairq_utils.metrics.rates import MeanRate, Rate, named, overall, rate
+from fairq_utils.metrics.rates import named, overall, rate
 from fairq_utils.metrics.rows import Features
 from fairq_utils.registry import unknown
 
@@ -98,9 +98,9 @@ def row_rate(name: str) -> RowRate:
     a    1.0
     b    0.5
     Name: selection_rate, dtype: float64
-    >>> row_rate("true_positive_rate")([0, 0], [1, 0])
+    >>> row_rate("true_positive_rate")([0, 0], [1, 0])  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    ValueError: true_positive_rate is not defined: there are 0 images of label 1, at least 1 needed
+    fairq_utils.errors.BadInput: true_positive_rate is not defined: there are 0 images ...
     """
     chosen = named(name)
 
@@ -116,9 +116,9 @@ def row_rate(name: str) -> RowRate:
             table = everyone(y_true, y_pred, pos_label=pos_label)
             value = float(overall(table, name, min_cell=min_cell))
             if np.isnan(value):
-                raise ValueError(
+                raise BadInput(
                     f"{name} is not defined: there are {int(chosen.support(table)[0])} "
-                    f"{chosen.among}, at least {min_cell} needed"
+                    f"{chosen.among}, at least {min_cell} needed; give more rows of these"
                 )
             return value
         counts = count(y_true, y_pred, sensitive_features=sensitive_features, pos_label=pos_label)
@@ -126,13 +126,16 @@ def row_rate(name: str) -> RowRate:
         values = pd.Series(rate(table, name, min_cell=min_cell), index=counts.index, name=name)
         cells = left_out(table, [name], groups=counts.groups, min_cell=min_cell)
         if values.isna().all():
-            raise ValueError(f"{name} is not defined in any group: left out {described(cells)}")
+            raise BadInput(
+                f"{name} is not defined in any group: left out {described(cells)}; give more rows "
+                "of these, or lower min_cell"
+            )
         if len(cells):
             warnings.warn(LeftOutWarning(name, cells), stacklevel=2)
         return values
 
     of_rows.__name__ = of_rows.__qualname__ = name
-    of_rows.__doc__ = _rate_doc(chosen)
+    of_rows.__doc__ = rate_docstring(chosen)
     return of_rows
 
 
@@ -159,7 +162,7 @@ def rate_gap(
 
     Raises
     ------
-    ValueError
+    BadInput
         As in :func:`equalized_odds_difference`.
 
     Examples
@@ -177,7 +180,7 @@ def value_of(criterion: Criterion, counts: Counts, *, min_cell: int = 1, **optio
 
     Raises
     ------
-    ValueError
+    BadInput
         Fewer than two groups for which it is defined, or 0 / 0.
     """
     table = counts.compared
@@ -185,10 +188,16 @@ def value_of(criterion: Criterion, counts: Counts, *, min_cell: int = 1, **optio
     cells = left_out(table, criterion.rates, groups=counts.groups, min_cell=min_cell)
     if np.isnan(value):
         if len(cells):
-            reason = f"too few groups have a denominator; left out {described(cells)}"
+            reason = (
+                f"too few groups have a denominator; left out {described(cells)}; give "
+                "more rows of these, or lower min_cell"
+            )
         else:
-            reason = f"{' and '.join(criterion.rates)} is 0 in every group, and 0 / 0 has no value"
-        raise ValueError(f"{criterion.name} is not defined: {reason}")
+            reason = (
+                f"{' and '.join(criterion.rates)} is 0 in every group, and 0 / 0 has no value; "
+                "take a difference instead"
+            )
+        raise BadInput(f"{criterion.name} is not defined: {reason}")
     if len(cells):
         warnings.warn(LeftOutWarning(criterion.name, cells), stacklevel=3)
     return value
@@ -267,92 +276,9 @@ def _of_rows(criterion: Criterion) -> RowMetric:
         parameters=[p for p in whole.parameters.values() if p.name not in {"self", *absent}]
     )
     of_rows.__name__ = of_rows.__qualname__ = criterion.name
-    of_rows.__doc__ = _criterion_doc(criterion)
+    of_rows.__doc__ = criterion_docstring(criterion)
     return of_rows
 
-
-def _criterion_doc(criterion: Criterion) -> str:
-    """Docstring of a criterion's function of labelled rows."""
-    compared = (inspect.getdoc(criterion.compare) or "Value of the criterion.").split("\n\n")[0]
-    text = _DOC.format(
-        title=criterion.title,
-        about=_wrapped(criterion.formula, criterion.notes),
-        options="".join(_OPTIONS[name] for name in criterion.options),
-        returned=f"float\n{textwrap.indent(compared, '    ')}",
-    )
-    if criterion.source:
-        text += f"\n\nReferences\n----------\n{_wrapped(criterion.source)}"
-    if criterion.example:
-        predictions, value = criterion.example
-        call = f">>> {criterion.name}("
-        text += (
-            f"\n\nExamples\n--------\n{call}[1, 1, 0, 0, 1, 1, 0, 0], {list(predictions)},\n"
-            f"...{' ' * (len(call) - 3)}"
-            f'sensitive_features=["a", "a", "a", "a", "b", "b", "b", "b"])\n{value}'
-        )
-    return text
-
-
-def _rate_doc(chosen: Rate | MeanRate) -> str:
-    """Docstring of a rate's function of labelled rows."""
-    return _DOC.format(
-        title=f"{chosen.name.capitalize().replace('_', ' ')} among {chosen.among}",
-        about=_wrapped(
-            f"It is {chosen.formula}: of all rows, or of each group of ``sensitive_features``",
-            "Where the denominator is 0, fairlearn and scikit-learn return 0, or the rate that is "
-            "left (balanced accuracy); here that is an error, and NaN for one group of several",
-        ),
-        options="",
-        returned="float, or Series\n    A ratio of counts; NaN for groups that take no part.",
-    )
-
-
-def _wrapped(*paragraphs: str) -> str:
-    sentences = [f"{text.removesuffix('.')}." for text in paragraphs if text]
-    return "\n\n".join(textwrap.fill(text, 95) for text in sentences)
-
-
-_OPTIONS = {
-    "method": """\
-method : ``between_groups`` or ``to_overall``, default ``between_groups``
-    Groups compared with each other, or each with all rows together.
-""",
-    "agg": """\
-agg : ``worst_case`` or ``mean``, default ``worst_case``
-    How the comparisons of several rates become one number.
-""",
-}
-
-_DOC = """\
-{title}.
-
-{about}
-
-Parameters
-----------
-y_true, y_pred : 0 or 1, (N,)
-    Any labels if ``pos_label`` is given.
-sensitive_features : DataFrame, mapping of name to values, Series, or array (N,) or (N, K)
-    Several attributes are crossed. Groups are the values that occur, or all categories of a
-    categorical column.
-{options}min_cell : int, default 1
-    Groups whose denominator rests on fewer images take no part.
-pos_label : optional
-    The label that counts as 1, against all others.
-
-Returns
--------
-{returned}
-
-Warns
------
-LeftOutWarning
-    Lists the groups that took no part, with their counts.
-
-Raises
-------
-ValueError
-    Bad rows (see :func:`~fairq_utils.metrics.count`), or too few groups for which it is defined."""
 
 # The criteria.
 demographic_parity_difference = row_metric("demographic_parity_difference")

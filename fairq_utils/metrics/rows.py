@@ -1,6 +1,7 @@
 """Labelled rows as a caller passes them: labels, scores and sensitive attributes.
 
-Everything that is wrong here is a ``ValueError`` that names the argument and the first bad row.
+Everything that is wrong here is a :class:`~fairq_utils.errors.BadInput` that names the argument and
+the first bad row.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+
+from fairq_utils.errors import BadInput
 
 # One column per attribute, or a single attribute's values.
 Features: TypeAlias = pd.DataFrame | pd.Series | Mapping[str, Any] | Sequence[Any] | NDArray[Any]
@@ -66,7 +69,7 @@ def labels(
 
     Raises
     ------
-    ValueError
+    BadInput
         More or fewer than one dimension, no rows, another number of rows, a missing label, or,
         without ``pos_label``, a label that is neither 0 nor 1.
 
@@ -74,20 +77,20 @@ def labels(
     --------
     >>> labels(["cat", "dog", "cow"], "y_true", pos_label="dog")
     array([0, 1, 0])
-    >>> labels([0, 1, 2], "y_true")
+    >>> labels([0, 1, 2], "y_true")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    ValueError: y_true: row 2 is 2, neither 0 nor 1; for other labels name one as pos_label
+    fairq_utils.errors.BadInput: y_true: row 2 is 2, neither 0 nor 1; for other labels ...
     """
     array = _column(values, name, rows)
     wrong = pd.isna(array) if pos_label is not None else ~np.isin(array, (0, 1))
     if wrong.any():
         row = int(np.argmax(wrong))
         reason = (
-            "which is no label"
+            "which is no label; leave the row out, or name its label"
             if pos_label is not None
             else "neither 0 nor 1; for other labels name one as pos_label"
         )
-        raise ValueError(f"{name}: row {row} is {array[row]}, {reason}")
+        raise BadInput(f"{name}: row {row} is {array[row]}, {reason}")
     # Objects, because NumPy compares an array of strings with a number as a whole.
     positive = array.astype(object) == pos_label if pos_label is not None else array
     return np.asarray(positive).astype(np.int64)
@@ -109,26 +112,29 @@ def scores(
 
     Raises
     ------
-    ValueError
+    BadInput
         As in :func:`labels`; a score that is no finite number, or, with ``probability``, is
         outside 0 to 1.
 
     Examples
     --------
-    >>> scores([0.2, float("nan")], "y_score")
+    >>> scores([0.2, float("nan")], "y_score")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    ValueError: y_score: row 1 is nan, which is no finite number
+    fairq_utils.errors.BadInput: y_score: row 1 is nan, which is no finite number; leave ...
     """
     array = _column(values, name, rows)
     numbers = pd.to_numeric(pd.Series(array), errors="coerce").to_numpy(np.float64)
     wrong = ~np.isfinite(numbers)
     if wrong.any():
         row = int(np.argmax(wrong))
-        raise ValueError(f"{name}: row {row} is {array[row]}, which is no finite number")
+        raise BadInput(
+            f"{name}: row {row} is {array[row]}, which is no finite number; leave the row out, "
+            "or give its score"
+        )
     outside = (numbers < 0) | (numbers > 1)
     if probability and outside.any():
         row = int(np.argmax(outside))
-        raise ValueError(
+        raise BadInput(
             f"{name}: row {row} is {array[row]}, not a probability from 0 to 1; "
             "pass logits through a sigmoid or softmax first"
         )
@@ -148,7 +154,7 @@ def groups(sensitive_features: Features, *, rows: int | None = None) -> Groups:
 
     Raises
     ------
-    ValueError
+    BadInput
         Another number of rows, no attribute, a row without a value, or values whose names cannot be
         told apart once crossed.
 
@@ -160,21 +166,27 @@ def groups(sensitive_features: Features, *, rows: int | None = None) -> Groups:
     """
     frame = _frame(sensitive_features)
     if not len(frame.columns):
-        raise ValueError("sensitive_features has no columns")
+        raise BadInput("sensitive_features has no columns; give at least one attribute")
     if rows is not None and len(frame) != rows:
-        raise ValueError(f"sensitive_features has {len(frame)} rows but y_true has {rows}")
+        raise BadInput(
+            f"sensitive_features has {len(frame)} rows but y_true has {rows}; give a value per row"
+        )
     crossed: list[list[str]] = []
     code = np.zeros(len(frame), np.int64)
     for attribute in frame:
         values = frame[attribute].astype("category")
         missing = np.flatnonzero(values.isna())
         if len(missing):
-            raise ValueError(f"sensitive_features: row {missing[0]} has no value for {attribute!r}")
+            raise BadInput(
+                f"sensitive_features: row {missing[0]} has no value for {attribute!r}; leave the "
+                "row out, or give a value of its own to what is unknown"
+            )
         levels = [str(level) for level in values.cat.categories]
         if len(set(levels)) < len(levels) or any("|" in level for level in levels):
-            raise ValueError(
+            raise BadInput(
                 f"sensitive_features: the values of {attribute!r} must differ as text and hold "
-                f"no '|', which joins crossed groups; they are {', '.join(levels)}"
+                f"no '|', which joins crossed groups; they are {', '.join(levels)}; "
+                "name them otherwise"
             )
         crossed.append(levels)
         code = code * len(levels) + values.cat.codes.to_numpy()
@@ -189,11 +201,11 @@ def _column(values: ArrayLike, name: str, rows: int | None) -> NDArray[Any]:
         # NumPy made text of everything in a mixed list; the bad row must stay the one it was.
         array = np.asarray(values, dtype=object)
     if array.ndim != 1:
-        raise ValueError(f"{name} must have one dimension, not {array.ndim}")
+        raise BadInput(f"{name} must have one dimension, not {array.ndim}; give (N,)")
     if rows is not None and len(array) != rows:
-        raise ValueError(f"{name} has {len(array)} rows but y_true has {rows}")
+        raise BadInput(f"{name} has {len(array)} rows but y_true has {rows}; give one per row")
     if not len(array):
-        raise ValueError(f"{name} is empty")
+        raise BadInput(f"{name} is empty; give at least one row")
     return array
 
 
@@ -213,7 +225,10 @@ def _frame(sensitive_features: Features) -> pd.DataFrame:
         return pd.Series(kept).to_frame("group")
     if array.ndim == 2:
         return pd.DataFrame(array, columns=[f"group_{i}" for i in range(array.shape[1])])
-    raise ValueError(f"sensitive_features must have one or two dimensions, not {array.ndim}")
+    raise BadInput(
+        f"sensitive_features must have one or two dimensions, not {array.ndim}; give (N,), or "
+        "(N, K) of K attributes"
+    )
 
 
 def _array(values: Any) -> NDArray[Any]:

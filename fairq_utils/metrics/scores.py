@@ -115,7 +115,7 @@ def scores_by_group(
 
     Raises
     ------
-    ValueError
+    BadInput
         Unknown name, bad rows (NaN scores among them), or no group that is large enough.
 
     Examples
@@ -143,7 +143,10 @@ def scores_by_group(
             missing.append((name, group, metric.among, n, min_cell))
     cells = pd.DataFrame(missing, columns=["rate", "group", "among", "count", "min_cell"])
     if np.isnan(values).all():
-        raise ValueError(f"{name} is not defined in any group: left out {described(cells)}")
+        raise BadInput(
+            f"{name} is not defined in any group: left out {described(cells)}; give more rows of "
+            "these, or lower min_cell"
+        )
     together = metric.of_rows(truth, scores, **options)
     by_group = pd.Series(values, index=groups.index, name=name)
     return ScoresByGroup(by_group, together, cells)
@@ -202,7 +205,7 @@ def calibration_error(
     truth = rows.labels(y_true, "y_true", pos_label=pos_label)
     scores = rows.scores(y_score, "y_score", rows=len(truth), probability=True)
     if bins < 1:
-        raise ValueError(f"bins: {bins} is not at least 1")
+        raise BadInput(f"bins: {bins} is not at least 1; 15 is usual")
     return _ece(truth, scores, bins=bins)
 
 
@@ -227,7 +230,7 @@ def calibration_error_difference(
     0.4
     """
     if bins < 1:
-        raise ValueError(f"bins: {bins} is not at least 1")
+        raise BadInput(f"bins: {bins} is not at least 1; 15 is usual")
     found = scores_by_group(
         "calibration_error",
         y_true,
@@ -245,13 +248,14 @@ def gap_of(name: str, found: ScoresByGroup, method: Method = "between_groups") -
 
     Raises
     ------
-    ValueError
+    BadInput
         Fewer than two groups have a value.
     """
     gap = float(difference_of(found.by_group.to_numpy(), np.asarray(found.overall), method))
     if np.isnan(gap):
-        raise ValueError(
-            f"{name} is not defined: it needs two groups; left out {described(found.left_out)}"
+        raise BadInput(
+            f"{name} is not defined: it needs two groups; left out "
+            f"{described(found.left_out)}; give more rows of these, or lower min_cell"
         )
     if len(found.left_out):
         warnings.warn(LeftOutWarning(name, found.left_out), stacklevel=3)

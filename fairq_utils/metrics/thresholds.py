@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from fairq_utils.errors import BadInput
 from fairq_utils.metrics import rows
 from fairq_utils.metrics.counts import count
 from fairq_utils.metrics.criteria import Criterion
@@ -57,7 +58,7 @@ def common_threshold(
 
     Raises
     ------
-    ValueError
+    BadInput
         Bad rows, a rate that is not better when high, or one that is defined at no threshold.
 
     Examples
@@ -69,7 +70,9 @@ def common_threshold(
     scores = rows.scores(y_score, "y_score", rows=len(truth))
     objective = named(maximise)
     if objective.better != "high":
-        raise ValueError(f"maximise: {maximise} is not better when high")
+        raise BadInput(
+            f"maximise: {maximise} is not better when high; name a rate that is, such as accuracy"
+        )
     levels, at = np.unique(scores, return_inverse=True)
     # Images below each candidate, by label: (candidates, 2). Candidate k selects levels[k:].
     below = np.zeros((len(levels) + 1, 2), np.int64)
@@ -78,7 +81,10 @@ def common_threshold(
     table = np.stack([below, below[-1] - below], axis=-1)[:, None]  # (candidates, 1, 2, 2)
     values = objective(table)[:, 0]
     if np.isnan(values).all():
-        raise ValueError(f"maximise: {maximise} needs {objective.among}, and y_true has none")
+        raise BadInput(
+            f"maximise: {maximise} needs {objective.among}, and y_true has none; give such rows, "
+            "or name another rate"
+        )
     best = int(np.nanargmax(values))
     if best == 0:
         return float(levels[0])
@@ -111,7 +117,7 @@ def difference_at_common_threshold(
 
     Raises
     ------
-    ValueError
+    BadInput
         As :func:`common_threshold`; an unknown rate, or fewer than two groups that have it.
 
     Examples
@@ -161,7 +167,7 @@ def rates_at_equal(
 
     Raises
     ------
-    ValueError
+    BadInput
         Unknown rate, ``at`` outside 0 to 1, bad rows, or rows of one label only.
 
     Examples
@@ -173,19 +179,22 @@ def rates_at_equal(
     """
     check_min_cell(min_cell)
     if equal not in EQUAL:
-        raise ValueError(f"equal: {equal!r} is not one of {', '.join(EQUAL)}")
+        raise BadInput(f"equal: {equal!r} is not one of {', '.join(EQUAL)}")
     truth = rows.labels(y_true, "y_true", pos_label=pos_label)
     scores = rows.scores(y_score, "y_score", rows=len(truth))
     groups = rows.groups(sensitive_features, rows=len(truth))
     if truth.min() == truth.max():
-        raise ValueError(f"y_true: every row is {truth[0]}; a threshold needs both labels")
+        raise BadInput(
+            f"y_true: every row is {truth[0]}; a threshold needs both labels: give "
+            "rows of the other"
+        )
     if at is None:
         predicted = scores >= common_threshold(truth, scores)
         everyone = np.zeros((1, 2, 2), np.int64)
         np.add.at(everyone[0], (truth, predicted.astype(np.int64)), 1)
         at = float(named(equal)(everyone)[0])
     if not 0 <= at <= 1:
-        raise ValueError(f"at: {at} is not between 0 and 1")
+        raise BadInput(f"at: {at} is not between 0 and 1; give a rate, a fraction")
     found = []
     for code in range(len(groups.names)):
         inside = groups.codes == code
@@ -225,7 +234,7 @@ def difference_at_equal_rate(
     """
     if rate not in EQUAL or rate == equal:
         others = ", ".join(name for name in EQUAL if name != equal)
-        raise ValueError(f"rate: {rate!r} is not one of {others}")
+        raise BadInput(f"rate: {rate!r} is not one of {others}")
     found = rates_at_equal(
         equal,
         y_true,

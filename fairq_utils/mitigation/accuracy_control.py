@@ -41,7 +41,7 @@ class Drop:
 
 
 def overall(before: Tensor, after: Tensor, sample: Sample) -> Drop:
-    """Drop of the accuracy of everyone, from answers in float (N,) to those after (N,)."""
+    """Drop of the accuracy of everyone, from predictions in float (N,) to those after (N,)."""
     return Drop(float(_lost(before, after, sample).mean()), tuple(sample.present))
 
 
@@ -54,7 +54,7 @@ def worst_group(before: Tensor, after: Tensor, sample: Sample) -> Drop:
 
 def gap(before: Tensor, after: Tensor, sample: Sample) -> Drop:
     """Increase of the demographic parity gap, ``max_g r_g - min_g r_g`` of selection rates r."""
-    rates, reference = (_means(answers.double(), sample) for answers in (after, before))
+    rates, reference = (_means(classes.double(), sample) for classes in (after, before))
     ends = dict.fromkeys((int(rates.argmax()), int(rates.argmin())))
     return Drop(float(np.ptp(rates) - np.ptp(reference)), tuple(sample.present[g] for g in ends))
 
@@ -67,7 +67,7 @@ CRITERIA: dict[str, Callable[[Tensor, Tensor, Sample], Drop]] = {
 
 
 def _lost(before: Tensor, after: Tensor, sample: Sample) -> Tensor:
-    """1 for an answer that was right, -1 for one that has become so, float64 (N,)."""
+    """1 for a prediction that was right, -1 for one that has become so, float64 (N,)."""
     return (before == sample.labels).double() - (after == sample.labels).double()
 
 
@@ -81,11 +81,11 @@ def _means(values: Tensor, sample: Sample) -> Floats:
 Criterion = Literal["overall", "worst_group", "gap"]
 WHAT = "control_accuracy"
 RANKED = 300  # images that layers are ranked by
-ROUNDING = 1e-12  # of a difference of rates; one answer is more
+ROUNDING = 1e-12  # of a difference of rates; one prediction is more
 
 
 def control_accuracy(
-    seen: Observed,
+    observed: Observed,
     spec: QuantSpec,
     sample: Sample,
     *,
@@ -99,7 +99,7 @@ def control_accuracy(
 
     Parameters
     ----------
-    seen : from :func:`fairq_utils.quantizers.observe`
+    observed : from :func:`fairq_utils.quantizers.observe`
         It stays as it is; its float model is what drops are measured from.
     spec : QuantSpec
         Of all layers that stay quantized; with ``rounding="nearest"``. Operations between layers
@@ -108,7 +108,7 @@ def control_accuracy(
     sample : Sample
         Validation images, not those that the result will be tested on: the loop chooses by them, so
         that its drop is too good. The criterion is as noisy as its groups are small: of a group of
-        20 one answer is 5 points, and a tolerance below that allows no answer to be lost.
+        20 one prediction is 5 points, and a tolerance below that allows none to be lost.
     max_drop : float
         Fraction that the criterion may worsen by: 0.01 is one point.
     criterion : str
@@ -151,15 +151,15 @@ def control_accuracy(
     ``ranking`` images for every layer that is left.
     """
     numbers = {"max_drop": max_drop, "ranking": ranking, "max_reverted": max_reverted}
-    _check(seen, spec, sample, criterion, least, **numbers)
-    reference = logits_of(seen.model, sample, WHAT)
+    _check(observed, spec, sample, criterion, least, **numbers)
+    reference = logits_of(observed.model, sample, WHAT)
     refuse_labels(sample.labels, reference, WHAT)
     if criterion == "gap" and reference.shape[1] > 2:
         raise BadInput(
             f"{WHAT}: criterion 'gap' is of two classes, and the model has {reference.shape[1]}; "
             "take 'worst_group'"
         )
-    work = _Working(seen, spec)
+    work = _Working(observed, spec)
     evaluations = ranked = 0
 
     def validated() -> tuple[Drop, Tensor]:
@@ -194,7 +194,7 @@ def control_accuracy(
         for step in steps:
             step["kept"] = step["kept"] and step["layer"] in work.reverted[:best]
         del work.reverted[best:], on_the_way[best + 1 :]
-    module, report = quantize_observed(seen, spec, dict.fromkeys(work.reverted))
+    module, report = quantize_observed(observed, spec, dict.fromkeys(work.reverted))
     note = {
         "criterion": criterion,
         "tolerance": max_drop,
@@ -219,10 +219,12 @@ class _Working:
     reverted : layers in float, in the order in which they went
     """
 
-    def __init__(self, seen: Observed, spec: QuantSpec) -> None:
-        self._seen, self._spec = seen, spec
-        self.model, report = quantize_observed(seen, spec)
-        self._layers = {n: self.model.get_submodule(n) for n in seen.order if n in report.layers}
+    def __init__(self, observed: Observed, spec: QuantSpec) -> None:
+        self._observed, self._spec = observed, spec
+        self.model, report = quantize_observed(observed, spec)
+        self._layers = {
+            n: self.model.get_submodule(n) for n in observed.order if n in report.layers
+        }
         self.reverted: list[str] = []
 
     @property
@@ -251,11 +253,13 @@ class _Working:
             self.model = replace(self.model, name, held)
 
     def _float(self, name: str) -> nn.Module:
-        return copy.deepcopy(self._seen.model.get_submodule(name))
+        return copy.deepcopy(self._observed.model.get_submodule(name))
 
     def _renew(self, name: str, layer: nn.Module) -> None:
         if self._spec.bias_correction:  # what a layer is corrected by depends on those before it
-            self.model, _ = quantize_observed(self._seen, self._spec, dict.fromkeys(self.reverted))
+            self.model, _ = quantize_observed(
+                self._observed, self._spec, dict.fromkeys(self.reverted)
+            )
         else:
             self.model = replace(self.model, name, layer)
 
@@ -277,7 +281,7 @@ def _ranked(
 
 
 def _check(
-    seen: Observed, spec: QuantSpec, sample: Sample, criterion: str, least: int, **numbers: Any
+    observed: Observed, spec: QuantSpec, sample: Sample, criterion: str, least: int, **numbers: Any
 ) -> None:
     if spec.rounding != "nearest":
         raise BadInput(
@@ -285,7 +289,7 @@ def _check(
             "that every step would have to learn anew; control with 'nearest', then give "
             "quantize_observed the learnt rounding with the reverted layers as None"
         )
-    layer_specs(seen, spec)
+    layer_specs(observed, spec)
     if criterion not in CRITERIA:
         raise BadInput(f"{WHAT}: criterion {criterion!r} is not one of {', '.join(CRITERIA)}")
     max_drop = numbers["max_drop"]

@@ -18,11 +18,11 @@ from fairq_utils.mitigation.group_facts import (
     two_logits,
 )
 
-MEMORY = 40  # answers of a group from which its accuracy is estimated
+MEMORY = 40  # predictions of a group from which its accuracy is estimated
 
 
 def affordable_memory(sizes: Iterable[int]) -> int:
-    """:data:`MEMORY`, or as many answers as the smallest group has images."""
+    """:data:`MEMORY`, or as many predictions as the smallest group has images."""
     return min(MEMORY, *sizes)
 
 
@@ -41,10 +41,10 @@ class BalancingAct(nn.Module):
         loss      = L + sum_g lambda_g (L_g - L)
 
     with L the cross-entropy of the batch and L_g that of the group in it (a group that is not in it
-    contributes nothing). psi_g comes from the last ``memory`` answers on each group.
+    contributes nothing). psi_g comes from the last ``memory`` predictions on each group.
 
-    As in the paper: the constraint, the loss gaps as its proxy for the weights, answers kept per
-    group, reference accuracies on all training images; and as in its published code: the
+    As in the paper: the constraint, the loss gaps as its proxy for the weights, predictions kept of
+    each group, reference accuracies on all training images; and as in its published code: the
     multipliers start at 0, move once per batch by plain gradient ascent and before the weights do,
     and only those of groups whose memory is full; they are never restarted at 0.
 
@@ -64,7 +64,7 @@ class BalancingAct(nn.Module):
         Step of the ascent, per unit of accuracy: 5 points too much, 100 batches long, raise a
         multiplier by ``5 * dual_rate``.
     memory : int
-        Answers kept of each group.
+        Predictions kept of each group.
     label_smoothing : float
 
     Attributes
@@ -95,7 +95,7 @@ class BalancingAct(nn.Module):
             if size < memory:
                 raise BadInput(
                     f"BalancingAct: the group {name.replace('|', ' ')!r} has {size} images, and "
-                    f"its accuracy is estimated from memory={memory} answers; lower memory, or "
+                    f"its accuracy is estimated from memory={memory} predictions; lower memory, or "
                     "add images of it"
                 )
         self.names = facts.names
@@ -141,7 +141,7 @@ class BalancingAct(nn.Module):
         self.multipliers = (self.multipliers + self.dual_rate * step).clamp(min=0)
 
     def _remember(self, right: Tensor, groups: Tensor) -> None:
-        """Answers into each group's ring, the oldest out."""
+        """Put predictions into each group's ring, the oldest out."""
         groups = groups.long()
         members = F.one_hot(groups, len(self.names))
         arrived = members.sum(dim=0)

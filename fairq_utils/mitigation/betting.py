@@ -1,4 +1,4 @@
-r"""How sure a difference of two means stays below a limit, at any number of images: by betting.
+r"""Evidence by betting that a difference of two means stays below a limit, at any number of images.
 
 Two independent groups of images, values :math:`X_i \in \{-1, 0, 1\}` in the first and
 :math:`Y_j` in the second. Under the hypothesis that the difference is too large,
@@ -80,7 +80,7 @@ def p_value_of_difference(
 
     Examples
     --------
-    Two thousand images in each group, ten answers won and ten lost in both:
+    Two thousand images in each group, ten predictions won and ten lost in both:
 
     >>> bool(p_value_of_difference([10, 1980, 10], [10, 1980, 10], 0.01, size=550) < 0.05)
     True

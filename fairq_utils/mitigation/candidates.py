@@ -1,125 +1,135 @@
-"""Candidates that a quantizer that certifies may return, the cheapest first."""
+"""Candidates that a quantizer that certifies may return: methods of the registry, cheapest first.
+
+Ranges come from :data:`CALIBRATED` of the images that make candidates; what looks at groups looks
+at all of these.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from torch import nn
 
 from fairq_utils import calibration
-from fairq_utils.metrics.model_metrics import device_of
 from fairq_utils.mitigation.accuracy_control import control_accuracy
-from fairq_utils.mitigation.balancing_act import affordable_memory
-from fairq_utils.mitigation.fine_tuning import fine_tune
-from fairq_utils.mitigation.group_mixed import quantize_mixed_for_groups
-from fairq_utils.mitigation.preservation import preserve
 from fairq_utils.mitigation.sample import CHUNK, Sample
-from fairq_utils.quantizers.calibrate import Observed, observe
+from fairq_utils.mitigation.task import balanced_size, train_affordably
+from fairq_utils.quantizers.calibrate import Observed, observe_for
+from fairq_utils.quantizers.methods import METHODS, Fit, Result, Task
 from fairq_utils.quantizers.post_training import quantize_observed
-from fairq_utils.quantizers.report import QuantReport
 from fairq_utils.quantizers.spec import WIDTHS, QuantSpec
+from fairq_utils.training.inference import device_of
+from fairq_utils.training.loop import Recipe
 
 WIDER = 2  # bits that mixed precision may spend per weight, beyond bit_width
 CALIBRATED = 512  # images that set ranges, of those that make the candidates
+RECIPE = Recipe(epochs=1, learning_rate=1e-4, batch_size=CHUNK)  # of fine-tuning
 
-Result = tuple[nn.Module, QuantReport]
 
+def candidate_task(
+    model: nn.Module,
+    spec: QuantSpec,
+    sample: Sample,
+    train: Sample | None,
+    limit: float,
+    seed: int,
+) -> Task:
+    """Task that every candidate is made from; calibrates at once.
 
-@dataclass(frozen=True)
-class Making:
-    """Material that candidates are made from.
-
-    Attributes
+    Parameters
     ----------
-    model : the float model
-    spec : QuantSpec
-    sample : Sample
-    seen : what calibration on a random draw from it left behind
+    sample : images that make the candidates
     train : images to fine-tune on; None where that is not allowed
-    limit : of the gap or its increase
-    seed : int
+    limit : of the gap or its increase, a fraction
+        Half of it is what layers go back to float for.
     """
+    observed = calibrated(model, sample, spec, "random", seed)
 
-    model: nn.Module
-    spec: QuantSpec
-    sample: Sample
-    seen: Observed
-    train: Sample | None
-    limit: float
-    seed: int
+    def tune(network: nn.Module, constraint: str | None) -> Mapping[str, Any]:
+        assert train is not None and constraint is not None
+        return train_affordably(constraint, network, observed.model, train, RECIPE, seed)
+
+    return Task(
+        model,
+        spec,
+        None,
+        lambda: observed,
+        lambda: sample,
+        lambda: sample,
+        tune,
+        {"max_drop": limit / 2},
+        seed=seed,
+    )
 
 
 def calibrated(
     model: nn.Module, sample: Sample, spec: QuantSpec, sampler: str, seed: int
 ) -> Observed:
-    """Calibration on at most :data:`CALIBRATED` images of a sample."""
-    cells = pd.DataFrame({"group": [sample.name(code) for code in sample.groups.codes]})
-    count_ = min(CALIBRATED, len(sample))
+    """Calibration statistics of at most :data:`CALIBRATED` images of a sample."""
+    groups = pd.DataFrame({"group": [sample.name(code) for code in sample.groups.codes]})
+    count = min(CALIBRATED, len(sample))
     if sampler == "group_balanced":
-        count_ = min(count_, int(cells.value_counts().min()) * cells.nunique().item())
+        count = min(count, balanced_size(groups))
     rows = calibration.draw(
         sampler,
-        cells,
+        groups,
         sample.labels.numpy().astype(np.int8),
-        count_,
+        count,
         seed=seed,
         attributes=["group"],
     )
     device = device_of(model)
     batches = (images.to(device) for images, _, _ in sample.take(rows).batches())
-    # Kept: which layers mind few bits is measured on these images.
-    return observe(model, batches, [spec.activation_range], keep=True)
+    # Kept: which layers are sensitive to few bits is measured on these images.
+    return observe_for(model, batches, spec, keep=True)
 
 
-def _static(made: Making) -> Result:
-    return quantize_observed(made.seen, made.spec)
+def _by(method: str, **settings: Any) -> Fit:
+    """Fit of a method, with its own settings but those named here."""
+
+    def fit(task: Task) -> Result:
+        chosen = METHODS[method]
+        return chosen.fit(replace(task, settings={**chosen.settings, **settings}))
+
+    return fit
 
 
-def _balanced(made: Making) -> Result:
-    seen = calibrated(made.model, made.sample, made.spec, "group_balanced", made.seed)
-    return quantize_observed(seen, made.spec)
+def _balanced(task: Task) -> Result:
+    def observed() -> Observed:
+        return calibrated(task.model, task.calibration(), task.spec, "group_balanced", task.seed)
+
+    return _by("ptq")(replace(task, observed=observed))
 
 
-def _preserved(made: Making) -> Result:
-    return preserve(made.seen, made.spec, made.sample, unit="channels", by="worst_group")
+def _mixed(task: Task) -> Result:
+    """Bits where the worst group needs them; of eight bits, layers back to float.
 
-
-def _mixed(made: Making) -> Result:
-    """Bits where the worst group needs them; of eight bits, layers back to float."""
-    bits = made.spec.weight_bits
+    The latter by the gap itself, which no method of the registry looks at: as one, it would be in
+    every study's list.
+    """
+    bits = task.spec.weight_bits
     if bits == max(WIDTHS):
         return control_accuracy(
-            made.seen, made.spec, made.sample, criterion="gap", max_drop=made.limit / 2
+            task.observed(),
+            task.spec,
+            task.validation(),
+            criterion="gap",
+            max_drop=task.settings["max_drop"],
         )
-    wider = replace(made.spec, weight_bits=min(w for w in WIDTHS if w >= bits + WIDER))
-    budget = quantize_observed(made.seen, wider)[1].size_bytes
-    return quantize_mixed_for_groups(
-        made.seen, budget, made.spec, made.sample, objective="worst_group", measure="layer"
-    )
-
-
-def _fine_tuned(made: Making) -> Result:
-    assert made.train is not None
-    batch = min(CHUNK, len(made.train))
-    return fine_tune(
-        made.seen,
-        made.spec,
-        made.train,
-        "balancing_act",
-        batch_size=batch,
-        seed=made.seed,
-        memory=affordable_memory(made.train.sizes),
-    )
+    wider = replace(task.spec, weight_bits=min(w for w in WIDTHS if w >= bits + WIDER))
+    budget = quantize_observed(task.observed(), wider)[1].size_bytes
+    return _by("mixed_worst", budget=budget)(task)
 
 
 # In order of cost: the first of those certified is returned.
-CANDIDATES: dict[str, Callable[[Making], Result]] = {
-    "static": _static,
+CANDIDATES: dict[str, Fit] = {
+    "static": _by("ptq"),
     "balanced calibration": _balanced,
-    "preserved channels": _preserved,
+    "preserved channels": _by("channels_worst"),
     "mixed precision": _mixed,
-    "fine-tuned": _fine_tuned,
+    "fine-tuned": _by("qat_balancing_act"),
 }

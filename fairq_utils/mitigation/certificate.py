@@ -13,7 +13,7 @@ whichever (k, l) we like to name,
 
 .. math:: (r^q_g - r^q_h) - (r_k - r_l) > \epsilon .
 
-*Paired*, with (k, l) = (g, h), both sides are differences of the same images' answers, and only
+*Paired*, with (k, l) = (g, h), both sides are differences of the same images' predictions, and only
 flips matter. *Apart*, (k, l) is the float model's widest pair: far better for groups that are
 nearly alike. Which of the two, and how high to stake, is decided on other images.
 """
@@ -90,7 +90,7 @@ class Question:
                 )
 
 
-# Table (G, label, float answer, answer) -> (G, float, quantized) of the images a rate rests on.
+# Table (G, label, float, quantized) -> (G, float, quantized) of the images that a rate rests on.
 OF_RATE: dict[str, Callable[[Table], Table]] = {
     "selection_rate": lambda table: table.sum(axis=1),
     "true_positive_rate": lambda table: table[:, 1],
@@ -139,7 +139,7 @@ def plan(learnt: Table, images: int, question: Question) -> Plan:
     Parameters
     ----------
     learnt : (G, 2, 2, 2)
-        Group x label x float answer x candidate's answer, on images that are not tested on.
+        Group x label x float x candidate's prediction, on images that are not tested on.
     images : int
         How many will be tested on.
 
@@ -221,7 +221,7 @@ def p_value(table: Table, how: Plan, question: Question) -> float:
 
     Examples
     --------
-    Two groups of 3,000 images; 15 answers flip each way in both.
+    Two groups of 3,000 images; 15 predictions flip each way in both.
 
     >>> one = [[[1600, 15], [15, 0]], [[0, 0], [0, 1370]]]
     >>> table = np.array([one, one])
@@ -305,7 +305,7 @@ def observed(table: Table, question: Question) -> float:
 def images_needed(table: Table, how: Plan, question: Question, *, draws: int = 60) -> int | None:
     """Number of images that would most likely certify a candidate that is as it was observed.
 
-    A plan, not a promise: so many that the test passes in :data:`CHANCE` of ``draws`` samples of
+    A plan, not a guarantee: so many that the test passes in :data:`CHANCE` of ``draws`` samples of
     that size from the observed proportions. What is observed on few images may be far from the
     truth. None where the observed statistic is itself too large, or the number out of reach.
 
@@ -378,7 +378,7 @@ def _mean(counts: Table) -> float:
 
 
 def _variance(counts: Table) -> float:
-    """Variance of the average, one more flip assumed than was seen."""
+    """Variance of the average, one more flip assumed than was observed."""
     n = float(counts.sum())
     mean = _mean(counts)
     square = (float(counts @ VALUES**2) + 1) / (n + 1)

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-import numpy as np
-import pandas as pd
 from torch import nn
 
-from fairq_utils.data.batches import first, joined, read, rows_of
+from fairq_utils.data.batches import read
 from fairq_utils.errors import BadInput
-from fairq_utils.metrics.counts import count
 from fairq_utils.metrics.criteria import FAIRNESS
 from fairq_utils.metrics.model_metrics import Predictions, paired_predictions
-from fairq_utils.mitigation.candidates import CANDIDATES, Making, calibrated
-from fairq_utils.mitigation.certificate import CHANCE, Question, refuse_empty
-from fairq_utils.mitigation.sample import Sample, Seen, of_batch
+from fairq_utils.mitigation.candidates import CANDIDATES, candidate_task
+from fairq_utils.mitigation.certificate import CHANCE, Question, Table, refuse_empty
+from fairq_utils.mitigation.held_out import UsedImages, split, table_of, triples, two_groups
+from fairq_utils.mitigation.sample import Sample
 from fairq_utils.mitigation.sequential_test import (
     Candidate,
     Certificate,
@@ -32,7 +30,6 @@ from fairq_utils.quantizers.report import QuantReport
 from fairq_utils.quantizers.spec import WIDTHS, QuantSpec
 
 FLOAT = "FP32"
-LEAST = 20  # images of every group, among those that make the candidates, and among the others
 
 
 @dataclass
@@ -195,32 +192,33 @@ class FairnessAwareQuantizer:
             It carries the best candidate, and how many images would have been needed.
         BadInput
             A group that is empty, or too small, or missing in calibration; an attribute that the
-            loader does not have; too few images to test on; an image to test on that was seen
-            before. Before anything is computed where the
-            first images show it.
+            loader does not have; too few images to test on; an image to test on that had
+            a part in making candidates, or comes twice. Before anything is computed where the first
+            images show it.
         """
         self._read_settings()
         self.certificate, self.report, self.final_dp_gap = None, None, float("nan")
         if calibration_data is None:
             raise BadInput("calibration_data: is None; give a loader of (images, labels, groups)")
         check_model(model, "FairnessAwareQuantizer")
-        sample, rest = self._split(calibration_data, certification_data)
+        sample, rest = split(calibration_data, certification_data, self._named, self.making_images)
         names = list(self.candidates) or list(CANDIDATES)
         if not fairness_constraint:
             names = ["static"]
         train = None
         if train_data is not None and "fine-tuned" in names:
-            train = self._sample(list(read(train_data, "train_data", self._named)), "train_data")
+            parts = list(read(train_data, "train_data", self._named))
+            train = two_groups(parts, self._named, "train_data")
         elif "fine-tuned" in names:
             if self.candidates:
                 raise BadInput("candidates: 'fine-tuned' learns from train_data; give it")
             names.remove("fine-tuned")
-        seen = Seen()
-        seen.use(sample, "calibration_data, which made candidates")
+        used = UsedImages()
+        used.use(sample, "calibration_data, which made candidates")
         if train is not None:
-            seen.use(train, "train_data")
+            used.use(train, "train_data")
         what = "calibration_data" if certification_data is None else "certification_data"
-        made = self._made(model, sample, train)
+        task = candidate_task(model, self.spec, sample, train, self.max_dp_gap, self.seed)
         models: dict[str, nn.Module] = {FLOAT: model}
         reports: dict[str, QuantReport] = {}
         seconds: dict[str, float] = {}
@@ -228,11 +226,13 @@ class FairnessAwareQuantizer:
         for name in (name for name in CANDIDATES if name in names):
             began = time.perf_counter()
             try:
-                models[name], reports[name] = CANDIDATES[name](made)
+                models[name], report = CANDIDATES[name](task)
             except BadInput as error:
                 # Not every model has, say, a channel that the budget buys; others may still do.
                 self.not_made[name] = str(error)
                 continue
+            assert report is not None, name
+            reports[name] = report
             seconds[name] = time.perf_counter() - began
         if not reports:
             raise BadInput(
@@ -240,16 +240,16 @@ class FairnessAwareQuantizer:
                 + "; ".join(f"{name}: {why}" for name, why in self.not_made.items())
             )
         learnt = paired_predictions(
-            models, _triples([sample]), self._named, argument="sensitive_attributes"
+            models, triples(sample), self._named, argument="sensitive_attributes"
         )
-        tested = seen.tested(rest, what)
+        tested = used.tested(rest, what)
         held_out = paired_predictions(
             models, tested, self._named, argument="sensitive_attributes", what=f"{what} to test on"
         )
         found = {
             name: Candidate(
-                self._table(learnt, name, sample, "calibration_data"),
-                self._table(held_out, name, sample, what),
+                self._counts(learnt, name, sample, "calibration_data"),
+                self._counts(held_out, name, sample, what),
                 reports[name].size_bytes,
                 seconds[name],
             )
@@ -262,89 +262,9 @@ class FairnessAwareQuantizer:
     def _named(self) -> list[str]:
         return list(self.sensitive_attributes)
 
-    def _split(
-        self, calibration_data: Iterable[Any], certification_data: Iterable[Any] | None
-    ) -> tuple[Sample, Iterator[Any]]:
-        """The images that make candidates, and batches of those to test on; one pass."""
-        stream = read(calibration_data, "calibration_data", self._named)
-        parts, left, missing = [], None, self.making_images
-        for batch in stream:
-            parts.append(first(batch, missing))
-            size = len(batch.images)
-            if size > missing:
-                left = rows_of(batch, range(missing, size))
-            missing -= len(parts[-1].images)
-            if missing == 0:
-                break
-        sample = self._sample(parts, "calibration_data", first=self.making_images)
-        if certification_data is not None:
-            others = read(certification_data, "certification_data", self._named)
-            return sample, ((b.images, b.labels, b.groups) for b in others)
-        left = left if left is not None else next(stream, None)
-        if left is None:
-            raise BadInput(
-                f"calibration_data: its {len(sample)} images all make candidates, so that none are "
-                "left to test these on; give more images, certification_data, or fewer "
-                "making_images"
-            )
-        rest = left
-
-        def others_() -> Iterator[Any]:
-            yield rest.images, rest.labels, rest.groups
-            yield from ((b.images, b.labels, b.groups) for b in stream)
-
-        return sample, others_()
-
-    def _sample(self, parts: list[Any], what: str, first: int | None = None) -> Sample:
-        if not parts:
-            raise BadInput(f"{what} gave no images; give at least one batch")
-        found = of_batch(joined(parts, what), self._named, least=LEAST, what=what)
-        wrong = sorted(set(found.labels.tolist()) - {0, 1})
-        if wrong:
-            raise BadInput(f"{what}: label {wrong[0]} is neither 0 nor 1; gaps are of two classes")
-        if len(found.present) < 2:
-            which, way = "every image", "give images of others too"
-            if first is not None and len(found) == first:
-                which = f"each of the first {first} images, which make the candidates,"
-                way = "shuffle the images, or raise making_images"
-            raise BadInput(
-                f"{what}: {which} is of the group {found.name(found.present[0])!r}, so that there "
-                f"is nothing to compare; {way}"
-            )
-        return found
-
-    def _made(self, model: nn.Module, sample: Sample, train: Sample | None) -> Making:
-        seen = calibrated(model, sample, self.spec, "random", self.seed)
-        return Making(model, self.spec, sample, seen, train, self.max_dp_gap, self.seed)
-
-    def _table(
-        self, found: Predictions, name: str, sample: Sample, what: str
-    ) -> np.ndarray[Any, Any]:
-        """Counts over the groups of the first images, in their order."""
-        crossed = found.groups[self._named].astype(str).agg("|".join, axis=1)
-        known = sample.groups.names
-        unseen = [value for value in crossed.unique() if value not in known]
-        if unseen:
-            raise BadInput(
-                f"{what}: the group {unseen[0].replace('|', ' ')!r} is among the images to test "
-                f"on, but not among the {len(sample)} that make the candidates; shuffle the "
-                "images, add some of it, or spell groups alike"
-            )
-        cells = pd.Categorical(crossed, categories=list(known))
-        sizes = cells.value_counts()
-        if sizes.min() < LEAST:
-            few = str(sizes.idxmin())
-            raise BadInput(
-                f"{what}: the group {few.replace('|', ' ')!r} has {sizes.min()} images to test on "
-                f"where {LEAST} are needed; add images of it, or leave an attribute out"
-            )
-        table = count(
-            found.truth,
-            found.predictions[name],
-            sensitive_features=pd.DataFrame({"group": cells.rename_categories(range(len(known)))}),
-            reference=found.predictions[FLOAT],
-        ).table
-        shown = [group.replace("|", " ") for group in known]
+    def _counts(self, found: Predictions, name: str, sample: Sample, what: str) -> Table:
+        table = table_of(found, name, FLOAT, sample, what)
+        shown = [group.replace("|", " ") for group in sample.groups.names]
         refuse_empty(table, self.question, shown, f"the images of {what}")
         return table
 
@@ -431,11 +351,3 @@ class FairnessAwareQuantizer:
             f"{sum(images.values())} held-out images, {images[smallest]} of them of the group "
             f"{smallest!r}; {way}"
         )
-
-
-def _triples(samples: Iterable[Sample]) -> Iterator[Any]:
-    for sample in samples:
-        for images, labels, codes in sample.batches():
-            names = [sample.groups.names[code].split("|") for code in codes.tolist()]
-            columns: list[Any] = list(zip(*names, strict=True))
-            yield images, labels, dict(zip(sample.groups.attributes, columns, strict=True))

@@ -47,7 +47,7 @@ BY = ("worst_group", "overall")  # of the reducers, those that need no setting a
 
 
 def channel_scores(
-    seen: Observed,
+    observed: Observed,
     spec: QuantSpec,
     sample: Sample,
     *,
@@ -60,7 +60,7 @@ def channel_scores(
 
     Parameters
     ----------
-    seen : from :func:`fairq_utils.quantizers.observe`
+    observed : from :func:`fairq_utils.quantizers.observe`
         It stays as it is; gradients are those of its float model.
     spec : QuantSpec
         With ``weight_granularity="channel"`` and inputs that are not dynamic. The first and the
@@ -90,9 +90,9 @@ def channel_scores(
     check_sample(sample, "channel_scores")
     if measure not in MEASURES:
         raise BadInput(f"channel_scores: measure {measure!r} is not one of {', '.join(MEASURES)}")
-    costs, _ = channel_costs(seen, spec, kept)
-    plain, _ = plainly(seen, spec)
-    work = copy.deepcopy(seen.model).requires_grad_(False)
+    costs, _ = channel_costs(observed, spec, kept)
+    plain, _ = plainly(observed, spec)
+    work = copy.deepcopy(observed.model).requires_grad_(False)
     with torch.no_grad():
         rounding = {
             name: _quantized(plain, name).weight() - _weight(work, name)
@@ -209,7 +209,7 @@ def _adding(name: str, rounding: Tensor, factor: Tensor, images: int) -> Any:
             return output + factor.view(-1, *[1] * behind) * change
         if output.shape[0] != images:
             raise BadInput(
-                f"channel_scores: layer {name!r} answers with {output.shape[0]} rows about "
+                f"channel_scores: layer {name!r} returns {output.shape[0]} rows for "
                 f"{images} images, so that no image's own effect can be told; use "
                 "measure='gradient'"
             )

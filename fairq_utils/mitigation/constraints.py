@@ -1,4 +1,4 @@
-"""Objectives that mind groups: from logits, labels and group codes of a batch to a scalar loss.
+"""Group-aware objectives: from logits, labels and group codes of a batch to a scalar loss.
 
 Each is made from :class:`~fairq_utils.mitigation.group_facts.GroupFacts` and its hyperparameters
 and has no trained parameter: weights of groups and multipliers are buffers, which move with every
@@ -38,7 +38,7 @@ class Plain(nn.Module):
     Parameters
     ----------
     facts : GroupFacts
-        Groups that the others would mind.
+        Groups, for the constraints that look at them.
     label_smoothing : share of the target spread over both classes
     """
 
@@ -54,11 +54,11 @@ class Plain(nn.Module):
 
 
 class ParityPenalty(nn.Module):
-    r"""Cross-entropy and a penalty on unequal rates of positive answers (demographic parity).
+    r"""Cross-entropy and a penalty on unequal rates of positive predictions (demographic parity).
 
     .. math:: L + strength \sum_g |\gamma_g / \gamma - 1|
 
-    with :math:`\gamma_g` the mean probability of a positive answer in group g of the batch and
+    with :math:`\gamma_g` the mean probability of a positive prediction in group g of the batch and
     :math:`\gamma` that of the batch: fairret's ``NormLoss`` of ``PositiveRate`` (Buyl, Defrance and
     De Bie, ICLR 2024). Groups that are not in the batch are left out of the sum.
 
@@ -100,8 +100,8 @@ class OddsPenalty(nn.Module):
 
     .. math:: L + strength \sum_{r \in \{TPR, FPR\}} \sum_g |r_g / r - 1|
 
-    with rates of probabilities, not of answers, as in :class:`ParityPenalty`. A group without an
-    image of the label in the batch has no such rate and is left out of its sum.
+    with rates of probabilities, not of predictions, as in :class:`ParityPenalty`. A group without
+    an image of the label in the batch has no such rate and is left out of its sum.
 
     Parameters
     ----------
@@ -154,8 +154,8 @@ def _refuse_labels(labels: Tensor) -> None:
     if bool(((labels != 0) & (labels != 1)).any()):
         other = labels[(labels != 0) & (labels != 1)][0]
         raise BadInput(
-            f"constraint: a batch has the label {int(other)}; rates of positive answers need the "
-            "labels 0 and 1, 1 for what counts as positive"
+            f"constraint: a batch has the label {int(other)}; rates of positive predictions need "
+            "the labels 0 and 1, 1 for what counts as positive"
         )
 
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from fairq_utils.data.faces import FaceData
 from fairq_utils.errors import BadInput
-from fairq_utils.metrics.model_metrics import device_of
 from fairq_utils.mitigation.constraints import CONSTRAINTS
 from fairq_utils.mitigation.group_facts import GroupFacts, counted, facts, groups_of
 from fairq_utils.mitigation.sample import Sample
@@ -22,6 +21,7 @@ from fairq_utils.quantizers.methods import MSE, Fit, Result, Task, method
 from fairq_utils.quantizers.qat import finish_qat, folded_float, prepare_qat
 from fairq_utils.quantizers.report import QuantReport, float_bytes
 from fairq_utils.quantizers.spec import QuantSpec
+from fairq_utils.training.inference import device_of
 from fairq_utils.training.loop import Recipe, optimise
 
 INSPECTED = ("weights", "multipliers")  # what a constraint has learnt of its groups
@@ -42,7 +42,7 @@ class OnFaces(nn.Module):
     Raises
     ------
     BadInput
-        The constraint was made for other groups; a group has no picture; there is one group only.
+        The constraint was made for other groups; a group has no image; there is one group only.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class OnLoader(nn.Module):
 
 
 def fine_tune(
-    seen: Observed,
+    observed: Observed,
     spec: QuantSpec | None,
     sample: Sample,
     constraint: str = "none",
@@ -105,7 +105,7 @@ def fine_tune(
 
     Parameters
     ----------
-    seen : from :func:`fairq_utils.quantizers.observe`
+    observed : from :func:`fairq_utils.quantizers.observe`
         Its model is the FP32 reference of the groups' accuracies. It stays as it is.
     spec : QuantSpec or None
         None is the control: the same training without quantization.
@@ -142,22 +142,22 @@ def fine_tune(
     >>> images = torch.randn(64, 3)
     >>> people = as_sample(images, [0, 1] * 32, {"gender": ["f", "f", "m", "m"] * 16})
     >>> network = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
-    >>> seen = observe(network, [images])
+    >>> observed = observe(network, [images])
     >>> module, report = fine_tune(
-    ...     seen, QuantSpec.parse("W4A8"), people, "odds", strength=0.5, batch_size=32
+    ...     observed, QuantSpec.parse("W4A8"), people, "odds", strength=0.5, batch_size=32
     ... )
     >>> report.layers, report.corrections["fine_tuning"]["constraint"]
     ({'0': 'W8A8', '2': 'W8A8'}, 'odds')
     """
     _check(sample, constraint, epochs, learning_rate, batch_size, options)
-    work = folded_float(seen) if spec is None else prepare_qat(seen, spec)
+    work = folded_float(observed) if spec is None else prepare_qat(observed, spec)
     recipe = Recipe(epochs, learning_rate, batch_size)
-    notes = train_under(constraint, work, seen.model, sample, recipe, seed, **options)
+    notes = train_under(constraint, work, observed.model, sample, recipe, seed, **options)
     if spec is None:
         module = work.eval().requires_grad_(False)
-        report = _float_report(module, seen)
+        report = _float_report(module, observed)
     else:
-        module, report = finish_qat(work, seen, spec)
+        module, report = finish_qat(work, observed, spec)
     corrections = {**report.corrections, "fine_tuning": notes}
     return module, dataclasses.replace(report, corrections=corrections)
 
@@ -211,10 +211,12 @@ def _train(
         optimise(model, OnLoader(constraint), epoch, steps, recipe, device=device)
 
 
-def _float_report(model: nn.Module, seen: Observed) -> QuantReport:
-    left = {**seen.left, **dict.fromkeys(seen.order, "was asked to stay in float")}
+def _float_report(model: nn.Module, observed: Observed) -> QuantReport:
+    left = {**observed.left, **dict.fromkeys(observed.order, "was asked to stay in float")}
     size = float_bytes(model)
-    return QuantReport({}, {}, left, tuple(seen.folded), size, seen.float_bytes, seen.images)
+    return QuantReport(
+        {}, {}, left, tuple(observed.folded), size, observed.float_bytes, observed.images
+    )
 
 
 def _notes(
@@ -266,10 +268,10 @@ def _shown(names: Sequence[str]) -> str:
 
 def _fit(constraint: str) -> Fit:
     def fit(task: Task) -> Result:
-        seen = task.observed()
-        network = prepare_qat(seen, task.spec)
+        observed = task.observed()
+        network = prepare_qat(observed, task.spec)
         notes = task.train(network, constraint)
-        module, report = finish_qat(network, seen, task.spec)
+        module, report = finish_qat(network, observed, task.spec)
         corrections = {**report.corrections, **({"fine_tuning": notes} if notes else {})}
         return module, dataclasses.replace(report, corrections=corrections)
 

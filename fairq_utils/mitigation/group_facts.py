@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 from fairq_utils.data.faces import FaceData
 from fairq_utils.errors import BadInput
-from fairq_utils.metrics.model_metrics import device_of, evaluating, predicted
 from fairq_utils.metrics.rows import Groups
 from fairq_utils.metrics.rows import groups as crossed
 from fairq_utils.mitigation.sample import Sample
+from fairq_utils.training.inference import device_of, evaluating, predicted
 from fairq_utils.training.loop import predict
 
 
@@ -164,7 +164,7 @@ def facts(model: torch.nn.Module, sample: Sample) -> GroupFacts:
     device = device_of(model)
     with evaluating(model), torch.inference_mode():
         parts = [predicted(model(x.to(device)), len(x)) for x, _, _ in sample.batches()]
-    return _with_answers(known, np.concatenate(parts) == labels, sample.groups)
+    return _with_accuracies(known, np.concatenate(parts) == labels, sample.groups)
 
 
 def facts_of_faces(
@@ -175,7 +175,7 @@ def facts_of_faces(
     with evaluating(model):
         margins = predict(model, data.images, device=device_of(model))
     right = (margins > 0) == (data.target == 1)
-    return _with_answers(counted(groups), right, groups)
+    return _with_accuracies(counted(groups), right, groups)
 
 
 def groups_of(data: FaceData, attributes: Sequence[str]) -> Groups:
@@ -183,7 +183,7 @@ def groups_of(data: FaceData, attributes: Sequence[str]) -> Groups:
     for name in attributes:
         if name not in data.groups:
             raise BadInput(
-                f"attributes: there is no {name!r} in these pictures; they have "
+                f"attributes: there is no {name!r} of these images; they have "
                 f"{', '.join(map(str, data.groups))}"
             )
     groups = crossed(data.groups[list(attributes)])
@@ -207,6 +207,6 @@ def counted(groups: Groups) -> GroupFacts:
     return GroupFacts(groups.names, tuple(sizes.tolist()), (np.nan,) * len(sizes))
 
 
-def _with_answers(known: GroupFacts, right: NDArray[np.bool_], groups: Groups) -> GroupFacts:
+def _with_accuracies(known: GroupFacts, right: NDArray[np.bool_], groups: Groups) -> GroupFacts:
     hits = np.bincount(groups.codes, weights=right, minlength=len(known.names))
     return dataclasses.replace(known, accuracies=tuple((hits / np.array(known.sizes)).tolist()))

@@ -155,7 +155,7 @@ def _tail(values: Floats, alpha: float) -> Further:
 
 
 def quantize_mixed_for_groups(
-    seen: Observed,
+    observed: Observed,
     budget: int | float,
     spec: QuantSpec | None,
     sample: Sample,
@@ -173,7 +173,7 @@ def quantize_mixed_for_groups(
 
     Parameters
     ----------
-    seen : from :func:`fairq_utils.quantizers.observe`
+    observed : from :func:`fairq_utils.quantizers.observe`
         It stays as it is.
     budget : int or float
         Size of the whole quantized model: a whole number of bytes, or a fraction in (0, 1] of the
@@ -206,18 +206,18 @@ def quantize_mixed_for_groups(
     what = "quantize_mixed_for_groups"
     spec = QuantSpec() if spec is None else spec
     candidates = weight_widths(spec) if candidates is None else candidates
-    allowed = in_bytes(budget, seen.float_bytes, what)
+    allowed = in_bytes(budget, observed.float_bytes, what)
     refuse_settings(objective, alpha, weights, what)
     if table is None:
-        table = group_sensitivities(seen, candidates, sample, measure=measure)
+        table = group_sensitivities(observed, candidates, sample, measure=measure)
     found = by_group(table, objective, alpha, weights, what)
-    _refuse_another(seen, candidates, sample, found, what)
+    _refuse_another(observed, candidates, sample, found, what)
 
     def choose(left: int) -> dict[str, str]:
         return allocate_for_groups(table, left, objective, alpha=alpha, weights=weights)
 
     module, report, chosen = within_budget(
-        seen, allowed, spec, candidates, found.rows, choose, what
+        observed, allowed, spec, candidates, found.rows, choose, what
     )
     sums = summed(found, chosen)
     note = {
@@ -233,12 +233,12 @@ def quantize_mixed_for_groups(
 
 
 def _refuse_another(
-    seen: Observed, candidates: Sequence[QuantSpec], sample: Sample, found: ByGroup, what: str
+    observed: Observed, candidates: Sequence[QuantSpec], sample: Sample, found: ByGroup, what: str
 ) -> None:
     """Refuse a table that was measured for other candidates, layers or groups."""
     wanted = {
-        (name, edge_spec(candidate, name, seen.order).label)
-        for name in seen.order
+        (name, edge_spec(candidate, name, observed.order).label)
+        for name in observed.order
         for candidate in candidates
     }
     odd = wanted ^ set(found.rows[KEY].itertuples(index=False, name=None))
@@ -258,10 +258,10 @@ def _refuse_another(
 
 def _fit(objective: Reducer) -> Fit:
     def fit(task: Task) -> Result:
-        seen, budget = task.observed(), task.settings["budget"]
-        allowed = uniform_budget(seen, task.spec) if budget is None else budget
+        observed, budget = task.observed(), task.settings["budget"]
+        allowed = uniform_budget(observed, task.spec) if budget is None else budget
         return quantize_mixed_for_groups(
-            seen, allowed, task.spec, task.calibration(), objective=objective, measure="layer"
+            observed, allowed, task.spec, task.calibration(), objective=objective, measure="layer"
         )
 
     return fit

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fairq_utils.errors import BadInput
-from fairq_utils.metrics.model_metrics import device_of
 from fairq_utils.mitigation.sample import CHUNK, Sample, checked, refuse_labels
 from fairq_utils.quantizers.calibrate import Observed
 from fairq_utils.quantizers.sensitivity import (
@@ -31,6 +30,7 @@ from fairq_utils.quantizers.sensitivity import (
 )
 from fairq_utils.quantizers.sizes import packed_bytes
 from fairq_utils.quantizers.spec import QuantSpec
+from fairq_utils.training.inference import device_of
 
 Reducer = Literal["overall", "mean", "worst_group", "cvar"]
 Floats: TypeAlias = NDArray[np.float64]
@@ -199,7 +199,7 @@ WHAT = "group_sensitivities"
 
 
 def group_sensitivities(
-    seen: Observed,
+    observed: Observed,
     specs: Sequence[QuantSpec],
     sample: Sample,
     *,
@@ -209,7 +209,7 @@ def group_sensitivities(
 
     Parameters
     ----------
-    seen : from :func:`fairq_utils.quantizers.observe`
+    observed : from :func:`fairq_utils.quantizers.observe`
         It stays as it is.
     specs : candidates
         As in :func:`fairq_utils.quantizers.sensitivities`: the first and the last layer are tried
@@ -240,7 +240,7 @@ def group_sensitivities(
         finite.
     """
     refuse_measure(measure, get_args(Measure), WHAT)
-    refuse_candidates(seen, specs, WHAT)
+    refuse_candidates(observed, specs, WHAT)
     if not len(sample):
         raise BadInput(f"{WHAT}: sample: has no images; give some of every group")
     names = [sample.name(code) for code in sample.present]
@@ -251,7 +251,7 @@ def group_sensitivities(
     sizes = np.unique(sample.groups.codes, return_counts=True)[1].tolist()
     rows = []
     with torch.no_grad():
-        for name, layer, values in MEASURES[measure](seen, specs, sample):
+        for name, layer, values in MEASURES[measure](observed, specs, sample):
             bits, size = layer.spec.label, packed_bytes(layer)
             for group, images, value in zip(names, sizes, values.tolist(), strict=True):
                 if not math.isfinite(value):
@@ -266,11 +266,11 @@ def group_sensitivities(
 
 def _noises(
     walk: Callable[..., Found[Floats]],
-    seen: Observed,
+    observed: Observed,
     specs: Sequence[QuantSpec],
     sample: Sample,
 ) -> Found[Floats]:
-    images, add = _images(seen, sample), _adding(sample)
+    images, add = _images(observed, sample), _adding(sample)
 
     def powers(batch: int, reference: Tensor, other: Tensor) -> Floats:
         _refuse_rows(reference, len(images[batch]))
@@ -283,14 +283,16 @@ def _noises(
 
     if walk is layer_powers:
         # A batch of as many images as a layer has positions would hide that rows are positions.
-        list(layer_powers(seen, specs[:1], [images[0][:1]], one_row))
-    for name, layer, sums in walk(seen, specs, images, powers):
+        list(layer_powers(observed, specs[:1], [images[0][:1]], one_row))
+    for name, layer, sums in walk(observed, specs, images, powers):
         yield name, layer, np.array([noise_over_signal(*pair) for pair in sums.T.tolist()])
 
 
-def _loss_increases(seen: Observed, specs: Sequence[QuantSpec], sample: Sample) -> Found[Floats]:
-    images, add = _images(seen, sample), _adding(sample)
-    refuse_labels(sample.labels, checked(seen.model(images[0][:1].clone()), 1, WHAT), WHAT)
+def _loss_increases(
+    observed: Observed, specs: Sequence[QuantSpec], sample: Sample
+) -> Found[Floats]:
+    images, add = _images(observed, sample), _adding(sample)
+    refuse_labels(sample.labels, checked(observed.model(images[0][:1].clone()), 1, WHAT), WHAT)
     labels = sample.labels.to(images[0].device).split(CHUNK)
     sizes = np.unique(sample.groups.codes, return_counts=True)[1]
 
@@ -300,8 +302,8 @@ def _loss_increases(seen: Observed, specs: Sequence[QuantSpec], sample: Sample) 
             sums += add(at, classification_loss(model(x.clone()), y, "none"))
         return sums / sizes
 
-    before = means(seen.model)
-    for name, layer, model in one_at_a_time(seen, specs):
+    before = means(observed.model)
+    for name, layer, model in one_at_a_time(observed, specs):
         yield name, layer, means(model) - before
 
 
@@ -312,8 +314,8 @@ MEASURES: dict[str, Callable[[Observed, Sequence[QuantSpec], Sample], Found[Floa
 }
 
 
-def _images(seen: Observed, sample: Sample) -> list[Tensor]:
-    device = device_of(seen.model)
+def _images(observed: Observed, sample: Sample) -> list[Tensor]:
+    device = device_of(observed.model)
     return [x.to(device) for x, _, _ in sample.batches()]
 
 

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fairq_utils.errors import BadInput
-from fairq_utils.metrics.model_metrics import device_of
 from fairq_utils.mitigation.sample import CHUNK, labels_of
 from fairq_utils.quantizers.sensitivity import classification_loss
 from fairq_utils.quantizers.tracing import first_input, removed_after
 from fairq_utils.training.architectures import Inputs
+from fairq_utils.training.inference import device_of
 
 
 def pool_features(model: nn.Module, images: Inputs) -> NDArray[np.float32]:
@@ -56,7 +56,7 @@ def pool_features(model: nn.Module, images: Inputs) -> NDArray[np.float32]:
     layers = [m for m in work.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     parts = []
     with removed_after([m.register_forward_pre_hook(keep, with_kwargs=True) for m in layers]):
-        for batch, _ in _answers(work, images, "pool_features"):
+        for batch, _ in _outputs(work, images, "pool_features"):
             if not last:
                 raise BadInput(
                     f"pool_features: {type(model).__name__} calls no linear or convolution layer, "
@@ -102,7 +102,7 @@ def pool_losses(model: nn.Module, images: Inputs, labels: Any) -> NDArray[np.flo
         raise BadInput(f"pool_losses: {len(truth)} labels for {len(images)} images; each needs one")
     parts = []
     done = 0
-    for batch, logits in _answers(copy.deepcopy(model).eval(), images, "pool_losses"):
+    for batch, logits in _outputs(copy.deepcopy(model).eval(), images, "pool_losses"):
         own = truth[done : done + len(batch)].to(logits.device)
         classes = 2 if logits.ndim == 1 or logits.shape[1:] == (1,) else logits.shape[1]
         wrong = ((own < 0) | (own >= classes)).nonzero()
@@ -117,16 +117,16 @@ def pool_losses(model: nn.Module, images: Inputs, labels: Any) -> NDArray[np.flo
     return _finite(torch.cat(parts), "pool_losses: the loss")
 
 
-def _answers(model: nn.Module, images: Inputs, what: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of images and what the model answers."""
+def _outputs(model: nn.Module, images: Inputs, what: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of images, and outputs of the model on them."""
     if not len(images):
         raise BadInput(f"{what}: there are no images; give at least one")
     device = device_of(model)
     for batch in images.split(CHUNK):
         with torch.no_grad():
             # A copy, because a model may write into its input.
-            answer = model(batch.to(device, copy=True))
-        yield batch, answer
+            outputs = model(batch.to(device, copy=True))
+        yield batch, outputs
 
 
 def _mean(x: Tensor) -> Tensor:

@@ -23,13 +23,13 @@ Kept: TypeAlias = int | Literal["more"] | None
 
 
 def preserve_layers(
-    seen: Observed, spec: QuantSpec, layers: Sequence[str], *, kept: int | None = KEPT_BITS
+    observed: Observed, spec: QuantSpec, layers: Sequence[str], *, kept: int | None = KEPT_BITS
 ) -> tuple[nn.Module, QuantReport]:
     """Quantize, with some layers at more bits, weights and inputs, or in float.
 
     Parameters
     ----------
-    seen : from :func:`fairq_utils.quantizers.observe`
+    observed : from :func:`fairq_utils.quantizers.observe`
         It stays as it is.
     spec : QuantSpec
         Of all other layers.
@@ -49,13 +49,13 @@ def preserve_layers(
         An unknown layer, one that has these bits already, or see
         :func:`fairq_utils.quantizers.quantize_observed`.
     """
-    specs, _ = layer_specs(seen, spec)
+    specs, _ = layer_specs(observed, spec)
     own: dict[str, QuantSpec | None] = {}
     for name in dict.fromkeys(layers):
         if name not in specs:
             raise BadInput(
                 f"preserve_layers: {name!r} is no layer that would be quantized; these are "
-                f"{', '.join(seen.order[:5])}{' ...' if len(seen.order) > 5 else ''}"
+                f"{', '.join(observed.order[:5])}{' ...' if len(observed.order) > 5 else ''}"
             )
         own[name] = _raised(specs[name], kept)
         if own[name] == specs[name]:
@@ -63,15 +63,15 @@ def preserve_layers(
                 f"preserve_layers: layer {name!r} is at {specs[name].label} already, and "
                 f"kept={kept} is no more; leave it out, or keep it in float (kept=None)"
             )
-    module, report = quantize_observed(seen, spec, own)
+    module, report = quantize_observed(observed, spec, own)
     here = [name for name in own if kept is None or name in report.layers]
-    channels = {name: len(_weight(seen, name)) for name in here}
-    extra = sum(_growth(seen, name, specs[name], own[name]) for name in here)
+    channels = {name: len(_weight(observed, name)) for name in here}
+    extra = sum(_growth(observed, name, specs[name], own[name]) for name in here)
     return module, noted(report, preserved=channels, extra_bytes=extra)
 
 
 def preserve_channels(
-    seen: Observed,
+    observed: Observed,
     spec: QuantSpec,
     channels: Mapping[str, Sequence[int]],
     *,
@@ -81,7 +81,7 @@ def preserve_channels(
 
     Parameters
     ----------
-    seen : from :func:`fairq_utils.quantizers.observe`
+    observed : from :func:`fairq_utils.quantizers.observe`
         It stays as it is.
     spec : QuantSpec
         With ``weight_granularity="channel"`` and ``rounding="nearest"``.
@@ -105,17 +105,17 @@ def preserve_channels(
         name: KeptRows(tuple(int(channel) for channel in numbers), kept)
         for name, numbers in channels.items()
     }
-    module, report = quantize_observed(seen, spec, kept=rows)
-    specs, _ = layer_specs(seen, spec)
+    module, report = quantize_observed(observed, spec, kept=rows)
+    specs, _ = layer_specs(observed, spec)
     here = report.corrections.get("preserved", {})
     extra = 0
     for name in here:
-        extra += packed_bytes(seen.quantized(name, specs[name], rows[name]))
-        extra -= packed_bytes(seen.quantized(name, specs[name]))
+        extra += packed_bytes(observed.quantized(name, specs[name], rows[name]))
+        extra -= packed_bytes(observed.quantized(name, specs[name]))
     return module, noted(report, preserved=here, extra_bytes=extra)
 
 
-def layer_costs(seen: Observed, spec: QuantSpec, kept: Kept) -> tuple[pd.Series, int | None]:
+def layer_costs(observed: Observed, spec: QuantSpec, kept: Kept) -> tuple[pd.Series, int | None]:
     """Bytes that each layer costs more at more bits, and these bits.
 
     Layers that have them already, and those that the model does not call where they stand, are
@@ -126,13 +126,13 @@ def layer_costs(seen: Observed, spec: QuantSpec, kept: Kept) -> tuple[pd.Series,
     BadInput
         Nothing could be kept; or see :func:`plainly`.
     """
-    _, plain = plainly(seen, spec)
-    specs, _ = layer_specs(seen, spec)
+    _, plain = plainly(observed, spec)
+    specs, _ = layer_specs(observed, spec)
     inputs = spec.weight_bits if spec.activation == "float" else spec.activation_bits
     bits = _resolved(min(spec.weight_bits, inputs), kept)
-    raised = {name: _raised(specs[name], bits) for name in seen.order if name in plain.layers}
+    raised = {name: _raised(specs[name], bits) for name in observed.order if name in plain.layers}
     costs = {
-        name: _growth(seen, name, specs[name], own)
+        name: _growth(observed, name, specs[name], own)
         for name, own in raised.items()
         if own != specs[name]
     }
@@ -140,7 +140,7 @@ def layer_costs(seen: Observed, spec: QuantSpec, kept: Kept) -> tuple[pd.Series,
     return pd.Series(costs), bits
 
 
-def channel_costs(seen: Observed, spec: QuantSpec, kept: Kept) -> tuple[pd.Series, int | None]:
+def channel_costs(observed: Observed, spec: QuantSpec, kept: Kept) -> tuple[pd.Series, int | None]:
     """Bytes that each output channel costs more, at most, by (layer, channel), and its bits.
 
     Layers are left out as in :func:`layer_costs`.
@@ -151,22 +151,22 @@ def channel_costs(seen: Observed, spec: QuantSpec, kept: Kept) -> tuple[pd.Serie
         Nothing could be kept; or see :func:`plainly` and
         :func:`fairq_utils.quantizers.weights.check_kept`.
     """
-    _, plain = plainly(seen, spec)
-    specs, _ = layer_specs(seen, spec)
+    _, plain = plainly(observed, spec)
+    specs, _ = layer_specs(observed, spec)
     bits = _resolved(spec.weight_bits, kept)
-    quantized = [name for name in seen.order if name in plain.layers]
+    quantized = [name for name in observed.order if name in plain.layers]
     coarse = [name for name in quantized if bits is None or specs[name].weight_bits < bits]
     _refuse_none(coarse, spec, bits)
-    check_kept(seen.model, specs, {name: KeptRows((), bits) for name in coarse})
+    check_kept(observed.model, specs, {name: KeptRows((), bits) for name in coarse})
     costs: dict[tuple[str, int], int] = {}
     for name in coarse:
-        weight = _weight(seen, name)
+        weight = _weight(observed, name)
         price = row_bytes(weight, specs[name], bits)
         costs |= {(name, channel): price for channel in range(len(weight))}
     return pd.Series(costs), bits
 
 
-def plainly(seen: Observed, spec: QuantSpec) -> tuple[nn.Module, QuantReport]:
+def plainly(observed: Observed, spec: QuantSpec) -> tuple[nn.Module, QuantReport]:
     """The model without anything preserved, rounded to nearest, and its report.
 
     Raises
@@ -181,7 +181,7 @@ def plainly(seen: Observed, spec: QuantSpec) -> tuple[nn.Module, QuantReport]:
             "preservation: spec.activation is dynamic, and what is preserved is chosen of a "
             "calibrated model; use activation='static' or 'float'"
         )
-    return quantize_observed(seen, nearest(spec))
+    return quantize_observed(observed, nearest(spec))
 
 
 def noted(report: QuantReport, **notes: Any) -> QuantReport:
@@ -207,17 +207,17 @@ def _raised(spec: QuantSpec, kept: int | None) -> QuantSpec | None:
     return replace(raised, activation_bits=max(spec.activation_bits, kept))
 
 
-def _growth(seen: Observed, name: str, spec: QuantSpec, raised: QuantSpec | None) -> int:
+def _growth(observed: Observed, name: str, spec: QuantSpec, raised: QuantSpec | None) -> int:
     """Bytes by which a layer grows."""
     if raised is None:
-        after = float_bytes(seen.model.get_submodule(name))
+        after = float_bytes(observed.model.get_submodule(name))
     else:
-        after = packed_bytes(seen.quantized(name, raised))
-    return after - packed_bytes(seen.quantized(name, spec))
+        after = packed_bytes(observed.quantized(name, raised))
+    return after - packed_bytes(observed.quantized(name, spec))
 
 
-def _weight(seen: Observed, name: str) -> Tensor:
-    weight = seen.model.get_submodule(name).weight
+def _weight(observed: Observed, name: str) -> Tensor:
+    weight = observed.model.get_submodule(name).weight
     assert isinstance(weight, Tensor)
     return weight
 

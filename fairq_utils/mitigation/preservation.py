@@ -131,7 +131,7 @@ RANDOM = "random"
 
 
 def preserve(
-    seen: Observed,
+    observed: Observed,
     spec: QuantSpec,
     sample: Sample,
     *,
@@ -147,7 +147,7 @@ def preserve(
 
     Parameters
     ----------
-    seen : from :func:`fairq_utils.quantizers.observe`
+    observed : from :func:`fairq_utils.quantizers.observe`
         It stays as it is.
     spec : QuantSpec
         Of what is not preserved.
@@ -187,8 +187,8 @@ def preserve(
     """
     _check_choices(budget, unit, by, measure)
     check_sample(sample, "preservation")
-    size = plainly(seen, spec)[1].size_bytes
-    costs, bits = (layer_costs if unit == "layers" else channel_costs)(seen, spec, kept)
+    size = plainly(observed, spec)[1].size_bytes
+    costs, bits = (layer_costs if unit == "layers" else channel_costs)(observed, spec, kept)
     allowed = budget * size
     if costs.min() > allowed:
         raise BadInput(
@@ -199,21 +199,21 @@ def preserve(
         chosen = choose_at_random(costs, allowed, seed)
     else:
         if scores is None:
-            scores = _measured(seen, spec, sample, unit, by, bits, measure)
+            scores = _measured(observed, spec, sample, unit, by, bits, measure)
         chosen = choose(_aligned(scores, costs), costs, allowed)
     if unit == "layers":
-        module, report = preserve_layers(seen, spec, chosen, kept=bits)
+        module, report = preserve_layers(observed, spec, chosen, kept=bits)
     else:
         rows: dict[str, list[int]] = {}
         for name, channel in chosen:
             rows.setdefault(name, []).append(channel)
-        module, report = preserve_channels(seen, spec, rows, kept=bits)
+        module, report = preserve_channels(observed, spec, rows, kept=bits)
     note = {"unit": unit, "by": by, "kept": bits, "budget": int(allowed)}
     return module, noted(report, preservation=note)
 
 
 def _measured(
-    seen: Observed,
+    observed: Observed,
     spec: QuantSpec,
     sample: Sample,
     unit: str,
@@ -222,9 +222,9 @@ def _measured(
     measure: str,
 ) -> pd.Series:
     if unit == "channels":
-        table = channel_scores(seen, spec, sample, kept=bits, measure=measure)
+        table = channel_scores(observed, spec, sample, kept=bits, measure=measure)
         return unit_scores(table, ["layer", "channel"], "score", by, sample)
-    table = group_sensitivities(seen, [spec], sample)
+    table = group_sensitivities(observed, [spec], sample)
     return unit_scores(table, ["layer"], "sensitivity", by, sample)
 
 

@@ -1,8 +1,7 @@
-"""Images with labels and groups, the logits of a model on them, and images that come twice."""
+"""Images with labels and groups, and the logits of a model on them."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +13,9 @@ from torch import Tensor, nn
 from fairq_utils.data.batches import Batch, gather
 from fairq_utils.errors import BadInput
 from fairq_utils.metrics import rows
-from fairq_utils.metrics.model_metrics import device_of
 from fairq_utils.metrics.rows import Features, Groups
 from fairq_utils.training.architectures import Inputs
+from fairq_utils.training.inference import device_of
 
 CHUNK = 64  # images per forward pass
 
@@ -206,7 +205,7 @@ def logits_of(model: nn.Module, sample: Sample, what: str) -> Tensor:
     logits = torch.cat(found).double().cpu()
     if not logits.isfinite().all():
         row = int((~logits.isfinite()).any(dim=1).nonzero()[0])
-        raise BadInput(f"{what}: the model's answer about image {row} of the sample is not finite")
+        raise BadInput(f"{what}: the model's output for image {row} of the sample is not finite")
     return logits
 
 
@@ -226,7 +225,7 @@ def checked(outputs: object, rows: int, what: str) -> Tensor:
     if not isinstance(outputs, Tensor) or outputs.ndim not in (1, 2) or len(outputs) != rows:
         shape = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs)
         raise BadInput(
-            f"{what}: the model answers {rows} images with {shape}; logits must be ({rows}, "
+            f"{what}: the model returns {shape} for {rows} images; logits must be ({rows}, "
             f"classes) or ({rows},)"
         )
     return outputs.reshape(rows, -1)
@@ -255,48 +254,3 @@ def refuse_labels(labels: Tensor, logits: Tensor, what: str) -> None:
             f"{what}: sample: label {int(labels[row])} of image {row} is none of the model's "
             f"{classes} classes, 0 to {classes - 1}"
         )
-
-
-class Seen:
-    """Images that had a part in making candidates, and those that these were tested on.
-
-    A certificate holds for images that are independent of how a candidate came about, and of each
-    other. Equal values are found; an image that was cropped or mirrored is another one.
-    """
-
-    def __init__(self) -> None:
-        self._used: dict[bytes, str] = {}
-
-    def use(self, sample: Sample, what: str) -> None:
-        """Remember images that candidates are made from; some may be alike."""
-        keys = (key for images, _, _ in sample.batches() for key in _keys(images))
-        for at, key in enumerate(keys):
-            self._used.setdefault(key, f"image {at} of {what}")
-
-    def tested(self, batches: Iterable[Any], what: str) -> Iterator[Any]:
-        """Pass on batches of (images, ...) to test on.
-
-        Raises
-        ------
-        BadInput
-            An image that was used, or tested on, before.
-        """
-        at = 0
-        for images, *others in batches:
-            for key in _keys(images):
-                before = self._used.setdefault(key, f"image {at} to test on")
-                if before != f"image {at} to test on":
-                    raise BadInput(
-                        f"{what}: image {at} to test on is the same as {before}; candidates are "
-                        "tested on images that had no part in making them, and none may come "
-                        "twice: leave repeats out (a sampler that draws with replacement makes "
-                        "them)"
-                    )
-                at += 1
-            yield (images, *others)
-
-
-def _keys(images: Tensor) -> Iterator[bytes]:
-    for image in images.detach().cpu().contiguous():
-        raw = image.flatten().view(torch.uint8).numpy().tobytes()
-        yield hashlib.blake2b(raw, digest_size=16).digest()

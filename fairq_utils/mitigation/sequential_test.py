@@ -152,7 +152,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A quantized model's answers, for :func:`in_sequence`.
+    """A quantized model's predictions, for :func:`in_sequence`.
 
     Attributes
     ----------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fairq_utils.lazy import passed_on
+from fairq_utils.registry import passed_on
 
 if TYPE_CHECKING:
     from fairq_utils.quantizers.calibrate import Observed, observe

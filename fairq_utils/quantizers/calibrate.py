@@ -189,6 +189,33 @@ def observe(
     )
 
 
+def observe_for(
+    model: nn.Module,
+    batches: Iterable[Tensor],
+    spec: QuantSpec,
+    *,
+    rules: Iterable[str] = (),
+    keep: bool = False,
+) -> Observed:
+    """Observe what a spec asks for; see :func:`observe`.
+
+    Parameters
+    ----------
+    rules : range rules besides the spec's
+    keep : whether images are kept even if neither bias correction nor rounding looks at them again
+    """
+    return observe(
+        model,
+        batches,
+        [spec.activation_range, *rules],
+        equalization=spec.equalization,
+        residuals=spec.residuals,
+        attention_products=spec.attention_products,
+        gates=spec.gates,
+        keep=keep or spec.bias_correction or spec.rounding != "nearest",
+    )
+
+
 def _observing(name: str, statistics: Statistics, order: list[str]) -> Any:
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Any]) -> None:
         x = first_input(inputs, named)

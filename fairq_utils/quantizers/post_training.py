@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fairq_utils.quantizers.calibrate import Observed, observe
+from fairq_utils.quantizers.calibrate import Observed, observe_for
 from fairq_utils.quantizers.checks import check_model, refuse_not_finite
 from fairq_utils.quantizers.corrections import correct_biases
 from fairq_utils.quantizers.folding import fold_batch_norms
@@ -72,17 +72,8 @@ def quantize_static(
     """
     if spec.activation == "dynamic":
         raise ValueError("quantize_static: spec.activation is dynamic; use quantize_dynamic")
-    rules = [spec.activation_range, *(s.activation_range for s in (layers or {}).values() if s)]
-    observed = observe(
-        model,
-        batches,
-        rules,
-        equalization=spec.equalization,
-        residuals=spec.residuals,
-        attention_products=spec.attention_products,
-        gates=spec.gates,
-        keep=spec.bias_correction or spec.rounding != "nearest",
-    )
+    rules = [own.activation_range for own in (layers or {}).values() if own]
+    observed = observe_for(model, batches, spec, rules=rules)
     return quantize_observed(observed, spec, layers)
 
 

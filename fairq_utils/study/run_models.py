@@ -16,7 +16,6 @@ from fairq_utils import calibration
 from fairq_utils.calibration import SAMPLERS
 from fairq_utils.data.faces import FaceData
 from fairq_utils.errors import BadInput, Fault
-from fairq_utils.metrics.model_metrics import device_of
 from fairq_utils.mitigation.balancing_act import affordable_memory
 from fairq_utils.mitigation.constraints import CONSTRAINTS
 from fairq_utils.mitigation.fine_tuning import OnFaces
@@ -36,6 +35,7 @@ from fairq_utils.study.planning import baseline_of
 from fairq_utils.study.progress import Listener
 from fairq_utils.study.storage import ledger, unfinished
 from fairq_utils.training import architectures, checkpoints, loop, objectives
+from fairq_utils.training.inference import device_of
 from fairq_utils.training.zoo import display_name
 
 

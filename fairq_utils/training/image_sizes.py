@@ -60,7 +60,7 @@ def takes(name: str, image_size: int) -> bool:
 
 
 def _way_out(name: str, image_size: int) -> str:
-    """What to do instead, in words."""
+    """Way out, in words."""
     multiple = zoo.find(name).multiple
     steps = (multiple,) if multiple else STEPS
     larger = [size for size in LARGER if size > image_size]

@@ -31,7 +31,7 @@ FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train.
+    """Recipe of a training.
 
     Attributes
     ----------

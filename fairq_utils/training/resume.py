@@ -50,7 +50,7 @@ class Checkpoints:
 
 @dataclass
 class Place:
-    """How far a training is.
+    """Progress of a training.
 
     Attributes
     ----------
