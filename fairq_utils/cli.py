@@ -55,6 +55,7 @@ def _read(path: Path, overrides: list[str] | None = None) -> Params:
 
 
 def _opened(path: Path, overrides: list[str] | None = None) -> Study:
+    """Open the study of a params file, which is read first."""
     params = _read(path, overrides)
 
     from fairq_utils.study.study import Study

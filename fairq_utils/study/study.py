@@ -1,11 +1,10 @@
-"""A study that is open: its params, and what they name, each opened once when it is asked for."""
+"""Study that is open: its params, and what they name, opened when it is asked for."""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +14,23 @@ import torch
 from numpy.typing import NDArray
 
 from fairq_utils.data.faces import FaceData
-from fairq_utils.data.group_dials import GroupDials
 from fairq_utils.data.listing import Listing
-from fairq_utils.data.loading import CLASSES, load
-from fairq_utils.data.photographs import reading
-from fairq_utils.data.population import CELEBA_JOINT, SPLITS, Population, demographics
+from fairq_utils.data.loading import CLASSES
+from fairq_utils.data.population import Population, demographics
 from fairq_utils.data.questions import ATTRIBUTES
 from fairq_utils.errors import BadInput, Fault
+from fairq_utils.study import people
 from fairq_utils.study.ledger import Ledger, Run
 from fairq_utils.study.params.data import Data, Photographs
 from fairq_utils.study.params.study import Params, ParamsError
-from fairq_utils.study.progress import rendering
 from fairq_utils.training.resume import Checkpoints
 
 
 class Study:
     """A study: its params, its ledger, its subjects and their images, its device.
+
+    What the params name is opened when it is first asked for, so that opening a study takes no time
+    and refuses nothing.
 
     Parameters
     ----------
@@ -53,13 +53,25 @@ class Study:
 
     @cached_property
     def ledger(self) -> Ledger:
-        """The ledger that the params name; raises :class:`LedgerError` where it cannot be one."""
+        """The ledger that the params name.
+
+        Raises
+        ------
+        LedgerError
+            It is of a kind that fsspec does not know, or whose package is not installed.
+        """
         execution = self.params.execution
         return self._origin.ledger if self._origin else Ledger(execution.ledger, execution.cache)
 
     @cached_property
     def device(self) -> str:
-        """``cuda`` or ``cpu``; asking for a GPU where there is none is a :class:`Fault`."""
+        """``cuda`` or ``cpu``.
+
+        Raises
+        ------
+        Fault
+            A GPU was asked for, and there is none.
+        """
         asked, there = self.params.execution.device, torch.cuda.is_available()
         if asked == "cuda" and not there:
             raise Fault(
@@ -75,7 +87,7 @@ class Study:
     @property
     def faces(self) -> FaceData:
         """Images of all four splits; rendered or decoded at the first call, then cached."""
-        return _faces(self.params.data, self.params.execution.cache)
+        return people.images(self.params.data, self.params.execution.cache)
 
     @property
     def listing(self) -> Listing:
@@ -86,11 +98,11 @@ class Study:
         TypeError
             The study's subjects are rendered.
         BadInput
-            See :func:`fairq_utils.data.photographs.reading.listing`.
+            See :func:`fairq_utils.study.people.listing`.
         """
         if not isinstance(self.params.data, Photographs):
             raise TypeError(f"{self.params.name}: the people of this study are rendered")
-        return _listing(self.params.data)
+        return people.listing(self.params.data)
 
     def population(self, split: str = "train") -> Population:
         """The population that a split is drawn from.
@@ -102,7 +114,7 @@ class Study:
         """
         if not isinstance(self.params.data, Data):
             raise TypeError(f"{self.params.name}: the people of this study are in photographs")
-        return _population(self.params.data, split)
+        return people.population(self.params.data, split)
 
     def people(self, split: str) -> tuple[NDArray[np.int8], pd.DataFrame]:
         """Target (N,) and groups (N rows, a categorical column per attribute) of one split.
@@ -255,43 +267,3 @@ class Study:
 
     def _unfinished(self, run: Run) -> Path:
         return self.ledger.checkpoint_path(run.key).with_suffix(".unfinished")
-
-
-# Studies may have the same images in ledgers of their own; worlds of the dials have each their own
-# images, which memory need not hold all.
-@lru_cache(maxsize=2)
-def _faces(data: Data | Photographs, cache: str) -> FaceData:
-    options: dict[str, Any] = (
-        {"root": data.root, **data.options()}
-        if isinstance(data, Photographs)
-        else {
-            "sizes": {split: getattr(data, split) for split in SPLITS},
-            "population": {split: _population(data, split) for split in SPLITS},
-        }
-    )
-    return load(data.name, size=data.size, cache=cache, progress=rendering(sys.stderr), **options)
-
-
-@lru_cache(maxsize=4)
-def _listing(data: Photographs) -> Listing:
-    options = data.options()
-    try:
-        return reading.listing(data.name, data.root, **options)
-    except BadInput as error:
-        key = str(error).partition(":")[0]
-        if key.partition(".")[0] not in options:
-            raise
-        raise ParamsError(f"data.{error}") from error
-
-
-def _population(data: Data, split: str) -> Population:
-    joint = data.joint_of.get(split, data.joint)  # type: ignore[call-overload]
-    return Population(
-        seed=data.seed,
-        difficulty=data.difficulty,
-        joint=dict(CELEBA_JOINT if joint == "celeba" else joint),
-        race=dict(data.race),
-        of_group={
-            value: GroupDials(**dials.model_dump()) for value, dials in data.of_group.items()
-        },
-    )
