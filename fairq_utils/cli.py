@@ -17,6 +17,7 @@ from fairq_utils.errors import in_one_sentence, needs
 
 if TYPE_CHECKING:
     from fairq_utils.study.params.study import Params
+    from fairq_utils.study.study import Study
 
 app = typer.Typer(
     add_completion=False,
@@ -53,6 +54,15 @@ def _read(path: Path, overrides: list[str] | None = None) -> Params:
     return load_params(path, parse_overrides(overrides or []))
 
 
+def _opened(path: Path, overrides: list[str] | None = None) -> Study:
+    """Open the study of a params file, which is read first."""
+    params = _read(path, overrides)
+
+    from fairq_utils.study.study import Study
+
+    return Study(params)
+
+
 @app.command()
 @in_one_sentence()
 @needs("`fairq run`", "study")
@@ -76,26 +86,28 @@ def run(
 
     from fairq_utils.study import execution
     from fairq_utils.study.planning import PHASES
+    from fairq_utils.study.study import Study
 
+    study = Study(settings)
     if phase is not Phase.analysis:
-        execution.execute(settings, PHASES if phase is Phase.all else (phase.value,))
+        execution.execute(study, PHASES if phase is Phase.all else (phase.value,))
     if phase in (Phase.all, Phase.analysis):
-        _analyse(settings)
+        _analyse(study)
 
 
-def _analyse(settings: Params) -> None:
+def _analyse(study: Study) -> None:
     from fairq_utils.report import effects
     from fairq_utils.report.results import write_results
-    from fairq_utils.study import statistics, storage
+    from fairq_utils.study import statistics
 
-    runs = statistics.records(storage.ledger(settings), settings)
+    runs = statistics.records(study)
     if not runs:
         raise ValueError(
-            f"{settings.execution.ledger}: the ledger holds no run of this study; "
+            f"{study.params.execution.ledger}: the ledger holds no run of this study; "
             "run the other phases first"
         )
-    frame = effects.by_configuration(runs, settings)
-    for path in write_results(frame, effects.sizes(runs), storage.results(settings)):
+    frame = effects.by_configuration(runs, study.params)
+    for path in write_results(frame, effects.sizes(runs), study.results):
         typer.echo(str(path))
 
 
@@ -104,11 +116,11 @@ def _analyse(settings: Params) -> None:
 @needs("`fairq record`", "book")
 def record(params: ParamsFile = DEFAULT, overrides: Overrides = None) -> None:
     """Keep a study's tables in book/results/, where chapters read what takes hours."""
-    settings = _read(params, overrides)
+    study = _opened(params, overrides)
 
     from fairq_utils.report import record as recorded
 
-    for path in recorded.record(settings):
+    for path in recorded.record(study):
         typer.echo(str(path))
 
 
@@ -157,37 +169,36 @@ def plan(
     ] = False,
 ) -> None:
     """Print the grid with its runs, those in the ledger, and about how long the others take."""
-    settings = _read(params, overrides)
+    study = _opened(params, overrides)
 
-    from fairq_utils.study import dials, overview, planning, storage
+    from fairq_utils.study import dials, overview, planning
     from fairq_utils.study.feasibility import check, check_decoded
 
-    check(settings)
-    check_decoded(settings)
-    store = storage.ledger(settings)
+    check(study)
+    check_decoded(study)
     if not each:
-        typer.echo(overview.text(overview.overview(settings, store)))
+        typer.echo(overview.text(overview.overview(study)))
         typer.echo(
             "Times are those of two cores, or go by this study's own runs once some are done."
         )
         return
-    runs = planning.with_dials(settings)
+    runs = planning.with_dials(study)
     turned = {
         world.params: [f"{dials.LABELS[world.dial]} {world.level:g}" if world.dial else "even"]
-        for world in dials.worlds(settings)
+        for world in dials.worlds(study.params)
     }
     for entry, part in runs.items():
-        state = "done   " if store.contains(entry.key) else "missing"
+        state = "done   " if study.ledger.contains(entry.key) else "missing"
         what = [
-            *turned.get(part, []),
+            *turned.get(part.params, []),
             entry.architecture,
             f"seed {entry.training['seed']}",
             entry.method,
         ]
         what += [str(v) for v in (entry.bits, entry.ranges, entry.sampler) if v]
         typer.echo(f"{state}  {entry.key}  {' '.join(what)}")
-    done = sum(store.contains(entry.key) for entry in runs)
-    typer.echo(f"{done} of {len(runs)} runs are in {settings.execution.ledger}")
+    done = sum(study.ledger.contains(entry.key) for entry in runs)
+    typer.echo(f"{done} of {len(runs)} runs are in {study.params.execution.ledger}")
 
 
 @app.command()
@@ -237,8 +248,8 @@ def bench(
             typer.echo(f"{one.name:<12} {one.title}{of}")
         return
     studied = BENCHMARKS.find(name, "bench").needs == "study"
-    settings = _read(params, overrides) if studied else None
-    _, path = run_benchmark(name, params=settings, root=root)
+    study = _opened(params, overrides) if studied else None
+    _, path = run_benchmark(name, study=study, root=root)
     typer.echo(path.with_suffix(".txt").read_text(), nl=False)
     typer.echo(str(path))
 
@@ -291,11 +302,11 @@ def export(
     ] = None,
 ) -> None:
     """Write a model of the study as a folder to deploy: its file, a card, a README."""
-    settings = _read(params, overrides)
+    study = _opened(params, overrides)
 
     from fairq_utils.deploy.export import export_run
 
-    typer.echo(str(export_run(settings, model, engine, out, batch=batch)))
+    typer.echo(str(export_run(study, model, engine, out, batch=batch)))
 
 
 @app.command()

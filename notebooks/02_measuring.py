@@ -52,7 +52,7 @@ chapter = open_chapter(params_file, overrides)
 # models. A gap inside its bar is no evidence that groups differ.
 
 # %% mystnb={"image": {"alt": "Gaps of models as points, by rate, over bars of what chance makes"}}
-bands = measuring.null_bands(chapter.runs, chapter.params)
+bands = measuring.null_bands(chapter)
 measuring.glue_null_bands(bands)
 measuring.null_bands_figure(bands)
 

@@ -27,7 +27,7 @@ from fairq_utils.study import recorded
 chapter = open_chapter(params_file, overrides)
 scope = chapter.crossed
 quantized = rows.static_rows(chapter.effects)
-specimen = anatomy.specimen(chapter.params, [record.run for record in chapter.runs])
+specimen = anatomy.specimen(chapter)
 blocks = anatomy.block_records(chapter.runs)
 anatomy.glue_anatomy(specimen, blocks)
 study = recorded.read("methods")

@@ -36,7 +36,7 @@ glue("images", chapter.params.quantization.calibration_images)
 # equal size:
 
 # %% tags=["nbval-check-output"]
-tables.html_table(planning.calibration_draws(chapter.params))
+tables.html_table(planning.calibration_draws(chapter.study))
 
 # %% [markdown]
 # ### Does it matter who is in it?

@@ -11,7 +11,6 @@ overrides = {}
 # %% tags=["remove-cell"]
 from fairq_utils.report import analysis, effects, figures, results, rows
 from fairq_utils.report.chapter import open_chapter
-from fairq_utils.study import storage
 
 chapter = open_chapter(params_file, overrides)
 frontier = analysis.frontier(chapter)
@@ -74,8 +73,8 @@ analysis.statistics_table(chapter.effects, chapter.crossed, alike)
 # tables:
 
 # %% tags=["nbval-check-output"]
-folder = storage.results(chapter.params)
-paths = results.write_results(chapter.effects, effects.sizes(chapter.runs), folder)
+sizes, folder = effects.sizes(chapter.runs), chapter.study.results
+paths = results.write_results(chapter.effects, sizes, folder)
 print(*(path.name for path in paths), sep="\n")
 
 # %% [markdown]

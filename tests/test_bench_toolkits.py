@@ -21,7 +21,7 @@ from fairq_utils.data import FaceData
 from fairq_utils.errors import Fault
 from fairq_utils.quantizers import onednn
 from fairq_utils.study.params.file import load_params
-from fairq_utils.study.params.study import Params
+from fairq_utils.study.study import Study
 from fairq_utils.training.architectures import normalize
 
 PARAMS = Path(__file__).resolve().parents[1] / "params" / "smoke.yaml"
@@ -165,13 +165,11 @@ def test_reasons_are_grouped() -> None:
 
 
 @pytest.fixture
-def untrained(tmp_path: Path) -> Params:
-    return load_params(PARAMS, {"execution.ledger": str(tmp_path / "ledger")})
+def untrained(tmp_path: Path) -> Study:
+    return Study(load_params(PARAMS, {"execution.ledger": str(tmp_path / "ledger")}))
 
 
-def test_without_trained_models_it_says_how_to_train_them(
-    untrained: Params, tmp_path: Path
-) -> None:
+def test_without_trained_models_it_says_how_to_train_them(untrained: Study, tmp_path: Path) -> None:
     with pytest.raises(Fault, match=r"no FP32 .* yet; run `fairq run .*--phase baseline` first"):
         bench.run("toolkits", tmp_path, untrained)
     with pytest.raises(ValueError, match="measures the models of a study"):

@@ -45,7 +45,7 @@ from fairq_utils.study.params.study import Params
 from fairq_utils.study.planning import plan
 from fairq_utils.study.progress import Progress
 from fairq_utils.study.run_models import trained
-from fairq_utils.study.storage import ledger
+from fairq_utils.study.study import Study
 
 STUDY: dict[str, Any] = {
     "name": "tiny",
@@ -86,9 +86,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     made = Place(folder, Params.model_validate(STUDY), Ledger(folder / "one"))
     made.params = load_params(made.file(folder / "one"), {"execution.threads": 1})
     threads = torch.get_num_threads()
-    execution.execute(made.params, stream=io.StringIO())
+    execution.execute(Study(made.params), stream=io.StringIO())
     torch.set_num_threads(threads)
-    assert len(made.store.keys()) == RUNS == len(plan(made.params))
+    assert len(made.store.keys()) == RUNS == len(plan(Study(made.params)))
     yield made
 
 
@@ -107,11 +107,10 @@ def address(client: Client) -> str:
     return str(client.scheduler_info(n_workers=0)["address"])
 
 
-def on(params: Params, address: str, **changes: object) -> Params:
+def on(params: Params, address: str, **changes: object) -> Study:
     """The same study on a scheduler that runs."""
-    return params.model_copy(
-        update={"cluster": Cluster(kind="address", address=address), **changes}
-    )
+    elsewhere = {"cluster": Cluster(kind="address", address=address), **changes}
+    return Study(params.model_copy(update=elsewhere))
 
 
 def assert_same_runs(found: Ledger, whole: Ledger) -> None:
@@ -139,7 +138,7 @@ def _first(pool):
     path = path.rename(tmp_path / path.name)
     with as_shipped():
         found = execution.execute(on(load_params(path), address), stream=io.StringIO())
-        wanted = plan(load_params(path))
+        wanted = plan(Study(load_params(path)))
         assert {run.sampler for run in wanted} == {None, "random", "my_first"}
         assert set(found.keys()) == {run.key for run in wanted}
 
@@ -174,7 +173,7 @@ def test_a_worker_killed_mid_run_loses_nothing(
     place: Place, client: Client, address: str, tmp_path: Path
 ) -> None:
     params = load_params(place.file(tmp_path / "ledger"))
-    store, killed = ledger(params), dict[str, Any]()
+    store, killed = Study(params).ledger, dict[str, Any]()
 
     def kill() -> None:
         pids = client.run(os.getpid)
@@ -212,7 +211,7 @@ def test_weights_and_runs_in_a_store_that_is_no_folder(
     """Two caches are two machines; fsspec's ``dir`` is as little a local folder as s3 is."""
     url = f"dir://study::file://{tmp_path}/store"
     first = load_params(place.file(url))
-    assert not ledger(first).local
+    assert not Study(first).ledger.local
     execution.execute(on(first, address), ("baseline",), stream=io.StringIO())
     kept = list((tmp_path / "store" / "study" / "checkpoints").iterdir())
     assert [p.suffix for p in kept] == [".safetensors"]
@@ -221,7 +220,7 @@ def test_weights_and_runs_in_a_store_that_is_no_folder(
     (tmp_path / "cache" / "population").symlink_to(place.folder / "cache" / "population")
     where = first.execution.model_copy(update={"cache": str(tmp_path / "cache")})
     execution.execute(on(first, address, execution=where), stream=io.StringIO())
-    assert_same_runs(ledger(first), place.store)
+    assert_same_runs(Study(first).ledger, place.store)
     fetched = list((tmp_path / "cache" / "checkpoints").glob("*/[!.]*"))
     assert [p.read_bytes() for p in fetched] == [kept[0].read_bytes()]
 
@@ -331,13 +330,13 @@ def test_who_finds_damage_late_leaves_the_weights_of_others(
 def test_a_machine_whose_copy_is_damaged_evaluates_the_stores(place: Place, tmp_path: Path) -> None:
     where = {"execution.ledger": f"memory://{tmp_path.name}", "execution.cache": str(tmp_path)}
     params = load_params(place.file(tmp_path / "ledger"), where)
-    (base,) = plan(params, ("baseline",))
+    (base,) = plan(Study(params), ("baseline",))
     good = place.store.checkpoint_path(base.key).read_bytes()
-    put(ledger(params), good)
-    path = ledger(params).checkpoint_path("a")
+    put(Study(params).ledger, good)
+    path = Study(params).ledger.checkpoint_path("a")
     path.write_bytes(broken(good))
     with pytest.warns(UserWarning, match="is fetched again"):
-        trained(params, base.architecture, "a")
+        trained(Study(params), base.architecture, "a")
     assert path.read_bytes() == good
 
 
@@ -398,16 +397,16 @@ def test_what_a_task_cannot_do_is_the_same_sentence(
     assert str(remote_fault.value) == (
         "execution.device: cuda was asked for but PyTorch finds no GPU; use auto or cpu"
     )
-    assert not ledger(params).keys()
+    assert not Study(params).ledger.keys()
     # A damaged file in the ledger is found by the task that reads it.
     params = load_params(place.file(tmp_path / "damaged"))
     execution.execute(on(params, address), ("baseline",), stream=io.StringIO())
-    base = plan(params, ("baseline",))[0]
-    weights = ledger(params).checkpoint_path(base.key)
+    base = plan(Study(params), ("baseline",))[0]
+    weights = Study(params).ledger.checkpoint_path(base.key)
     other = torch.nn.Linear(2, 2).state_dict()
     save_file(other, weights)
     sentences = []
-    for own in (params, on(params, address)):
+    for own in (Study(params), on(params, address)):
         with pytest.raises(ValueError, match="not a checkpoint of this architecture") as fault:
             execution.execute(own, stream=io.StringIO())
         sentences.append(str(fault.value))
@@ -482,7 +481,9 @@ def test_workers_that_a_study_cannot_use(
     with threads(1) as where:
         wants = Cluster(kind="address", address=where, gpus=1)
         with pytest.raises(ClusterError, match=r"cluster.gpus: no worker of tcp://\S+ offers a"):
-            execution.execute(params.model_copy(update={"cluster": wants}), stream=io.StringIO())
+            execution.execute(
+                Study(params.model_copy(update={"cluster": wants})), stream=io.StringIO()
+            )
 
 
 def test_a_task_that_kills_its_workers_is_given_up() -> None:
@@ -521,11 +522,11 @@ def test_ledgers_that_workers_cannot_reach_are_refused(place: Place, tmp_path: P
     for key in ("cache", "results"):
         path = place.file(tmp_path / "ledger", execution={key: "s3://bucket/it"})
         with pytest.raises(BadInput, match=f"execution.{key}: s3://bucket/it is a URL"):
-            execution.execute(load_params(path), stream=io.StringIO())
+            execution.execute(Study(load_params(path)), stream=io.StringIO())
 
 
 def test_tasks_depend_on_pictures_and_models(place: Place) -> None:
-    runs = plan(place.params)
+    runs = plan(Study(place.params))
     base, parts = runs[0], [(place.params, [run]) for run in runs[1:]]
     terms, relay = remote.Terms(1, "mark"), remote.Relay("topic")
     tasks = schedule.graph({base: place.params}, parts, lambda _: 2.0, terms, relay, 1)
@@ -544,7 +545,7 @@ def test_tasks_depend_on_pictures_and_models(place: Place) -> None:
 
 
 def test_pieces_are_of_nearly_equal_cost_and_hold_every_run_once(place: Place) -> None:
-    runs = plan(place.params)[1:]
+    runs = plan(Study(place.params))[1:]
     cost: Callable[[Run], float] = {run: 1.0 + i for i, run in enumerate(runs)}.__getitem__
     total = sum(map(cost, runs))
     for limit in (0.5, total / 3, total, 9 * total):
@@ -721,7 +722,7 @@ def test_the_benchmark_compares_two_workers_with_one(
         yield address
 
     monkeypatch.setattr(bench_cluster, "running", running)
-    found, path = bench.run("cluster", tmp_path, place.params)
+    found, path = bench.run("cluster", tmp_path, Study(place.params))
     assert used == [1, 2, 2, 1]
     assert found["runs"] == 4
     assert found["differing_runs"] == 0
@@ -731,11 +732,11 @@ def test_the_benchmark_compares_two_workers_with_one(
     assert (path.parent / "cluster.csv").exists()
     with pytest.raises(Fault, match="run the study first"):
         other = place.params.execution.model_copy(update={"ledger": str(tmp_path / "none")})
-        bench.run("cluster", tmp_path, place.params.model_copy(update={"execution": other}))
+        bench.run("cluster", tmp_path, Study(place.params.model_copy(update={"execution": other})))
 
 
 def test_words_from_workers_are_said_once(place: Place) -> None:
-    runs, stream = plan(place.params), io.StringIO()
+    runs, stream = plan(Study(place.params)), io.StringIO()
     ear = schedule.Ear(Progress(runs, stream, len(runs)))
     ear.hear((0.0, {"run": "of another study"}))
     ear.hear((0.0, {"run": runs[0].key, "step": 100, "steps": 200, "loss": 0.5}))  # too soon

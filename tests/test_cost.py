@@ -17,6 +17,7 @@ from fairq_utils.study.ledger import Run
 from fairq_utils.study.params.file import load_params
 from fairq_utils.study.params.study import Params
 from fairq_utils.study.progress import Progress
+from fairq_utils.study.study import Study
 from fairq_utils.study.workload import Rates
 from fairq_utils.training.loop import SETTLING
 
@@ -57,7 +58,7 @@ def params() -> Params:
 def of(params: Params, method: str, **wanted: Any) -> Run:
     found = [
         run
-        for run in planning.plan(params)
+        for run in planning.plan(Study(params))
         if run.method == method and all(getattr(run, k) == v for k, v in wanted.items())
     ]
     assert found, method
@@ -153,7 +154,7 @@ def test_seconds_by_hand() -> None:
 
 
 def test_a_calibration_is_counted_once_for_those_that_share_it(params: Params) -> None:
-    runs = planning.plan(params)
+    runs = planning.plan(Study(params))
     hours = cost.hours(params, {"squeezenet1_1": ONE})
     assert len(hours) == len(runs)
     alike = {(run.training["seed"], run.sampler) for run in runs if run.sampler is not None}
@@ -200,7 +201,8 @@ def test_a_study_of_fewer_photographs_and_other_shares() -> None:
     given = Params.model_validate(SMALL | {"data": data | {"held_out": {"validation": 0.25}}})
     found = cost.counts(given)
     assert (found["train"], found["validation"]) == (500, 19_867 - round(0.75 * 19_867))
-    assert {workload.work(run).trained for run in planning.plan(cost.counted(given))} == {0, 1500}
+    runs = planning.plan(Study(cost.counted(given)))
+    assert {workload.work(run).trained for run in runs} == {0, 1500}
     data = data | {"images": {"train": 500_000}}
     with pytest.raises(BadInput, match=r"data\.images\.train: 500000 .* has about 162770"):
         cost.counts(Params.model_validate(SMALL | {"data": data}))
@@ -229,7 +231,7 @@ def test_published_rates_and_what_follows_from_them() -> None:
 
 
 def test_progress_weighs_runs_by_the_same_count(params: Params) -> None:
-    runs = planning.plan(params)
+    runs = planning.plan(Study(params))
     bars = Progress(runs, io.StringIO(), len(runs))
     fp32, block = of(params, "fp32"), of(params, "block")
     pixels = (32 / 64) ** 2  # of the size that rates are of

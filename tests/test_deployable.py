@@ -28,10 +28,11 @@ from fairq_utils.deploy.engines.loaded_model import NotExact
 from fairq_utils.deploy.engines.registry import ENGINES, NotInstalled
 from fairq_utils.deploy.model_card import Margins, measured
 from fairq_utils.errors import BadInput, Fault
-from fairq_utils.study import execution, people, planning, run_models, storage
+from fairq_utils.study import execution, planning, run_models
 from fairq_utils.study.params.file import load_params
 from fairq_utils.study.params.grid import Entry
 from fairq_utils.study.params.study import Params
+from fairq_utils.study.study import Study
 from fairq_utils.training import architectures, checkpoints, loop
 
 MODEL = "squeezenet1_1"
@@ -56,27 +57,32 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A params file whose FP32 model is trained, and answers either way about half the pictures."""
     path = tmp_path_factory.mktemp("study") / "small.yaml"
     path.write_text(yaml.safe_dump(STUDY))
-    params = load_params(path)
-    execution.execute(params, ("baseline",))
-    run = planning.plan(params, ("baseline",))[0]
-    model = run_models.trained(params, MODEL, run.key)
-    margins = loop.predict(model, people.faces(params).subset("test").images)
+    study = Study(load_params(path))
+    execution.execute(study, ("baseline",))
+    run = planning.plan(study, ("baseline",))[0]
+    model = run_models.trained(study, MODEL, run.key)
+    margins = loop.predict(model, study.faces.subset("test").images)
     with torch.no_grad():  # so short a training ends in one answer for everybody
         architectures.classifier(model).bias[1] -= float(np.median(margins))  # type: ignore[index]
-    checkpoint = storage.ledger(params).checkpoint_path(run.key)
+    checkpoint = study.ledger.checkpoint_path(run.key)
     checkpoint.unlink()
     checkpoints.save_checkpoint(model, checkpoint)
     return path
 
 
 @pytest.fixture(scope="module")
-def params(small: Path) -> Params:
-    return load_params(small)
+def study(small: Path) -> Study:
+    return Study(load_params(small))
 
 
 @pytest.fixture(scope="module")
-def test_faces(params: Params) -> FaceData:
-    return people.faces(params).subset("test")
+def params(study: Study) -> Params:
+    return study.params
+
+
+@pytest.fixture(scope="module")
+def test_faces(study: Study) -> FaceData:
+    return study.faces.subset("test")
 
 
 def fairq(*arguments: object) -> Result:
@@ -159,7 +165,7 @@ def test_a_folder_holds_what_its_card_says(exported: Path, params: Params) -> No
 
 
 def test_what_is_measured_is_what_the_folder_answers(
-    exported: Path, photographs: list[Path], test_faces: FaceData, params: Params
+    exported: Path, photographs: list[Path], test_faces: FaceData, study: Study
 ) -> None:
     """The whole way round: pictures as files, through the command line, beside the card."""
     answer = fairq("predict", exported, *photographs, "--json", "--threads", "1")
@@ -182,18 +188,18 @@ def test_what_is_measured_is_what_the_folder_answers(
     assert gap["value"] == pytest.approx(abs(said[women].mean() - said[~women].mean()))
     assert gap["change"] == pytest.approx(gap["value"] - gap["fp32"])
     assert set(kept["gaps"]) == set(kept["groups"]) == {"gender", "age", "gender x age"}
-    trained = run_models.trained(params, MODEL, planning.plan(params, ("baseline",))[0].key)
+    trained = run_models.trained(study, MODEL, planning.plan(study, ("baseline",))[0].key)
     base = (loop.predict(trained, test_faces.images) > 0) == (test_faces.target == 1)
     assert kept["accuracy"]["fp32"] == pytest.approx(base.mean())
     assert 0.2 < said.mean() < 0.8
 
 
-def test_who_answered_what(params: Params, test_faces: FaceData) -> None:
+def test_who_answered_what(study: Study, params: Params, test_faces: FaceData) -> None:
     """FP32, the simulation and the engine disagree, and each figure is of the right one."""
     rng = np.random.default_rng(0)
     margins = Margins(*rng.normal(size=(3, 64)).astype(np.float32))
-    run = deployable.choose(params, MODEL, "onnxruntime")
-    found = measured(params, run, people.faces(params), margins)
+    run = deployable.choose(study, MODEL, "onnxruntime")
+    found = measured(params, run, study.faces, margins)
     label = test_faces.target == 1
     right = {name: (getattr(margins, name) > 0) == label for name in ("fp32", "deployed")}
     accuracy = found["accuracy"]
@@ -218,10 +224,10 @@ def test_who_answered_what(params: Params, test_faces: FaceData) -> None:
     assert shares[worst] == max(shares.values()) == found["simulation"]["differs_in_worst_group"]
 
 
-def test_the_simulation_is_the_runs_own(exported: Path, params: Params) -> None:
+def test_the_simulation_is_the_runs_own(exported: Path, study: Study) -> None:
     """What differs from it is counted, overall and in the group where it is most."""
-    rebuilt = run_models.rebuild(params, deployable.choose(params, MODEL, exported.name))
-    data = people.faces(params)
+    rebuilt = run_models.rebuild(study, deployable.choose(study, MODEL, exported.name))
+    data = study.faces
     test = data.subset("test")
     loaded = engines.load(exported.name, exported, 1)
     with torch.no_grad():
@@ -266,15 +272,15 @@ def test_the_readme_is_the_card(exported: Path) -> None:
     assert "percentile" not in text and "iterations" not in text and "group_size" not in text
 
 
-def test_fewer_bits_are_packed_and_an_fp32_run_is_float(params: Params, tmp_path: Path) -> None:
+def test_fewer_bits_are_packed_and_an_fp32_run_is_float(study: Study, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
-    planned = planning.plan(params)
+    planned = planning.plan(study)
     four = next(r for r in planned if r.method == "ptq" and r.bits == "W4A4")
     mixed = next(r for r in planned if r.method == "mixed")
     full = next(r for r in planned if r.method == "fp32")
     cards = {}
     for run in (four, mixed, full):
-        folder = deployable.export_run(params, run.key, "openvino", tmp_path / run.key)
+        folder = deployable.export_run(study, run.key, "openvino", tmp_path / run.key)
         cards[run.key] = card_of(folder)
         assert cards[run.key]["run"]["key"] == run.key
     size = cards[four.key]["size"]
@@ -291,30 +297,30 @@ def test_fewer_bits_are_packed_and_an_fp32_run_is_float(params: Params, tmp_path
 
 
 def test_inputs_too_coarse_for_an_engine_are_refused_and_leave_nothing(
-    params: Params, tmp_path: Path
+    study: Study, tmp_path: Path
 ) -> None:
-    four = next(r for r in planning.plan(params) if r.method == "ptq" and r.bits == "W4A4")
+    four = next(r for r in planning.plan(study) if r.method == "ptq" and r.bits == "W4A4")
     with pytest.raises(NotExact, match="4-bit inputs changes predictions; take OpenVINO"):
-        deployable.export_run(params, four.key, "onnxruntime", tmp_path / "out")
+        deployable.export_run(study, four.key, "onnxruntime", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 # ---- which run, and where
 
 
-def test_a_word_stands_for_a_run(params: Params) -> None:
-    planned = planning.plan(params)
+def test_a_word_stands_for_a_run(study: Study, params: Params) -> None:
+    planned = planning.plan(study)
     for run in planned:
-        assert deployable.choose(params, run.key, "onnxruntime") == run
-        assert deployable.choose(params, run.key[:12], "onnxruntime") == run
-    fused = deployable.choose(params, MODEL, "openvino")
+        assert deployable.choose(study, run.key, "onnxruntime") == run
+        assert deployable.choose(study, run.key[:12], "onnxruntime") == run
+    fused = deployable.choose(study, MODEL, "openvino")
     assert fused.method == "operations"
-    chosen = deployable.choose(params, MODEL, "onnxruntime")
+    chosen = deployable.choose(study, MODEL, "onnxruntime")
     assert (chosen.method, chosen.bits, chosen.sampler) == ("gates", "W8A8", "random")
     # Where the study has that run, it is the same one.
     gates = Entry(method=("gates",), bits=("W8A8",))
     larger = params.model_copy(update={"grid": (*params.grid, gates)})
-    assert chosen.key in {run.key for run in planning.plan(larger)}
+    assert chosen.key in {run.key for run in planning.plan(Study(larger))}
 
 
 @pytest.mark.parametrize(
@@ -331,23 +337,21 @@ def test_a_word_that_stands_for_nothing(small: Path, tmp_path: Path, word: str, 
     assert answer.exit_code == 2
     assert answer.stderr.startswith("model: ")
     with pytest.raises(BadInput, match=sentence):
-        deployable.choose(load_params(small), word, "onnxruntime")
+        deployable.choose(Study(load_params(small)), word, "onnxruntime")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_word_that_stands_for_two(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_word_that_stands_for_two(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     two = [SimpleNamespace(key="abcd1"), SimpleNamespace(key="abcd2")]
     monkeypatch.setattr(planning, "plan", lambda _: two)
     with pytest.raises(BadInput, match=r"'abcd' begins several keys \(abcd1, abcd2\); give more"):
-        deployable.choose(params, "abcd", "onnxruntime")
-    assert deployable.choose(params, "abcd2", "onnxruntime") is two[1]
+        deployable.choose(study, "abcd", "onnxruntime")
+    assert deployable.choose(study, "abcd2", "onnxruntime") is two[1]
 
 
 @pytest.mark.parametrize("method", ["qat", "fp32_finetuning", "dynamic"])
-def test_what_cannot_ship_says_why(
-    small: Path, params: Params, tmp_path: Path, method: str
-) -> None:
-    run = next(r for r in planning.plan(params) if r.method == method)
+def test_what_cannot_ship_says_why(small: Path, study: Study, tmp_path: Path, method: str) -> None:
+    run = next(r for r in planning.plan(study) if r.method == method)
     asked = ("--engine", "onnxruntime", "--out", tmp_path / "out", "--params", small)
     answer = fairq("export", run.key, *asked)
     if method == "dynamic":
@@ -360,13 +364,13 @@ def test_what_cannot_ship_says_why(
 
 
 def test_a_model_that_is_not_trained_says_how_to_train_it(small: Path, tmp_path: Path) -> None:
-    params = load_params(small, {"execution.ledger": str(tmp_path / "ledger")})
+    study = Study(load_params(small, {"execution.ledger": str(tmp_path / "ledger")}))
     with pytest.raises(Fault, match=r"no FP32 SqueezeNet 1.1 .*; run `fairq run .*--phase baselin"):
-        deployable.export_run(params, MODEL, "onnxruntime", tmp_path / "out")
+        deployable.export_run(study, MODEL, "onnxruntime", tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_place_that_is_taken_is_left_alone(params: Params, exported: Path, tmp_path: Path):
+def test_a_place_that_is_taken_is_left_alone(study: Study, exported: Path, tmp_path: Path):
     file, other, own = tmp_path / "file", tmp_path / "other", tmp_path / "own"
     file.write_text("x")
     with pytest.raises(BadInput, match="file: this is a file; name a folder"):
@@ -380,14 +384,14 @@ def test_a_place_that_is_taken_is_left_alone(params: Params, exported: Path, tmp
     deployable.check_place(own)
     (own / "thesis.tex").write_text("mine")
     with pytest.raises(BadInput, match=r"own: holds thesis\.tex and is no earlier export; name"):
-        deployable.export_run(params, MODEL, "onnxruntime", own)
+        deployable.export_run(study, MODEL, "onnxruntime", own)
     assert (own / "thesis.tex").read_text() == "mine"
     with pytest.raises(Fault, match=r"file/deep: cannot be made \(Not a directory\); name another"):
-        deployable.export_run(params, MODEL, "onnxruntime", file / "deep")
+        deployable.export_run(study, MODEL, "onnxruntime", file / "deep")
 
 
 def test_an_earlier_export_is_replaced_or_stays_whole(
-    params: Params, copied: Path, monkeypatch: pytest.MonkeyPatch
+    study: Study, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {path.name: path.read_bytes() for path in copied.iterdir()}
 
@@ -397,7 +401,7 @@ def test_an_earlier_export_is_replaced_or_stays_whole(
     with monkeypatch.context() as patch:
         patch.setattr(deployable, "page", stops)
         with pytest.raises(KeyboardInterrupt):
-            deployable.export_run(params, MODEL, "onnxruntime", copied)
+            deployable.export_run(study, MODEL, "onnxruntime", copied)
     assert {path.name: path.read_bytes() for path in copied.iterdir()} == before
     really = Path.rename
 
@@ -406,13 +410,13 @@ def test_an_earlier_export_is_replaced_or_stays_whole(
             raise OSError("disk is gone")
         return really(self, target)
 
-    full = planning.plan(params, ("baseline",))[0]
+    full = planning.plan(study, ("baseline",))[0]
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", refused)
         with pytest.raises(OSError, match="disk is gone"):
-            deployable.export_run(params, full.key, "onnxruntime", copied)
+            deployable.export_run(study, full.key, "onnxruntime", copied)
     assert {path.name: path.read_bytes() for path in copied.iterdir()} == before
-    deployable.export_run(params, full.key, "onnxruntime", copied)
+    deployable.export_run(study, full.key, "onnxruntime", copied)
     assert {path.name for path in copied.iterdir()} == {"card.json", "README.md", "model.onnx"}
     assert card_of(copied)["run"]["key"] == full.key
     assert [path.name for path in copied.parent.iterdir()] == ["copy"]

@@ -14,9 +14,10 @@ from torch import nn
 
 from fairq_utils.data.faces import FaceData
 from fairq_utils.errors import BadInput, Fault
-from fairq_utils.study import planning, storage
+from fairq_utils.study import planning
 from fairq_utils.study.params.file import load_params
 from fairq_utils.study.params.study import Params, ParamsError
+from fairq_utils.study.study import Study
 from fairq_utils.training import loop, objectives
 
 
@@ -68,7 +69,7 @@ def test_fp16_without_a_gpu_is_refused_before_anything_is_rendered(tmp_path: Pat
     models = {"mobilenet_v2": {"epochs": 1, "learning_rate": 0.001, "precision": "fp16"}}
     params = study(tmp_path, training={"models": models})
     with pytest.raises(Fault, match=r"mobilenet_v2\.precision: fp16 needs a GPU"):
-        storage.prepare(params)
+        Study(params).prepare()
 
 
 @pytest.mark.parametrize("gpus_here", [0, 3])
@@ -80,14 +81,14 @@ def test_a_clusters_gpus_are_not_those_of_the_machine_that_starts_it(
     where = {name: str(tmp_path / name) for name in ("ledger", "cache", "results")}
 
     def prepared(device: str, gpus: int) -> None:
-        storage.prepare(
+        Study(
             study(
                 tmp_path,
                 training={"models": models},
                 execution={"device": device, **where},
                 cluster={"kind": "slurm", "memory": "8GB", "gpus": gpus},
             )
-        )
+        ).prepare()
 
     for device in ("cuda", "auto"):
         prepared(device, gpus=1)
@@ -105,14 +106,14 @@ def test_the_loop_refuses_what_it_cannot_do() -> None:
 
 
 def test_settings_that_change_no_result_change_no_key(tmp_path: Path) -> None:
-    plain = [run.key for run in planning.plan(study(tmp_path))]
+    plain = [run.key for run in planning.plan(Study(study(tmp_path)))]
     other = study(
         tmp_path,
         training={"checkpoint_minutes": 1},
         execution={"threads": 2},
         tracking={"tensorboard": "shown", "mlflow": "sqlite:///shown.db"},
     )
-    assert [run.key for run in planning.plan(other)] == plain
+    assert [run.key for run in planning.plan(Study(other))] == plain
     assert other.tracking.tensorboard == str(tmp_path / "shown")
     assert other.tracking.mlflow == "sqlite:///shown.db"
 

@@ -16,10 +16,10 @@ from fairq_utils.data.population import Population, demographics, draw
 from fairq_utils.report import dials
 from fairq_utils.study import feasibility, planning
 from fairq_utils.study.dials import attribute_of, worlds
-from fairq_utils.study.ledger import Ledger, Run, RunRecord
+from fairq_utils.study.ledger import Run, RunRecord
 from fairq_utils.study.params.file import load_params
 from fairq_utils.study.params.study import Params, ParamsError
-from fairq_utils.study.people import population
+from fairq_utils.study.study import Study
 
 ROOT = Path(__file__).resolve().parents[1]
 N = np.arange(4000)
@@ -36,7 +36,7 @@ def turned(params: Params, dial: str) -> Params:
 
 def women(params: Params, split: str) -> tuple[float, float, float]:
     """Share of women, and share of smiles among women and among men."""
-    target, groups = demographics(population(params, split), split, N)
+    target, groups = demographics(Study(params).population(split), split, N)
     inside = (groups.gender == "female").to_numpy()
     return inside.mean(), target[inside].mean(), target[~inside].mean()
 
@@ -141,7 +141,7 @@ def test_a_group_that_nobody_shows_cannot_be_constrained() -> None:
         },
     )
     with pytest.raises(ParamsError, match=r"tuning.images: the first 128 .* 'female old'"):
-        feasibility.check(params)
+        feasibility.check(Study(params))
 
 
 def planning_cells() -> list[str]:
@@ -156,17 +156,18 @@ def test_a_world_without_enough_of_the_group_says_which_dial() -> None:
         {"dials.calibration_share": [0.01], "dials.calibration_images": 40},
     )
     with pytest.raises(ParamsError, match=r"dials: share in calibration 0.01: .*'female' has"):
-        feasibility.check(params)
+        feasibility.check(Study(params))
 
 
 def test_the_plan_with_dials_begins_with_the_study(params: Params) -> None:
-    found = planning.with_dials(params)
-    own = planning.plan(params)
+    study = Study(params)
+    found = planning.with_dials(study)
+    own = planning.plan(study)
     assert list(found)[: len(own)] == own
-    worlds_ = {run for world in worlds(params) for run in planning.plan(world.params)}
+    worlds_ = {run for world in worlds(params) for run in planning.plan(Study(world.params))}
     assert set(found) == set(own) | worlds_
-    assert all(found[run] is params for run in own)
-    without = planning.with_dials(params, ["baseline", "quantization"])
+    assert all(found[run] is study for run in own)
+    without = planning.with_dials(study, ["baseline", "quantization"])
     assert set(without) <= set(own)
 
 
@@ -174,7 +175,7 @@ def test_worlds_share_what_a_dial_does_not_touch(params: Params) -> None:
     """Turning the calibration trains nothing anew."""
 
     def trained(dial: str) -> set[str]:
-        found = planning.plan(turned(params, dial))
+        found = planning.plan(Study(turned(params, dial)))
         return {run.key for run in found if run.method == "fp32"}
 
     assert trained("calibration_share") == trained("")
@@ -188,9 +189,9 @@ def test_every_level_is_planned_and_the_group_is_one_attribute(params: Params) -
     assert len(found) == 7
     assert attribute_of(params.dials) == "gender"
     for world in found:
-        feasibility.check(world.params)
+        feasibility.check(Study(world.params))
         assert world.params.analysis.attributes == ("gender",)
-        methods = {run.method for run in planning.plan(world.params)}
+        methods = {run.method for run in planning.plan(Study(world.params))}
         assert methods == {"fp32", "ptq", "ranges_worst"}
     none = params.model_copy(update={"dials": type(params.dials)()})
     assert worlds(none) == []
@@ -234,20 +235,20 @@ def test_a_change_is_signed_and_belongs_to_the_group(params: Params, tmp_path: P
             )
         }
     )
-    store = Ledger(str(tmp_path))
-    store.prepare()
+    execution = one.execution.model_copy(update={"ledger": str(tmp_path)})
+    study = Study(one.model_copy(update={"execution": execution}))
+    study.ledger.prepare()
     women_ = np.arange(400) < 200
     right = np.ones(400, bool)
     plain, mended = right.copy(), right.copy()
     plain[:40] = plain[200:210] = False
     mended[:10] = mended[200:210] = False
-    found = worlds(one)
-    for world in found:
-        for run in planning.plan(world.params):
+    for world in worlds(study.params):
+        for run in planning.plan(study.of(world.params)):
             changed = plain if run.sampler == "random" else mended
             answers = right if run.method == "fp32" or not world.dial else changed
-            store.write(record(run, answers, women_))
-    frame = dials.by_dial(found, store, one)
+            study.ledger.write(record(run, answers, women_))
+    frame = dials.by_dial(study)
     behind = frame[(frame.statistic == "behind") & (frame.dial == "calibration_share")]
     by_line = behind.set_index("line")
     assert by_line.change["plain"] == pytest.approx(0.15)
@@ -269,7 +270,7 @@ def test_a_change_is_signed_and_belongs_to_the_group(params: Params, tmp_path: P
 
 
 def test_the_control_of_a_constraint_is_not_plain(params: Params) -> None:
-    run = planning.plan(turned(params, ""))[1]
+    run = planning.plan(Study(turned(params, "")))[1]
     lines = {
         dials._line(record(replace(run, method=method, sampler=sampler), N > 0, N > 0))
         for method, sampler in (("ptq", "random"), ("qat", "random"), ("ptq", "core_set"))

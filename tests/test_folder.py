@@ -149,8 +149,8 @@ def test_a_collection_of_somebody_else_s_is_one_statement(tmp_path: Path) -> Non
     (tmp_path / "mine.yaml").write_text(json.dumps(study))
     asked = (
         "import sys; from fairq_utils.study.params.file import load_params\n"
-        "from fairq_utils.study.people import listing\n"
-        "print(len(listing(load_params(sys.argv[1]))))\n"
+        "from fairq_utils.study import Study\n"
+        "print(len(Study(load_params(sys.argv[1])).listing))\n"
         "load_params(sys.argv[1], {'data.year': 2022})"
     )
     command = [sys.executable, "-c", asked, str(tmp_path / "mine.yaml")]

@@ -28,12 +28,11 @@ from fairq_utils.apply import PUBLISHED
 from fairq_utils.calibration import SAMPLERS
 from fairq_utils.quantizers import onednn, use_integers
 from fairq_utils.quantizers.methods import CONTROL, METHODS
-from fairq_utils.study import devices as study_devices
-from fairq_utils.study import execution, people, planning, run_models, runs, storage
+from fairq_utils.study import execution, planning, run_models, runs
 from fairq_utils.study.ledger import RunRecord
 from fairq_utils.study.params.data import CELLS
 from fairq_utils.study.params.file import load_params
-from fairq_utils.study.params.study import Params
+from fairq_utils.study.study import Study
 from fairq_utils.training import loop
 from fairq_utils.training.inference import device_of
 
@@ -106,7 +105,7 @@ def _begin(threads: int, on_gpu: bool) -> None:
     run_models.calibrated = _noting(calibrated)
     if on_gpu:
         install()
-        study_devices.device = lambda params: GPU  # type: ignore[attr-defined]
+        Study.device = GPU  # type: ignore[assignment]
 
 
 def _noting(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -129,12 +128,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("gpu")
 
 
-def _params(folder: Path, name: str) -> Params:
+def _study(folder: Path, name: str) -> Study:
     folder.mkdir(exist_ok=True)
     path = folder / "small.yaml"
     path.write_text("{}")
     place = {"cache": str(folder.parent / "cache"), "ledger": str(folder / name)}
-    return load_params(path, {**SMALL, **STUDIES[name], "execution": place})
+    return Study(load_params(path, {**SMALL, **STUDIES[name], "execution": place}))
 
 
 def _studied(
@@ -146,15 +145,15 @@ def _studied(
     ----------
     trained : folder of another such study, whose FP32 models this one has too
     """
-    params = _params(folder, name)
+    study = _study(folder, name)
     if trained is not None:
-        other = storage.ledger(_params(trained, name))
-        for run in planning.plan(params, ["baseline"]):
-            weights = storage.ledger(params).checkpoint_path(run.key)
+        other = _study(trained, name).ledger
+        for run in planning.plan(study, ["baseline"]):
+            weights = study.ledger.checkpoint_path(run.key)
             weights.parent.mkdir(parents=True)
             shutil.copy(other.checkpoint_path(run.key), weights)
-    execution.execute(params)
-    store = storage.ledger(params)
+    execution.execute(study)
+    store = study.ledger
     return [store.read(key) for key in sorted(store.keys())], PRECISIONS
 
 
@@ -190,16 +189,16 @@ def test_a_study_comes_out_as_on_the_processor(
 
 
 def _rebuilt(folder: Path) -> tuple[set[str], float, set[tuple[str, str]]]:
-    params = _params(folder, "attention")
-    execution.execute(params)
-    store = storage.ledger(params)
+    study = _study(folder, "attention")
+    execution.execute(study)
+    store = study.ledger
     records = map(store.read, store.keys())
     record = next(found for found in records if found.run.method == "operations")
     PRECISIONS.clear()
-    rebuilt = run_models.rebuild(params, record.run)
+    rebuilt = run_models.rebuild(study, record.run)
     precisions = set(PRECISIONS)
     parts = (*rebuilt.model.parameters(), *rebuilt.model.buffers(), *rebuilt.fp32.parameters())
-    data = people.faces(params)
+    data = study.faces
     scores = runs._scores(rebuilt.model, data, "cpu")
     apart = np.abs(scores.astype(float) - record.scores.astype(float)).max()
     return {part.device.type for part in parts}, float(apart), precisions

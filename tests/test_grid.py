@@ -16,6 +16,7 @@ from fairq_utils.study import planning
 from fairq_utils.study.ledger import Run
 from fairq_utils.study.params.file import load_params
 from fairq_utils.study.params.study import Params, ParamsError
+from fairq_utils.study.study import Study
 
 PROFILES = Path(__file__).resolve().parents[1] / "params"
 SMALL: dict[str, Any] = {
@@ -31,7 +32,7 @@ def planned(*entries: dict[str, Any], **sections: Any) -> list[Run]:
     given = copy.deepcopy(SMALL)
     for name, section in sections.items():
         given[name] = {**given.get(name, {}), **section}
-    runs = planning.plan(Params.model_validate({**given, "grid": list(entries)}))
+    runs = planning.plan(Study(Params.model_validate({**given, "grid": list(entries)})))
     assert len(set(runs)) == len(runs)
     return [run for run in runs if run.method != "fp32"]
 
@@ -274,9 +275,9 @@ def test_a_file_of_before_is_refused_with_the_grid_that_plans_the_same(
         place, dials["grid"] = suggested(path, content | {"dials": before["dials"]})
         assert place == "dials.bits"
     path.write_text(yaml.safe_dump(content | {"dials": dials}))
-    found, wanted = (planning.with_dials(load_params(file)) for file in (path, profile))
+    found, wanted = (planning.with_dials(Study(load_params(file))) for file in (path, profile))
 
-    def told(runs: dict[Run, Params]) -> Counter[tuple[object, ...]]:
+    def told(runs: dict[Run, Study]) -> Counter[tuple[object, ...]]:
         return Counter(
             (run.architecture, run.method, run.bits, run.ranges, run.sampler, str(run.settings))
             for run in runs

@@ -24,9 +24,8 @@ from fairq_utils.study.feasibility import check
 from fairq_utils.study.ledger import RunRecord
 from fairq_utils.study.params.data import Photographs
 from fairq_utils.study.params.file import load_params
-from fairq_utils.study.params.study import Params, ParamsError
-from fairq_utils.study.people import answers, described, faces, listing, people, shares, values
-from fairq_utils.study.storage import ledger
+from fairq_utils.study.params.study import ParamsError
+from fairq_utils.study.study import Study
 
 ROOT = Path(__file__).resolve().parents[1]
 STATIC = {
@@ -75,7 +74,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def small(name: str, folders: Path, **overrides: Any) -> Params:
+def small(name: str, folders: Path, **overrides: Any) -> Study:
     settings = {
         **SMALL,
         **PEOPLE[name][1],
@@ -85,31 +84,31 @@ def small(name: str, folders: Path, **overrides: Any) -> Params:
         "execution.results": str(folders / "results"),
         "execution.threads": 1,
     }
-    return load_params(ROOT / "params" / f"{name}.yaml", {**settings, **overrides})
+    return Study(load_params(ROOT / "params" / f"{name}.yaml", {**settings, **overrides}))
 
 
-def runs_of(params: Params) -> list[RunRecord]:
-    return [ledger(params).read(run.key) for run in planning.plan(params)]
+def runs_of(study: Study) -> list[RunRecord]:
+    return [study.ledger.read(run.key) for run in planning.plan(study)]
 
 
 @pytest.mark.parametrize("name", PEOPLE)
 def test_a_study_runs_on_each_collection(name: str, folders: Path) -> None:
-    params = small(name, folders)
-    execution.execute(params)
-    records = runs_of(params)
+    study = small(name, folders)
+    execution.execute(study)
+    records = runs_of(study)
     assert {r.run.method for r in records} >= {"fp32", "ptq", "dynamic", "qat", "ranges_worst"}
-    data = faces(params)
+    data = study.faces
     test = data.subset("test")
     known = PEOPLE[name][2]
     if known is not None:
-        assert values(params) == known
+        assert study.values == known
     for record in records:
         assert record.attributes == tuple(data.groups.columns)
         assert record.counts.sum() == len(test)
-        assert len(record.groups) == np.prod([len(v) for v in values(params).values()])
+        assert len(record.groups) == np.prod([len(v) for v in study.values.values()])
     # The counts are those of the pictures: one group, by hand.
-    attributes = list(params.analysis.attributes)
-    by_group = effects.by_group(records, params)
+    attributes = list(study.params.analysis.attributes)
+    by_group = effects.by_group(records, study.params)
     fp32 = by_group[by_group.method == "fp32"]
     baseline = next(r for r in records if r.run.method == "fp32")
     right = (baseline.scores > 0) == (test.target == 1)
@@ -132,14 +131,14 @@ def test_a_study_runs_on_a_folder_with_a_table(tmp_path: Path) -> None:
         "execution.cache": str(tmp_path / "cache"),
         "execution.results": str(tmp_path / "results"),
     }
-    params = small("utkface", tmp_path, **own, **settings)
-    assert cost.counts(params) == dict.fromkeys(SPLITS, 64)
-    execution.execute(params)
-    records = runs_of(params)
+    study = small("utkface", tmp_path, **own, **settings)
+    assert cost.counts(study.params) == dict.fromkeys(SPLITS, 64)
+    execution.execute(study)
+    records = runs_of(study)
     assert {record.run.method for record in records} == {"fp32", "ptq", "ranges_worst"}
-    assert values(params) == {"sex": ("man", "woman"), "age": ("old", "young")}
-    assert answers(params) == ("not smiling", "smiling")
-    test = faces(params).subset("test")
+    assert study.values == {"sex": ("man", "woman"), "age": ("old", "young")}
+    assert study.classes == ("not smiling", "smiling")
+    test = study.faces.subset("test")
     labels = pd.read_csv(root / "labels.csv").query("split == 'test'")
     assert test.target.sum() == labels.smiling.sum() == 32
     for record in records:
@@ -170,15 +169,17 @@ def test_the_command_line_runs_a_study_and_goes_on_with_it(folders: Path, tmp_pa
 def test_a_run_is_named_by_who_is_in_the_pictures_not_by_their_folder(
     folders: Path, tmp_path: Path
 ) -> None:
-    here = small("celeba", folders)
+    here = small("celeba", folders).params
     shutil.copytree(folders / "celeba", tmp_path / "celeba")
     there = here.model_copy(
         update={"data": here.data.model_copy(update={"root": str(tmp_path / "celeba")})}
     )
-    assert [run.key for run in planning.plan(there)] == [run.key for run in planning.plan(here)]
+    assert [run.key for run in planning.plan(Study(there))] == [
+        run.key for run in planning.plan(Study(here))
+    ]
     labels = tmp_path / "celeba" / "list_attr_celeba.txt"
     lines = labels.read_text().splitlines()
-    rows = listing(here)
+    rows = Study(here).listing
     changed = Path(str(rows.files[np.flatnonzero(rows.split == "calibration")[0]])).name
     at = next(i for i, line in enumerate(lines) if line.startswith(changed))
     smiling = lines[1].split().index("Smiling") + 1
@@ -190,7 +191,7 @@ def test_a_run_is_named_by_who_is_in_the_pictures_not_by_their_folder(
     other = here.model_copy(
         update={"data": here.data.model_copy(update={"root": str(tmp_path / "other")})}
     )
-    for mine, its in zip(planning.plan(here), planning.plan(other), strict=True):
+    for mine, its in zip(planning.plan(Study(here)), planning.plan(Study(other)), strict=True):
         # Only runs that look at calibration pictures depend on what these show.
         assert (mine.key == its.key) == (mine.sampler is None)
 
@@ -202,17 +203,15 @@ def test_baselines_are_found_behind_their_quantized_runs(folders: Path) -> None:
 
 
 def test_matched_calibration_is_in_the_proportions_of_training(folders: Path) -> None:
-    params = small("utkface", folders)
-    attributes = list(params.analysis.attributes)
-    _, train = people(params, "train")
+    study = small("utkface", folders)
+    attributes = list(study.params.analysis.attributes)
+    _, train = study.people("train")
     wanted = train[attributes].astype(str).agg(" ".join, axis=1).value_counts(normalize=True)
-    assert shares(params, attributes, train) == pytest.approx(wanted.to_dict())
-    record = next(r for r in runs_of_after(params) if r.run.sampler == "matched")
-    pool = faces(params).subset("calibration")
-    model = run_models.trained(
-        params, record.run.architecture, planning.baseline_of(record.run).key
-    )
-    rows = run_models.calibration_rows(params, record.run, pool, model)
+    assert study.shares(attributes, train) == pytest.approx(wanted.to_dict())
+    record = next(r for r in runs_of_after(study) if r.run.sampler == "matched")
+    pool = study.faces.subset("calibration")
+    model = run_models.trained(study, record.run.architecture, planning.baseline_of(record.run).key)
+    rows = run_models.calibration_rows(study, record.run, pool, model)
     expected = draw(
         "matched",
         pool.groups,
@@ -225,17 +224,17 @@ def test_matched_calibration_is_in_the_proportions_of_training(folders: Path) ->
     assert rows.tolist() == expected.tolist()
 
 
-def runs_of_after(params: Params) -> list[RunRecord]:
-    execution.execute(params)
-    return runs_of(params)
+def runs_of_after(study: Study) -> list[RunRecord]:
+    execution.execute(study)
+    return runs_of(study)
 
 
 def test_what_decides_a_run_is_said_in_numbers(folders: Path) -> None:
-    params = small("celeba", folders)
-    found = described(params, ("train", "test"))
+    study = small("celeba", folders)
+    found = study.described(("train", "test"))
     assert found["images"] == {"train": 128, "test": 128}
     assert "root" not in found
-    assert isinstance(params.data, Photographs)
+    assert isinstance(study.params.data, Photographs)
 
 
 @pytest.mark.parametrize(
@@ -273,9 +272,9 @@ def test_what_decides_a_run_is_said_in_numbers(folders: Path) -> None:
 def test_what_the_people_cannot_serve_is_refused_before_pictures_are_read(
     name: str, overrides: dict[str, Any], said: str, folders: Path, tmp_path: Path
 ) -> None:
-    params = small(name, folders, **{**overrides, "execution.cache": str(tmp_path / "cache")})
+    study = small(name, folders, **{**overrides, "execution.cache": str(tmp_path / "cache")})
     with pytest.raises(ParamsError, match=said):
-        check(params)
+        check(study)
     assert not (tmp_path / "cache").exists()
 
 
@@ -306,7 +305,7 @@ def test_dials_need_rendered_people(folders: Path) -> None:
 def damaged(folders: Path, to: Path, split: str, keep: int) -> Path:
     """CelebA with all but some pictures of a split emptied."""
     shutil.copytree(folders / "celeba", to)
-    found = listing(small("celeba", folders))
+    found = small("celeba", folders).listing
     rows = np.flatnonzero(found.split == split)[keep:]
     for row in rows:
         (to / str(found.files[row])).write_bytes(b"")
@@ -326,19 +325,19 @@ def test_what_is_left_after_damage_is_checked_again(
 ) -> None:
     root = damaged(folders, tmp_path / "celeba", split, keep)
     overrides = {"data.root": str(root), "data.max_bad": 400}
-    params = small("celeba", folders, **overrides)
-    check(params)  # labels are there
+    study = small("celeba", folders, **overrides)
+    check(study)  # labels are there
     with pytest.raises(ParamsError, match=said):
-        execution.execute(params)
+        execution.execute(study)
     assert not list((folders / "ledger").glob("**/*.tmp"))
 
 
 def test_what_is_left_out_is_said(folders: Path, tmp_path: Path) -> None:
     root = damaged(folders, tmp_path / "celeba", "test", 127)
     stream = io.StringIO()
-    params = small("celeba", folders, **{"data.root": str(root), "data.max_bad": 1})
-    execution.execute(params, stream=stream)
+    study = small("celeba", folders, **{"data.root": str(root), "data.max_bad": 1})
+    execution.execute(study, stream=stream)
     assert (
         "data: 1 pictures or labels were left out, such as img_align_celeba/" in stream.getvalue()
     )
-    assert all(r.counts.sum() == 127 for r in runs_of(params))
+    assert all(r.counts.sum() == 127 for r in runs_of(study))

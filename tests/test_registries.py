@@ -27,11 +27,11 @@ from fairq_utils.fingerprint import closure
 from fairq_utils.quantizers.methods import METHODS, MSE, Method, Result, Task, method
 from fairq_utils.quantizers.post_training import quantize_observed
 from fairq_utils.report import effects, mitigation, tables
-from fairq_utils.study import execution, people, planning, run_models, statistics
-from fairq_utils.study.ledger import Ledger
+from fairq_utils.study import execution, planning, run_models, statistics
 from fairq_utils.study.params.data import CELLS
 from fairq_utils.study.params.file import load_params
-from fairq_utils.study.params.study import Params, ParamsError
+from fairq_utils.study.params.study import ParamsError
+from fairq_utils.study.study import Study
 
 IMAGES = 16  # of calibration
 STUDY: dict[str, Any] = {
@@ -133,7 +133,7 @@ def grid(method: str, sampler: str) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module", params=["here", "plugin"])
 def studied(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Params, Ledger, str, str]]:
+) -> Iterator[tuple[Study, str, str]]:
     """A study of a toy method with a toy sampler, which has run; and the names of the two."""
     folder = tmp_path_factory.mktemp("toys")
     path = folder / "toys.yaml"
@@ -148,19 +148,22 @@ def studied(
             (folder / "my_module.py").write_text(PLUGIN)
             plugins = {"plugins": ["my_module"]}
         path.write_text(yaml.safe_dump({**STUDY, **plugins, "grid": grid(*names)}))
-        params = load_params(path)
-        yield params, execution.execute(params, stream=io.StringIO()), *names
+        study = Study(load_params(path))
+        execution.execute(study, stream=io.StringIO())
+        yield study, *names
 
 
-def test_a_toy_study_runs_end_to_end(studied: tuple[Params, Ledger, str, str]) -> None:
-    params, store, method, sampler = studied
-    planned = planning.plan(params)
+def test_a_toy_study_runs_end_to_end(studied: tuple[Study, str, str]) -> None:
+    study, method, sampler = studied
+    planned = planning.plan(study)
     # What they are compared with comes by itself: a random draw, and plain quantization.
     assert sorted((run.method, str(run.sampler)) for run in planned) == sorted(
         [("fp32", "None"), ("ptq", "random")] + 2 * [(method, "random"), (method, sampler)]
     )
-    assert set(store.keys()) == {run.key for run in planned}
-    toys = [record for run in planned if (record := store.read(run.key)).run.method == method]
+    assert set(study.ledger.keys()) == {run.key for run in planned}
+    toys = [
+        record for run in planned if (record := study.ledger.read(run.key)).run.method == method
+    ]
     for record in toys:
         assert record.counts.sum() == STUDY["data"]["test"]
         assert record.run.settings["attributes"] == ["gender", "age"]
@@ -171,18 +174,18 @@ def test_a_toy_study_runs_end_to_end(studied: tuple[Params, Ledger, str, str]) -
     assert (small[0], large[0]) == (2, 6) and small[1] < large[1]
 
 
-def test_a_toy_sampler_draws_what_it_says(studied: tuple[Params, Ledger, str, str]) -> None:
-    params, _, _, sampler = studied
-    run = next(run for run in planning.plan(params) if run.sampler == sampler)
-    model = run_models.trained(params, run.architecture, planning.baseline_of(run).key)
-    pool = people.faces(params).subset("calibration")
-    rows = run_models.calibration_rows(params, run, pool, model)
+def test_a_toy_sampler_draws_what_it_says(studied: tuple[Study, str, str]) -> None:
+    study, _, sampler = studied
+    run = next(run for run in planning.plan(study) if run.sampler == sampler)
+    model = run_models.trained(study, run.architecture, planning.baseline_of(run).key)
+    pool = study.faces.subset("calibration")
+    rows = run_models.calibration_rows(study, run, pool, model)
     assert len(set(rows)) == IMAGES
     assert set(pool.target[rows]) == {1}
 
 
-def test_a_run_is_named_by_the_code_of_its_toys(studied: tuple[Params, Ledger, str, str]) -> None:
-    params, _, method, sampler = studied
+def test_a_run_is_named_by_the_code_of_its_toys(studied: tuple[Study, str, str]) -> None:
+    study, method, sampler = studied
     home = METHODS.home(method)
     assert home == SAMPLERS.home(sampler)
     assert home in (__name__, "my_module")
@@ -191,15 +194,15 @@ def test_a_run_is_named_by_the_code_of_its_toys(studied: tuple[Params, Ledger, s
     if home == "my_module":
         assert "fairq_utils.quantizers.methods" in made
         assert "fairq_utils.cli" not in made
-    codes = {run.method: run.code for run in planning.plan(params)}
+    codes = {run.method: run.code for run in planning.plan(study)}
     assert len(set(codes.values())) == 3  # FP32, plain quantization, and the toy
 
 
 def test_toys_are_compared_with_plain_quantization(
-    studied: tuple[Params, Ledger, str, str],
+    studied: tuple[Study, str, str],
 ) -> None:
-    params, store, method, sampler = studied
-    beside = effects.against_plain(statistics.records(store, params), params)
+    study, method, sampler = studied
+    beside = effects.against_plain(statistics.records(study), study.params)
     mine = beside[beside.method == method]
     assert set(mine.sampler) == {"random", sampler}
     assert mine.setting.nunique() == 2
@@ -207,9 +210,9 @@ def test_toys_are_compared_with_plain_quantization(
     assert "toys" in page and "one layer apart" in page
 
 
-def test_toys_are_called_by_their_labels(studied: tuple[Params, Ledger, str, str]) -> None:
-    params, store, method, _ = studied
-    frame = effects.by_configuration(statistics.records(store, params), params)
+def test_toys_are_called_by_their_labels(studied: tuple[Study, str, str]) -> None:
+    study, method, _ = studied
+    frame = effects.by_configuration(statistics.records(study), study.params)
     for _, row in frame[frame.method == method].iterrows():
         assert tables.method_label(row) == "toys: one layer apart"
 

@@ -29,11 +29,11 @@ from fairq_utils.mitigation.constraints import CONSTRAINTS
 from fairq_utils.mitigation.fine_tuning import OnFaces
 from fairq_utils.mitigation.group_facts import facts_of_faces
 from fairq_utils.quantizers import QuantSpec, observe, prepare_qat
-from fairq_utils.study import planning, run_models, runs, storage
+from fairq_utils.study import planning, runs
 from fairq_utils.study.ledger import Run
 from fairq_utils.study.params.file import load_params
-from fairq_utils.study.params.study import Params
 from fairq_utils.study.progress import Progress
+from fairq_utils.study.study import Study
 from fairq_utils.training import architectures, loop, objectives, resume
 from fairq_utils.training.resume import Checkpoints
 
@@ -304,7 +304,7 @@ def test_a_short_training_writes_nothing(tmp_path: Path) -> None:
 SIZES = {"train": 70, "calibration": 40, "validation": 10, "test": 64}
 
 
-def study(folder: Path, minutes: float) -> Params:
+def study(folder: Path, minutes: float) -> Study:
     """A study of one model, with training on."""
     content = {
         "name": "resumed",
@@ -320,26 +320,25 @@ def study(folder: Path, minutes: float) -> Params:
     folder.mkdir()
     path = folder / "resumed.yaml"
     path.write_text(yaml.safe_dump(content))
-    return load_params(path)
+    return Study(load_params(path))
 
 
-def planned(params: Params, method: str) -> Run:
-    return next(run for run in planning.plan(params) if run.method == method)
+def planned(study: Study, method: str) -> Run:
+    return next(run for run in planning.plan(study) if run.method == method)
 
 
-def compute(params: Params, method: str) -> None:
+def compute(study: Study, method: str) -> None:
     """One run, as a study computes it."""
-    base = planned(params, "fp32")
+    base = planned(study, "fp32")
     if method == "fp32":
-        runs.train_baseline(params, base)
+        runs.train_baseline(study, base)
     else:
-        runs.evaluate_quantized(params, [planned(params, method)], base.key)
+        runs.evaluate_quantized(study, [planned(study, method)], base.key)
 
 
 def test_a_study_goes_on_within_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = faces(sum(SIZES.values()), SIZES)
-    for module in (runs, run_models):
-        monkeypatch.setattr(module, "faces", lambda params: data)
+    monkeypatch.setattr(Study, "faces", data)
     whole, stopped = study(tmp_path / "whole", 0), study(tmp_path / "stopped", 1e-9)
     loss = objectives.Classification.of_logits
     for method, steps in (("fp32", 8), ("qat", 4)):
@@ -354,43 +353,44 @@ def test_a_study_goes_on_within_a_training(tmp_path: Path, monkeypatch: pytest.M
             return loss(*args)
 
         run = planned(stopped, method)
-        kept = storage.unfinished(stopped, run)
+        kept = stopped.unfinished(run)
         assert kept is not None
         monkeypatch.setattr(objectives.Classification, "of_logits", interrupted)
         with pytest.raises(KeyboardInterrupt):
             compute(stopped, method)
         assert kept.path.exists()
-        assert not storage.ledger(stopped).contains(run.key)
+        assert not stopped.ledger.contains(run.key)
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
             compute(stopped, method)
         assert calls == steps + 1  # one step was begun twice, no other
         assert not kept.path.exists()
         monkeypatch.setattr(objectives.Classification, "of_logits", loss)
-        one, other = (storage.ledger(p).read(run.key) for p in (whole, stopped))
+        one, other = (s.ledger.read(run.key) for s in (whole, stopped))
         np.testing.assert_array_equal(one.scores, other.scores)
         for name in ("loss_1", "loss_2") if method == "fp32" else ("loss_1",):
             assert one.measures[name] == other.measures[name]
     key = planned(whole, "fp32").key
-    mine, theirs = (load_file(storage.ledger(p).checkpoint_path(key)) for p in (whole, stopped))
+    mine, theirs = (load_file(s.ledger.checkpoint_path(key)) for s in (whole, stopped))
     assert all(torch.equal(mine[name], value) for name, value in theirs.items())
     assert not list((tmp_path / "whole").rglob("*.unfinished"))
 
 
 def test_what_a_stopped_training_left_goes_once_its_run_is_there(tmp_path: Path) -> None:
-    params = study(tmp_path / "study", 0)  # which keeps nothing by itself
+    params = study(tmp_path / "study", 0).params  # which keeps nothing by itself
     where = {"ledger": f"memory://{tmp_path.name}", "cache": str(tmp_path / "cache")}
     execution = params.execution.model_copy(update=where)
-    store = storage.ledger(params.model_copy(update={"execution": execution}))
-    base, tuned = planned(params, "fp32"), planned(params, "qat")
-    places = {run: storage._unfinished(store, run) for run in (base, tuned)}
+    found = Study(params.model_copy(update={"execution": execution}))
+    base, tuned = planned(found, "fp32"), planned(found, "qat")
+    places = {run: found._unfinished(run) for run in (base, tuned)}
     places[base].parent.mkdir(parents=True)
     for path in places.values():
         path.touch()
-    storage.remove_abandoned(store, [])
+    found.remove_abandoned([])
     assert all(path.exists() for path in places.values())
-    storage.remove_abandoned(store, [base, tuned])
+    found.remove_abandoned([base, tuned])
     assert [places[run].exists() for run in (base, tuned)] == [True, False]  # no weights yet
+    store = found.ledger
     store.fs.pipe_file(store.kept_checkpoint(base.key), b"weights")
-    storage.remove_abandoned(store, [base, tuned])
+    found.remove_abandoned([base, tuned])
     assert not places[base].exists()

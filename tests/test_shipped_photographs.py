@@ -14,11 +14,10 @@ from fairq_utils.cli import app
 from fairq_utils.data.photographs.registry import COLLECTIONS
 from fairq_utils.deploy import engines, model_card
 from fairq_utils.report import measuring
-from fairq_utils.study import execution, people, storage
+from fairq_utils.report.chapter import Chapter
+from fairq_utils.study import execution
 from fairq_utils.study.params.file import load_params
-from fairq_utils.study.params.study import Params
-from fairq_utils.study.people import answers
-from fairq_utils.study.statistics import records
+from fairq_utils.study.study import Study
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = "squeezenet1_1"
@@ -52,14 +51,14 @@ def settings(place: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def params(settings: dict[str, Any]) -> Params:
-    return load_params(ROOT / "params" / "utkface.yaml", settings)
+def study(settings: dict[str, Any]) -> Study:
+    return Study(load_params(ROOT / "params" / "utkface.yaml", settings))
 
 
 @pytest.fixture(scope="module")
-def trained(params: Params) -> Params:
-    execution.execute(params, ("baseline",))
-    return params
+def trained(study: Study) -> Study:
+    execution.execute(study, ("baseline",))
+    return study
 
 
 def fairq(*arguments: object) -> Result:
@@ -67,7 +66,7 @@ def fairq(*arguments: object) -> Result:
 
 
 @pytest.fixture(scope="module")
-def exported(place: Path, settings: dict[str, Any], trained: Params) -> Path:
+def exported(place: Path, settings: dict[str, Any], trained: Study) -> Path:
     """A folder that the command line wrote."""
     try:
         engines.installed("onnxruntime")
@@ -81,11 +80,11 @@ def exported(place: Path, settings: dict[str, Any], trained: Params) -> Path:
     return place / "out"
 
 
-def test_its_card_is_about_these_photographs(exported: Path, params: Params) -> None:
+def test_its_card_is_about_these_photographs(exported: Path, study: Study) -> None:
     card = json.loads((exported / "card.json").read_text())
-    data = people.faces(params)
+    data = study.faces
     test = data.subset("test")
-    assert params.data.target == "young"  # type: ignore[union-attr]
+    assert study.params.data.target == "young"  # type: ignore[union-attr]
     assert card["task"] == {"target": "young", "classes": ["old", "young"], "logit": 1}
     assert card["data"]["images"] == {
         split: int((data.split == split).sum()) for split in ("train", "test")
@@ -131,8 +130,8 @@ def test_its_answers_are_about_age(exported: Path, place: Path) -> None:
     assert found["probability"] == pytest.approx(probability, abs=1e-4)
 
 
-def test_null_bands_say_whom_they_count(trained: Params) -> None:
-    found = measuring.null_bands(records(storage.ledger(trained), trained), trained)
+def test_null_bands_say_whom_they_count(trained: Study) -> None:
+    found = measuring.null_bands(Chapter(trained))
     assert dict(zip(found.rate, found.among, strict=True)) == {
         "accuracy": "everybody",
         "selection_rate": "everybody",
@@ -151,26 +150,26 @@ def test_every_collection_has_limits_of_its_own(name: str, tmp_path: Path) -> No
         own = {"target": "smiling", "groups": {"sex": "gender"}, "held_out": {"test": 0.3}}
         changed |= {f"data.{key}": value for key, value in {"name": name, **own}.items()}
     file = f"{name}.yaml" if COLLECTIONS[name].published else "utkface.yaml"
-    params = load_params(ROOT / "params" / file, changed)
-    text = "\n".join(model_card.limits(params))
+    study = Study(load_params(ROOT / "params" / file, changed))
+    text = "\n".join(model_card.limits(study))
     assert COLLECTIONS[name].title in text
     assert COLLECTIONS[name].labelled in text
     assert "ImageNet" in text  # these studies begin from its weights
     assert ("Young is below 40" in text) == (name in ("utkface", "fairface"))
     assert ("in no product" in text) == (name in ("celeba", "utkface"))
     assert ("Cite " in text) == (name != "folder")
-    assert ("CC BY 4.0" in model_card.licence(params, "X")) == (name == "fairface")
-    assert "X" not in model_card.licence(params, "X")
+    assert ("CC BY 4.0" in model_card.licence(study.params, "X")) == (name == "fairface")
+    assert "X" not in model_card.licence(study.params, "X")
     if name == "celeba":
-        assert answers(params) == ("no hat", "hat")
+        assert study.classes == ("no hat", "hat")
     for word in FOREIGN:
         assert word not in text or (name, word) == ("folder", "smil")
 
 
 def test_rendered_people_keep_theirs() -> None:
-    params = load_params(ROOT / "params" / "smoke.yaml")
-    text = "\n".join(model_card.limits(params))
+    study = Study(load_params(ROOT / "params" / "smoke.yaml"))
+    text = "\n".join(model_card.limits(study))
     assert "are rendered" in text
     assert "ImageNet" not in text
-    assert model_card.licence(params, "Apache-2.0") == "Apache-2.0"
-    assert answers(params) == ("not smiling", "smiling")
+    assert model_card.licence(study.params, "Apache-2.0") == "Apache-2.0"
+    assert study.classes == ("not smiling", "smiling")

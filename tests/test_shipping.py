@@ -20,6 +20,7 @@ from fairq_utils.report.baselines import PUBLISHED_SIZES
 from fairq_utils.study import recorded
 from fairq_utils.study.params.file import load_params
 from fairq_utils.study.recorded import RecordError
+from fairq_utils.study.study import Study
 from fairq_utils.training.zoo import display_name
 
 ROOT = recorded.FOLDER.parents[1]
@@ -150,7 +151,7 @@ def test_latency_has_every_key_and_names_what_is_missing(monkeypatch: pytest.Mon
     monkeypatch.setattr(latency, "write_by_toolkit", refuse)
     recipe = {"squeezenet1_1": {"epochs": 1, "learning_rate": 0.001}}
     params = load_params(ROOT / "params" / "smoke.yaml", {"training.models": recipe})
-    found = latency.bench_latency(Subject(params))
+    found = latency.bench_latency(Subject(Study(params)))
     for batch in ("1", "2"):
         row = found.figures["squeezenet1_1"][batch]
         assert row["onnxruntime_toolkit_int8"] is None

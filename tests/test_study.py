@@ -35,19 +35,19 @@ from fairq_utils.report import (
     quantization,
 )
 from fairq_utils.report import record as report_record
+from fairq_utils.report.chapter import Chapter
 from fairq_utils.study import (
     execution,
-    people,
     planning,
     recorded,
     run_models,
     runs,
     statistics,
-    storage,
 )
 from fairq_utils.study.ledger import Ledger, RunRecord
 from fairq_utils.study.params.file import load_params
 from fairq_utils.study.params.study import Params
+from fairq_utils.study.study import Study
 
 AGES = ("old", "young")
 STUDY = {
@@ -93,27 +93,32 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def params(small: Path) -> Params:
-    return load_params(small)
+def study(small: Path) -> Study:
+    return Study(load_params(small))
 
 
-def test_the_plan_is_the_grid(params: Params) -> None:
-    planned = planning.plan(params)
+@pytest.fixture(scope="module")
+def params(study: Study) -> Params:
+    return study.params
+
+
+def test_the_plan_is_the_grid(study: Study) -> None:
+    planned = planning.plan(study)
     # For each model: FP32, two bits x two ranges x two samplers, dynamic at W8A8, eight other
     # methods and the FP32 fine-tuning that the one that trains is compared with.
     assert len(planned) == 2 * (1 + 2 * 2 * 2 + 1 + 8 + 1)
     assert len({run.key for run in planned}) == len(planned)
-    by_phase = {phase: planning.plan(params, [phase]) for phase in planning.PHASES}
+    by_phase = {phase: planning.plan(study, [phase]) for phase in planning.PHASES}
     # With a balanced draw comes the random one that it is compared with.
     assert [len(by_phase[p]) for p in planning.PHASES] == [2, 28, 16]
     assert len({*by_phase["quantization"], *by_phase["mitigation"]}) == 28 + 8
 
 
-def test_every_run_is_in_the_ledger_and_counts_every_image(params: Params) -> None:
-    store = storage.ledger(params)
-    planned = planning.plan(params)
+def test_every_run_is_in_the_ledger_and_counts_every_image(study: Study) -> None:
+    store = study.ledger
+    planned = planning.plan(study)
     assert set(store.keys()) == {run.key for run in planned}
-    test = people.faces(params).subset("test")
+    test = study.faces.subset("test")
     for run in planned:
         record = store.read(run.key)
         assert record.counts.sum() == len(test) == len(record.scores)
@@ -128,11 +133,11 @@ def test_every_run_is_in_the_ledger_and_counts_every_image(params: Params) -> No
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU was found, and the study's is there")
-def test_a_model_is_rebuilt_where_the_study_s_gpu_is_not(params: Params) -> None:
-    run = next(run for run in planning.plan(params) if run.method == "ptq")
+def test_a_model_is_rebuilt_where_the_study_s_gpu_is_not(study: Study, params: Params) -> None:
+    run = next(run for run in planning.plan(study) if run.method == "ptq")
     on_gpu = params.execution.model_copy(update={"device": "cuda"})
-    rebuilt = run_models.rebuild(params.model_copy(update={"execution": on_gpu}), run)
-    here = run_models.rebuild(params, run)
+    rebuilt = run_models.rebuild(Study(params.model_copy(update={"execution": on_gpu})), run)
+    here = run_models.rebuild(study, run)
     state = here.model.state_dict()
     assert all(
         torch.equal(value, state[name]) for name, value in rebuilt.model.state_dict().items()
@@ -141,25 +146,25 @@ def test_a_model_is_rebuilt_where_the_study_s_gpu_is_not(params: Params) -> None
 
 
 def test_a_second_run_computes_nothing(
-    params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def never(*_: object) -> None:
         raise AssertionError("computed again")
 
     monkeypatch.setattr(runs, "train_baseline", never)
     monkeypatch.setattr(runs, "evaluate_quantized", never)
-    execution.execute(params)
+    execution.execute(study)
     assert "all 38 runs are in the ledger" in capsys.readouterr().err
 
 
-def test_one_missing_run_is_the_only_one_computed(params: Params) -> None:
-    store = storage.ledger(params)
-    run = planning.plan(params)[5]
+def test_one_missing_run_is_the_only_one_computed(study: Study) -> None:
+    store = study.ledger
+    run = planning.plan(study)[5]
     path = Path(store.path(run.key))
     before = store.read(run.key)
     times = {p: p.stat().st_mtime_ns for p in path.parent.iterdir() if p != path}
     path.unlink()
-    execution.execute(params)
+    execution.execute(study)
     np.testing.assert_array_equal(store.read(run.key).scores, before.scores)
     assert times == {p: p.stat().st_mtime_ns for p in times}
 
@@ -171,19 +176,19 @@ def written(store: Ledger) -> dict[str, int]:
 
 
 def _run(path: str) -> None:
-    execution.execute(load_params(path))
+    execution.execute(Study(load_params(path)))
 
 
 def test_killed_at_random_moments_it_goes_on_where_it_was(small: Path, tmp_path: Path) -> None:
     """SIGKILL ten times: no finished run is lost or computed again; the results are the same."""
-    params = load_params(small)
+    study = Study(load_params(small))
     content = {
         **STUDY,
-        "execution": {"ledger": str(tmp_path / "ledger"), "cache": params.execution.cache},
+        "execution": {"ledger": str(tmp_path / "ledger"), "cache": study.params.execution.cache},
     }
     again = tmp_path / "again.yaml"
     again.write_text(yaml.safe_dump(content))
-    store = storage.ledger(load_params(again))
+    store = Study(load_params(again)).ledger
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fairq_utils.study.execution"])
     rng = random.Random(1)
@@ -205,12 +210,12 @@ def test_killed_at_random_moments_it_goes_on_where_it_was(small: Path, tmp_path:
         assert finished.items() <= now.items()
         assert all(store.contains(key) for key in now)
         finished = now
-    execution.execute(load_params(again))
+    execution.execute(Study(load_params(again)))
     assert finished  # the kills came after something had been written
     now = written(store)
     assert finished.items() <= now.items()
-    assert set(now) == {run.key for run in planning.plan(params)}
-    whole = storage.ledger(params)
+    assert set(now) == {run.key for run in planning.plan(study)}
+    whole = study.ledger
     for key in now:
         np.testing.assert_allclose(
             store.read(key).scores, whole.read(key).scores, rtol=1e-2, atol=1e-2
@@ -255,8 +260,8 @@ def test_results_are_written_as_the_published_study_names_them(small: Path) -> N
 
 
 @pytest.fixture(scope="module")
-def records(params: Params) -> list[RunRecord]:
-    return statistics.records(storage.ledger(params), params)
+def records(study: Study) -> list[RunRecord]:
+    return statistics.records(study)
 
 
 def test_effects_hold_the_ledgers_counts(params: Params, records: list[RunRecord]) -> None:
@@ -311,7 +316,9 @@ def test_pareto_keeps_what_nothing_beats() -> None:
     assert front.tolist() == [True, True, False, False, True]
 
 
-def test_figures_are_drawn_from_the_tables(params: Params, records: list[RunRecord]) -> None:
+def test_figures_are_drawn_from_the_tables(
+    study: Study, params: Params, records: list[RunRecord]
+) -> None:
     frame, groups = effects.by_configuration(records, params), effects.by_group(records, params)
     scope = "gender x age"
     front = effects.frontier(frame, effects.sizes(records), scope)
@@ -320,13 +327,13 @@ def test_figures_are_drawn_from_the_tables(params: Params, records: list[RunReco
         baselines.accuracy_figure(frame[(frame.method == "fp32") & (frame["scope"] == scope)]),
         figures.heatmap_figure(quantized, "accuracy", scope),
         quantization.changes_figure(quantized, "demographic_parity_difference", scope),
-        measuring.null_bands_figure(measuring.null_bands(records, params)),
+        measuring.null_bands_figure(measuring.null_bands(Chapter(study))),
         quantization.groups_figure(groups[groups.bits == "W4A4"]),
         calibration.balance_figure(
             effects.against_random(records, params), "demographic_parity_difference", scope
         ),
         analysis.pareto_figure(front),
-        population.faces_figure(people.faces(params), rows=1, columns=4),
+        population.faces_figure(study.faces, rows=1, columns=4),
     ]
     assert all(isinstance(f, Figure) and f.axes for f in drawn)
     assert plt.get_fignums() == []  # nothing is left for a notebook to show a second time
@@ -361,25 +368,25 @@ def test_render_benchmark_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         bench.run("rander", tmp_path)
 
 
-def test_a_damaged_checkpoint_is_set_aside_and_trained_again(params: Params) -> None:
-    store = storage.ledger(params)
-    base, quantized = planning.plan(params)[:2]
+def test_a_damaged_checkpoint_is_set_aside_and_trained_again(study: Study) -> None:
+    store = study.ledger
+    base, quantized = planning.plan(study)[:2]
     path = store.checkpoint_path(base.key)
     before = store.read(base.key).scores
     path.write_bytes(path.read_bytes()[:1000])
     Path(store.path(quantized.key)).unlink()
     with pytest.warns(UserWarning, match="this checkpoint is damaged .* trained again"):
-        execution.execute(params)
+        execution.execute(study)
     np.testing.assert_allclose(store.read(base.key).scores, before, rtol=1e-2, atol=1e-2)
     assert path.with_name(f"{path.name}.damaged").exists()
     assert store.contains(quantized.key)
 
 
-def test_what_a_stopped_training_left_is_gone_after_the_study(params: Params) -> None:
-    store = storage.ledger(params)
-    left = store.checkpoint_path(planning.plan(params)[0].key).with_suffix(".unfinished")
+def test_what_a_stopped_training_left_is_gone_after_the_study(study: Study) -> None:
+    store = study.ledger
+    left = store.checkpoint_path(planning.plan(study)[0].key).with_suffix(".unfinished")
     left.touch()
-    execution.execute(params)
+    execution.execute(study)
     assert not left.exists()
 
 
@@ -397,13 +404,15 @@ def test_a_place_that_cannot_be_written_is_named_before_anything_is_computed(
     assert not list(tmp_path.glob("build/cache/*"))
 
 
-def test_a_recorded_study_is_read_as_it_was_written(params: Params, tmp_path: Path) -> None:
+def test_a_recorded_study_is_read_as_it_was_written(
+    study: Study, params: Params, tmp_path: Path
+) -> None:
     with pytest.raises(recorded.RecordError, match=r"not recorded; run `fairq run --params"):
         recorded.read(params.name, tmp_path)
-    paths = report_record.record(params, tmp_path)
+    paths = report_record.record(study, tmp_path)
     assert [path.name for path in paths] == ["small.csv", "small_groups.csv", "small.json"]
     found = recorded.read(params.name, tmp_path)
-    runs = statistics.records(storage.ledger(params), params)
+    runs = statistics.records(study)
     runs = [record for record in runs if record.run.sampler in (None, "random")]
     frame = effects.by_configuration(runs, params)
     crossed = frame[frame["scope"] == "gender x age"]
@@ -418,8 +427,8 @@ def test_a_recorded_study_is_read_as_it_was_written(params: Params, tmp_path: Pa
     assert set(found.groups.group) == {f"{g} {a}" for g in ("female", "male") for a in AGES}
 
 
-def test_what_training_on_does_is_in_the_ledger(params: Params) -> None:
-    runs = statistics.records(storage.ledger(params), params)
+def test_what_training_on_does_is_in_the_ledger(study: Study) -> None:
+    runs = statistics.records(study)
     tuned = [r for r in runs if r.run.method in ("qat", "fp32_finetuning")]
     assert len(tuned) == 4
     for record in tuned:
@@ -462,9 +471,8 @@ def test_recovery_by_hand() -> None:
     assert quantization.best_of(found).method.tolist() == ["block", "block"]
 
 
-def test_pictures_of_the_methods_are_drawn(params: Params) -> None:
-    baselines = planning.plan(params, ("baseline",))
-    found = anatomy.specimen(params, baselines)
+def test_pictures_of_the_methods_are_drawn(study: Study) -> None:
+    found = anatomy.specimen(Chapter(study))
     assert found.title == "MobileNetV2"
     pictures = [
         anatomy.grids_figure(),

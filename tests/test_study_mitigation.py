@@ -20,14 +20,15 @@ from fairq_utils.errors import BadInput
 from fairq_utils.fingerprint import closure
 from fairq_utils.quantizers.methods import CONTROL, METHODS
 from fairq_utils.report import calibration, certificates, dials, effects, mitigation
-from fairq_utils.report import chapter as chapters
 from fairq_utils.report import record as report_record
+from fairq_utils.report.chapter import Chapter
 from fairq_utils.report.rows import PARITY
-from fairq_utils.study import execution, people, planning, recorded, run_models, statistics, storage
+from fairq_utils.study import execution, planning, recorded, run_models, statistics
 from fairq_utils.study.ledger import RunRecord
 from fairq_utils.study.params.data import CELLS
 from fairq_utils.study.params.file import load_params
 from fairq_utils.study.params.study import Dials, Params
+from fairq_utils.study.study import Study
 from fairq_utils.training import architectures
 
 AWARE = {name: method for name, method in METHODS.items() if method.group_aware}
@@ -38,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
-def params(tmp_path_factory: pytest.TempPathFactory) -> Params:
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     """A study of all methods, which has run once; groups are even, so that each can be drawn."""
     folder = tmp_path_factory.mktemp("aware")
     path = folder / "aware.yaml"
@@ -69,28 +70,34 @@ def params(tmp_path_factory: pytest.TempPathFactory) -> Params:
             "analysis.replicates": 100,
         },
     )
-    execution.execute(found)
-    return found
+    study = Study(found)
+    execution.execute(study)
+    return study
 
 
 @pytest.fixture(scope="module")
-def records(params: Params) -> list[RunRecord]:
-    return statistics.records(storage.ledger(params), params)
+def params(study: Study) -> Params:
+    return study.params
+
+
+@pytest.fixture(scope="module")
+def records(study: Study) -> list[RunRecord]:
+    return statistics.records(study)
 
 
 def of_method(records: list[RunRecord], name: str, seed: int = 0) -> RunRecord:
     return next(r for r in records if r.run.method == name and r.run.training["seed"] == seed)
 
 
-def test_samples_of_a_study_are_read_in_parts(params: Params) -> None:
-    data = people.faces(params).subset("validation")
+def test_samples_of_a_study_are_read_in_parts(study: Study) -> None:
+    data = study.faces.subset("validation")
     found = run_models._sample(data, ("gender", "age"), 1, torch.device("cpu"))
     assert isinstance(found.images, architectures.Normalized)
     assert found.images.images is data.images
 
 
-def test_the_plan_has_every_method_once(params: Params, records: list[RunRecord]) -> None:
-    planned = planning.plan(params)
+def test_the_plan_has_every_method_once(study: Study, records: list[RunRecord]) -> None:
+    planned = planning.plan(study)
     assert len(records) == len(planned) == len({run.key for run in planned})
     of_one = [run for run in planned if run.training["seed"] == 0]
     samplers = {run.sampler for run in of_one if run.method == "ptq"}
@@ -99,11 +106,11 @@ def test_the_plan_has_every_method_once(params: Params, records: list[RunRecord]
 
 
 def test_the_benchmark_times_the_static_runs_that_it_counts(
-    params: Params, monkeypatch: pytest.MonkeyPatch
+    study: Study, params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dialled = params.model_copy(update={"dials": Dials(models=("squeezenet1_1",), light=(0.5,))})
-    assert len(planning.with_dials(dialled)) > len(planning.plan(params))
-    alone = throughput.static_runs(dialled, "squeezenet1_1")
+    assert len(planning.with_dials(Study(dialled))) > len(planning.plan(study))
+    alone = Study(throughput.static_runs(dialled, "squeezenet1_1"))
     counted = planning.plan(alone, planning.PHASES[1:])
     seeds, samplers = params.training.seeds, {*SAMPLERS, *GROUPS} - {"one_group"}
     assert {(run.training["seed"], run.sampler) for run in counted} == set(product(seeds, samplers))
@@ -111,12 +118,12 @@ def test_the_benchmark_times_the_static_runs_that_it_counts(
     timed: list[str] = []
 
     def executed(*args: Any, **options: Any) -> None:
-        before = set(storage.ledger(args[0]).keys())
+        before = set(args[0].ledger.keys())
         assert len(before) == len(seeds)  # no model is trained in the time that is taken
         timed.extend(set(execution.execute(*args, **options).keys()) - before)
 
     monkeypatch.setattr(throughput, "execute", executed)
-    assert throughput._by_the_study(alone, storage.ledger(params), counted) > 0
+    assert throughput._by_the_study(alone, study.ledger, counted) > 0
     assert sorted(timed) == sorted(run.key for run in counted)
 
 
@@ -151,13 +158,13 @@ def test_constraints_train_otherwise_than_their_control(records: list[RunRecord]
     assert len(set(losses.values())) == len(losses)
 
 
-def test_samplers_calibrate_on_whom_they_say(params: Params, records: list[RunRecord]) -> None:
-    data = people.faces(params)
+def test_samplers_calibrate_on_whom_they_say(study: Study, records: list[RunRecord]) -> None:
+    data = study.faces
     pool = data.subset("calibration")
-    model = run_models.trained(params, "squeezenet1_1", planning.baseline_of(records[0].run).key)
+    model = run_models.trained(study, "squeezenet1_1", planning.baseline_of(records[0].run).key)
     cells = pool.groups.gender.astype(str) + " " + pool.groups.age.astype(str)
     rows = {
-        str(r.run.sampler): run_models.calibration_rows(params, r.run, pool, model)
+        str(r.run.sampler): run_models.calibration_rows(study, r.run, pool, model)
         for r in records
         if r.run.method == "ptq" and r.run.training["seed"] == 0
     }
@@ -222,9 +229,13 @@ def glued(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, float | str]]:
 
 
 def test_recorded_tables_are_read_as_they_were_written(
-    params: Params, records: list[RunRecord], tmp_path: Path, glued: dict[str, float | str]
+    study: Study,
+    params: Params,
+    records: list[RunRecord],
+    tmp_path: Path,
+    glued: dict[str, float | str],
 ) -> None:
-    names = [path.name for path in report_record.record(params, tmp_path)]
+    names = [path.name for path in report_record.record(study, tmp_path)]
     assert names[3:] == ["aware_methods.csv", "aware_seeds.csv"]
     frame = recorded.read_part("aware", "methods", tmp_path)
     direct = effects.against_plain(records, params)
@@ -244,14 +255,16 @@ def test_recorded_tables_are_read_as_they_were_written(
         recorded.read_part("other", "dials", tmp_path)
 
 
-def test_pictures_and_tables_are_drawn(params: Params, records: list[RunRecord]) -> None:
+def test_pictures_and_tables_are_drawn(
+    study: Study, params: Params, records: list[RunRecord]
+) -> None:
     frame = effects.against_plain(records, params)
     assert isinstance(mitigation.changes_figure(frame, "worst_group_accuracy", SCOPE), Figure)
     text = mitigation.changes_table(frame, SCOPE).data
     for method in AWARE.values():
         assert method.label in text
     assert "female old only" in text
-    chapter = chapters.Chapter(params, storage.ledger(params))
+    chapter = Chapter(study)
     clipped = calibration.clipping(chapter, "W4A4")
     assert set(clipped.group) == {"female old", "female young", "male old", "male young"}
     assert ((clipped.range_low >= clipped.low.min()) & (clipped.clipped < 0.5)).all()
@@ -277,8 +290,8 @@ def test_balance_in_words() -> None:
     assert "and widens it on 1" in mitigation._balance(rows.assign(shown=True))
 
 
-def test_a_run_is_made_by_all_that_its_method_imports(params: Params) -> None:
-    for run in planning.plan(params):
+def test_a_run_is_made_by_all_that_its_method_imports(study: Study) -> None:
+    for run in planning.plan(study):
         code = planning.code_of(run.method, run.sampler, run.architecture, run.data)
         assert run.code == code
     for name, module in (("ranges_worst", "group_ranges"), ("layers_worst", "precision")):
@@ -292,7 +305,7 @@ def test_what_decides_a_result_is_in_its_key(params: Params) -> None:
         given = params.model_dump(mode="json")
         for name, change in changes.items():
             given[name] = given[name] | change if isinstance(change, dict) else change
-        found = planning.plan(Params.model_validate(given))
+        found = planning.plan(Study(Params.model_validate(given)))
         return {(r.method, r.sampler): r.key for r in found if r.bits}
 
     def settings(entry: int, **change: object) -> dict[tuple[str, str | None], str]:

@@ -13,10 +13,11 @@ import yaml
 
 from fairq_utils import metrics
 from fairq_utils.errors import Fault
-from fairq_utils.study import planning, runs, storage, tracking
+from fairq_utils.study import planning, runs, tracking
 from fairq_utils.study.ledger import RunRecord
 from fairq_utils.study.params.file import load_params
 from fairq_utils.study.params.study import Params
+from fairq_utils.study.study import Study
 
 GROUPS = tuple(f"{g}|{a}" for g in ("female", "male") for a in ("old", "young"))
 
@@ -37,7 +38,7 @@ def study(folder: Path, **sinks: str) -> Params:
 
 def record(params: Params, method: str = "ptq", seed: int = 0) -> RunRecord:
     """A run with made-up answers."""
-    run = next(run for run in planning.plan(params) if run.method == method)
+    run = next(run for run in planning.plan(Study(params)) if run.method == method)
     rng = np.random.default_rng(seed)
     counts = rng.integers(1, 30, (4, 2, 2, 2))
     images = int(counts.sum())
@@ -77,7 +78,7 @@ def test_scalars_are_those_of_the_counts(tmp_path: Path) -> None:
 
 
 def test_settings_tell_runs_apart(tmp_path: Path) -> None:
-    planned = planning.plan(study(tmp_path))
+    planned = planning.plan(Study(study(tmp_path)))
     every = [tracking.settings(run) for run in planned]
     assert every[0]["architecture"] == "squeezenet1_1"
     assert every[0]["training.learning_rate"] == "0.001"
@@ -95,14 +96,14 @@ def test_tensorboard_reads_back_what_the_ledger_holds(tmp_path: Path) -> None:
     assert report is not None
     for step in (100, 200):
         report(step, 200, 60 / step)
-    runs._finish(params, shown, None)
+    runs._finish(Study(params), shown, None)
     folder = tmp_path / "board" / "shown" / tracking.title(shown.run)
     events = EventAccumulator(str(folder)).Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [
         (100, pytest.approx(0.6)),
         (200, pytest.approx(0.3)),
     ]
-    kept = storage.ledger(params).read(shown.run.key)
+    kept = Study(params).ledger.read(shown.run.key)
     expected = tracking.scalars(kept, params)
     assert set(events.Tags()["scalars"]) == {"loss", *expected}
     for name, value in expected.items():
@@ -177,12 +178,12 @@ def test_mlflow_is_told_what_the_ledger_holds(tmp_path: Path) -> None:
     again = tracking.MLflow("https://mlflow.example", "shown")
     again.client = first.client
     tracking.tracker(params).sinks["tracking.mlflow"] = again
-    runs._finish(params, shown, None)
+    runs._finish(Study(params), shown, None)
     assert first.client.uri == "https://mlflow.example"
     (told,) = first.client.runs.values()
     assert told["finished"]
     assert told["metrics"][0] == ("loss", 0.6, 100)
-    expected = tracking.scalars(storage.ledger(params).read(shown.run.key), params)
+    expected = tracking.scalars(Study(params).ledger.read(shown.run.key), params)
     assert {name: value for name, value, _ in told["metrics"][1:]} == expected
     assert dict(told["params"]) == tracking.settings(shown.run)
 
@@ -220,7 +221,7 @@ def test_mlflow_itself_keeps_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     report = tracking.reporting(params, shown.run, None)
     assert report is not None
     report(100, 200, 0.6)
-    runs._finish(params, shown, None)
+    runs._finish(Study(params), shown, None)
     client = tracking.MLflow(str(tmp_path / "store"), "shown").client
     experiment = client.get_experiment_by_name("shown").experiment_id
     (told,) = client.search_runs([experiment])
@@ -266,10 +267,10 @@ def test_a_sink_that_fails_loses_no_run_and_says_so_once(tmp_path: Path) -> None
     with pytest.warns(UserWarning, match=r"tracking\.mlflow: .* gone\); the study goes on") as told:
         report(100, 200, 0.6)
         report(200, 200, 0.5)
-        runs._finish(params, shown, None)
+        runs._finish(Study(params), shown, None)
     assert len(told) == gone.calls == 1
     assert seen == ["step", "step", "show"]
-    assert storage.ledger(params).contains(shown.run.key)
+    assert Study(params).ledger.contains(shown.run.key)
 
 
 def test_a_full_disk_under_tensorboard_loses_no_run(tmp_path: Path) -> None:
@@ -279,8 +280,8 @@ def test_a_full_disk_under_tensorboard_loses_no_run(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     sink.folder = tmp_path / "file" / "board"  # what a disk does in the middle of a study
     with pytest.warns(UserWarning, match=r"tracking\.tensorboard: nothing more is shown there"):
-        runs._finish(params, record(params), None)
-    assert len(storage.ledger(params).keys()) == 1
+        runs._finish(Study(params), record(params), None)
+    assert len(Study(params).ledger.keys()) == 1
 
 
 def test_a_tensorboard_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
@@ -310,5 +311,5 @@ def test_without_the_section_nothing_is_imported_or_called(tmp_path: Path) -> No
     assert tracking.tracker(params).sinks == {}
     shown = record(params)
     assert tracking.reporting(params, shown.run, None) is None
-    runs._finish(params, shown, None)
+    runs._finish(Study(params), shown, None)
     assert [p.name for p in (tmp_path / "build").iterdir()] == ["ledger"]

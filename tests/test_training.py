@@ -23,6 +23,7 @@ from fairq_utils.quantizers.post_training import quantize_static
 from fairq_utils.quantizers.spec import QuantSpec
 from fairq_utils.study import cost, execution
 from fairq_utils.study.params.study import Params
+from fairq_utils.study.study import Study
 from fairq_utils.training import architectures, checkpoints, loop, objectives, resume
 from fairq_utils.training.image_sizes import check_size
 from fairq_utils.training.zoo import ARCHITECTURES
@@ -112,7 +113,7 @@ def test_a_study_of_an_architecture_without_an_entry(tmp_path: Path) -> None:
         }
     )
     stream = io.StringIO()
-    store = execution.execute(params, stream=stream)
+    store = execution.execute(Study(params), stream=stream)
     runs = {record.run.method: record for record in map(store.read, store.keys())}
     assert runs.keys() == {"fp32", "ptq", "dynamic"}
     assert len(runs["fp32"].scores) == 100

@@ -23,14 +23,12 @@ from fairq_utils.bench.subjects import (
     pinned_threads,
     trained_models,
 )
-from fairq_utils.data.faces import FaceData
 from fairq_utils.deploy.engines.registry import ENGINES, load, write
 from fairq_utils.quantizers.calibrate import Observed, observe
 from fairq_utils.quantizers.methods import METHODS
 from fairq_utils.quantizers.post_training import quantize_observed
 from fairq_utils.study import planning
-from fairq_utils.study.params.study import Params
-from fairq_utils.study.people import faces
+from fairq_utils.study.study import Study
 from fairq_utils.training import architectures, loop
 
 BATCH = 100
@@ -88,9 +86,10 @@ def bench_deployment(subject: Subject) -> Outcome:
     Fault
         A model is not trained yet.
     """
-    params, threads = subject.study, pinned_threads(subject.study)
-    models = trained_models(params)
-    found, missing = told("deployment", _deployed(params, models, faces(params), threads))
+    study = subject.study
+    threads = pinned_threads(study.params)
+    models = trained_models(study)
+    found, missing = told("deployment", _deployed(study, models, threads))
     figures = nested(
         [
             *(((o.architecture, o.bits, o.engine), round(o.disagreement, 5)) for o in found),
@@ -105,10 +104,11 @@ def bench_deployment(subject: Subject) -> Outcome:
 
 
 def _deployed(
-    params: Params, models: Mapping[str, nn.Module], data: FaceData, threads: int
+    study: Study, models: Mapping[str, nn.Module], threads: int
 ) -> Iterator[Deployed | Missing]:
     """Deploy every architecture at all bits in every engine, or say why it cannot be."""
-    batches, test = calibration_images(params, data, BATCH), data.subset("test")
+    params, test = study.params, study.faces.subset("test")
+    batches = calibration_images(study, BATCH)
     groups = test.groups[list(params.analysis.attributes)]
     images: NDArray[np.float32] = architectures.normalize(test.images[:]).contiguous().numpy()
     for architecture, model in models.items():

@@ -76,8 +76,8 @@ def bench_latency(subject: Subject) -> Outcome:
         of these and of the fastest files, with the reasons below; and ``latency`` with the spread,
         one row per figure.
     """
-    threads = pinned_threads(subject.study)
-    models = subject.study.training.models
+    threads = pinned_threads(subject.study.params)
+    models = subject.study.params.training.models
     found, missing = told("latency", (one for name in models for one in _measured(name, threads)))
     figures = nested(
         [

@@ -14,7 +14,7 @@ from fairq_utils.errors import BadInput, needs
 from fairq_utils.registry import Registry
 
 if TYPE_CHECKING:
-    from fairq_utils.study.params.study import Params
+    from fairq_utils.study.study import Study
 
 Needs = Literal["", "study", "folder"]
 
@@ -25,18 +25,18 @@ class Subject:
 
     Attributes
     ----------
-    params : the study, where a benchmark needs one
+    given : the study, where a benchmark needs one
     root : the folder, if one is given
     """
 
-    params: Params | None = None
+    given: Study | None = None
     root: Path | None = None
 
     @property
-    def study(self) -> Params:
-        """Params of the study, of a benchmark that needs one; :func:`run` sees to it."""
-        assert self.params is not None
-        return self.params
+    def study(self) -> Study:
+        """The study of a benchmark that needs one; :func:`run` sees to it."""
+        assert self.given is not None
+        return self.given
 
 
 Measure = Callable[[Subject], Outcome]
@@ -81,7 +81,7 @@ def benchmark(name: str, *, title: str, needs: Needs = "") -> Callable[[Measure]
 def run(
     name: str,
     folder: str | os.PathLike[str] = "build/bench",
-    params: Params | None = None,
+    study: Study | None = None,
     root: Path | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Run a benchmark; keep its figures in ``folder/NAME.json``, in words in ``folder/NAME.txt``.
@@ -90,7 +90,7 @@ def run(
 
     Parameters
     ----------
-    params : Params, optional
+    study : Study, optional
         The study whose models are measured, where the benchmark needs one.
     root : Path, optional
         The folder whose images are measured, where it takes one.
@@ -110,10 +110,10 @@ def run(
         found = BENCHMARKS.find(name, "bench")
     if root is not None and found.needs != "folder":
         raise BadInput(f"bench: {name} takes no folder; leave --root out")
-    if params is None and found.needs == "study":
+    if study is None and found.needs == "study":
         raise BadInput(f"bench: {name} measures the models of a study; give its params")
     with needs("`fairq bench`", "study,engines"):
-        outcome = found.measure(Subject(params, root))
+        outcome = found.measure(Subject(study, root))
     path = Path(folder) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(outcome.figures, indent=1) + "\n")

@@ -27,9 +27,8 @@ from fairq_utils.study.execution import execute
 from fairq_utils.study.ledger import Ledger
 from fairq_utils.study.params.cluster import Cluster
 from fairq_utils.study.params.study import Params
-from fairq_utils.study.people import faces
 from fairq_utils.study.planning import baseline_of, plan
-from fairq_utils.study.storage import ledger
+from fairq_utils.study.study import Study
 
 PHASES = ("quantization", "mitigation")
 METHOD = "ptq"
@@ -53,16 +52,16 @@ def bench_cluster(subject: Subject) -> Outcome:
     Fault
         A model is not trained yet.
     """
-    params = subject.study
-    runs = plan(_static(params, "."), PHASES)
+    study = subject.study
+    runs = plan(Study(_static(study.params, ".")), PHASES)
     rows, differing = [], set[str]()
     for number in range(ROUNDS):
         with tempfile.TemporaryDirectory() as folder:
             stores = []
             for workers in WORKERS if number % 2 == 0 else reversed(WORKERS):
-                own = _static(params, str(Path(folder, str(workers))))
-                store = with_trained(ledger(params), ledger(own), map(baseline_of, runs))
-                seconds = _seconds(own, workers)
+                own = Study(_static(study.params, str(Path(folder, str(workers)))))
+                store = with_trained(study.ledger, own.ledger, map(baseline_of, runs))
+                seconds = _seconds(own.params, workers)
                 rows.append({"round": number, "workers": workers, "seconds": seconds})
                 say(f"cluster: {rows[-1]}")
                 stores.append(store)
@@ -93,7 +92,7 @@ def _seconds(params: Params, workers: int) -> float:
     with running(params, workers) as address:
         elsewhere = params.model_copy(update={"cluster": Cluster().elsewhere(address)})
         began = time.perf_counter()
-        execute(elsewhere, PHASES, stream=io.StringIO())
+        execute(Study(elsewhere), PHASES, stream=io.StringIO())
         return time.perf_counter() - began
 
 
@@ -109,7 +108,7 @@ def running(params: Params, workers: int) -> Iterator[str]:
 
 def _read(params: Params) -> None:
     torch.set_num_threads(1)
-    faces(params)
+    _ = Study(params).faces
 
 
 def _same(key: str, one: Ledger, two: Ledger) -> bool:

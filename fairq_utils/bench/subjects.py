@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from fairq_utils import calibration
-from fairq_utils.data.faces import FaceData
 from fairq_utils.study import weights as checkpoints
 from fairq_utils.study.ledger import Ledger, Run
 from fairq_utils.study.params.study import Params
 from fairq_utils.study.planning import plan
 from fairq_utils.study.run_models import trained
+from fairq_utils.study.study import Study
 from fairq_utils.training import architectures
 
 
@@ -24,7 +24,7 @@ def pinned_threads(params: Params) -> int:
     return threads
 
 
-def trained_models(params: Params) -> dict[str, nn.Module]:
+def trained_models(study: Study) -> dict[str, nn.Module]:
     """Load the FP32 model of every architecture, at the study's first training seed.
 
     Raises
@@ -32,10 +32,10 @@ def trained_models(params: Params) -> dict[str, nn.Module]:
     Fault
         One is not trained yet; says how to train it.
     """
-    seed = params.training.seeds[0]
+    seed = study.params.training.seeds[0]
     return {
-        run.architecture: trained(params, run.architecture, run.key)
-        for run in plan(params, ("baseline",))
+        run.architecture: trained(study, run.architecture, run.key)
+        for run in plan(study, ("baseline",))
         if run.training["seed"] == seed
     }
 
@@ -57,14 +57,14 @@ def with_trained(store: Ledger, fresh: Ledger, baselines: Iterable[Run]) -> Ledg
     return fresh
 
 
-def calibration_images(params: Params, data: FaceData, batch: int) -> tuple[Tensor, ...]:
+def calibration_images(study: Study, batch: int) -> tuple[Tensor, ...]:
     """Draw the study's first random calibration set from its calibration split.
 
     Returns
     -------
     float32 (B, 3, H, W) each, normalized; B is ``batch`` but for the last
     """
-    pool, wanted = data.subset("calibration"), params.quantization
+    pool, wanted = study.faces.subset("calibration"), study.params.quantization
     rows = calibration.draw(
         "random",
         pool.groups,

@@ -34,11 +34,10 @@ from fairq_utils.quantizers.spec import QuantSpec
 from fairq_utils.study.execution import execute
 from fairq_utils.study.ledger import Ledger, Run
 from fairq_utils.study.params.study import Params
-from fairq_utils.study.people import faces
 from fairq_utils.study.planning import PHASES, baseline_of, plan
 from fairq_utils.study.run_models import trained
 from fairq_utils.study.runs import EVALUATED
-from fairq_utils.study.storage import ledger
+from fairq_utils.study.study import Study
 from fairq_utils.training import architectures
 from fairq_utils.training import loop as training
 
@@ -63,17 +62,17 @@ def bench_study(subject: Subject) -> Outcome:
     Fault
         A model is not trained yet.
     """
-    params = subject.study
-    threads = pinned_threads(params)
-    data = faces(params)
+    study = subject.study
+    threads = pinned_threads(study.params)
+    data = study.faces
     rows = []
-    for architecture in params.training.models:
-        alone = static_runs(params, architecture)
+    for architecture in study.params.training.models:
+        alone = Study(static_runs(study.params, architecture))
         wanted = plan(alone, PHASES[1:])
-        model = trained(params, architecture, baseline_of(wanted[0]).key)
-        ours = _by_the_study(alone, ledger(params), wanted)
+        model = trained(study, architecture, baseline_of(wanted[0]).key)
+        ours = _by_the_study(alone, study.ledger, wanted)
         plain = [run for run in wanted if run.sampler == "random"]
-        loop = sum(_plainly(params, run, data) for run in plain) / len(plain)
+        loop = sum(_plainly(study, run, data) for run in plain) / len(plain)
         rows.append(
             {
                 "architecture": architecture,
@@ -106,12 +105,12 @@ def _figures(table: pd.DataFrame, threads: int) -> dict[str, Any]:
     }
 
 
-def _by_the_study(alone: Params, store: Ledger, wanted: Sequence[Run]) -> float:
+def _by_the_study(alone: Study, store: Ledger, wanted: Sequence[Run]) -> float:
     """Seconds in which a study evaluates its runs, in a fresh ledger with the trained models."""
     with tempfile.TemporaryDirectory() as folder:
-        where = alone.execution.model_copy(update={"ledger": folder})
-        fresh = alone.model_copy(update={"execution": where})
-        with_trained(store, ledger(fresh), [baseline_of(run) for run in wanted])
+        where = alone.params.execution.model_copy(update={"ledger": folder})
+        fresh = Study(alone.params.model_copy(update={"execution": where}))
+        with_trained(store, fresh.ledger, [baseline_of(run) for run in wanted])
         began = time.perf_counter()
         execute(fresh, PHASES[1:], stream=io.StringIO())
         return time.perf_counter() - began
@@ -141,7 +140,7 @@ def _evaluations(model: nn.Module, data: FaceData) -> dict[str, float]:
     return seconds
 
 
-def _plainly(params: Params, run: Run, data: FaceData) -> float:
+def _plainly(study: Study, run: Run, data: FaceData) -> float:
     """Seconds that a plain loop needs for one run, from the checkpoint to the predictions."""
     began = time.perf_counter()
     pool = data.subset("calibration")
@@ -155,7 +154,7 @@ def _plainly(params: Params, run: Run, data: FaceData) -> float:
     images = pool.images[torch.from_numpy(rows)]
     with silence():
         model = fake_quantized(
-            trained(params, run.architecture, baseline_of(run).key),
+            trained(study, run.architecture, baseline_of(run).key),
             QuantSpec.parse(str(run.bits)),
             run.ranges,
         )

@@ -29,7 +29,6 @@ from fairq_utils.quantizers.methods import METHODS
 from fairq_utils.quantizers.post_training import quantize_static
 from fairq_utils.quantizers.spec import QuantSpec
 from fairq_utils.study import planning
-from fairq_utils.study.people import faces
 from fairq_utils.training import loop
 from fairq_utils.training.zoo import display_name
 
@@ -60,16 +59,14 @@ def bench_toolkits(subject: Subject) -> Outcome:
     Fault
         A model is not trained yet; says how to train it.
     """
-    params = subject.study
-    pinned_threads(params)
-    by_architecture = trained_models(params)
-    data = faces(params)
-    images = calibration_images(params, data, BATCH)
+    study = subject.study
+    pinned_threads(study.params)
+    by_architecture = trained_models(study)
+    images, test = calibration_images(study, BATCH), study.faces.subset("test")
+    bits = planning.bits_of(study.params)
     cells: list[Cell] = []
     for architecture, model in by_architecture.items():
-        cells += compare(
-            architecture, model, list(planning.bits_of(params)), images, data.subset("test")
-        )
+        cells += compare(architecture, model, bits, images, test)
     return outcome(cells)
 
 

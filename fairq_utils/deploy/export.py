@@ -23,10 +23,10 @@ from fairq_utils.deploy.model_card import Margins, card
 from fairq_utils.deploy.predict import CARD, normalize
 from fairq_utils.errors import BadInput, Fault
 from fairq_utils.quantizers.spec import QuantSpec
-from fairq_utils.study import people, planning, run_models
+from fairq_utils.study import planning, run_models
 from fairq_utils.study.feasibility import check
 from fairq_utils.study.ledger import Run
-from fairq_utils.study.params.study import Params
+from fairq_utils.study.study import Study
 from fairq_utils.training import architectures, loop
 
 PAGE = "README.md"
@@ -39,7 +39,7 @@ HEX = re.compile(r"[0-9a-f]+")
 
 
 def export_run(
-    params: Params,
+    study: Study,
     model: str,
     engine: str,
     folder: str | os.PathLike[str],
@@ -50,7 +50,7 @@ def export_run(
 
     Parameters
     ----------
-    params : the study
+    study : Study
     model : str
         See :func:`choose`.
     engine : str
@@ -77,13 +77,13 @@ def export_run(
         raise BadInput(f"--batch: {batch} is no batch size; name 1 or more")
     folder = Path(folder)
     check_place(folder)
-    run = choose(params, model, engine)
-    check(params)
-    threads = params.execution.threads or torch.get_num_threads()
+    run = choose(study, model, engine)
+    check(study)
+    threads = study.params.execution.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
     with _written_whole(folder) as place:
-        rebuilt = run_models.rebuild(params, run)
-        data = people.faces(params)
+        rebuilt = run_models.rebuild(study, run)
+        data = study.faces
         test = data.subset("test")
         count = (batch or BATCH) if found.compiled else EXAMPLES
         example = architectures.normalize(_repeated(test.images, count))
@@ -96,14 +96,14 @@ def export_run(
             simulated=fp32 if same else loop.predict(rebuilt.model, test.images),
             deployed=_margins(loaded, test),
         )
-        of_model = card(params, run, rebuilt, loaded, place, data, margins)
+        of_model = card(study, run, rebuilt, loaded, place, data, margins)
         text = json.dumps(of_model, indent=1, allow_nan=False)
         (place / CARD).write_text(f"{text}\n", encoding="utf-8")
         (place / PAGE).write_text(page(json.loads(text)), encoding="utf-8")
     return folder
 
 
-def choose(params: Params, model: str, engine: str) -> Run:
+def choose(study: Study, model: str, engine: str) -> Run:
     """Choose the run that a word stands for.
 
     Parameters
@@ -122,9 +122,10 @@ def choose(params: Params, model: str, engine: str) -> Run:
     BadInput
         No run, or several, are meant; says what there is.
     """
+    params = study.params
     if model in params.training.models:
         seed, draw = params.training.seeds[0], params.quantization.calibration_seeds[0]
-        return planning.single(params, model, seed, ENGINES[engine].method, BITS, draw)
+        return planning.single(study, model, seed, ENGINES[engine].method, BITS, draw)
     names = ", ".join(params.training.models)
     if not HEX.fullmatch(model):
         raise BadInput(
@@ -133,7 +134,7 @@ def choose(params: Params, model: str, engine: str) -> Run:
         )
     if len(model) < SHORTEST:
         raise BadInput(f"model: {model!r} is too short for a key; give {SHORTEST} digits or more")
-    found = [run for run in planning.plan(params) if run.key.startswith(model)]
+    found = [run for run in planning.plan(study) if run.key.startswith(model)]
     if not found:
         raise BadInput(
             f"model: no run of this study has a key that begins with {model!r}; `fairq plan`, with "

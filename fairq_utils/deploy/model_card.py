@@ -31,8 +31,8 @@ from fairq_utils.study import run_models, runs, statistics
 from fairq_utils.study.ledger import Run, RunRecord
 from fairq_utils.study.params.data import Data, Photographs
 from fairq_utils.study.params.study import Params
-from fairq_utils.study.people import answers, values
 from fairq_utils.study.planning import baseline_of
+from fairq_utils.study.study import Study
 from fairq_utils.training import architectures
 from fairq_utils.training.zoo import display_name
 
@@ -74,7 +74,7 @@ class Margins:
 
 
 def card(
-    params: Params,
+    study: Study,
     run: Run,
     rebuilt: run_models.Rebuilt,
     loaded: LoadedModel,
@@ -86,14 +86,14 @@ def card(
 
     Parameters
     ----------
-    params, run : the study, and which of its runs this is
+    study, run : the study, and which of its runs this is
     rebuilt : that run's models
     loaded : the file, as its engine has loaded it
     folder : where the engine's files are
     data : all splits
     margins : on the test split
     """
-    listed = files(loaded.engine, folder)
+    params, listed = study.params, files(loaded.engine, folder)
     test = data.subset("test")
     classes = data.meta["classes"]  # in the order of the logits
     return {
@@ -129,7 +129,7 @@ def card(
             "share_positive": float(test.target.mean()),
         },
         "measured": measured(params, run, data, margins),
-        "limits": limits(params),
+        "limits": limits(study),
         "licence": licence(params, metadata("fairq-utils")["License-Expression"]),
     }
 
@@ -172,17 +172,12 @@ def measured(params: Params, run: Run, data: FaceData, margins: Margins) -> dict
     }
 
 
-def limits(params: Params) -> list[str]:
-    """Limits as sentences, the most particular first; the last names the page of the book.
-
-    Parameters
-    ----------
-    params : the study
-    """
-    data = params.data
-    own = RENDERED if isinstance(data, Data) else _of_photographs(params, data)
+def limits(study: Study) -> list[str]:
+    """Limits as sentences, the most particular first; the last names the page of the book."""
+    data = study.params.data
+    own = RENDERED if isinstance(data, Data) else _of_photographs(study, data)
     page = PAGES["rendered" if isinstance(data, Data) else "photographs"]
-    begun = (PRETRAINED,) * params.training.pretrained
+    begun = (PRETRAINED,) * study.params.training.pretrained
     return [*own, *begun, EVERYBODY, f"See the book, {page}."]
 
 
@@ -344,7 +339,7 @@ def _against_simulation(pair: RunRecord, attributes: Sequence[str]) -> dict[str,
     }
 
 
-def _of_photographs(params: Params, data: Photographs) -> tuple[str, ...]:
+def _of_photographs(study: Study, data: Photographs) -> tuple[str, ...]:
     entry = COLLECTIONS[data.name]
     cited = entry.source().citation
     terms = (
@@ -355,7 +350,7 @@ def _of_photographs(params: Params, data: Photographs) -> tuple[str, ...]:
         f"Labels and groups are how people looked to others, not identities: {entry.labelled}"
         ". What is measured here is agreement with that, by groups of that."
     )
-    words = {*answers(params), *(value for names in values(params).values() for value in names)}
+    words = {*study.classes, *(value for names in study.values.values() for value in names)}
     young = f"Young is below {YOUNG_BELOW} years, old is everybody else."
     framed = (
         f"It knows faces framed as {entry.title} frames them; `fairq predict` takes the middle of "

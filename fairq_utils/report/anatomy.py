@@ -28,16 +28,13 @@ from fairq_utils.quantizers.post_training import quantize_observed
 from fairq_utils.quantizers.ranges import InputStatistics
 from fairq_utils.quantizers.sensitivity import sensitivities
 from fairq_utils.quantizers.spec import WIDTHS, QuantSpec
-from fairq_utils.report.chapter import glue
+from fairq_utils.report.chapter import Chapter, glue
 from fairq_utils.report.figures import BESIDE, finished
 from fairq_utils.report.rows import width
 from fairq_utils.report.tables import note, range_label, title
-from fairq_utils.study import weights
-from fairq_utils.study.ledger import Run, RunRecord
-from fairq_utils.study.params.study import Params
-from fairq_utils.study.people import faces
-from fairq_utils.study.storage import ledger
-from fairq_utils.training import architectures, checkpoints
+from fairq_utils.study.ledger import RunRecord
+from fairq_utils.study.run_models import trained
+from fairq_utils.training import architectures
 
 IMAGES = 64
 RULES = {  # of ranges, and their colours
@@ -79,21 +76,12 @@ class Specimen:
         return cast(InputStatistics, self.plain.statistics[name])
 
 
-def specimen(params: Params, runs: Iterable[Run]) -> Specimen:
-    """Calibrate MobileNetV2 where the study has it, the first of its models where it has not.
-
-    Parameters
-    ----------
-    params : Params
-    runs : of the study, in the ledger
-    """
-    baselines = [run for run in runs if run.method == "fp32"]
+def specimen(chapter: Chapter) -> Specimen:
+    """Calibrate MobileNetV2 where the study has it, the first of its models where it has not."""
+    baselines = [record.run for record in chapter.runs if record.run.method == "fp32"]
     run = next((run for run in baselines if run.architecture == "mobilenet_v2"), baselines[0])
-    model = checkpoints.load_checkpoint(
-        architectures.build(run.architecture, image_size=params.data.size),
-        weights.fetch(ledger(params), run.key),
-    ).eval()
-    pool = faces(params).subset("calibration")
+    model = trained(chapter.study, run.architecture, run.key)
+    pool = chapter.faces().subset("calibration")
     count = min(IMAGES, len(pool))
     rows = calibration.draw("random", pool.groups, pool.target, count, seed=0)
     batch = architectures.normalize(pool.images[torch.from_numpy(rows)])

@@ -18,7 +18,6 @@ from fairq_utils.report.figures import COLOURS, finished, named_rows
 from fairq_utils.report.rows import ODDS, PARITY, rows_of
 from fairq_utils.report.tables import LABELS, html_table, intervals, named, title, wide_table
 from fairq_utils.study.params.data import Data
-from fairq_utils.study.people import population
 from fairq_utils.training import architectures
 
 # The published study's FP32 sizes (its README, Phase 1), in the megabytes it prints.
@@ -151,8 +150,8 @@ def sizes_table() -> HTML:
 
 def ceiling(chapter: Chapter) -> float | None:
     """The best accuracy that anybody could have; unknown of photographs."""
-    params = chapter.params
-    return population(params).bayes_accuracy if isinstance(params.data, Data) else None
+    study = chapter.study
+    return study.population().bayes_accuracy if isinstance(study.params.data, Data) else None
 
 
 def perfect_gap(chapter: Chapter) -> float:

@@ -22,7 +22,6 @@ from fairq_utils.report.rows import ODDS, PARITY, rows_of, static_rows
 from fairq_utils.report.tables import LABELS, floors, html_table, intervals, named, points, title
 from fairq_utils.stats.verdicts import judge
 from fairq_utils.study.ledger import RunRecord
-from fairq_utils.study.people import described, people
 from fairq_utils.study.planning import TRAINING
 from fairq_utils.study.run_models import trained
 from fairq_utils.training.architectures import Normalized
@@ -32,7 +31,7 @@ NEAR = 5.0  # points within which an axis is linear where some go far beyond
 
 def glue_rarest(chapter: Chapter) -> None:
     """Glue the crossed group with the fewest images in the calibration pool, and its share."""
-    _, pool = people(chapter.params, "calibration")
+    _, pool = chapter.study.people("calibration")
     images = pool.groupby(list(chapter.params.analysis.attributes), observed=False).size()
     rare = images.sort_values(kind="stable").index[0]
     glue("rarest", " ".join(map(str, rare)))
@@ -45,7 +44,7 @@ def clipping(chapter: Chapter, bits: str) -> pd.DataFrame:
     recipe = {
         "model": record.run.key,
         "bits": bits,
-        "people": described(chapter.params, ("calibration",)),
+        "people": chapter.study.described(("calibration",)),
         "attributes": chapter.params.analysis.attributes,
         "code": code_version(*RENDERER, *TRAINING, "fairq_utils.mitigation.group_ranges"),
     }
@@ -53,7 +52,7 @@ def clipping(chapter: Chapter, bits: str) -> pd.DataFrame:
     def compute() -> pd.DataFrame:
         pool = chapter.faces().subset("calibration")
         groups = pool.groups[list(chapter.params.analysis.attributes)]
-        model = trained(chapter.params, record.run.architecture, record.run.key)
+        model = trained(chapter.study, record.run.architecture, record.run.key)
         observed = observe_groups(
             model, as_sample(Normalized(pool.images), pool.target, groups), [RANGES, "percentile"]
         )

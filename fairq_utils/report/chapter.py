@@ -22,11 +22,12 @@ from fairq_utils.fingerprint import code_version, fingerprint
 from fairq_utils.report import effects
 from fairq_utils.report.notebooks import refuse_unknown_in
 from fairq_utils.report.style import use_style
-from fairq_utils.study import execution, people, statistics, storage
-from fairq_utils.study.ledger import Ledger, RunRecord
+from fairq_utils.study import execution, statistics
+from fairq_utils.study.ledger import RunRecord
 from fairq_utils.study.params.data import Data
 from fairq_utils.study.params.file import load_params
 from fairq_utils.study.params.study import Params
+from fairq_utils.study.study import Study
 
 DEFAULT = Path(__file__).resolve().parents[2] / "params" / "default.yaml"  # whose models are timed
 POINT = 0.01
@@ -43,8 +44,12 @@ def glue(name: str, value: float | str) -> None:
 class Chapter:
     """One study, as a chapter sees it."""
 
-    params: Params
-    store: Ledger
+    study: Study
+
+    @property
+    def params(self) -> Params:
+        """The study's params."""
+        return self.study.params
 
     @property
     def crossed(self) -> str:
@@ -53,24 +58,24 @@ class Chapter:
 
     def faces(self) -> FaceData:
         """The study's images."""
-        return people.faces(self.params)
+        return self.study.faces
 
     def count(self, split: str) -> int:
         """Number of images in a split."""
-        return len(people.people(self.params, split)[0])
+        return len(self.study.people(split)[0])
 
     def of_rendered_people(self) -> Chapter:
         """The study itself; a small one of rendered people where its own are in photographs."""
         if isinstance(self.params.data, Data):
             return self
         small = Data(seed=self.params.data.seed, train=2000, calibration=100, validation=100)
-        return Chapter(self.params.model_copy(update={"data": small}), self.store)
+        return Chapter(self.study.of(self.params.model_copy(update={"data": small})))
 
     @cached_property
     def runs(self) -> list[RunRecord]:
         """All runs of the study; those missing in the ledger are computed."""
-        execution.execute(self.params)
-        return statistics.records(self.store, self.params)
+        execution.execute(self.study)
+        return statistics.records(self.study)
 
     @cached_property
     def effects(self) -> pd.DataFrame:
@@ -96,10 +101,10 @@ class Chapter:
 
     def kept(self, key: str, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """Compute a frame once, and keep it under a key of the ledger."""
-        found = self.store.read_table(key)
+        found = self.study.ledger.read_table(key)
         if found is None:
             found = compute()
-            self.store.write_table(key, found)
+            self.study.ledger.write_table(key, found)
         return found
 
     def group_counts(self) -> NDArray[Any]:
@@ -130,5 +135,4 @@ def open_chapter(
         refuse_unknown_in(shell.user_ns.get("In", []))
     use_style()
     pd.set_option("display.precision", 3)
-    params = load_params(params_file, overrides)
-    return Chapter(params, storage.ledger(params))
+    return Chapter(Study(load_params(params_file, overrides)))

@@ -30,12 +30,13 @@ from fairq_utils.stats.paired import Statistic
 from fairq_utils.stats.verdicts import LEVEL, judge
 from fairq_utils.study import execution
 from fairq_utils.study.dials import LABELS as DIALS
-from fairq_utils.study.dials import World, attribute_of, worlds
-from fairq_utils.study.ledger import Ledger, RunRecord
+from fairq_utils.study.dials import attribute_of, worlds
+from fairq_utils.study.ledger import RunRecord
 from fairq_utils.study.params.study import Params
 from fairq_utils.study.planning import baseline_of
 from fairq_utils.study.recorded import Recorded
 from fairq_utils.study.statistics import Pair, records
+from fairq_utils.study.study import Study
 
 PLAIN = "plain"
 FAR = 0.5  # a mitigation removes a cause if it takes away more than this share of what it adds
@@ -44,23 +45,22 @@ UNTURNED = "This study names no models, so no dial was turned."
 
 def dial_effects(chapter: Chapter) -> pd.DataFrame:
     """:func:`by_dial` of this study; its runs are computed if missing."""
-    execution.execute(chapter.params)
-    found = worlds(chapter.params)
+    study = chapter.study
+    execution.execute(study)
     recipe = {
         "keys": [
-            record.run.key for world in found for record in records(chapter.store, world.params)
+            record.run.key
+            for world in worlds(chapter.params)
+            for record in records(study.of(world.params))
         ],
         "analysis": chapter.params.analysis.model_dump(mode="json"),
         "seed": chapter.params.data.seed,
         "code": code_version("fairq_utils.report.dials"),
     }
-    return chapter.kept(
-        f"dials-{fingerprint(recipe)}",
-        lambda: by_dial(found, chapter.store, chapter.params),
-    )
+    return chapter.kept(f"dials-{fingerprint(recipe)}", lambda: by_dial(study))
 
 
-def by_dial(worlds: list[World], store: Ledger, params: Params) -> pd.DataFrame:
+def by_dial(study: Study) -> pd.DataFrame:
     """Changes that quantization adds to the disadvantage of the dialled group, in every world.
 
     Returns
@@ -73,11 +73,12 @@ def by_dial(worlds: list[World], store: Ledger, params: Params) -> pd.DataFrame:
         ``mended_high``: the mitigated model's statistic less the plainly quantized one's, on the
         same images (NaN of plain), and its ``mended_floor``.
     """
+    params = study.params
     measured = dial_statistics(params)
     parts = []
-    for world in worlds:
+    for world in worlds(params):
         attributes = list(world.params.analysis.attributes)
-        lines = _by_line(records(store, world.params))
+        lines = _by_line(records(study.of(world.params)))
         for (architecture, bits, line), members in lines.items():
             table = paired_changes(members, attributes, measured, params).assign(
                 dial=world.dial,

@@ -25,7 +25,6 @@ from fairq_utils.stats.verdicts import judge
 from fairq_utils.study import statistics
 from fairq_utils.study.ledger import RunRecord
 from fairq_utils.study.params.study import Params
-from fairq_utils.study.people import answers
 from fairq_utils.study.planning import baseline_of
 from fairq_utils.study.recorded import read_benchmark
 from fairq_utils.study.statistics import CONFIGURATION, STATISTICS
@@ -49,7 +48,7 @@ COVERED = (
 )
 
 
-def null_bands(runs: list[RunRecord], params: Params) -> pd.DataFrame:
+def null_bands(chapter: Chapter) -> pd.DataFrame:
     """Max-min gaps between the crossed groups, and what they would be if no group differed.
 
     Returns
@@ -61,8 +60,8 @@ def null_bands(runs: list[RunRecord], params: Params) -> pd.DataFrame:
         rate. Fractions.
     """
     rows = []
-    words = answers(params)
-    for record in runs:
+    params, words = chapter.params, chapter.study.classes
+    for record in chapter.runs:
         if record.run.method != "fp32":
             continue
         table = statistics.counts(record, params.analysis.attributes).reference

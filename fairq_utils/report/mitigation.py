@@ -190,7 +190,7 @@ def glue_methods(frame: pd.DataFrame, scope: str, prefix: str, replicates: int) 
 
 def fewest_bits(chapter: Chapter) -> str:
     """The fewest bits at which methods are compared."""
-    return min((str(found.bits) for found in mitigations(chapter.params) if found.bits), key=width)
+    return min((str(found.bits) for found in mitigations(chapter.study) if found.bits), key=width)
 
 
 def _place(family: str) -> int:

@@ -12,7 +12,6 @@ from fairq_utils.metrics.base_rates import base_rates
 from fairq_utils.report.chapter import Chapter, glue
 from fairq_utils.report.tables import html_table, points
 from fairq_utils.study.params.data import Data, Photographs
-from fairq_utils.study.people import listing
 
 
 def collections_table() -> HTML:
@@ -88,7 +87,7 @@ def subjects(chapter: Chapter) -> str:
     lost = sum(finding["counts"] for finding in findings)
     return (
         f"These are photographs of {COLLECTIONS[data.name].title}; the question is "
-        f"{listing(chapter.params).meta['target']}. {lost} images or labels were left out, "
+        f"{chapter.study.listing.meta['target']}. {lost} images or labels were left out, "
         f"{len(findings) - lost} more things were told of."
     )
 

@@ -17,7 +17,6 @@ from fairq_utils.data.population import CELEBA_JOINT
 from fairq_utils.fingerprint import code_version, fingerprint
 from fairq_utils.report.chapter import POINT, Chapter, glue
 from fairq_utils.report.figures import finished
-from fairq_utils.study import devices, people
 from fairq_utils.training import architectures, loop, objectives
 
 PROBE_IMAGES = 6000  # training images of the probe; fewer where the study has fewer
@@ -81,10 +80,10 @@ def composition_figure(data: FaceData) -> Figure:
 
 def recovery(chapter: Chapter) -> pd.DataFrame:
     """:func:`recover` on the study's images, computed once."""
-    params = chapter.params
+    study = chapter.study
     count = min(PROBE_IMAGES, chapter.count("train"))
     recipe = {
-        "data": people.described(params, ("train", "test")),
+        "data": study.described(("train", "test")),
         "images": count,
         "epochs": PROBE_EPOCHS,
         "code": code_version(*RENDERER, "fairq_utils.report.population"),
@@ -97,7 +96,7 @@ def recovery(chapter: Chapter) -> pd.DataFrame:
             for split, most in (("train", count), ("test", None))
         ]
         small = data.take(np.concatenate(rows))
-        return recover(small, epochs=PROBE_EPOCHS, device=devices.device(params))
+        return recover(small, epochs=PROBE_EPOCHS, device=study.device)
 
     return chapter.kept(f"probe-{fingerprint(recipe)}", compute)
 
@@ -165,11 +164,11 @@ def glue_population(study: Chapter, rendered: Chapter) -> None:
     glue("faces", study.count("train"))
     glue("tested", study.count("test"))
     glue("seeds", len(study.params.training.seeds))
-    population = people.population(rendered.params)
+    population = rendered.study.population()
     glue("difficulty", population.difficulty)
     glue("bayes", population.bayes_accuracy)
     glue("celeba", sum(CELEBA_JOINT.values()))
-    target, groups = people.people(rendered.params, "test")
+    target, groups = rendered.study.people("test")
     glue("old_women", float(((groups.gender == "female") & (groups.age == "old")).mean()))
     rates = pd.Series(target).groupby(groups.gender.to_numpy()).mean()
     glue("perfect_gap", abs(rates["female"] - rates["male"]) / POINT)

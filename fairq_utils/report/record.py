@@ -9,12 +9,10 @@ import pandas as pd
 
 from fairq_utils.report import dials, effects
 from fairq_utils.study import statistics
-from fairq_utils.study.dials import worlds
 from fairq_utils.study.ledger import RunRecord
-from fairq_utils.study.params.study import Params
 from fairq_utils.study.planning import beside_random, mitigations, plan, with_dials
 from fairq_utils.study.recorded import FOLDER, RecordError, _paths
-from fairq_utils.study.storage import ledger
+from fairq_utils.study.study import Study
 
 KEPT = (
     "accuracy",
@@ -24,16 +22,15 @@ KEPT = (
 )
 
 
-def record(params: Params, folder: Path = FOLDER) -> list[Path]:
+def record(study: Study, folder: Path = FOLDER) -> list[Path]:
     """Write a study's tables from its ledger, before mitigation; it need not be complete.
 
     Returns
     -------
     list of paths
     """
-    wanted = plan(params, ("baseline", "quantization"))
-    store = ledger(params)
-    runs = [store.read(run.key) for run in wanted if store.contains(run.key)]
+    params, phases = study.params, ("baseline", "quantization")
+    runs = statistics.records(study, phases)
     if not any(run.run.method != "fp32" for run in runs):
         raise RecordError(
             f"{params.execution.ledger}: holds no quantized run of {params.name}; run the study "
@@ -45,13 +42,13 @@ def record(params: Params, folder: Path = FOLDER) -> list[Path]:
     frame = frame.merge(effects.sizes(runs), on=statistics.CONFIGURATION, how="left")
     frame = frame.merge(_costs(runs), on=statistics.CONFIGURATION, how="left")
     groups = effects.by_group(runs, params)
-    group_aware = list(with_dials(params, ("mitigation",)))
+    group_aware = list(with_dials(study, ("mitigation",)))
     about = {
         "name": params.name,
-        "planned": len(wanted),
+        "planned": len(plan(study, phases)),
         "recorded": len(runs),
         "mitigation_planned": len(group_aware),
-        "mitigation_recorded": sum(store.contains(run.key) for run in group_aware),
+        "mitigation_recorded": sum(study.ledger.contains(run.key) for run in group_aware),
         "params": params.model_dump(mode="json", exclude={"execution", "tracking"}),
         "provenance": runs[-1].provenance,
     }
@@ -60,16 +57,15 @@ def record(params: Params, folder: Path = FOLDER) -> list[Path]:
     frame.round(6).to_csv(paths[0], index=False)
     groups.round(6).to_csv(paths[1], index=False)
     paths[2].write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    return [*paths, *_record_mitigation(params, folder)]
+    return [*paths, *_record_mitigation(study, folder)]
 
 
-def _record_mitigation(params: Params, folder: Path) -> list[Path]:
+def _record_mitigation(study: Study, folder: Path) -> list[Path]:
     """Record group-aware methods against plain quantization, seeds alone, and the dials."""
-    store = ledger(params)
-    tables = {}
+    params, tables = study.params, {}
     twins = ("random", *beside_random(params))  # samplers that the first tables have
-    if any(f.method != "ptq" or f.sampler not in twins for f in mitigations(params)):
-        runs = statistics.records(store, params)
+    if any(f.method != "ptq" or f.sampler not in twins for f in mitigations(study)):
+        runs = statistics.records(study)
         crossed = list(statistics.scopes(params))[-1]
         for name, frame in (
             ("methods", effects.against_plain(runs, params)),
@@ -78,7 +74,7 @@ def _record_mitigation(params: Params, folder: Path) -> list[Path]:
             kept = (frame["scope"] == crossed) & frame.statistic.isin(KEPT)
             tables[name] = frame[kept]
     if params.dials.models:
-        tables["dials"] = dials.by_dial(worlds(params), store, params)
+        tables["dials"] = dials.by_dial(study)
     paths = []
     for name, frame in tables.items():
         paths.append(folder / f"{params.name}_{name}.csv")

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from fairq_utils.study.ledger import Ledger, LedgerError, Run, RunRecord
     from fairq_utils.study.params.file import load_params, parse_overrides
     from fairq_utils.study.params.study import Params, ParamsError
-    from fairq_utils.study.people import faces
     from fairq_utils.study.planning import plan, with_dials
     from fairq_utils.study.run_models import Rebuilt, rebuild
     from fairq_utils.study.statistics import counts, records, scopes
+    from fairq_utils.study.study import Study
 
 __all__ = [
     "Ledger",
@@ -24,9 +24,9 @@ __all__ = [
     "Rebuilt",
     "Run",
     "RunRecord",
+    "Study",
     "counts",
     "execute",
-    "faces",
     "load_params",
     "parse_overrides",
     "plan",

@@ -18,8 +18,8 @@ from fairq_utils.study import recorded
 from fairq_utils.study.execution import by_calibration
 from fairq_utils.study.params.data import Data, Photographs
 from fairq_utils.study.params.study import Params
-from fairq_utils.study.people import listing
 from fairq_utils.study.planning import with_dials
+from fairq_utils.study.study import Study
 from fairq_utils.study.workload import GRIDS, Rates, work
 
 HOUR = 3600.0
@@ -47,7 +47,7 @@ def counts(params: Params) -> dict[str, int]:
     collection = COLLECTIONS[params.data.name]
     published = collection.published
     if published is None:
-        return {split: int((listing(params).split == split).sum()) for split in SPLITS}
+        return {split: int((Study(params).listing.split == split).sum()) for split in SPLITS}
     given = {str(split): share for split, share in (params.data.held_out or {}).items()}
     shares = collection.shares(given)
     found: dict[str, int] = {}
@@ -106,7 +106,7 @@ def hours(params: Params, rates: Mapping[str, Rates] | None = None) -> pd.DataFr
         An architecture without rates; see also :func:`counts` and :func:`counted`.
     """
     given = gpu() if rates is None else rates
-    runs = list(with_dials(counted(params)))
+    runs = list(with_dials(Study(counted(params))))
     shared = {run for _, members in by_calibration(runs) for run in members[1:]}
     rows = []
     for run in runs:

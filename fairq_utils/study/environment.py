@@ -108,9 +108,10 @@ def _pictures(params: Params) -> Item:
 
 def _people(params: Params) -> Item:
     from fairq_utils.study.feasibility import check
+    from fairq_utils.study.study import Study
 
     try:
-        check(params)
+        check(Study(params))
     except BadInput as error:
         return Item("people", False, str(error))
     return Item("people", True, "every group has test images, every sampler enough to draw from")

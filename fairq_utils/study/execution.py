@@ -21,15 +21,13 @@ from fairq_utils.study import run_models, runs, tracking
 from fairq_utils.study.feasibility import check, check_decoded
 from fairq_utils.study.ledger import Ledger, Run
 from fairq_utils.study.params.data import Photographs
-from fairq_utils.study.params.study import Params
-from fairq_utils.study.people import faces
 from fairq_utils.study.planning import PHASES, baseline_of, with_dials
 from fairq_utils.study.progress import Progress
-from fairq_utils.study.storage import ledger, prepare, remove_abandoned
+from fairq_utils.study.study import Study
 
 
 def execute(
-    params: Params, phases: Sequence[str] = PHASES, *, stream: TextIO | None = None
+    study: Study, phases: Sequence[str] = PHASES, *, stream: TextIO | None = None
 ) -> Ledger:
     """Run what is missing of these phases, and return the ledger.
 
@@ -40,19 +38,19 @@ def execute(
     stream : text stream, optional
         Where progress goes; standard error if not given.
     """
-    check(params)
-    prepare(params)
-    check_decoded(params)
+    check(study)
+    study.prepare()
+    check_decoded(study)
+    params, store = study.params, study.ledger
     tracking.tracker(params)
-    store = ledger(params)
-    wanted = with_dials(params, phases)
+    wanted = with_dials(study, phases)
     missing = {run: part for run, part in wanted.items() if not store.contains(run.key)}
-    remove_abandoned(store, wanted.keys() - missing.keys())
+    study.remove_abandoned(wanted.keys() - missing.keys())
     baselines = {baseline_of(run): part for run, part in missing.items()}
     # A phase by itself may need FP32 models that are not trained yet.
     first = [run for run in baselines if run not in wanted and not store.contains(run.key)]
     bars = Progress([*first, *missing], stream or sys.stderr, len(wanted) + len(first))
-    _say_what_was_left_out(params, bars)
+    _say_what_was_left_out(study, bars)
     shown = params.tracking.tensorboard or params.tracking.mlflow
     if shown and len(missing) < len(wanted):
         bars.say(
@@ -67,7 +65,7 @@ def execute(
         from fairq_utils.study import schedule
 
         own = [(missing[members[0]], members) for _, members in groups]
-        schedule.compute(params, baselines, own, bars)
+        schedule.compute(study, baselines, own, bars)
         return store
     if params.execution.threads:
         torch.set_num_threads(params.execution.threads)
@@ -86,11 +84,11 @@ def execute(
     return store
 
 
-def _say_what_was_left_out(params: Params, bars: Progress) -> None:
+def _say_what_was_left_out(study: Study, bars: Progress) -> None:
     """Report how many photographs were left out, and what the first of them lacks."""
-    if not isinstance(params.data, Photographs):
+    if not isinstance(study.params.data, Photographs):
         return
-    lost = [finding for finding in faces(params).meta["findings"] if finding["counts"]]
+    lost = [finding for finding in study.faces.meta["findings"] if finding["counts"]]
     if lost:
         bars.say(
             f"data: {len(lost)} pictures or labels were left out, such as {lost[0]['place']}: "

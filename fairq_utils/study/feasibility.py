@@ -20,13 +20,13 @@ from fairq_utils.quantizers.methods import METHODS
 from fairq_utils.study.dials import LABELS, worlds
 from fairq_utils.study.params.data import Photographs
 from fairq_utils.study.params.study import Params, ParamsError
-from fairq_utils.study.people import faces, people, shares, values
 from fairq_utils.study.planning import mitigations
+from fairq_utils.study.study import Study
 
 Who = Callable[[str], tuple[NDArray[np.int8], pd.DataFrame]]
 
 
-def check(params: Params) -> None:
+def check(study: Study) -> None:
     """Refuse a study that its people cannot serve.
 
     Only demographics are drawn, or labels read, which takes moments.
@@ -37,10 +37,10 @@ def check(params: Params) -> None:
         A group of ``analysis.attributes`` without a test image, or with too few images in the
         calibration pool for a sampler; names the key, the group and the way out.
     """
-    _check(params, partial(people, params))
+    _check(study, study.people)
 
 
-def check_decoded(params: Params) -> None:
+def check_decoded(study: Study) -> None:
     """The same of the photographs that could be decoded; of rendered people there is no other.
 
     Raises
@@ -48,11 +48,11 @@ def check_decoded(params: Params) -> None:
     ParamsError
         As in :func:`check`, where pictures that cannot be used left too few.
     """
-    if not isinstance(params.data, Photographs):
+    if not isinstance(study.params.data, Photographs):
         return
-    data = faces(params)
+    data = study.faces
     try:
-        _check(params, partial(_usable, data))
+        _check(study, partial(_usable, data))
     except ParamsError as error:
         left_out = sum(finding["counts"] for finding in data.meta["findings"])
         if not left_out:
@@ -65,10 +65,11 @@ def _usable(data: FaceData, split: str) -> tuple[NDArray[np.int8], pd.DataFrame]
     return data.target[rows], data.groups[rows].reset_index(drop=True)
 
 
-def _check(params: Params, who: Who) -> None:
+def _check(study: Study, who: Who) -> None:
+    params = study.params
     attributes = list(params.analysis.attributes)
     if isinstance(params.data, Photographs):
-        _check_photographs(params, who)
+        _check_photographs(study, who)
     target, groups = who("test")
     empty = _empty(groups, attributes)
     if empty is not None:
@@ -79,13 +80,13 @@ def _check(params: Params, who: Who) -> None:
         )
     for world in worlds(params):
         try:
-            check(world.params)
+            check(study.of(world.params))
         except ParamsError as error:
             where = f"{LABELS[world.dial]} {world.level:g}".strip()
             raise ParamsError(f"dials: {where}: {error}") from None
-    _check_tuning(params, who, attributes)
-    _check_samplers(params, who, attributes)
-    _check_draws(params, who, attributes)
+    _check_tuning(study, who, attributes)
+    _check_samplers(study, who, attributes)
+    _check_draws(study, who, attributes)
 
 
 def _more(params: Params) -> str:
@@ -106,9 +107,9 @@ def _name(cell: Any) -> str:
     return " ".join(str(value) for value in np.atleast_1d(np.asarray(cell, object)))
 
 
-def _check_photographs(params: Params, who: Who) -> None:
+def _check_photographs(study: Study, who: Who) -> None:
     """Refuse attributes that photographs lack, and numbers that are larger than their splits."""
-    known = values(params)
+    params, known = study.params, study.values
     unknown = [name for name in params.analysis.attributes if name not in known]
     if unknown:
         raise ParamsError(
@@ -145,9 +146,9 @@ def _check_photographs(params: Params, who: Who) -> None:
             )
 
 
-def _check_tuning(params: Params, who: Who, attributes: Sequence[str]) -> None:
+def _check_tuning(study: Study, who: Who, attributes: Sequence[str]) -> None:
     """Refuse methods that need a picture of each group where there is none."""
-    methods = [METHODS[name] for name in {found.method: None for found in mitigations(params)}]
+    methods = [METHODS[name] for name in {found.method: None for found in mitigations(study)}]
     if any("validation" in method.needs for method in methods):
         target, groups = who("validation")
         empty = _empty(groups, attributes)
@@ -156,11 +157,11 @@ def _check_tuning(params: Params, who: Who, attributes: Sequence[str]) -> None:
                 f"data.validation: none of {len(target)} pictures shows the group {empty!r}, which "
                 "methods look at there; enlarge it"
             )
-    trained = [found for found in mitigations(params) if METHODS[found.method].constraint]
+    trained = [found for found in mitigations(study) if METHODS[found.method].constraint]
     if not trained:
         return
     target, groups = who("train")
-    shared = params.quantization.tuning.images
+    shared = study.params.quantization.tuning.images
     asked = [dict(found.settings).get("images", shared) or len(target) for found in trained]
     images = min(asked)
     empty = _empty(groups[:images], attributes)
@@ -171,21 +172,21 @@ def _check_tuning(params: Params, who: Who, attributes: Sequence[str]) -> None:
         )
 
 
-def _check_samplers(params: Params, who: Who, attributes: Sequence[str]) -> None:
+def _check_samplers(study: Study, who: Who, attributes: Sequence[str]) -> None:
     """Refuse samplers that the calibration pool has too few images for."""
     target, groups = who("calibration")
-    shared = params.quantization.calibration_images
-    for at, entry in enumerate(params.grid):
+    shared = study.params.quantization.calibration_images
+    for at, entry in enumerate(study.params.grid):
         for sampler in entry.sampler:
             needs, drawn = SAMPLERS[sampler].needs, sampler
             options: list[dict[str, Any]] = [{}]
             if needs in ("group", "losses"):
                 # Which group has the highest loss is known only after training.
                 drawn = "one_group"
-                cells = product(*(values(params)[attribute] for attribute in attributes))
+                cells = product(*(study.values[attribute] for attribute in attributes))
                 options = [{"group": " ".join(cell)} for cell in cells]
             elif needs == "population":
-                options = [{"population": shares(params, attributes, who("train")[1])}]
+                options = [{"population": study.shares(attributes, who("train")[1])}]
             elif needs == "features":
                 continue  # no more than a pool that is large enough, as random does
             for wanted, option in product(entry.calibration_images or (shared,), options):
@@ -197,11 +198,11 @@ def _check_samplers(params: Params, who: Who, attributes: Sequence[str]) -> None
                     raise ParamsError(f"grid[{at}].sampler: {sampler}: {error}") from None
 
 
-def _check_draws(params: Params, who: Who, attributes: Sequence[str]) -> None:
+def _check_draws(study: Study, who: Who, attributes: Sequence[str]) -> None:
     """Refuse draws without a group that a method looks at."""
     target, groups = who("calibration")
-    shared = params.quantization.calibration_images
-    for found in mitigations(params):
+    shared = study.params.quantization.calibration_images
+    for found in mitigations(study):
         if "everybody" not in METHODS[found.method].needs or found.sampler != "random":
             continue
         wanted, seed = found.calibration_images or shared, int(found.calibration_seed or 0)

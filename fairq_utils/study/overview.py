@@ -6,20 +6,16 @@ import pandas as pd
 
 from fairq_utils.quantizers.methods import METHODS
 from fairq_utils.study.ledger import Ledger, Run
-from fairq_utils.study.params.study import Params
 from fairq_utils.study.planning import with_dials
+from fairq_utils.study.study import Study
 from fairq_utils.study.workload import seconds_on_two_cores
 
 HOUR = 3600.0
 COLUMNS = ["method", "bits", "range", "sampler", "models", "runs", "done", "hours"]
 
 
-def overview(params: Params, store: Ledger) -> pd.DataFrame:
+def overview(study: Study) -> pd.DataFrame:
     """The grid as it will be run.
-
-    Parameters
-    ----------
-    store : the study's ledger
 
     Returns
     -------
@@ -28,12 +24,12 @@ def overview(params: Params, store: Ledger) -> pd.DataFrame:
         ``sampler``, ``models`` (how many), ``runs``, ``done`` (in the ledger) and ``hours`` that
         the others take: by the rates of the runs that are done, or else as on two cores.
     """
-    runs = with_dials(params)
+    runs, store = with_dials(study), study.ledger
     done = {run for run in runs if store.contains(run.key)}
     pace = _pace(store, done)
     grouped: dict[tuple[str, str, str], list[Run]] = {}
     for run, own in runs.items():
-        where = "" if own is params else "dials: "
+        where = "" if own is study else "dials: "
         name = run.method if run.method == "fp32" else METHODS[run.method].name
         sampler = (run.sampler or "").partition("=")[0]
         grouped.setdefault((where + name, sampler, where), []).append(run)

@@ -18,14 +18,14 @@ from fairq_utils.study.dials import worlds
 from fairq_utils.study.ledger import Run
 from fairq_utils.study.params.grid import Configuration, Entry, expanded
 from fairq_utils.study.params.study import Params
-from fairq_utils.study.people import described, people, values
+from fairq_utils.study.study import Study
 
 PHASES = ("baseline", "quantization", "mitigation")
 TRAINING = ("fairq_utils.training.loop", "fairq_utils.training.objectives")
 ONE_GROUP = "one_group="  # a run's sampler begins so, and the group's name follows
 
 
-def plan(params: Params, phases: Sequence[str] = PHASES) -> list[Run]:
+def plan(study: Study, phases: Sequence[str] = PHASES) -> list[Run]:
     """All runs of these phases, in the order of the grid.
 
     With a run come those that it is compared with: balanced calibration with a random draw of equal
@@ -33,33 +33,35 @@ def plan(params: Params, phases: Sequence[str] = PHASES) -> list[Run]:
     FP32 fine-tuning control.
     """
     runs: list[Run] = []
-    found = list(configurations(params))
-    for architecture, seed in _models(params):
+    found = list(configurations(study))
+    for architecture, seed in _models(study.params):
         if "baseline" in phases:
-            runs.append(_run(params, architecture, seed))
+            runs.append(_run(study, architecture, seed))
         for configuration in found:
             if _is_on(configuration, architecture, seed) and phase_of(configuration) in phases:
                 for each in (configuration, *compared_with(configuration)):
-                    runs.append(_run(params, architecture, seed, each))
+                    runs.append(_run(study, architecture, seed, each))
     return list(dict.fromkeys(runs))
 
 
-def with_dials(params: Params, phases: Sequence[str] = PHASES) -> dict[Run, Params]:
-    """All runs of these phases, those of the dials' worlds behind, each with its own params."""
-    found = dict.fromkeys(plan(params, phases), params)
+def with_dials(study: Study, phases: Sequence[str] = PHASES) -> dict[Run, Study]:
+    """All runs of these phases, those of the dials' worlds behind, each with its own study."""
+    found = dict.fromkeys(plan(study, phases), study)
     if "mitigation" in phases:
-        for world in worlds(params):
-            found |= {run: world.params for run in plan(world.params) if run not in found}
+        for world in worlds(study.params):
+            own = study.of(world.params)
+            found |= {run: own for run in plan(own) if run not in found}
     return found
 
 
-def configurations(params: Params) -> Iterator[Configuration]:
+def configurations(study: Study) -> Iterator[Configuration]:
     """The grid's configurations; ``one_group`` as a sampler of each group."""
+    params = study.params
     for found in expanded(params.grid, params.quantization.calibration_seeds):
         if found.sampler != "one_group":
             yield found
             continue
-        for cell in product(*(values(params)[name] for name in params.analysis.attributes)):
+        for cell in product(*(study.values[name] for name in params.analysis.attributes)):
             yield replace(found, sampler=f"{ONE_GROUP}{' '.join(cell)}")
 
 
@@ -96,7 +98,7 @@ def compared_with(configuration: Configuration) -> list[Configuration]:
     return found
 
 
-def single(params: Params, architecture: str, seed: int, method: str, bits: str, draw: int) -> Run:
+def single(study: Study, architecture: str, seed: int, method: str, bits: str, draw: int) -> Run:
     """A run by itself, calibrated on images drawn at random, whether or not the grid has it.
 
     Parameters
@@ -104,7 +106,7 @@ def single(params: Params, architecture: str, seed: int, method: str, bits: str,
     seed, draw : of the training, and of the calibration draw
     """
     entry = Entry(method=(method,), bits=(bits,), calibration_seeds=(draw,))
-    return _run(params, architecture, seed, next(expanded([entry], [draw])))
+    return _run(study, architecture, seed, next(expanded([entry], [draw])))
 
 
 def bits_of(params: Params, method: str = "ptq") -> tuple[str, ...]:
@@ -119,9 +121,9 @@ def beside_random(params: Params) -> tuple[str, ...]:
     return tuple(dict.fromkeys(s for e in entries for s in e.sampler if s != "random"))
 
 
-def mitigations(params: Params) -> list[Configuration]:
+def mitigations(study: Study) -> list[Configuration]:
     """Configurations in which groups have a say."""
-    return [found for found in configurations(params) if phase_of(found) == "mitigation"]
+    return [found for found in configurations(study) if phase_of(found) == "mitigation"]
 
 
 def _is_on(configuration: Configuration, architecture: str, seed: int) -> bool:
@@ -150,7 +152,7 @@ def code_of(method: str, sampler: str | None, architecture: str, data: Mapping[s
 
     Parameters
     ----------
-    data : what :func:`fairq_utils.study.people.described` says
+    data : what :meth:`fairq_utils.study.study.Study.described` says
         Of photographs the renderer is no part; their contents stand there.
     """
     entries = [*TRAINING, *(() if _listed(data) else RENDERER)]
@@ -174,13 +176,14 @@ def _models(params: Params) -> list[tuple[str, int]]:
     return [(name, seed) for name in params.training.models for seed in params.training.seeds]
 
 
-def _run(params: Params, architecture: str, seed: int, found: Configuration | None = None) -> Run:
+def _run(study: Study, architecture: str, seed: int, found: Configuration | None = None) -> Run:
     """The run of a configuration, or without one of the FP32 model."""
+    params = study.params
     sampler = None if found is None else found.sampler
     validates = found is not None and "validation" in METHODS[found.method].needs
     # Calibration and validation images matter only to runs that look at them.
     looked_at = {"train": True, "test": True, "calibration": sampler, "validation": validates}
-    data = described(params, [split for split, looks in looked_at.items() if looks])
+    data = study.described([split for split, looks in looked_at.items() if looks])
     # Photographs come without the coefficients that an auxiliary loss would tell.
     auxiliary = 0.0 if _listed(data) else params.training.auxiliary
     method = "fp32" if found is None else found.method
@@ -229,9 +232,10 @@ def baseline_of(run: Run) -> Run:
     )
 
 
-def calibration_draws(params: Params) -> pd.DataFrame:
+def calibration_draws(study: Study) -> pd.DataFrame:
     """Images per crossed group in the first draw of each sampler that needs no model."""
-    target, groups = people(params, "calibration")
+    params = study.params
+    target, groups = study.people("calibration")
     attributes = list(params.analysis.attributes)
     columns = {}
     for sampler in ("random", *beside_random(params)):

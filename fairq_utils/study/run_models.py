@@ -27,13 +27,10 @@ from fairq_utils.quantizers.methods import METHODS, Task
 from fairq_utils.quantizers.precision import full_precision
 from fairq_utils.quantizers.spec import QuantSpec
 from fairq_utils.study import tracking, weights
-from fairq_utils.study.devices import device
 from fairq_utils.study.ledger import Run
-from fairq_utils.study.params.study import Params
-from fairq_utils.study.people import faces, shares
 from fairq_utils.study.planning import baseline_of
 from fairq_utils.study.progress import Listener
-from fairq_utils.study.storage import ledger, unfinished
+from fairq_utils.study.study import Study
 from fairq_utils.training import architectures, checkpoints, loop, objectives
 from fairq_utils.training.inference import device_of
 from fairq_utils.training.zoo import display_name
@@ -62,7 +59,7 @@ class Rebuilt:
     report: dict[str, Any]
 
 
-def rebuild(params: Params, run: Run) -> Rebuilt:
+def rebuild(study: Study, run: Run) -> Rebuilt:
     """Make a run's model again, from its checkpoint and its calibration pictures.
 
     It is quantized on the study's device, whose rounding decides with the rest, or on the CPU where
@@ -80,19 +77,19 @@ def rebuild(params: Params, run: Run) -> Rebuilt:
             f"run {run.key}: {run.method} trains on after the FP32 checkpoint, and a study keeps "
             "no weights of that; name a run of another method"
         )
-    model = trained(params, run.architecture, baseline_of(run).key)
+    model = trained(study, run.architecture, baseline_of(run).key)
     if run.method == "fp32":
         return Rebuilt(model, model, {})
-    data = faces(params)
-    if params.execution.device != "cuda" or torch.cuda.is_available():
-        model.to(device(params))
+    data = study.faces
+    if study.params.execution.device != "cuda" or torch.cuda.is_available():
+        model.to(study.device)
     with full_precision():
-        seen = calibrated(params, [run], model, data) if observes(run.method) else None
-        quantized, _, report, _ = quantized_model(params, run, model, seen, data, None)
+        seen = calibrated(study, [run], model, data) if observes(run.method) else None
+        quantized, _, report, _ = quantized_model(study, run, model, seen, data, None)
     return Rebuilt(model.cpu(), quantized.eval().cpu(), report)
 
 
-def trained(params: Params, architecture: str, key: str) -> torch.nn.Module:
+def trained(study: Study, architecture: str, key: str) -> torch.nn.Module:
     """The FP32 model of a run, in eval mode, on the CPU.
 
     Raises
@@ -102,7 +99,7 @@ def trained(params: Params, architecture: str, key: str) -> torch.nn.Module:
     ValueError
         Its checkpoint is damaged.
     """
-    store = ledger(params)
+    store = study.ledger
     path = weights.fetch(store, key)
     if not store.local and path.exists():
         weights.sound(store, key)
@@ -111,12 +108,12 @@ def trained(params: Params, architecture: str, key: str) -> torch.nn.Module:
             f"{path}: there is no FP32 {display_name(architecture)} of this "
             "study yet; run `fairq run --params ... --phase baseline` first, with the same params"
         )
-    model = architectures.build(architecture, image_size=params.data.size)
+    model = architectures.build(architecture, image_size=study.params.data.size)
     return checkpoints.load_checkpoint(model, path).eval()
 
 
 def quantized_model(
-    params: Params,
+    study: Study,
     run: Run,
     model: torch.nn.Module,
     seen: Observed | None,
@@ -132,7 +129,7 @@ def quantized_model(
     seen : what :func:`calibrated` gave; none for a dynamic method
     """
     measures: dict[str, float] = {}
-    task = _task(params, run, model, seen, data, bars, measures)
+    task = _task(study, run, model, seen, data, bars, measures)
     quantized, report = METHODS[run.method].fit(task)
     if report is None:
         return quantized, round(architectures.float_megabytes(quantized) * 2**20), {}, measures
@@ -145,7 +142,7 @@ def _example(model: torch.nn.Module, data: FaceData) -> Tensor:
 
 
 def _task(
-    params: Params,
+    study: Study,
     run: Run,
     model: torch.nn.Module,
     seen: Observed | None,
@@ -167,12 +164,12 @@ def _task(
 
     def drawn() -> Sample:
         pool = data.subset("calibration")
-        rows = calibration_rows(params, run, pool, model)
+        rows = calibration_rows(study, run, pool, model)
         # A draw may lack a rare group; a method that cannot do without says so.
         return _sample(pool.take(rows), attributes, 0, place)
 
     def train(network: torch.nn.Module, constraint: str | None) -> dict[str, Any]:
-        measures.update(_tune(params, run, network, data, bars, model, constraint))
+        measures.update(_tune(study, run, network, data, bars, model, constraint))
         return {}
 
     return Task(
@@ -195,7 +192,7 @@ def _sample(data: FaceData, attributes: Sequence[str], least: int, device: torch
 
 
 def _tune(
-    params: Params,
+    study: Study,
     run: Run,
     model: torch.nn.Module,
     data: FaceData,
@@ -207,7 +204,7 @@ def _tune(
     train = data.subset("train")
     if run.settings["images"] is not None:
         train = train.take(np.arange(run.settings["images"]))
-    settings = params.training.models[run.architecture]
+    settings = study.params.training.models[run.architecture]
     recipe = loop.Recipe(
         epochs=int(run.settings["epochs"]),
         learning_rate=settings.learning_rate * float(run.settings["rate"]),
@@ -231,9 +228,9 @@ def _tune(
         recipe,
         objective,
         seed=seed,
-        device=device(params),
-        progress=tracking.reporting(params, run, bars),
-        checkpoints=unfinished(params, run),
+        device=study.device,
+        progress=tracking.reporting(study.params, run, bars),
+        checkpoints=study.unfinished(run),
     )
     losses = {f"loss_{i + 1}": value for i, value in enumerate(history.loss)}
     return {"train_seconds": history.seconds, **losses}
@@ -263,7 +260,7 @@ def trains_on(method: str) -> bool:
 
 
 def calibration_rows(
-    params: Params, run: Run, pool: FaceData, model: torch.nn.Module
+    study: Study, run: Run, pool: FaceData, model: torch.nn.Module
 ) -> NDArray[np.int64]:
     """Rows of the calibration pool that a run is calibrated on."""
     sampler, _, group = str(run.sampler).partition("=")
@@ -276,8 +273,8 @@ def calibration_rows(
     elif needs == "features":
         options["features"] = pool_features(model, architectures.Normalized(pool.images))
     elif needs == "population":
-        train = faces(params).subset("train").groups
-        options["population"] = shares(params, run.settings["attributes"], train)
+        train = study.faces.subset("train").groups
+        options["population"] = study.shares(run.settings["attributes"], train)
     return calibration.draw(
         sampler,
         pool.groups,
@@ -290,14 +287,14 @@ def calibration_rows(
 
 
 def calibrated(
-    params: Params, runs: Sequence[Run], model: torch.nn.Module, data: FaceData
+    study: Study, runs: Sequence[Run], model: torch.nn.Module, data: FaceData
 ) -> Observed:
     """Calibration statistics of the FP32 model that runs of one kind share."""
     pool = data.subset("calibration")
     first = runs[0]
     if first.sampler is None:  # the control: nothing is calibrated, batch norms are folded
         return observe(model, [_example(model, data)])
-    rows = torch.from_numpy(calibration_rows(params, first, pool, model))
+    rows = torch.from_numpy(calibration_rows(study, first, pool, model))
     batches = architectures.Normalized(pool.images, device_of(model)).take(rows).split(CHUNK)
     specs = [_spec(run) for run in runs]
     return observe(

@@ -20,66 +20,64 @@ from fairq_utils.errors import Fault
 from fairq_utils.quantizers.layers import use_integers
 from fairq_utils.quantizers.precision import full_precision
 from fairq_utils.study import run_models, tracking, weights
-from fairq_utils.study.devices import device
 from fairq_utils.study.ledger import Run, RunRecord
-from fairq_utils.study.params.study import Params
-from fairq_utils.study.people import faces
 from fairq_utils.study.progress import Listener
-from fairq_utils.study.storage import ledger, unfinished
+from fairq_utils.study.study import Study
 from fairq_utils.training import architectures, checkpoints, loop, objectives
 
 INITIAL_IMAGES = 2000  # training images that a data-dependent initialisation looks at
 EVALUATED = 64  # test images at a time: what more of them leave behind is slow to allocate
 
 
-def train_baseline(params: Params, run: Run, bars: Listener | None = None) -> str:
+def train_baseline(study: Study, run: Run, bars: Listener | None = None) -> str:
     """Train one FP32 model unless its checkpoint is there, evaluate it, and return its key."""
-    store = ledger(params)
+    store = study.ledger
     path = weights.fetch(store, run.key)
     there = path.exists() and weights.sound(store, run.key)
     if there:
         weights.keep(store, run.key)
         if store.contains(run.key):
             return run.key
-    data = pictures_of(params, [run])
-    target = device(params)
+    data = pictures_of(study, [run])
     began = time.perf_counter()
     measures: dict[str, float] = {}
     if there:
-        model = checkpoints.load_checkpoint(_built(params, run), path)
+        model = checkpoints.load_checkpoint(_built(study, run), path)
     else:
-        model, history = _trained(params, run, tracking.reporting(params, run, bars))
+        model, history = _trained(study, run, tracking.reporting(study.params, run, bars))
         measures["train_seconds"] = history.seconds
         measures |= {f"loss_{i + 1}": value for i, value in enumerate(history.loss)}
         checkpoints.save_checkpoint(model, path, {"run": run.key})
         weights.keep(store, run.key)
         checkpoints.load_checkpoint(model, path)
     measures["parameters"] = float(sum(p.numel() for p in model.parameters()))
-    scores = _scores(model, data, target)
+    scores = _scores(model, data, study.device)
     size = round(architectures.float_megabytes(model) * 2**20)
     answered = record(run, data, scores, scores, size, began, measures, {})
-    _finish(params, answered, bars)
+    _finish(study, answered, bars)
     return run.key
 
 
-def _built(params: Params, run: Run) -> torch.nn.Module:
+def _built(study: Study, run: Run) -> torch.nn.Module:
+    pretrained = study.params.training.pretrained
     return architectures.build(
-        run.architecture, image_size=params.data.size, pretrained=params.training.pretrained
+        run.architecture, image_size=study.params.data.size, pretrained=pretrained
     )
 
 
 def _trained(
-    params: Params, run: Run, progress: loop.Progress | None = None
+    study: Study, run: Run, progress: loop.Progress | None = None
 ) -> tuple[torch.nn.Module, loop.History]:
     """A trained FP32 model, and its losses."""
+    training = study.params.training
     seed = int(run.training["seed"])
     torch.manual_seed(seed)
-    model = _built(params, run)
-    recipe = loop.Recipe(**params.training.models[run.architecture].model_dump())
-    train = faces(params).subset("train")
-    if not params.training.pretrained:
+    model = _built(study, run)
+    recipe = loop.Recipe(**training.models[run.architecture].model_dump())
+    train = study.faces.subset("train")
+    if not training.pretrained:
         architectures.initialise(model, train.images[:INITIAL_IMAGES])
-    weight = params.training.auxiliary
+    weight = training.auxiliary
     if weight and train.factors is not None:
         objective: objectives.Classification = objectives.WithFactors(
             train, model, weight, recipe.label_smoothing
@@ -92,66 +90,65 @@ def _trained(
         recipe,
         objective,
         seed=seed,
-        device=device(params),
+        device=study.device,
         progress=progress,
-        checkpoints=unfinished(params, run),
+        checkpoints=study.unfinished(run),
     )
     if isinstance(objective, objectives.WithFactors):
         objective.close()
     return model, history
 
 
-def _finish(params: Params, answered: RunRecord, bars: Listener | None) -> None:
+def _finish(study: Study, answered: RunRecord, bars: Listener | None) -> None:
     """Write a run; then nothing of its training needs to be kept, and it can be shown."""
-    ledger(params).write(answered)
-    kept = unfinished(params, answered.run)
+    study.ledger.write(answered)
+    kept = study.unfinished(answered.run)
     if kept is not None:
         kept.remove()
-    tracking.tracker(params).show(answered, params)
+    tracking.tracker(study.params).show(answered, study.params)
     if bars is not None:
         bars.finish(answered.run)
 
 
 @full_precision()
 def evaluate_quantized(
-    params: Params, runs: Sequence[Run], baseline: str, bars: Listener | None = None
+    study: Study, runs: Sequence[Run], baseline: str, bars: Listener | None = None
 ) -> None:
     """Quantize one trained model in several ways that share a calibration, and evaluate each.
 
     Static models run on integer kernels where the processor has exact ones, and as a float
     simulation elsewhere; the run's provenance says which.
     """
-    store = ledger(params)
+    store = study.ledger
     runs = [run for run in runs if not store.contains(run.key)]
     if not runs:
         return
-    data = pictures_of(params, runs)
-    target = device(params)
-    model = run_models.trained(params, runs[0].architecture, baseline).to(target)
+    data = pictures_of(study, runs)
+    model = run_models.trained(study, runs[0].architecture, baseline).to(study.device)
     reference = store.read(baseline).scores
     began = time.perf_counter()
     observes = run_models.observes(runs[0].method)
-    seen = run_models.calibrated(params, runs, model, data) if observes else None
+    seen = run_models.calibrated(study, runs, model, data) if observes else None
     calibrating = time.perf_counter() - began
     for run in runs:
         began = time.perf_counter()
         quantized, size, report, measures = run_models.quantized_model(
-            params, run, model, seen, data, bars
+            study, run, model, seen, data, bars
         )
         layers = use_integers(quantized)
         # What runs share is counted in full for each: it is what the method costs alone.
         seconds = calibrating + time.perf_counter() - began
-        scores = _scores(quantized, data, target)
+        scores = _scores(quantized, data, study.device)
         measures |= {
             "integer_layers": float(layers),
             "quantize_seconds": seconds,
             "calibrate_seconds": calibrating,
         }
         answered = record(run, data, reference, scores, size, began, measures, report)
-        _finish(params, answered, bars)
+        _finish(study, answered, bars)
 
 
-def pictures_of(params: Params, wanted: Sequence[Run]) -> FaceData:
+def pictures_of(study: Study, wanted: Sequence[Run]) -> FaceData:
     """The study's pictures, if they are those that runs were planned with.
 
     Raises
@@ -159,7 +156,7 @@ def pictures_of(params: Params, wanted: Sequence[Run]) -> FaceData:
     Fault
         Photographs that changed since, or that another machine has another copy of.
     """
-    data = faces(params)
+    data = study.faces
     for run in wanted:
         planned = run.data.get("people", {})
         if any(data.meta["contents"].get(split) != said for split, said in planned.items()):

@@ -27,7 +27,7 @@ from fairq_utils.study.params.data import Data, Photographs
 from fairq_utils.study.params.study import Params
 from fairq_utils.study.planning import baseline_of
 from fairq_utils.study.progress import Progress, Tick
-from fairq_utils.study.storage import ledger
+from fairq_utils.study.study import Study
 
 PIECES = 4  # per worker: small enough to end together, large enough to share a calibration
 FIRST = 1e9  # priority of what everything waits for
@@ -36,17 +36,17 @@ Cost = Callable[[Run], float]
 
 
 def compute(
-    params: Params,
-    baselines: Mapping[Run, Params],
-    groups: Sequence[tuple[Params, Sequence[Run]]],
+    study: Study,
+    baselines: Mapping[Run, Study],
+    groups: Sequence[tuple[Study, Sequence[Run]]],
     bars: Progress,
 ) -> None:
-    """Train and evaluate on the cluster of ``params.cluster``.
+    """Train and evaluate on the cluster that the params name.
 
     Parameters
     ----------
-    baselines : FP32 runs, each with its own params
-    groups : quantized runs that share a calibration, with their params
+    baselines : FP32 runs, each with its own study
+    groups : quantized runs that share a calibration, with their study
 
     Raises
     ------
@@ -55,18 +55,22 @@ def compute(
     Fault
         What a task cannot do; the sentence is the same as in one process.
     """
-    with cluster.client(params) as client, ledger(params).mark() as mark:
+    params = study.params
+    with cluster.client(params) as client, study.ledger.mark() as mark:
         workers = len(client.nthreads())
         if not workers:
             bars.say(f"cluster · asked for {params.cluster.workers} workers, none has joined yet")
         workers = max(workers, 1 if params.cluster.kind == "address" else params.cluster.workers)
         limit = sum(bars.cost(run) for _, members in groups for run in members) / (PIECES * workers)
         parts = [
-            (own, part) for own, members in groups for part in pieces(members, bars.cost, limit)
+            (own.params, part)
+            for own, members in groups
+            for part in pieces(members, bars.cost, limit)
         ]
         terms = worker.Terms(params.cluster.threads, mark)
         relay = worker.Relay(f"fairq-{uuid.uuid4().hex}")
-        tasks = graph(baselines, parts, bars.cost, terms, relay, params.cluster.gpus)
+        alone = {run: own.params for run, own in baselines.items()}
+        tasks = graph(alone, parts, bars.cost, terms, relay, params.cluster.gpus)
         ear = Ear(bars)
         client.subscribe_topic(relay.topic, ear.hear)
         _wait(client, tasks)

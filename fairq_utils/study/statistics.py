@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from fairq_utils import metrics, stats
 from fairq_utils.metrics.criteria import FAIRNESS
-from fairq_utils.study.ledger import Ledger, Run, RunRecord
+from fairq_utils.study.ledger import Run, RunRecord
 from fairq_utils.study.params.study import Params
-from fairq_utils.study.planning import plan
+from fairq_utils.study.planning import PHASES, plan
+from fairq_utils.study.study import Study
 
 Statistic = Callable[[NDArray[Any]], NDArray[Any]]
 CONFIGURATION = ["architecture", "method", "bits", "ranges", "sampler", "setting"]
@@ -38,9 +39,10 @@ def measured(params: Params) -> dict[str, Statistic]:
     return STATISTICS | {name: FAIRNESS[name] for name in params.analysis.metrics}
 
 
-def records(store: Ledger, params: Params) -> list[RunRecord]:
+def records(study: Study, phases: Sequence[str] = PHASES) -> list[RunRecord]:
     """The study's runs that are in the ledger, in the study's order."""
-    return [store.read(run.key) for run in plan(params) if store.contains(run.key)]
+    store = study.ledger
+    return [store.read(run.key) for run in plan(study, phases) if store.contains(run.key)]
 
 
 def counts(record: RunRecord, attributes: Iterable[str]) -> metrics.Counts:

@@ -20,11 +20,12 @@ from distributed import get_worker
 
 from fairq_utils.errors import Fault
 from fairq_utils.registry import load_plugins
-from fairq_utils.study import devices, people, runs
+from fairq_utils.study import runs
 from fairq_utils.study.ledger import Ledger, Run
 from fairq_utils.study.params.study import Params
 from fairq_utils.study.planning import code_of
 from fairq_utils.study.progress import Tick
+from fairq_utils.study.study import Study
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 SPOKEN = 5.0  # seconds between two words about one training
@@ -77,9 +78,8 @@ class Terms:
 
 def pictures(params: Params, terms: Terms) -> None:
     """Render the pictures of a study into the cache, so that nobody else has to."""
-    with _at_work(params, terms, ()):
-        devices.device(params)
-        people.faces(params)
+    with _at_work(params, terms, ()) as study:
+        _ = study.device, study.faces  # in this order: a GPU that is missing is said at once
 
 
 def baseline(params: Params, terms: Terms, run: Run, relay: Relay, rendered: None) -> str:
@@ -89,8 +89,8 @@ def baseline(params: Params, terms: Terms, run: Run, relay: Relay, rendered: Non
     ----------
     rendered : what :func:`pictures` gave, which has to come before
     """
-    with _at_work(params, terms, [run]):
-        return runs.train_baseline(params, run, relay)
+    with _at_work(params, terms, [run]) as study:
+        return runs.train_baseline(study, run, relay)
 
 
 def quantized(
@@ -102,13 +102,13 @@ def quantized(
     ----------
     key : of the FP32 run
     """
-    with _at_work(params, terms, members):
-        runs.evaluate_quantized(params, members, key, relay)
+    with _at_work(params, terms, members) as study:
+        runs.evaluate_quantized(study, members, key, relay)
 
 
 @contextmanager
-def _at_work(params: Params, terms: Terms, wanted: Iterable[Run]) -> Iterator[None]:
-    """One task at a time, on its threads and its GPU, where worker and client agree."""
+def _at_work(params: Params, terms: Terms, wanted: Iterable[Run]) -> Iterator[Study]:
+    """The study, for one task at a time, on its threads and GPU, where worker and client agree."""
     with _alone:
         _keep_memory()
         load_plugins(params.plugins)
@@ -132,7 +132,12 @@ def _at_work(params: Params, terms: Terms, wanted: Iterable[Run]) -> Iterator[No
                     f"cluster: the worker {get_worker().address} has another version of "
                     "fairq_utils; install the same one there"
                 )
-        yield
+        yield _opened(params)
+
+
+@lru_cache(maxsize=8)
+def _opened(params: Params) -> Study:
+    return Study(params)
 
 
 @lru_cache(maxsize=8)
