@@ -149,6 +149,21 @@ def control_accuracy(
     would offer it again. A ranking holds until a layer is taken back, even if another group has
     become the worst. Each step takes one pass over ``sample``, each ranking one pass over
     ``ranking`` images for every layer that is left.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from fairq_utils.mitigation import as_sample, control_accuracy
+    >>> from fairq_utils.quantizers import QuantSpec, observe
+    >>> images = torch.randn(80, 3)
+    >>> groups = {"gender": ["f", "m"] * 40}
+    >>> sample = as_sample(images, (images[:, 0] > 0).long(), groups)
+    >>> observed = observe(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), [images])
+    >>> spec = QuantSpec.parse("W8A8")
+    >>> _, report = control_accuracy(observed, spec, sample, max_drop=1.0)  # anything will do
+    >>> report.layers
+    {'0': 'W8A8', '2': 'W8A8'}
     """
     numbers = {"max_drop": max_drop, "ranking": ranking, "max_reverted": max_reverted}
     _check(observed, spec, sample, criterion, least, **numbers)

@@ -202,6 +202,20 @@ def quantize_mixed_for_groups(
         See :func:`allocate_for_groups`; a table of other candidates or groups.
     ValueError
         A budget that no candidate meets: names the smallest size that is possible.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from fairq_utils.mitigation import as_sample, quantize_mixed_for_groups
+    >>> from fairq_utils.quantizers import observe
+    >>> images, groups = torch.randn(80, 3), {"gender": ["f", "m"] * 40}
+    >>> sample = as_sample(images, [0, 0, 1, 1] * 20, groups)
+    >>> model = nn.Sequential(nn.Linear(3, 64), nn.ReLU(), nn.Linear(64, 64), nn.Linear(64, 2))
+    >>> observed = observe(model, [images])
+    >>> _, report = quantize_mixed_for_groups(observed, 0.2, None, sample, objective="worst")
+    >>> report.size_bytes <= 0.2 * report.float_bytes
+    True
     """
     what = "quantize_mixed_for_groups"
     spec = QuantSpec() if spec is None else spec

@@ -48,6 +48,18 @@ def preserve_layers(
     ValueError
         An unknown layer, one that has these bits already, or see
         :func:`fairq_utils.quantizers.quantize_observed`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from fairq_utils.mitigation import preserve_layers
+    >>> from fairq_utils.quantizers import QuantSpec, observe
+    >>> model = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 2))
+    >>> observed = observe(model, [torch.randn(64, 3)])
+    >>> _, report = preserve_layers(observed, QuantSpec.parse("W4A8"), ["1"])
+    >>> report.layers, report.corrections["preserved"]
+    ({'0': 'W8A8', '1': 'W8A8', '2': 'W8A8'}, {'1': 8})
     """
     specs, _ = layer_specs(observed, spec)
     own: dict[str, QuantSpec | None] = {}

@@ -39,6 +39,8 @@ def quantize_mixed(
 ) -> tuple[nn.Module, QuantReport]:
     """Give each layer the bits that cost least in sum, within a budget of bytes.
 
+    An integer programme over measured sensitivities, as in Yao et al. 2021 (HAWQ-V3).
+
     Parameters
     ----------
     observed : from :func:`fairq_utils.quantizers.observe`
@@ -65,6 +67,17 @@ def quantize_mixed(
     ------
     ValueError
         A budget that no candidate meets: names the smallest size that is possible.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from fairq_utils.quantizers import observe, quantize_mixed
+    >>> model = nn.Sequential(nn.Linear(3, 64), nn.ReLU(), nn.Linear(64, 64), nn.Linear(64, 2))
+    >>> observed = observe(model, [torch.randn(64, 3)], keep=True)
+    >>> _, report = quantize_mixed(observed, 0.2)  # a fifth of the float model's bytes
+    >>> report.size_bytes <= 0.2 * report.float_bytes
+    True
     """
     spec = QuantSpec() if spec is None else spec
     candidates = weight_widths(spec) if candidates is None else candidates

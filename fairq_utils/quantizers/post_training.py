@@ -50,7 +50,9 @@ def quantize_static(
 ) -> tuple[nn.Module, QuantReport]:
     """Quantize convolutions and linear layers; input ranges come from calibration batches.
 
-    :func:`observe`, then :func:`quantize_observed`: take these two for several specs of one model.
+    Static post-training quantization (Nagel et al. 2021, "A White Paper on Neural Network
+    Quantization", section 3): :func:`observe`, then :func:`quantize_observed`. Take these two for
+    several specs of one model.
 
     Parameters
     ----------
@@ -69,6 +71,16 @@ def quantize_static(
     ------
     ValueError
         No calibration batch, or a value that is not finite.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from fairq_utils.quantizers import QuantSpec, quantize_static
+    >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> quantized, report = quantize_static(model, QuantSpec.parse("W8A8"), [torch.randn(64, 3)])
+    >>> report.layers, quantized(torch.randn(5, 3)).shape
+    ({'0': 'W8A8', '2': 'W8A8'}, torch.Size([5, 2]))
     """
     if spec.activation == "dynamic":
         raise ValueError("quantize_static: spec.activation is dynamic; use quantize_dynamic")
@@ -105,6 +117,17 @@ def quantize_observed(
     ValueError
         The spec asks for dynamic inputs, or for what was not observed; a layer is unknown; or see
         :func:`fairq_utils.quantizers.weights.check_kept`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from fairq_utils.quantizers import QuantSpec, observe, quantize_observed
+    >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 2))
+    >>> observed = observe(model, [torch.randn(64, 3)])
+    >>> specs = map(QuantSpec.parse, ("W8A8", "W4A8"))
+    >>> [quantize_observed(observed, spec)[1].layers["2"] for spec in specs]
+    ['W8A8', 'W4A8']
     """
     specs, left = layer_specs(observed, spec, layers)
     kept = kept or {}
@@ -153,6 +176,16 @@ def quantize_dynamic(
     Returns
     -------
     module, report
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from fairq_utils.quantizers import QuantSpec, quantize_dynamic
+    >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> _, report = quantize_dynamic(model, QuantSpec.parse("W8A8", activation="dynamic"))
+    >>> report.layers
+    {'0': 'W8A8', '2': 'W8A8'}
     """
     if spec.activation != "dynamic":
         raise ValueError(

@@ -34,8 +34,8 @@ from fairq_utils.quantizers.tracing import BYPASSED, replace
 def prepare_qat(observed: Observed, spec: QuantSpec, layers: LayerSpecs | None = None) -> nn.Module:
     """Make a trainable model on the grids of calibration; ``observed`` stays as it is.
 
-    Train it with any loop (:func:`fairq_utils.training.loop.fit`), then give it to
-    :func:`finish_qat`.
+    Step sizes are trained too (LSQ, Esser et al. 2020). Train it with any loop
+    (:func:`fairq_utils.training.loop.fit`), then give it to :func:`finish_qat`.
 
     Parameters
     ----------
@@ -43,6 +43,21 @@ def prepare_qat(observed: Observed, spec: QuantSpec, layers: LayerSpecs | None =
     spec : QuantSpec
         Its ``rounding`` and ``bias_correction`` must be left at their defaults: training does both.
     layers : see :func:`fairq_utils.quantizers.quantize_observed`
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from fairq_utils.quantizers import QuantSpec, finish_qat, observe, prepare_qat
+    >>> model, spec = nn.Sequential(nn.Linear(3, 2)), QuantSpec.parse("W4A4", first_last_bits=None)
+    >>> observed = observe(model, [torch.randn(64, 3)])
+    >>> trained = prepare_qat(observed, spec)
+    >>> optimizer = torch.optim.SGD(trained.parameters(), 0.1)
+    >>> trained(torch.randn(8, 3)).square().mean().backward()
+    >>> optimizer.step()
+    >>> quantized, report = finish_qat(trained, observed, spec)
+    >>> report.layers
+    {'0': 'W4A4'}
     """
     if spec.rounding != "nearest" or spec.bias_correction:
         raise ValueError(

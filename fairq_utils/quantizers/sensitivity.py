@@ -96,6 +96,17 @@ def sensitivities(
     ValueError
         No candidate, an unknown measure, no images to measure on, two candidates of the same bits,
         or an output that is not finite or all zeros.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from fairq_utils.quantizers import QuantSpec, observe, sensitivities
+    >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 2))
+    >>> observed = observe(model, [torch.randn(64, 3)], keep=True)
+    >>> table = sensitivities(observed, [QuantSpec.parse("W8A8"), QuantSpec.parse("W4A8")])
+    >>> table[["layer", "bits"]].values.tolist()  # the first and the last layer keep 8 bits
+    [['0', 'W8A8'], ['2', 'W8A8'], ['2', 'W4A8'], ['3', 'W8A8']]
     """
     _check(observed, specs, labelled, measure)
     if labelled is not None:
