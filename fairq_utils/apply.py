@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 from torch import nn
@@ -19,7 +20,7 @@ from fairq_utils.registry import unknown
 from fairq_utils.training.loop import Recipe
 
 PUBLISHED = "bias_aware_calibration"  # the published study's name of balanced calibration
-SETTINGS = ("budget", "max_drop", "max_reverted")  # of methods, not of their specs
+FIELDS = tuple(entry.name for entry in dataclasses.fields(QuantSpec))
 
 
 @full_precision()
@@ -61,7 +62,8 @@ def apply_quantization(
         one attribute, (N, K) of several.
     sampler : str, optional
         Of :data:`fairq_utils.calibration.SAMPLERS`: how images are drawn for calibration; at random
-        if not given.
+        if not given. Labels and groups are those of the loader, losses and features those of
+        ``model``.
     sensitive_attrs : names of attributes
         To balance over; all if none is given. They also name values that come without names.
     calibration_images : int
@@ -109,9 +111,9 @@ def apply_quantization(
     if isinstance(sensitive_attrs, str):
         sensitive_attrs = (sensitive_attrs,)
     chosen = METHODS[name]
+    _check_options(name, options)
     settings = {**chosen.settings, **{k: v for k, v in options.items() if k in chosen.settings}}
-    _check_settings(name, options)
-    spec = _spec(name, bit_width, {k: v for k, v in options.items() if k not in SETTINGS})
+    spec = _spec(name, bit_width, {k: v for k, v in options.items() if k in FIELDS})
     recipe = Recipe(epochs, learning_rate, batch_size)
     pool = None
     if calibration_data is not None:
@@ -149,25 +151,30 @@ def _named(method: str, sampler: str | None) -> tuple[str, str]:
     if name not in METHODS:
         raise BadInput(f"apply_quantization: method {unknown(name, [*METHODS, PUBLISHED])}")
     drawn_by = sampler or "random"
-    needs = SAMPLERS.find(drawn_by, "apply_quantization: sampler").needs
-    if needs:
+    chosen = SAMPLERS.find(drawn_by, "apply_quantization: sampler")
+    if chosen.needs in ("group", "population"):
         raise BadInput(
-            f"apply_quantization: sampler {drawn_by!r} needs {needs}; draw rows with "
-            "fairq_utils.calibration.draw and give a loader of these"
+            f"apply_quantization: sampler {drawn_by!r} needs {chosen.needs} ({chosen.meaning}); "
+            "draw rows with fairq_utils.calibration.draw and give a loader of these"
         )
     return name, drawn_by
 
 
-def _check_settings(name: str, options: Mapping[str, Any]) -> None:
-    """Refuse settings that are other methods', and a budget that is none."""
-    others = [other for other in SETTINGS if other in options]
-    for other in others:
-        if other not in METHODS[name].settings:
-            having = [found for found, method in METHODS.items() if other in method.settings]
+def _check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse what is neither a setting of the method nor an attribute of specs."""
+    own = METHODS[name].settings
+    for option in options:
+        if option in own or option in FIELDS:
+            continue
+        having = [found for found, method in METHODS.items() if option in method.settings]
+        if having:
             raise BadInput(
-                f"apply_quantization: {name} has no {other}; leave it out, or use one of "
+                f"apply_quantization: {name} has no {option}; leave it out, or use one of "
                 f"{', '.join(having)}"
             )
+        parameters = [n for n in signature(apply_quantization).parameters if n != "options"]
+        known = [*parameters, *own, *FIELDS]
+        raise BadInput(f"apply_quantization: option {unknown(option, known)}")
     budget = options.get("budget")
     if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int | float)):
         raise BadInput(
@@ -177,13 +184,6 @@ def _check_settings(name: str, options: Mapping[str, Any]) -> None:
 
 
 def _spec(name: str, bit_width: int | str, options: Mapping[str, Any]) -> QuantSpec:
-    fields = [entry.name for entry in dataclasses.fields(QuantSpec)]
-    odd = [option for option in options if option not in fields]
-    if odd:
-        raise BadInput(
-            f"apply_quantization: {odd[0]!r} is neither a parameter nor one of QuantSpec's: "
-            f"{', '.join(fields)}"
-        )
     if isinstance(bit_width, str):
         bits = bit_width
     elif isinstance(bit_width, bool) or bit_width not in WIDTHS:

@@ -9,16 +9,30 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from fairq_utils.errors import BadInput
 from fairq_utils.registry import Registry
 
 __all__ = ["SAMPLERS", "Pool", "Sampler", "draw", "sampler"]
 
 Indices = NDArray[np.int64]
+NEEDS = ("group", "losses", "features", "population")  # what a sampler may need besides the pool
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Pool that a sampler draws from: the arguments of :func:`draw`."""
+    """Pool of N images that a sampler draws from, without the images themselves.
+
+    Attributes
+    ----------
+    groups : DataFrame of N rows
+        A column per attribute, such as ``gender`` with ``female`` and ``male``.
+    target : int8 (N,), the labels
+    count : rows to return
+    rng : generator of the draw's seed
+    attributes : columns of ``groups`` that are crossed to cells
+    group, losses, features, population : see :func:`draw`
+        Each is there for a sampler that needs it.
+    """
 
     groups: pd.DataFrame
     target: NDArray[np.int8]
@@ -36,9 +50,8 @@ class Pool:
         missing = [name for name in names if name not in self.groups]
         if missing or not len(names):
             wrong = f"there is no attribute {missing[0]!r}" if missing else "no attribute is named"
-            raise ValueError(
-                f"calibration: {wrong}; the pool has {', '.join(map(str, self.groups.columns))}"
-            )
+            there = ", ".join(map(str, self.groups.columns)) or "none; give it groups"
+            raise ValueError(f"calibration: {wrong}; the pool has {there}")
         first, *rest = (self.groups[name].astype(str) for name in names)
         found: NDArray[np.str_] = (first.str.cat(rest, sep=" ") if rest else first).to_numpy(str)
         return found
@@ -55,8 +68,8 @@ class Sampler:
     ----------
     name, label : by which it is asked for; how figures and tables call it
     draw : from a :class:`Pool` to the rows that are drawn
-    needs : the argument of :func:`draw` without which it cannot draw, or ""
-        ``losses`` and ``features`` are what a float model makes of the pool.
+    needs : of :data:`NEEDS`, the argument of :func:`draw` without which it cannot draw, or ""
+        ``losses`` and ``features`` are what a float model makes of the pool's images.
     meaning : what that is
     source : of the method
     """
@@ -85,7 +98,17 @@ def sampler(
     Parameters
     ----------
     name, label, needs, meaning, source : see :class:`Sampler`
+
+    Raises
+    ------
+    BadInput
+        It needs what samplers are not given.
     """
+    if needs and needs not in NEEDS:
+        raise BadInput(
+            f"sampler {name}: needs={needs!r} is not one of {', '.join(NEEDS)}; labels and groups "
+            "are always there, images never"
+        )
 
     def registered(drawn: Draw) -> Draw:
         SAMPLERS.add(name, Sampler(name, label, drawn, needs, meaning, source))
@@ -298,6 +321,8 @@ def draw(
         Unknown sampler, or one without the option it needs (others are not looked at); a pool that
         is too small; an unknown attribute or group, or a group with too few images (it is named);
         losses or features of another number of images, or not finite; impossible weights.
+    BadInput
+        A sampler of somebody else's raises, or returns something else than ``count`` distinct rows.
 
     Examples
     --------
@@ -328,7 +353,37 @@ def draw(
         _of_pool(features, "features", 2, len(target)) if need == "features" else None,
         population,
     )
-    return chosen.draw(pool)
+    try:
+        rows = chosen.draw(pool)
+    except ValueError:  # sentences of our own
+        raise
+    except Exception as error:
+        raise BadInput(
+            f"calibration: sampler {sampler!r} of {SAMPLERS.home(sampler)} raised "
+            f"{type(error).__name__}: {error}; the pool has the attributes "
+            f"{', '.join(map(str, groups.columns)) or '(none)'}"
+        ) from error
+    return _distinct(rows, sampler, count, len(target))
+
+
+def _distinct(rows: object, sampler: str, count: int, images: int) -> Indices:
+    """Rows as they came from a sampler; refuses what would calibrate on other images."""
+    found = np.asarray(rows)
+    wrong = None
+    if found.ndim != 1 or not np.issubdtype(found.dtype, np.integer):
+        wrong = f"{type(rows).__name__} of {found.dtype}, {found.shape}"
+    elif len(found) != count:
+        wrong = f"{len(found)} rows"
+    elif len(found) and not 0 <= found.min() <= found.max() < images:
+        wrong = f"row {found.max() if found.max() >= images else found.min()}"
+    elif len(np.unique(found)) != count:
+        wrong = "a row twice"
+    if wrong is not None:
+        raise BadInput(
+            f"calibration: sampler {sampler!r} returned {wrong} where {count} distinct rows of a "
+            f"pool of {images} are wanted; return their numbers, int64 ({count},)"
+        )
+    return found.astype(np.int64, copy=False)
 
 
 def _of_pool(values: ArrayLike | None, name: str, ndim: int, images: int) -> NDArray[np.float64]:

@@ -17,6 +17,7 @@ import difflib
 import importlib
 import importlib.util
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, cached_property
@@ -185,7 +186,7 @@ def load_plugins(modules: Iterable[str]) -> None:
     Raises
     ------
     BadInput
-        One cannot be found, or imports what is not there.
+        One cannot be found, is no Python, or raises while it is imported; names the line.
     """
     for module in modules:
         path, name = Path(module), module
@@ -200,8 +201,20 @@ def load_plugins(modules: Iterable[str]) -> None:
                 raise BadInput(f"plugins: {name}: needs {error.name}, which is not there") from None
             raise BadInput(
                 f"plugins: there is no module {name!r} on Python's path, nor {name}.py beside the "
-                "params file; put it there"
+                "params file; put it there, or name the file, such as folder/my_module.py"
             ) from None
+        except BadInput as error:
+            raise BadInput(f"plugins: {error}") from error
+        except Exception as error:
+            raise BadInput(f"plugins: {name}: {_where(error)}; mend it there") from error
+
+
+def _where(error: Exception) -> str:
+    """An error of somebody else's module, with its file and line."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}: {error.msg}"
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{at.filename}, line {at.lineno}: {type(error).__name__}: {error}"
 
 
 def passed_on(

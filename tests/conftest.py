@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fairq_utils.calibration import SAMPLERS
+from fairq_utils.metrics.criteria import FAIRNESS
 from fairq_utils.quantizers import onednn
 from fairq_utils.quantizers.methods import METHODS
 from fairq_utils.registry import Registry
+from fairq_utils.training.zoo import ARCHITECTURES
 
-REGISTRIES: tuple[Registry[Any], ...] = (METHODS, SAMPLERS)
+REGISTRIES: tuple[Registry[Any], ...] = (METHODS, SAMPLERS, FAIRNESS, ARCHITECTURES)
 # Without VNNI, pairs of 8-bit products are summed in 16 bits, where engines saturate.
 needs_kernels = pytest.mark.skipif(
     not onednn.available(), reason="this processor has no exact integer kernels"

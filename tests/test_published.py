@@ -375,7 +375,7 @@ women = (*rows()[:2], {"gender": ["woman"] * N})
         ({"bit_width": "INT8"}, "not of the form W8A8"),
         ({"method": "dynamic", "bit_width": "W4A4"}, "dynamic quantization is defined at 8 bits"),
         ({"activation": "dynamic"}, "use method='dynamic'"),
-        ({"bit_with": 8}, "'bit_with' is neither a parameter nor one of QuantSpec's"),
+        ({"bit_with": 8}, "option 'bit_with' is unknown; did you mean 'bit_width'"),
         ({"method": "qat", "calibration_data": loader("bare")}, "qat learns from labels"),
         (
             {"method": "qat", "train_data": [(torch.zeros(2, 3, 6, 6), [0, 2])]},

@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fairq_utils import calibration
+from fairq_utils.calibration import SAMPLERS
 from fairq_utils.data.batches import Batch, gather, read, rows_of
 from fairq_utils.errors import BadInput
 from fairq_utils.mitigation.balancing_act import affordable_memory
 from fairq_utils.mitigation.fine_tuning import train_under
+from fairq_utils.mitigation.pool import pool_features, pool_losses
 from fairq_utils.mitigation.sample import CHUNK, Sample, of_batch
 from fairq_utils.quantizers.calibrate import observe_for
 from fairq_utils.quantizers.checks import check_model
@@ -92,7 +94,7 @@ def task_of(
     batches, rows = list[Tensor](), list[int]()
     classes = 1
     if pool is not None:
-        rows = _drawn(pool, data).tolist()
+        rows = _drawn(pool, data, model).tolist()
         batches = [part.to(device) for part in rows_of(pool, rows).images.split(CHUNK)]
         classes = _classes(model, batches[0][:1])
     epoch, steps = _training(data, classes, device)
@@ -209,10 +211,12 @@ def _one_group(what: str, name: str) -> BadInput:
     )
 
 
-def _drawn(pool: Batch, data: UserData) -> NDArray[np.int64]:
+def _drawn(pool: Batch, data: UserData, model: nn.Module) -> NDArray[np.int64]:
     """Rows of the calibration set."""
-    images = len(pool.images)
+    sampler, images = SAMPLERS[data.sampler], len(pool.images)
     groups, most = pd.DataFrame(index=range(images)), images
+    if pool.groups is not None and data.sampler != "random":
+        groups = attributes_of(pool, data.attributes)
     if data.sampler == "group_balanced":
         groups = attributes_of(pool, data.attributes)
         most = balanced_size(groups)
@@ -226,13 +230,25 @@ def _drawn(pool: Batch, data: UserData) -> NDArray[np.int64]:
                 "leave an attribute out of sensitive_attrs",
                 stacklevel=4,
             )
+    labels = None if pool.labels is None else pool.labels.cpu().numpy()
+    if labels is None and (data.sampler == "label_balanced" or sampler.needs == "losses"):
+        raise BadInput(
+            f"apply_quantization: sampler {data.sampler!r} looks at labels, and calibration_data "
+            "has none; let it yield (images, labels)"
+        )
+    looked: dict[str, Any] = {}
+    if sampler.needs == "losses":
+        looked["losses"] = pool_losses(model, pool.images, labels)
+    elif sampler.needs == "features":
+        looked["features"] = pool_features(model, pool.images)
     return calibration.draw(
         data.sampler,
         groups,
-        np.zeros(images, np.int8),
+        np.zeros(images, np.int8) if labels is None else labels,
         min(data.calibration_images, most),
         seed=data.seed,
         attributes=[str(name) for name in groups],
+        **looked,
     )
 
 

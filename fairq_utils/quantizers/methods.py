@@ -8,11 +8,12 @@ a network is trained is the caller's, a study or a user's own script.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from fairq_utils.errors import BadInput
 from fairq_utils.quantizers.spec import QuantSpec
-from fairq_utils.registry import Registry
+from fairq_utils.registry import Registry, unknown
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,6 +27,7 @@ else:
 
 MSE = {"weight_range": "mse", "activation_range": "mse"}
 CONTROL = "fp32_finetuning"  # the FP32 fine-tuning control of every method that trains
+NEEDS = ("images", "kept", "groups", "validation", "labels", "everybody")
 TUNING = {"epochs": 1, "rate": 0.1, "images": None}  # settings of every method that trains
 FAMILIES = (
     "static",
@@ -101,10 +103,11 @@ class Method:
     Attributes
     ----------
     name, label : by which it is asked for; how figures and tables call it
-    family : of :data:`FAMILIES`
+    family : of :data:`FAMILIES`, or another one, which comes last in tables
     fit : from a :class:`Task` to a module and its report; None for a report of what stays in float
-    options : attributes of the spec, but its bits and those that are asked for
-    needs : what it looks at: ``images`` (calibration), ``kept`` (these again, after calibration),
+    options : attributes of the :class:`~fairq_utils.quantizers.QuantSpec`, but its bits
+        Another range rule that is asked for takes the place of those here.
+    needs : of :data:`NEEDS`: ``images`` (calibration), ``kept`` (these again, after calibration),
         ``groups``, ``validation``, ``labels``, ``everybody`` (every group among the calibration
         images)
     trains : whether labels and further epochs are needed
@@ -137,13 +140,18 @@ class Method:
         return "images" in self.needs
 
     @property
+    def range_rule(self) -> str:
+        """The range rule of its inputs, where no other is asked for."""
+        return self.spec("W8A8").activation_range
+
+    @property
     def place(self) -> tuple[int, int]:
         """Place in tables: by its family, methods that are not group-aware first."""
         families = (*FAMILIES, self.family)
         return int(self.group_aware), families.index(self.family)
 
     def spec(self, bits: str, **options: Any) -> QuantSpec:
-        """The spec at some bits, such as ``W4A8``; options here take precedence."""
+        """The spec at some bits, such as ``W4A8``; what is asked for takes precedence."""
         return QuantSpec.parse(bits, **{**self.options, **options})
 
 
@@ -166,11 +174,22 @@ def method(
 ) -> Method:
     """Register a method; its attributes are those of :class:`Method`, ``needs`` in one string.
 
+    Raises
+    ------
+    BadInput
+        Options that no spec has, or needs that no task serves; a name that is taken.
+
     Examples
     --------
     >>> METHODS["adaround"].label, METHODS["adaround"].spec("W4A8").rounding
     ('AdaRound', 'adaround')
     """
+    for option in options or {}:
+        if option not in (known := [entry.name for entry in fields(QuantSpec)]):
+            raise BadInput(f"method {name}: options: {unknown(option, known)}")
+    for need in needs.split():
+        if need not in NEEDS:
+            raise BadInput(f"method {name}: needs: {unknown(need, NEEDS)}")
     entry = Method(
         name,
         label,

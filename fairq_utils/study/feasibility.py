@@ -180,15 +180,15 @@ def _check_samplers(study: Study, who: Who, attributes: Sequence[str]) -> None:
         for sampler in entry.sampler:
             needs, drawn = SAMPLERS[sampler].needs, sampler
             options: list[dict[str, Any]] = [{}]
-            if needs in ("group", "losses"):
+            if needs == "group" or sampler == "worst_group":
                 # Which group has the highest loss is known only after training.
                 drawn = "one_group"
                 cells = product(*(study.values[attribute] for attribute in attributes))
                 options = [{"group": " ".join(cell)} for cell in cells]
             elif needs == "population":
                 options = [{"population": study.shares(attributes, who("train")[1])}]
-            elif needs == "features":
-                continue  # no more than a pool that is large enough, as random does
+            elif needs in ("losses", "features"):
+                drawn = "random"  # no more than a pool that is large enough
             for wanted, option in product(entry.calibration_images or (shared,), options):
                 try:
                     calibration.draw(

@@ -238,11 +238,13 @@ def _tune(
 
 def _spec(run: Run) -> QuantSpec:
     options: dict[str, Any] = {}
-    if run.ranges is not None:
+    own = METHODS[run.method].options
+    # The method's own rules hold where no other is asked for.
+    if run.ranges is not None and run.ranges != METHODS[run.method].range_rule:
         options["activation_range"] = run.ranges
         # Weights do not move: their average range is their range.
         options["weight_range"] = "minmax" if run.ranges == "moving_average" else run.ranges
-    if run.percentile is not None:
+    if run.percentile is not None and "percentile" not in own:
         options["percentile"] = run.percentile
     if "iterations" in run.settings:
         options["iterations"] = run.settings["iterations"]

@@ -56,6 +56,20 @@ def _range(value: str) -> str:
     return value
 
 
+def _check_setting(name: str, default: Any, value: Any) -> None:
+    """Refuse a text or truth in the place of a number, and a number in that of a text."""
+    number = default is None or (isinstance(default, int | float) and not isinstance(default, bool))
+    kind = (int, float) if number else type(default)
+    if (value is None and default is None) or (
+        isinstance(value, kind) and isinstance(value, bool) == isinstance(default, bool)
+    ):
+        return
+    wanted = "a number" if number else type(default).__name__
+    raise ValueError(
+        f"{name}: {value!r} is {type(value).__name__}; give {wanted}, such as {default!r}"
+    )
+
+
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(unique)]
 Bits = Annotated[str, AfterValidator(bits)]
 Some = Field(min_length=1)
@@ -114,6 +128,9 @@ class Entry(Section):
             if name not in allowed:
                 raise ValueError(f"{name}: {unknown(name, [*type(self).model_fields, *allowed])}")
         for method in self.method:
+            for name, value in self._named(method):
+                _check_setting(name, METHODS[method].settings[name], value)
+        for method in self.method:
             if not self.bits and method not in WITHOUT_BITS:
                 raise ValueError(f"bits: {method} needs them; add such as bits: [W8A8, W4A4]")
             options = METHODS[method].options
@@ -135,10 +152,17 @@ class Entry(Section):
 
     def settings(self, method: str) -> Iterator[dict[str, Any]]:
         """Every combination of the settings of one method that the entry names."""
-        extra = self.model_extra or {}
-        names = [name for name in extra if name in METHODS[method].settings]
-        for values in product(*(_listed(extra[name]) for name in names)):
-            yield dict(zip(names, values, strict=True))
+        named: dict[str, list[Any]] = {}
+        for name, value in self._named(method):
+            named.setdefault(name, []).append(value)
+        for values in product(*named.values()):
+            yield dict(zip(named, values, strict=True))
+
+    def _named(self, method: str) -> Iterator[tuple[str, Any]]:
+        """Names and single values of the settings of one method that the entry names."""
+        for name, values in (self.model_extra or {}).items():
+            if name in METHODS[method].settings:
+                yield from ((name, value) for value in _listed(values))
 
 
 @dataclass(frozen=True)
@@ -183,7 +207,7 @@ def expanded(entries: Sequence[Entry], draws: Sequence[int]) -> Iterator[Configu
             calibrates = known.calibrates
             for width, rule, images, draw, sampler in product(
                 entry.bits if known.name not in WITHOUT_BITS else (None,),
-                (entry.range or (default_range(method),)) if calibrates else (None,),
+                (entry.range or (known.range_rule,)) if calibrates else (None,),
                 entry.calibration_images or (None,),
                 (entry.calibration_seeds or draws) if calibrates else (None,),
                 entry.sampler if calibrates else (None,),
@@ -200,8 +224,3 @@ def expanded(entries: Sequence[Entry], draws: Sequence[int]) -> Iterator[Configu
                         entry.models,
                         entry.seeds,
                     )
-
-
-def default_range(method: str) -> str:
-    """The range rule of a method's inputs where an entry names none."""
-    return METHODS[method].spec("W8A8").activation_range
