@@ -193,9 +193,8 @@ def plan(
             *turned.get(part.params, []),
             entry.architecture,
             f"seed {entry.training['seed']}",
-            entry.method,
+            str(entry),
         ]
-        what += [str(v) for v in (entry.bits, entry.ranges, entry.sampler) if v]
         typer.echo(f"{state}  {entry.key}  {' '.join(what)}")
     done = sum(study.ledger.contains(entry.key) for entry in runs)
     typer.echo(f"{done} of {len(runs)} runs are in {study.params.execution.ledger}")

@@ -53,7 +53,7 @@ def by_configuration(runs: list[RunRecord], params: Params) -> pd.DataFrame:
 
 
 def against_random(runs: list[RunRecord], params: Params) -> pd.DataFrame:
-    """Every calibration sampler against a random draw of equal size, all else the same.
+    """Samplers that the grid names beside ``random``, against its draw of equal size.
 
     Returns
     -------

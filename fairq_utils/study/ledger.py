@@ -45,11 +45,10 @@ class Run:
     data : population parameters and split sizes that matter to the run
     architecture : name that :func:`fairq_utils.training.zoo.find` knows
     training : seed and hyperparameters
-    method : ``fp32``, ``control`` (FP32 trained on as long as QAT is), or a name in
-        :data:`fairq_utils.quantizers.methods.METHODS`
+    method : ``fp32``, or a name in :data:`fairq_utils.quantizers.methods.METHODS`
     bits : such as ``W4A8``; None for FP32
     ranges, percentile, sampler, calibration_images, calibration_seed : of static quantization
-    settings : of learnt rounding and of training on; empty for other methods
+    settings : of the method, and ``attributes`` where groups have a say
     code : version of the code that the run depends on
     """
 
@@ -70,6 +69,18 @@ class Run:
     def key(self) -> str:
         """Twenty hex digits: the hash of the run's content."""
         return fingerprint(asdict(self))
+
+    @property
+    def setting(self) -> str:
+        """Images and settings that runs of one method may differ in, in words."""
+        images = [f"{self.calibration_images} images"] if self.calibration_images else []
+        named = {k: v for k, v in sorted(self.settings.items()) if k != "attributes"}
+        own = [f"{name} {value}" for name, value in named.items() if value is not None]
+        return ", ".join(images + own)
+
+    def __str__(self) -> str:
+        parts = (self.method, self.bits, self.ranges, self.sampler, self.setting)
+        return " ".join(part for part in parts if part)
 
     def __hash__(self) -> int:
         return int(self.key, 16)

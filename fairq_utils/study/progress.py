@@ -121,8 +121,7 @@ class Progress:
         """Count a run as done and say so."""
         self.done.add(run.key)
         phase = self.phase(run)
-        what = " ".join(str(v) for v in (run.method, run.bits, run.ranges, run.sampler) if v)
         self.say(
             f"[{self.total - len(self.missing) + len(self.done)}/{self.total}] {phase} · "
-            f"{display_name(run.architecture)} · {what}, {self.left()}"
+            f"{display_name(run.architecture)} · {run}, {self.left()}"
         )

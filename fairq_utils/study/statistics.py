@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,17 +60,8 @@ def configuration(run: Run) -> dict[str, Any]:
         "bits": run.bits or "FP32",
         "ranges": run.ranges or "",
         "sampler": run.sampler or "",
-        "setting": ", ".join(_settings(run)),
+        "setting": run.setting,
     }
-
-
-def _settings(run: Run) -> Iterator[str]:
-    """Settings that two runs of one method may differ in, in words."""
-    if run.calibration_images:
-        yield f"{run.calibration_images} images"
-    for name, value in sorted(run.settings.items()):
-        if name != "attributes" and value is not None:
-            yield f"{name} {value}"
 
 
 def scopes(params: Params) -> dict[str, tuple[str, ...]]:
