@@ -155,7 +155,7 @@ def test_seconds_by_hand() -> None:
 
 def test_a_calibration_is_counted_once_for_those_that_share_it(params: Params) -> None:
     runs = planning.plan(Study(params))
-    hours = cost.hours(params, {"squeezenet1_1": ONE})
+    hours = cost.hours(cost.jobs(params), {"squeezenet1_1": ONE})
     assert len(hours) == len(runs)
     alike = {(run.training["seed"], run.sampler) for run in runs if run.sampler is not None}
     alone = sum(workload.work(run).seconds(ONE, calibrates=False) for run in runs)
@@ -165,7 +165,7 @@ def test_a_calibration_is_counted_once_for_those_that_share_it(params: Params) -
 def test_cost_is_additive_in_seeds_and_linear_in_images(params: Params) -> None:
     def whole(rates: Rates, **given: Any) -> float:
         own = Params.model_validate(SMALL | given)
-        return float(cost.hours(own, {"squeezenet1_1": rates}).hours.sum())
+        return float(cost.hours(cost.jobs(own), {"squeezenet1_1": rates}).hours.sum())
 
     four, one = (
         whole(TENS, training=SMALL["training"] | {"seeds": s}) for s in ([0, 1, 2, 3], [5])
@@ -213,9 +213,9 @@ def test_what_cannot_be_counted_is_refused(params: Params) -> None:
     entry = {"method": "ptq", "bits": "W8A8", "sampler": "one_group"}
     given = Params.model_validate(SMALL | {"data": data, "grid": [entry]})
     with pytest.raises(BadInput, match="one_group has a run for each group"):
-        cost.hours(given)
+        cost.hours(cost.jobs(given))
     with pytest.raises(BadInput, match="no rates of squeezenet1_1"):
-        cost.hours(params, {"resnet50": ONE})
+        cost.hours(cost.jobs(params), {"resnet50": ONE})
 
 
 def test_published_rates_and_what_follows_from_them() -> None:
@@ -242,13 +242,15 @@ def test_progress_weighs_runs_by_the_same_count(params: Params) -> None:
 def test_tables_of_a_study(params: Params) -> None:
     # An hour of training for each seed, and 400 predictions in as many seconds.
     rates = {"squeezenet1_1": Rates(3000 / cost.HOUR, 1, 1, 1)}
-    cells = re.findall("<td>(.*?)</td>", cost_chapter.hours_table(cost.hours(params, rates)).data)
+    cells = re.findall(
+        "<td>(.*?)</td>", cost_chapter.hours_table(cost.hours(cost.jobs(params), rates)).data
+    )
     one, whole = cells[: len(cells) // 2], cells[len(cells) // 2 :]
     assert one[:2] == ["SqueezeNet 1.1", "2.1"]
     assert whole == ["sum", *one[1:]]
-    hours = cost.hours(params)
-    page = cost_chapter.studies_table({"celeba": cost_chapter.Planned(params, hours)}).data
+    study = cost_chapter.Planned(params, cost.jobs(params))
+    page = cost_chapter.studies_table({"celeba": study}).data
     assert re.findall("<td>(.*?)</td>", page) == [
-        "CelebA", "1,000", "200", str(len(hours)), f"{hours.hours.sum():.0f}"
+        "CelebA", "1,000", "200", str(len(study.jobs)), f"{study.hours.hours.sum():.0f}"
     ]  # fmt: skip
     assert "ResNet-50" in cost_chapter.rates_table(cost.published()).data

@@ -123,7 +123,7 @@ def test_a_study_of_an_architecture_without_an_entry(tmp_path: Path) -> None:
         assert (runs[method].scores != runs["fp32"].scores).any()
     assert "regnet_y_400mf · fp32" in stream.getvalue()
     with pytest.raises(BadInput, match="there are no rates of regnet_y_400mf"):
-        cost.hours(params)
+        cost.hours(cost.jobs(params))
 
 
 # MiB of parameters and buffers at 224 px and two classes; ResNet-50's is the published figure.

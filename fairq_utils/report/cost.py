@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import pandas as pd
 from IPython.display import HTML
@@ -23,10 +24,15 @@ DOUBT = (1.0, 3.0)  # least and most that single precision may be slower by
 
 @dataclass(frozen=True)
 class Planned:
-    """A study and the hours of its runs, from :func:`fairq_utils.study.cost.hours`."""
+    """A study, the work of its runs, and the hours of that."""
 
     params: Params
-    hours: pd.DataFrame
+    jobs: list[cost.Job]
+
+    @cached_property
+    def hours(self) -> pd.DataFrame:
+        """Hours by :func:`fairq_utils.study.cost.hours`."""
+        return cost.hours(self.jobs)
 
 
 def planned() -> dict[str, Planned]:
@@ -34,7 +40,7 @@ def planned() -> dict[str, Planned]:
     found = {}
     for name in STUDIES:
         params = load_params(DEFAULT.with_name(f"{name}.yaml"))
-        found[name] = Planned(params, cost.hours(params))
+        found[name] = Planned(params, cost.jobs(params))
     return found
 
 
@@ -100,7 +106,7 @@ def glue_cost(studies: dict[str, Planned]) -> None:
     for kind, hours in first.hours.groupby("kind").hours.sum().items():
         glue(f"share_{kind}", float(100 * hours / whole))
     for name, single in zip(("least", "most"), DOUBT, strict=True):
-        hours = cost.hours(first.params, cost.gpu(single=single))
+        hours = cost.hours(first.jobs, cost.gpu(single=single))
         glue(f"whole_{name}", float(hours.hours.sum()))
     glue("celeba_runs", len(first.hours))
     glue("celeba_pixels", first.params.data.size)

@@ -5,7 +5,8 @@ Nothing is trained and no photograph needs to be there: a collection is counted 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -20,7 +21,7 @@ from fairq_utils.study.params.data import Data, Photographs
 from fairq_utils.study.params.study import Params
 from fairq_utils.study.planning import with_dials
 from fairq_utils.study.study import Study
-from fairq_utils.study.workload import GRIDS, Rates, work
+from fairq_utils.study.workload import GRIDS, Rates, Work, work
 
 HOUR = 3600.0
 # How much slower single precision is than mixed precision, for which the GPU's rates are published:
@@ -87,11 +88,41 @@ def counted(params: Params) -> Params:
     return params.model_copy(update={"data": people})
 
 
-def hours(params: Params, rates: Mapping[str, Rates] | None = None) -> pd.DataFrame:
-    """Hours of every run of a study, dials' worlds included, one GPU working at all of them.
+@dataclass(frozen=True)
+class Job:
+    """A run's work.
+
+    Attributes
+    ----------
+    architecture : str
+    work : Work
+    calibrates : whether it bears the calibration that it shares with others
+    """
+
+    architecture: str
+    work: Work
+    calibrates: bool
+
+
+def jobs(params: Params) -> list[Job]:
+    """Work of every run of a study, dials' worlds included.
+
+    Raises
+    ------
+    BadInput
+        See :func:`counts` and :func:`counted`.
+    """
+    runs = list(with_dials(Study(counted(params))))
+    shared = {run for _, members in by_calibration(runs) for run in members[1:]}
+    return [Job(run.architecture, work(run), run not in shared) for run in runs]
+
+
+def hours(planned: Sequence[Job], rates: Mapping[str, Rates] | None = None) -> pd.DataFrame:
+    """Hours of every run, one GPU working at all of them.
 
     Parameters
     ----------
+    planned : of :func:`jobs`
     rates : by architecture, at the study's size of images; those of :func:`gpu` if not given
 
     Returns
@@ -103,21 +134,18 @@ def hours(params: Params, rates: Mapping[str, Rates] | None = None) -> pd.DataFr
     Raises
     ------
     BadInput
-        An architecture without rates; see also :func:`counts` and :func:`counted`.
+        An architecture without rates.
     """
     given = gpu() if rates is None else rates
-    runs = list(with_dials(Study(counted(params))))
-    shared = {run for _, members in by_calibration(runs) for run in members[1:]}
     rows = []
-    for run in runs:
-        if run.architecture not in given:
+    for job in planned:
+        if job.architecture not in given:
             raise BadInput(
-                f"cost: there are no rates of {run.architecture}; give some, or take it out of "
+                f"cost: there are no rates of {job.architecture}; give some, or take it out of "
                 "training.models"
             )
-        needed = work(run)
-        took = needed.seconds(given[run.architecture], calibrates=run not in shared)
-        rows.append((run.architecture, needed.kind, took / HOUR))
+        took = job.work.seconds(given[job.architecture], calibrates=job.calibrates)
+        rows.append((job.architecture, job.work.kind, took / HOUR))
     return pd.DataFrame(rows, columns=["architecture", "kind", "hours"])
 
 

@@ -14,7 +14,7 @@ import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ class Run:
     @cached_property
     def key(self) -> str:
         """Twenty hex digits: the hash of the run's content."""
-        return fingerprint(asdict(self))
+        return fingerprint({entry.name: getattr(self, entry.name) for entry in fields(self)})
 
     @property
     def setting(self) -> str:
