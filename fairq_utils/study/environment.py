@@ -82,10 +82,12 @@ def _package(name: str) -> Item:
 def _processors(params: Params | None) -> Iterator[Item]:
     import torch
 
+    from fairq_utils.training.loop import computes_in
+
     capability = torch.backends.cpu.get_cpu_capability()
-    yield Item(
-        "processor", True, f"{platform.machine()}, {capability}, {torch.get_num_threads()} threads"
-    )
+    bf16 = f"bf16 in {computes_in('bf16', 'cpu')}"
+    threads = f"{torch.get_num_threads()} threads"
+    yield Item("processor", True, f"{platform.machine()}, {capability}, {bf16}, {threads}")
     gpu = torch.cuda.is_available()
     wanted = params is not None and params.execution.device == "cuda"
     detail = torch.cuda.get_device_name() if gpu else "none found; the CPU is used"

@@ -249,6 +249,7 @@ def provenance() -> dict[str, str]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cpu": torch.backends.cpu.get_cpu_capability(),
+        "bf16": f"in {loop.computes_in('bf16', 'cpu')}",
         "threads": str(torch.get_num_threads()),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }

@@ -40,7 +40,9 @@ class Recipe:
     batch_size : images per step
     weight_decay : AdamW's decoupled decay
     precision : ``fp32``, ``bf16`` or ``fp16`` (autocast; weights stay float32)
-        fp16, whose gradients are scaled lest they vanish, needs a GPU.
+        fp16, whose gradients are scaled lest they vanish, needs a GPU. A processor without bf16
+        would imitate it at a twentieth of the speed and computes in fp32; see
+        :func:`computes_in`.
     label_smoothing : share of the target spread over the other class
     """
 
@@ -205,7 +207,7 @@ def optimise(
         for batch in itertools.islice(epoch(), steps - at.step):
             if keeper is not None:
                 keeper.offer(learner, at)
-            with _computing(kind, recipe.precision):
+            with _computing(kind, computes_in(recipe.precision, kind)):
                 loss = objective(model, *batch)
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()
@@ -262,6 +264,18 @@ def _decayed(parameters: list[nn.Parameter], decay: float) -> list[dict[str, obj
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
+
+
+def computes_in(precision: str, kind: str) -> str:
+    """Precision of a training on a kind of device: ``fp32`` for bf16 that a processor lacks.
+
+    Examples
+    --------
+    >>> computes_in("bf16", "cuda"), computes_in("fp32", "cpu")
+    ('bf16', 'fp32')
+    """
+    lacks = kind == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "fp32" if precision == "bf16" and lacks else precision
 
 
 @contextmanager
