@@ -37,14 +37,17 @@ cost.studies_table(studies)
 cost.hours_table(studies["celeba"].hours)
 
 # %% [markdown]
-# Training FP32 models is {glue:text}`share_train:.0f` % of the hours, and fine-tuning
-# {glue:text}`share_fine_tune:.0f` %: every method that fine-tunes does so for every number of bits
-# and every calibration draw. Accuracy control is counted as if it took all the steps that it may.
+# By what a run does: *train* an FP32 model; *quantize* it and evaluate; *choose* ranges, layers or
+# bits; *learn* roundings; *fine-tune* (QAT, constraints on groups). Training is
+# {glue:text}`share_train:.0f` % of the hours, and fine-tuning {glue:text}`share_fine_tune:.0f` %:
+# every method that fine-tunes does so for every number of bits and every calibration draw. Accuracy
+# control is counted as if it took all the steps that it may.
 #
 # ## Rates
 #
-# These are images per second at {glue:text}`celeba_pixels:.0f` pixels that the author of timm
-# {cite}`wightman2019timm` has published with its models; no GPU was used for this page.
+# These are images per second in mixed precision at {glue:text}`celeba_pixels:.0f` pixels that the
+# author of timm {cite}`wightman2019timm` has published with its models; no GPU was used for this
+# page.
 
 # %%
 cost.rates_table(published())

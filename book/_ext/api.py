@@ -41,8 +41,8 @@ class Room(SphinxDirective):
 def page(room: ModuleType) -> Iterator[str]:
     """Lines of a room's page, in reStructuredText."""
     yield from (f".. automodule:: {room.__name__}", "", ".. autosummary::", "   :nosignatures:", "")
-    # A plain mapping has no docstring of its own but that of its type.
-    yield from (f"   {name}" for name in room.__all__ if type(getattr(room, name)) is not dict)
+    # A mapping has no docstring of its own but that of its type, and its entries come below.
+    yield from (f"   {n}" for n in room.__all__ if not isinstance(getattr(room, n), Mapping))
     for name in room.__all__:
         value = getattr(room, name)
         # What the package itself exports stands on its page.

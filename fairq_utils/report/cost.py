@@ -17,7 +17,7 @@ from fairq_utils.study.params.file import load_params
 from fairq_utils.study.params.study import Params
 from fairq_utils.study.workload import GRIDS, KINDS
 
-RATES_LABELS = {TRAIN: "train, mixed precision", INFER: "predict, mixed"}
+RATES_LABELS = {TRAIN: "train", INFER: "predict"}
 STUDIES = ("celeba", "utkface", "fairface")  # of params/
 DOUBT = (1.0, 3.0)  # least and most that single precision may be slower by
 

@@ -17,11 +17,11 @@ from fairq_utils.training import architectures
 from fairq_utils.training.loop import SETTLING
 
 KINDS = {
-    "train": "train FP32 models",
-    "quantize": "quantize, evaluate",
-    "choose": "choose ranges, layers or bits",
-    "learn": "learn roundings",
-    "fine_tune": "fine-tune (QAT, constraints)",
+    "train": "train",
+    "quantize": "quantize",
+    "choose": "choose",
+    "learn": "learn",
+    "fine_tune": "fine-tune",
 }
 GRIDS = 2.0  # times as long that a pass takes with quantization grids
 
