@@ -318,3 +318,87 @@ def test_people_that_cannot_serve_the_study_are_refused_before_anything_is_writt
     assert said in answer.stderr
     assert answer.stderr.count("\n") == 1
     assert [p.name for p in tmp_path.iterdir()] == ["study.yaml"]
+
+
+TEXT = yaml.safe_dump(SMALL, sort_keys=False)
+BOMB = "a: &a [1, 1, 1]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 30)}]\n"
+    for before, name in ("ab", "bc", "cd", "de")
+)
+TEXTS = {
+    "a key twice": (
+        TEXT.replace("  train: 100\n", "  train: 100\n  test: 61\n"),
+        "line 8: 'test' stands on line 5 too; keep one of them",
+    ),
+    "a key twice in one line": ("data: {train: 2000, train: 200}", "line 1: 'train' stands on"),
+    "a section twice": (f"{TEXT}data: {{size: 48}}\n", "'data' stands on line 2 too"),
+    "a time in place of a number": (
+        TEXT.replace("train: 100", "train: 10:00"),
+        "data.train: '10:00' will not do",
+    ),
+    "a truth in place of a number": (
+        TEXT.replace("training:\n", "training:\n  seeds: [true]\n"),
+        "training.seeds: true is no number or name",
+    ),
+    "aliases that stand for millions": (BOMB, r"aliases \(\*name\) stand for more than 100,000"),
+    "an alias of what it stands in": ("name: &a [*a]", "line 1: it contains itself"),
+    "deep lists": ("name: " + "[" * 3000, "nested too deeply"),
+    "a long text": (
+        TEXT.replace("size: 32", f"size: {'x' * 5000}"),
+        r"^[^\n]{0,400}data.size: 'xxx[^\n]{0,200}$",
+    ),
+    "no ledger": (f"{TEXT}execution: {{ledger: ''}}\n", "execution.ledger: '' will not do"),
+    "a variable that is not set": (
+        f"{TEXT}execution: {{ledger: $NOWHERE/x}}\n",
+        r"execution.ledger: \$NOWHERE/x: \$NOWHERE is not set in the environment",
+    ),
+    "nobody's home": (
+        f"{TEXT}execution: {{cache: ~nobody-here/x}}\n",
+        "execution.cache: ~nobody-here/x: there is no such user",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_what_yaml_would_read_in_silence_is_refused(name: str, tmp_path: Path) -> None:
+    text, sentence = TEXTS[name]
+    with pytest.raises(ParamsError) as found:
+        load_params(written(tmp_path, text))
+    assert re.search(sentence, str(found.value)), str(found.value)
+
+
+def test_numbers_are_those_that_are_written(tmp_path: Path) -> None:
+    text = TEXT.replace("size: 32", "size: 040").replace("train: 100", "train: 0200")
+    text = text.replace("learning_rate: 0.001", "learning_rate: 1e-3")
+    text += "cluster: {kind: slurm, workers: 2, memory: 4GB, walltime: 12:00:00}\n"
+    found = load_params(written(tmp_path, text))
+    assert (found.data.size, found.data.train) == (40, 200)
+    assert found.training.models["squeezenet1_1"].learning_rate == 0.001
+    assert found.cluster.walltime == "12:00:00"
+    assert parse_overrides(["data.train=0200"]) == {"data.train": 200}
+    with pytest.raises(ParamsError, match=r"training\.seeds: true is no number"):
+        load_params(written(tmp_path, TEXT), {"training.seeds": [True]})
+
+
+@pytest.mark.parametrize("key", [
+    "execution.ledger", "execution.cache", "execution.results", "tracking.tensorboard",
+    "tracking.mlflow", "data.root",
+])  # fmt: skip
+def test_paths_are_expanded_alike(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SCRATCH", str(tmp_path / "scratch"))
+    section, name = key.split(".")
+    more: dict[str, object] = {"data": {"name": "utkface", "size": 32}} if name == "root" else {}
+    path = written(tmp_path, SMALL | more)
+
+    def placed(value: str) -> str:
+        given = load_params(path, {key: value})
+        return str(getattr(getattr(given, section), name))
+
+    assert placed("~/x") == str(tmp_path / "home" / "x")
+    assert placed("$SCRATCH/x") == placed("${SCRATCH}/x") == str(tmp_path / "scratch" / "x")
+    assert placed("x::y") == str(tmp_path / "x::y")
+    (tmp_path / "$odd").mkdir()
+    assert placed("$odd") == str(tmp_path / "$odd")

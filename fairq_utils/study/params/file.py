@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import ValidationError
 
 from fairq_utils.data.photographs.registry import COLLECTIONS
@@ -18,10 +17,17 @@ from fairq_utils.registry import load_plugins
 from fairq_utils.study.params.data import Data, Photographs
 from fairq_utils.study.params.earlier import replaced
 from fairq_utils.study.params.study import ModelRecipe, Params, ParamsError
+from fairq_utils.study.params.text import read
 
 KINDS = {"population": Data, "photographs": Photographs}  # of the data section
+LONGEST = 120  # characters of a value in a sentence
 # Settings that are a path or a URL, by section.
-PLACES = {"execution": ("ledger", "cache", "results"), "tracking": ("tensorboard", "mlflow")}
+PLACES = {
+    "execution": ("ledger", "cache", "results"),
+    "tracking": ("tensorboard", "mlflow"),
+    "data": ("root",),
+    "cluster": ("address",),
+}
 
 
 def load_params(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> Params:
@@ -52,12 +58,9 @@ def load_params(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
         hint = f"; the profiles in params/ are {', '.join(near)}" if near else ""
         raise ParamsError(f"{path}: cannot be read: {reason}{hint}") from None
     try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}:" if mark else ""
-        problem = getattr(error, "problem", None) or "the YAML cannot be parsed"
-        raise ParamsError(f"{path}:{where} {problem}; correct the YAML there") from None
+        content = read(text)
+    except BadInput as error:
+        raise ParamsError(f"{path}: {error}") from None
     if not isinstance(content, dict):
         raise ParamsError(f"{path}: holds no mapping of keys; begin with `name:` and `training:`")
     if overrides is not None and not isinstance(overrides, Mapping):
@@ -80,25 +83,39 @@ def load_params(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
         raise ParamsError(f"{path}: {_sentence(error)}") from None
     root = path.resolve().parent
     root = root.parent if root.name == "params" else root
-    update: dict[str, Any] = {
-        section: getattr(params, section).model_copy(
-            update={
-                name: value if "://" in value else str((root / value).resolve())
-                for name in names
-                for value in [getattr(getattr(params, section), name)]
-                if value is not None
-            }
-        )
-        for section, names in PLACES.items()
-    }
-    if isinstance(params.data, Photographs):
-        folder = str((root / Path(params.data.root).expanduser()).resolve())
-        update["data"] = params.data.model_copy(update={"root": folder})
-    address = params.cluster.address
-    if address and "://" not in address:  # a scheduler file
-        place = str((root / address).resolve())
-        update["cluster"] = params.cluster.model_copy(update={"address": place})
+    try:
+        return _placed(params, root)
+    except BadInput as error:
+        raise ParamsError(f"{path}: {error}") from None
+
+
+def _placed(params: Params, root: Path) -> Params:
+    """The same params with every path whole, those that are relative taken from ``root``."""
+    update: dict[str, Any] = {}
+    for section, names in PLACES.items():
+        given = getattr(params, section)
+        places = {
+            name: _place(f"{section}.{name}", getattr(given, name), root)
+            for name in names
+            if getattr(given, name, None)
+        }
+        update[section] = given.model_copy(update=places)
     return params.model_copy(update=update)
+
+
+def _place(key: str, value: str, root: Path) -> str:
+    """A path as the shell would expand it, whole; a URL as it is."""
+    if "://" in value:
+        return value
+    expanded = os.path.expanduser(os.path.expandvars(value))
+    missing = re.search(r"\$\{?\w+\}?", expanded)
+    if missing and not (root / expanded).exists():
+        raise BadInput(
+            f"{key}: {value}: {missing[0]} is not set in the environment; set it, or write the path"
+        )
+    if expanded.startswith("~"):
+        raise BadInput(f"{key}: {value}: there is no such user; write the path")
+    return str((root / expanded).resolve())
 
 
 def _plugins(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -137,9 +154,9 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
         if not equals or not key.strip():
             raise ParamsError(f"override {text!r}: write it as KEY=VALUE, such as data.test=500")
         try:
-            found[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ParamsError(f"override {text!r}: the value is not YAML; quote it") from None
+            found[key.strip()] = read(value)
+        except BadInput as error:
+            raise ParamsError(f"override {text!r}: the value is not YAML ({error})") from None
     return found
 
 
@@ -150,6 +167,9 @@ def _sentence(error: ValidationError) -> str:
     for part in location:
         place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
     kind, value = first["type"], first["input"]
+    shown = repr(value)
+    if len(shown) > LONGEST:
+        shown = f"{shown[: LONGEST - 3]}..."
     if kind == "extra_forbidden":
         known = _keys(first["loc"][:-1])
         near = difflib.get_close_matches(str(location[-1]), known, 1)
@@ -166,14 +186,14 @@ def _sentence(error: ValidationError) -> str:
             allowed += COLLECTIONS
         near = difflib.get_close_matches(str(value), allowed, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"it is one of {', '.join(allowed)}"
-        return f"{place}: {value!r} will not do; {hint}"
+        return f"{place}: {shown} will not do; {hint}"
     if kind in ("tuple_type", "list_type"):
-        return f"{place}: {value!r} will not do: it is a list; write [{value}]"
+        return f"{place}: {shown} will not do: it is a list; write [{str(value)[:LONGEST]}]"
     if kind in ("model_type", "model_attributes_type", "dict_type"):
-        return f"{place}: {value!r} will not do: it holds keys with values, such as {{key: value}}"
+        return f"{place}: {shown} will not do: it holds keys with values, such as {{key: value}}"
     if kind == "too_short":
         return f"{place}: has {len(value)}; name at least {first['ctx']['min_length']}"
-    return f"{place}: {value!r} will not do: {first['msg'][0].lower()}{first['msg'][1:]}"
+    return f"{place}: {shown} will not do: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
 def _named(location: tuple[int | str, ...]) -> tuple[int | str, ...]:

@@ -148,14 +148,17 @@ class Analysis(Section):
     ] = ()
 
 
+Place = Annotated[str, Field(min_length=1)]  # a path, or of the ledger a URL
+
+
 class Execution(Section):
     """Device, threads, and folders of results."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
-    ledger: str = "build/ledger"
-    cache: str = "build/cache"
-    results: str = "build/results"
+    ledger: Place = "build/ledger"
+    cache: Place = "build/cache"
+    results: Place = "build/results"
 
     @model_validator(mode="before")
     @classmethod
