@@ -7,7 +7,7 @@ two equal keys wins without a word.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from yaml import MappingNode, Node, ScalarNode, SequenceNode
@@ -33,7 +33,7 @@ DIGITS = 300  # of a number
 class _Loader(yaml.SafeLoader):
     """A safe loader of YAML 1.2's scalars that refuses what stands there twice."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
     def construct_mapping(self, node: MappingNode, deep: bool = False) -> dict[Any, Any]:
         lines: dict[str, int] = {}
