@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fairq_utils.errors import Fault
@@ -43,7 +44,7 @@ class Kernels:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """Model that an engine has loaded.
+    """Model that an engine has loaded; several threads may call it.
 
     Attributes
     ----------
@@ -53,6 +54,8 @@ class LoadedModel:
     kernels : Kernels, or None where the engine does not say
     batch : the only batch size that the file takes; None where any will do
     shape : of one image, such as (3, 224, 224); None where the engine does not say
+    reentrant : whether ``logits`` may be called by several threads at once
+        Calls wait for each other where it may not.
     """
 
     engine: str
@@ -61,6 +64,10 @@ class LoadedModel:
     kernels: Kernels | None = None
     batch: int | None = None
     shape: tuple[int, ...] | None = None
+    reentrant: bool = False
+    _lock: threading.Lock = field(
+        default_factory=threading.Lock, init=False, repr=False, compare=False
+    )
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits of a batch.
@@ -76,7 +83,13 @@ class LoadedModel:
                 f"{self.engine}: this file takes batches of {self.batch} images, not "
                 f"{len(images)}; give them to in_batches, or export it for that size"
             )
-        return self.logits(images)
+        return self._asked(images)
+
+    def _asked(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self.reentrant:
+            return self.logits(images)
+        with self._lock:
+            return self.logits(images)
 
     def in_batches(self, images: NDArray[np.float32], size: int) -> NDArray[np.float32]:
         """Logits of any number of images, ``size`` at a time; the last batch is filled up.
@@ -110,7 +123,7 @@ class LoadedModel:
             missing = size - len(batch)
             if missing and (start or self.batch):
                 batch = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
-            parts.append(self.logits(np.ascontiguousarray(batch))[: size - missing])
+            parts.append(self._asked(np.ascontiguousarray(batch))[: size - missing])
         return np.concatenate(parts)
 
     def _check(self, images: NDArray[np.float32]) -> None:

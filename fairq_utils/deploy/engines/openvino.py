@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,13 +55,19 @@ def load(path: str | os.PathLike[str], threads: int) -> LoadedModel:
         "NUM_STREAMS": 1,
     }
     compiled: dict[tuple[int, ...], Any] = {}
+    compiling = threading.Lock()
+    own = threading.local()  # a request has one input and one output: each thread has its own
 
     def request(shape: tuple[int, ...]) -> Any:
-        if shape not in compiled:
-            model = core.read_model(os.fspath(path))
-            model.reshape(list(shape))
-            compiled[shape] = core.compile_model(model, "CPU", settings).create_infer_request()
-        return compiled[shape]
+        requests = vars(own)
+        if str(shape) not in requests:
+            with compiling:
+                if shape not in compiled:
+                    model = core.read_model(os.fspath(path))
+                    model.reshape(list(shape))
+                    compiled[shape] = core.compile_model(model, "CPU", settings)
+            requests[str(shape)] = compiled[shape].create_infer_request()
+        return requests[str(shape)]
 
     try:
         model = core.read_model(os.fspath(path))
@@ -79,7 +86,7 @@ def load(path: str | os.PathLike[str], threads: int) -> LoadedModel:
         found: NDArray[np.float32] = running.get_output_tensor(0).data.copy()
         return found
 
-    return LoadedModel("openvino", logits, threads, kernels, shape=shape)
+    return LoadedModel("openvino", logits, threads, kernels, shape=shape, reentrant=True)
 
 
 def _reason(error: RuntimeError) -> str:
