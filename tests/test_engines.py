@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -132,6 +134,36 @@ def test_engines_answer_as_the_simulation_does(
     apart = np.abs(found(images.numpy()) - answers(model, images))
     assert np.median(apart) < tolerance(model, 0.25)
     assert apart.max() < tolerance(model, 1.5 if bits == "W4A4" else 0.5)
+
+
+def test_every_thread_has_its_own_predictions(engine: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = settled(Convolutions())
+    write(model, engine, tmp_path, pictures(2))
+    found = load(engine, tmp_path, 1)
+    batches = [pictures(8 if seed % 2 else 3, seed) for seed in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        asked = list(pool.map(lambda i: found(batches[i % 8].numpy()), range(400)))
+    for i, logits in enumerate(asked):
+        np.testing.assert_allclose(logits, answers(model, batches[i % 8]), atol=1e-4)
+
+
+def test_an_engine_that_is_not_reentrant_is_asked_by_one_thread_at_a_time() -> None:
+    inside: list[int] = []
+
+    def logits(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        inside.append(1)
+        time.sleep(0.001)
+        assert len(inside) == 1
+        inside.pop()
+        return images.reshape(len(images), -1)
+
+    found = LoadedModel("slow", logits, 1)
+    images = pictures(2).numpy()
+    with ThreadPoolExecutor(4) as pool:
+        assert all(len(out) == 2 for out in pool.map(lambda _: found(images), range(50)))
+        batched = pool.map(lambda _: found.in_batches(images, 1), range(50))
+        assert all(len(out) == 2 for out in batched)
 
 
 def test_a_float_model_is_answered_in_float(engine: str, tmp_path: Path) -> None:

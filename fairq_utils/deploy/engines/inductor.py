@@ -132,9 +132,7 @@ def load(path: str | os.PathLike[str], threads: int) -> LoadedModel:
             found: NDArray[np.float32] = package(x).numpy()
         return found
 
-    return LoadedModel(
-        "inductor", logits, threads, kernels, batch, tuple(shape), reentrant=True
-    )
+    return LoadedModel("inductor", logits, threads, kernels, batch, tuple(shape), reentrant=True)
 
 
 def _kernels(path: Path) -> Kernels:

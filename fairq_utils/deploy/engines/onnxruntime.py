@@ -72,7 +72,7 @@ def load(path: str | os.PathLike[str], threads: int) -> LoadedModel:
         found: NDArray[np.float32] = session.run(None, {name: images})[0]
         return found
 
-    return LoadedModel("onnxruntime", logits, threads, kernels, shape=shape)
+    return LoadedModel("onnxruntime", logits, threads, kernels, shape=shape, reentrant=True)
 
 
 def _kernels(optimized: Path) -> Kernels:
