@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from fairq_utils import metrics
+from fairq_utils.errors import BadInput
+from fairq_utils.metrics import count, demographic_parity_difference
 
 # Ten people by hand: group a 2 of 4 selected, group b 4 of 6.
 TRUTH = [1, 1, 0, 0, 1, 1, 1, 0, 0, 0]
@@ -245,3 +248,64 @@ def test_bad_rows_are_named(change: dict[str, object], sentence: str) -> None:
         metrics.count(
             given_["y_true"], given_["y_pred"], sensitive_features=given_["sensitive_features"]
         )
+
+
+@pytest.mark.parametrize(
+    ("y", "p", "label"),
+    [
+        ([1, 0, 1, 0, 1, 1], ["1", "1", "1", "0", "0", "1"], 1),
+        (["1", "0", "1", "0", "1", "1"], [1, 1, 1, 0, 0, 1], 1),
+        ([1, 0, 1, 0, 1, 1], ["1", "1", "1", "0", "0", "1"], "1"),
+        (["Yes", "No"] * 3, ["yes", "no", "no", "no", "yes", "no"], "Yes"),
+        ([1.0, 0.0] * 3, ["1.0", "0.0", "1.0", "1.0", "0.0", "0.0"], 1),
+        (np.array([1, 0] * 3), np.array([b"1", b"0"] * 3), 1),
+    ],
+)
+def test_labels_are_written_alike(y: Any, p: Any, label: Any) -> None:
+    groups = list("aaabbb")
+    with pytest.raises(BadInput, match=r"pos_label: .* is not in y_(true|pred), which has .*y_tru"):
+        demographic_parity_difference(y, p, sensitive_features=groups, pos_label=label)
+
+
+def test_a_reference_has_labels_written_as_the_others() -> None:
+    y = list("ynynyn")
+    with pytest.raises(BadInput, match="'y' is not in reference, which has 'Y'"):
+        count(y, y, sensitive_features=list("aaabbb"), reference=list("YnnnnY"), pos_label="y")
+
+
+def test_a_model_that_never_predicts_a_label_lacks_it() -> None:
+    groups = list("aaabbb")
+    for y, p, label in (
+        ([1, 0] * 3, [0] * 6, 1),
+        ([True, False] * 3, [False] * 6, 1),
+        (list("ynynyn"), ["n"] * 6, "y"),
+    ):
+        found = demographic_parity_difference(y, p, sensitive_features=groups, pos_label=label)
+        assert found == 0
+    same = demographic_parity_difference(
+        [1, 0, 1, 0, 1, 1], [1, 1, 1, 0, 0, 1], sensitive_features=groups
+    )
+    assert same == pytest.approx(2 / 3)
+
+
+def test_columns_of_groups_have_names_of_their_own() -> None:
+    values = list("aab")
+    twice = pd.DataFrame([values, values], index=["x", "x"]).T
+    for features in (twice, {1: values, "1": values}):
+        with pytest.raises(BadInput, match=r"sensitive_features: two columns are called '[x1]'"):
+            count([0, 1, 1], [0, 1, 1], sensitive_features=features)
+
+
+def test_of_many_groups_those_that_occur_are_counted() -> None:
+    rng = np.random.default_rng(0)
+    y, p = rng.integers(0, 2, (2, 500))
+    many = {f"a{i}": rng.integers(0, 2, 500) for i in range(70)}
+    found = count(y, p, sensitive_features=many)
+    assert len(found.groups) <= 500 and found.table.sum() == 500
+    for name in ("a0", "a69"):
+        alone = count(y, p, sensitive_features={name: many[name]})
+        by = found.by(name)
+        order = [by.groups.index(group) for group in alone.groups]
+        np.testing.assert_array_equal(by.table[order], alone.table)
+    few = count(y, p, sensitive_features={name: many[name] for name in ("a0", "a1")})
+    assert few.groups == ("0|0", "0|1", "1|0", "1|1")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,13 +124,11 @@ def count(
     >>> counts.groups, counts.flips.tolist()
     (('a', 'b'), [2, 0])
     """
-    truth, prediction = _labels(y_true, y_pred, pos_label)
-    n = len(truth)
-    before = (
-        prediction
-        if reference is None
-        else rows.labels(reference, "reference", rows=n, pos_label=pos_label)
-    )
+    given = {"y_true": y_true, "y_pred": y_pred}
+    if reference is not None:
+        given["reference"] = reference
+    truth, prediction, *others = _labels(given, pos_label)
+    before, n = others[0] if others else prediction, len(truth)
     groups = rows.groups(sensitive_features, rows=n)
     joint = ((groups.codes * 2 + truth) * 2 + before) * 2 + prediction
     table = np.bincount(joint, minlength=len(groups.names) * 8)
@@ -148,7 +146,7 @@ def everyone(y_true: ArrayLike, y_pred: ArrayLike, *, pos_label: Any = None) -> 
     array([[[1, 0],
             [1, 1]]])
     """
-    truth, prediction = _labels(y_true, y_pred, pos_label)
+    truth, prediction = _labels({"y_true": y_true, "y_pred": y_pred}, pos_label)
     return np.bincount(truth * 2 + prediction, minlength=4).reshape(1, 2, 2)
 
 
@@ -203,15 +201,29 @@ def one_vs_rest(
     }
 
 
-def _labels(
-    y_true: ArrayLike, y_pred: ArrayLike, pos_label: Any
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Labels and predictions as 0 and 1."""
-    truth = rows.labels(y_true, "y_true", pos_label=pos_label)
-    prediction = rows.labels(y_pred, "y_pred", rows=len(truth), pos_label=pos_label)
-    if pos_label is not None and not (truth.any() or prediction.any()):
+def _labels(given: Mapping[str, ArrayLike], pos_label: Any) -> list[NDArray[np.int64]]:
+    """Labels and predictions as 0 and 1, the true ones first.
+
+    One of them may lack ``pos_label``, as a model does that never predicts it; not one that has it
+    in another form, such as the text "1" for the number.
+    """
+    found: list[NDArray[np.int64]] = []
+    for name, values in given.items():
+        n = len(found[0]) if found else None
+        found.append(rows.labels(values, name, rows=n, pos_label=pos_label))
+    if pos_label is None:
+        return found
+    for (name, values), coded in zip(given.items(), found, strict=True):
+        likely = None if coded.any() else rows.written_otherwise(values, pos_label)
+        if likely is not None:
+            listed = "; ".join(f"{each}: {rows.listed(held)}" for each, held in given.items())
+            raise BadInput(
+                f"pos_label: {pos_label!r} is not in {name}, which has {likely!r}; write labels "
+                f"alike ({listed})"
+            )
+    if not any(coded.any() for coded in found[:2]):
         raise BadInput(
             f"pos_label: {pos_label!r} is neither in y_true nor in y_pred; name a label as it is "
             "there, numbers as numbers and text as text"
         )
-    return truth, prediction
+    return found

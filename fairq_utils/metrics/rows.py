@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fairq_utils.errors import BadInput
 
+MOST = 4096  # groups that are crossed whether or not they occur
 # One column per attribute, or a single attribute's values.
 Features: TypeAlias = pd.DataFrame | pd.Series | Mapping[str, Any] | Sequence[Any] | NDArray[Any]
 
@@ -42,6 +42,37 @@ class Groups:
     def index(self) -> pd.Index:
         """The groups as an index; see :func:`group_index`."""
         return group_index(self.attributes, self.names)
+
+
+def written_otherwise(values: ArrayLike, label: Any) -> Any:
+    """A value that is a label in another form, such as the text "1" for 1; None if there is none.
+
+    Examples
+    --------
+    >>> written_otherwise(["0", "1"], 1), written_otherwise(["no", "Yes"], "yes")
+    ('1', 'Yes')
+    >>> written_otherwise([0, 0], 1)
+    """
+    return next((v for v in _distinct(values) if _plain(v) == _plain(label)), None)
+
+
+def listed(values: ArrayLike) -> str:
+    """Some of the values that occur, for a sentence."""
+    found = _distinct(values)
+    return ", ".join(map(repr, found[:4])) + (", ..." if len(found) > 4 else "")
+
+
+def _distinct(values: ArrayLike) -> list[Any]:
+    return list(dict.fromkeys(_array(values).tolist()))
+
+
+def _plain(label: Any) -> str | float:
+    """A label as a number if it can be one, else as text without case or space at its ends."""
+    text = (label.decode() if isinstance(label, bytes) else str(label)).strip().casefold()
+    try:
+        return float({"true": "1", "false": "0"}.get(text, text))
+    except ValueError:
+        return text
 
 
 def group_index(attributes: Sequence[str], names: Sequence[str]) -> pd.Index:
@@ -148,15 +179,16 @@ def groups(sensitive_features: Features, *, rows: int | None = None) -> Groups:
     ----------
     sensitive_features : DataFrame, mapping of name to values, Series, or array (N,) or (N, K)
         A column's groups are its categories, in their order, if it is categorical, else the
-        values that occur, sorted.
+        values that occur, sorted. All are crossed with all, but where that gives more than
+        :data:`MOST` groups, of which only those that occur are kept.
     rows : int, optional
         How many rows there must be.
 
     Raises
     ------
     BadInput
-        Another number of rows, no attribute, a row without a value, or values whose names cannot be
-        told apart once crossed.
+        Another number of rows, no attribute, two of one name, a row without a value, or values
+        whose names cannot be told apart once crossed.
 
     Examples
     --------
@@ -171,10 +203,15 @@ def groups(sensitive_features: Features, *, rows: int | None = None) -> Groups:
         raise BadInput(
             f"sensitive_features has {len(frame)} rows but y_true has {rows}; give a value per row"
         )
-    crossed: list[list[str]] = []
-    code = np.zeros(len(frame), np.int64)
-    for attribute in frame:
-        values = frame[attribute].astype("category")
+    attributes = [str(column) for column in frame.columns]
+    twice = [name for at, name in enumerate(attributes) if name in attributes[:at]]
+    if twice:
+        raise BadInput(
+            f"sensitive_features: two columns are called {twice[0]!r}; give each a name of its own"
+        )
+    names, code, many = [""], np.zeros(len(frame), np.int64), False
+    for at, attribute in enumerate(attributes):
+        values = frame.iloc[:, at].astype("category")
         missing = np.flatnonzero(values.isna())
         if len(missing):
             raise BadInput(
@@ -188,10 +225,15 @@ def groups(sensitive_features: Features, *, rows: int | None = None) -> Groups:
                 f"no '|', which joins crossed groups; they are {', '.join(levels)}; "
                 "name them otherwise"
             )
-        crossed.append(levels)
         code = code * len(levels) + values.cat.codes.to_numpy()
-    names = tuple("|".join(values) for values in product(*crossed))
-    return Groups(tuple(map(str, frame.columns)), names, code)
+        cells: Sequence[int] = range(len(names) * len(levels))
+        many = many or len(cells) > MOST
+        if many:
+            there, code = np.unique(code, return_inverse=True)
+            cells = there.tolist()
+        before = [f"{name}|" if at else "" for name in names]
+        names = [before[cell // len(levels)] + levels[cell % len(levels)] for cell in cells]
+    return Groups(tuple(attributes), tuple(names), code)
 
 
 def _column(values: ArrayLike, name: str, rows: int | None) -> NDArray[Any]:
