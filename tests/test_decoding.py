@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import IFDRational
 
 from fairq_utils.bench import photograph_folders as folders
 from fairq_utils.data.decoding import MOST_PIXELS, Unreadable, decode
@@ -81,7 +82,11 @@ def bomb() -> bytes:
     ("content", "kind", "sentence"),
     [
         (b"", "unreadable", r"is empty \(0 bytes\)"),
-        (b"<html>not found</html>", "unreadable", "is no image in a known format"),
+        (
+            b"<html>not found</html>",
+            "unreadable",
+            r"is no image in a known format \(JPEG, PNG, WEBP, BMP, TIFF, GIF\)",
+        ),
         (folders.jpeg, "unreadable", r"cannot be decoded \(image file is truncated\)"),
         (bomb, "unsafe", "has 64000 x 1001 pixels, more than 64,000,000"),
         (
@@ -124,9 +129,53 @@ def test_what_is_no_image_is_refused(
 def test_why_an_image_cannot_be_decoded_is_said_without_pillow_s_numbers(
     left: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(image: Image.Image) -> Image.Image:
+    def fails(image: Image.Image, mode: str) -> Image.Image:
         raise OSError(f"image file is truncated ({left} not processed)")
 
-    monkeypatch.setattr(ImageOps, "exif_transpose", fails)
+    content = folders.jpeg(0)
+    monkeypatch.setattr(Image.Image, "convert", fails)
     with pytest.raises(Unreadable, match=r"^cannot be decoded \(image file is truncated\)$"):
-        decode(folders.jpeg(0), 32)
+        decode(content, 32)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientations_are_as_pillow_s(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(face((96, 96)), "JPEG", quality=95, exif=exif)
+    wanted = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
+    np.testing.assert_array_equal(
+        decode(content, 96, draft=False), np.asarray(wanted).transpose(2, 0, 1)
+    )
+
+
+def test_damaged_notes_of_a_camera_do_not_cost_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encoded(face((96, 96)), "JPEG", quality=95, exif=exif)
+    plain = decode(encoded(face((96, 96)), "JPEG", quality=95), 96)
+
+    def divides(notes: Image.Exif, tag: int) -> None:
+        raise ZeroDivisionError("a rational of nothing")
+
+    monkeypatch.setattr(Image.Exif, "get", divides)
+    np.testing.assert_array_equal(decode(content, 96), plain)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_random_damage_is_the_file_s_own() -> None:
+    """Every file is decoded, or refused as that file."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x011A], exif[0x8769] = 6, IFDRational(72, 1), {0x829A: IFDRational(1, 60)}
+    whole = encoded(face((96, 96)), "JPEG", quality=95, exif=exif)
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        content = bytearray(whole)
+        for at in rng.integers(2, 400, 3):
+            content[at] = rng.integers(256)
+        try:
+            assert decode(bytes(content), 16).shape == (3, 16, 16)
+        except Unreadable:
+            refused += 1
+    assert 0 < refused < 300

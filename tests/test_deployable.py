@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -518,10 +519,11 @@ def _cut(path: Path) -> None:
     ("make", "sentence"),
     [
         (lambda path: None, "there is no such file; check its name"),
-        (lambda path: path.write_text("x"), "this is no image that can be read; give a PNG or"),
+        (lambda path: path.write_text("x"), "is no image in a known format .*; save it as PNG or"),
         (lambda path: path.mkdir(), "this is a folder; name the images in it"),
-        (_cut, r"cannot be read \(.*\); save the image again"),
-        (_sixteen, r"more than 8 bits a channel \(mode I;16\); save it with 8"),
+        (os.mkfifo, "this is no regular file"),
+        (_cut, r"cannot be decoded \(.*\); save it as PNG"),
+        (_sixteen, r"more than 8 bits a channel \(mode I;16\); save it as PNG"),
     ],
 )
 def test_a_picture_that_cannot_be_read_is_named(

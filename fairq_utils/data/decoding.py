@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from fairq_utils.errors import BadInput
 
@@ -18,6 +18,18 @@ MOST_PIXELS = 64_000_000
 # pixels that are kept leave antialiasing enough to average over.
 SPARE = 2
 LEFT_OVER = re.compile(r" \(\d+ bytes? not processed\)")
+# Pillow reads others too, some by programs of others' (EPS by Ghostscript).
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+ORIENTATION = 0x0112  # EXIF's tag, and what each of its values asks for
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 EIGHT_BITS = frozenset("1 L LA P PA RGB RGBA RGBX CMYK YCbCr LAB HSV".split())
 
 
@@ -39,13 +51,12 @@ def decode(encoded: bytes, size: int, *, draft: bool = True) -> NDArray[np.uint8
 
     The same as resizing the shorter side to ``size`` and cropping the centre, without the long
     sides that a strip of an image would grow. Grey, palette and CMYK become RGB, transparency is
-    dropped, and the orientation that a camera noted (EXIF) is applied, as in
-    :func:`fairq_utils.deploy.predict.read_image`.
+    dropped, and the orientation that a camera noted (EXIF) is applied where it can be read.
 
     Parameters
     ----------
     encoded : bytes
-        A file's content, in any format that Pillow reads, 8 bits a channel.
+        A file's content, in one of :data:`FORMATS`, 8 bits a channel.
     size : int
         Pixels per side.
     draft : bool
@@ -88,7 +99,7 @@ def upright(encoded: bytes, least: int | None = None) -> Image.Image:
     if not encoded:
         raise Unreadable("is empty (0 bytes)")
     try:
-        with Image.open(io.BytesIO(encoded)) as opened:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as opened:
             pixels = opened.width * opened.height
             if pixels > MOST_PIXELS:
                 raise Unreadable(
@@ -99,15 +110,25 @@ def upright(encoded: bytes, least: int | None = None) -> Image.Image:
                 raise Unreadable(f"has more than 8 bits a channel (mode {opened.mode})")
             if least is not None and opened.format == "JPEG":
                 opened.draft(None, (least, least))
-            return ImageOps.exif_transpose(opened).convert("RGB")
+            turn = TURNS.get(_orientation(opened))
+            image = opened.convert("RGB")
+            return image if turn is None else image.transpose(turn)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise Unreadable(f"has more than {MOST_PIXELS:,} pixels", kind="unsafe") from None
     except UnidentifiedImageError:
-        raise Unreadable("is no image in a known format") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        if isinstance(error, Unreadable):
-            raise
+        raise Unreadable(f"is no image in a known format ({', '.join(FORMATS)})") from None
+    except (Unreadable, MemoryError):
+        raise
+    except Exception as error:  # decoders raise what damage leads them to
         raise Unreadable(f"cannot be decoded ({_reason(error)})") from error
+
+
+def _orientation(image: Image.Image) -> object:
+    """The orientation that a camera noted; None where the notes are damaged."""
+    try:
+        return image.getexif().get(ORIENTATION)
+    except Exception:  # whatever is wrong with them, the pixels are not
+        return None
 
 
 def _reason(error: Exception) -> str:

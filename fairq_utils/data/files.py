@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import os
 import re
@@ -186,8 +187,17 @@ class FileBytes:
     files: tuple[str, ...]
 
     def __call__(self, i: int) -> bytes:
-        """The content of file ``i``."""
-        return (self.root / self.files[i]).read_bytes()
+        """The content of file ``i``.
+
+        Raises
+        ------
+        OSError
+            It cannot be read, or is none, such as a pipe, which would keep its reader waiting.
+        """
+        path = self.root / self.files[i]
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        return path.read_bytes()
 
     def state(self) -> str:
         """Digest of all files' names, sizes and modification times."""

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
 
+from fairq_utils.data.decoding import Unreadable, decode
 from fairq_utils.deploy import processor
 from fairq_utils.deploy.engines.loaded_model import LoadedModel, NotRunning
 from fairq_utils.deploy.engines.registry import ENGINES, installed, load
@@ -198,7 +198,7 @@ def read_image(path: str | os.PathLike[str], size: int) -> NDArray[np.uint8]:
 
     Parameters
     ----------
-    path : in any format that Pillow reads, 8 bits a channel
+    path : in a format of :data:`fairq_utils.data.decoding.FORMATS`, 8 bits a channel
     size : int
         Pixels per side; resizing averages over what it leaves out.
 
@@ -209,31 +209,21 @@ def read_image(path: str | os.PathLike[str], size: int) -> NDArray[np.uint8]:
     Raises
     ------
     NoImage
-        The file is missing, no image, damaged, or has more than 8 bits a channel.
+        The file is missing, no image, damaged, too large, or has more than 8 bits a channel.
     """
+    path = Path(path)
     try:
-        with Image.open(path) as opened:
-            if opened.mode not in EIGHT_BITS:
-                raise NoImage(
-                    f"{path}: its pixels have more than 8 bits a channel (mode {opened.mode}); "
-                    "save it with 8, as PNG or JPEG"
-                )
-            image = ImageOps.exif_transpose(opened).convert("RGB")
+        if path.is_dir():
+            raise NoImage(f"{path}: this is a folder; name the images in it")
+        if path.exists() and not path.is_file():
+            raise NoImage(f"{path}: this is no regular file; name an image")
+        return decode(path.read_bytes(), size, draft=False)
     except FileNotFoundError:
         raise NoImage(f"{path}: there is no such file; check its name") from None
-    except UnidentifiedImageError:
-        raise NoImage(f"{path}: this is no image that can be read; give a PNG or JPEG") from None
-    except IsADirectoryError:
-        raise NoImage(f"{path}: this is a folder; name the images in it") from None
-    except Image.DecompressionBombError:
-        raise NoImage(f"{path}: this image is too large to be read; make it smaller") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise NoImage(f"{path}: cannot be read ({error}); save the image again") from error
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.crop((left, top, left + side, top + side))
-    resized = square.resize((size, size), Image.Resampling.BICUBIC)
-    return np.ascontiguousarray(np.asarray(resized, np.uint8).transpose(2, 0, 1))
+    except Unreadable as error:
+        raise NoImage(f"{path}: {error}; save it as PNG or JPEG, 8 bits a channel") from error
+    except OSError as error:
+        raise NoImage(f"{path}: cannot be read ({error.strerror}); check the file") from error
 
 
 def _image_or_why(path: Path, size: int) -> NDArray[np.uint8] | NoImage:
