@@ -110,7 +110,7 @@ def upright(encoded: bytes, least: int | None = None) -> Image.Image:
                 raise Unreadable(f"has more than 8 bits a channel (mode {opened.mode})")
             if least is not None and opened.format == "JPEG":
                 opened.draft(None, (least, least))
-            turn = TURNS.get(_orientation(opened))
+            turn = _turn(opened)
             image = opened.convert("RGB")
             return image if turn is None else image.transpose(turn)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -123,10 +123,10 @@ def upright(encoded: bytes, least: int | None = None) -> Image.Image:
         raise Unreadable(f"cannot be decoded ({_reason(error)})") from error
 
 
-def _orientation(image: Image.Image) -> object:
-    """The orientation that a camera noted; None where the notes are damaged."""
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """The turn that a camera noted; None where there is none, or the notes are damaged."""
     try:
-        return image.getexif().get(ORIENTATION)
+        return TURNS.get(image.getexif().get(ORIENTATION, 1))
     except Exception:  # whatever is wrong with them, the pixels are not
         return None
 
