@@ -39,6 +39,7 @@ def apply_quantization(
     learning_rate: float = 1e-4,
     batch_size: int = 64,
     seed: int = 0,
+    outputs: str | None = None,
     **options: Any,
 ) -> nn.Module:
     """Quantize a classifier by the name of a method.
@@ -78,6 +79,9 @@ def apply_quantization(
         AdamW with a one-cycle schedule. ``batch_size`` is that of the pool.
     seed : int
         Of the draw and of the training's order.
+    outputs : ``logits``, optional
+        Said of a model whose one output lies between 0 and 1, as a probability would: methods that
+        look at labels need logits. The others take ``probabilities`` too.
     **options
         Settings of the method, such as ``budget`` (for mixed precision bytes, or a fraction of the
         float model's, the size at uniform ``bit_width`` if not given, 6 bits instead of 8, which
@@ -123,7 +127,8 @@ def apply_quantization(
             f"apply_quantization: method {name!r} looks at images; give calibration_data, a loader "
             "of (images, labels, groups), (images, labels) or images"
         )
-    data = UserData(pool, train_data, sensitive_attrs, drawn_by, calibration_images, recipe, seed)
+    drawn = drawn_by, calibration_images
+    data = UserData(pool, train_data, sensitive_attrs, *drawn, recipe, seed, outputs)
     module, report = chosen.fit(task_of(model, chosen, spec, data, settings))
     if report is None:  # the FP32 fine-tuning control
         return module.eval().requires_grad_(False)

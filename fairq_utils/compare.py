@@ -112,6 +112,7 @@ def compare_quantization_methods(
     replicates: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
+    outputs: str | None = None,
     **options: Any,
 ) -> Comparison:
     """Quantize one binary classifier in several ways and measure each beside FP32.
@@ -135,7 +136,7 @@ def compare_quantization_methods(
         As for :func:`~fairq_utils.apply_quantization`; other images than the test's.
     train_loader : iterable of (images, labels), optional
         For QAT.
-    calibration_images, pool_images, seed, options
+    calibration_images, pool_images, seed, outputs, options
         As for :func:`~fairq_utils.apply_quantization`.
     replicates, confidence
         Of the bootstrap; see :func:`~fairq_utils.stats.paired_bootstrap`.
@@ -190,6 +191,7 @@ def compare_quantization_methods(
             "train_data": train_loader,
             "pool_images": len(pool.images),
             "seed": seed,
+            "outputs": outputs,
             **options,
         }
         models[name] = apply_quantization(
@@ -203,7 +205,9 @@ def compare_quantization_methods(
         report = getattr(models[name], "report", None)
         if report is not None:  # the FP32 fine-tuning control has none
             reports[name] = report
-    found = paired_predictions(models, rest, attributes, argument="sensitive_attrs")
+    found = paired_predictions(
+        models, rest, attributes, argument="sensitive_attrs", outputs=outputs
+    )
     counts = {
         name: count(
             found.truth,

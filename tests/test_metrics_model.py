@@ -11,7 +11,14 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from fairq_utils import metrics
+from fairq_utils import (
+    FairnessAwareQuantizer,
+    apply_quantization,
+    compute_fairness_metrics,
+    metrics,
+)
+from fairq_utils.errors import BadInput
+from fairq_utils.metrics.model_metrics import paired_predictions
 from fairq_utils.quantizers.post_training import quantize_static
 from fairq_utils.quantizers.spec import QuantSpec
 
@@ -146,3 +153,54 @@ def test_labels_are_counted_batch_by_batch() -> None:
 def test_several_attributes_are_asked_for_one_by_one() -> None:
     with pytest.raises(TypeError, match=r"sensitive_attr: .* is no name; name one attribute at a"):
         metrics.compute_fairness_metrics(torch.nn.Flatten(), [], ["gender", "age"])  # type: ignore[arg-type]
+
+
+def scored(count: int = 400) -> tuple[nn.Module, list[Any]]:
+    """A model of one logit, and a loader of images whose first value tells the label."""
+    images = torch.randn(count, 3, generator=torch.Generator().manual_seed(0))
+    model = nn.Linear(3, 1)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[2.0, 0.5, 0.0]]))
+        model.bias.zero_()
+    groups = {"gender": ["f" if x > 0 else "m" for x in images[:, 1]]}
+    return model, [(images, (images[:, 0] > 0).long(), groups)]
+
+
+def test_an_output_that_may_be_a_probability_is_not_taken_for_a_logit() -> None:
+    model, loader = scored()
+    ends = nn.Sequential(model, nn.Sigmoid())
+    with pytest.raises(
+        BadInput, match=r"one output lies between 0 and 1 for all 400 images, .*outputs"
+    ):
+        compute_fairness_metrics(ends, loader)
+    wanted = compute_fairness_metrics(model, loader)
+    found = compute_fairness_metrics(ends, loader, outputs="probabilities")
+    for name in ("accuracy", "demographic_parity", "equalized_odds", "disparate_impact"):
+        assert found[name] == wanted[name]
+    assert found["accuracy"] > 0.8
+    with pytest.raises(BadInput, match=r"outputs: those of image .* no probability from 0 to 1"):
+        compute_fairness_metrics(model, loader, outputs="probabilities")
+    with pytest.raises(BadInput, match="outputs: 'odds' is neither of logits, probabilities"):
+        compute_fairness_metrics(model, loader, outputs="odds")
+    two = nn.Sequential(nn.Linear(3, 2), nn.Softmax(dim=1))
+    compute_fairness_metrics(two, loader)  # the larger one of two counts, whatever they are
+
+
+def test_what_learns_from_logits_is_not_given_probabilities() -> None:
+    model, loader = scored()
+    ends = nn.Sequential(model, nn.Sigmoid())
+    with pytest.raises(BadInput, match="one output lies between 0 and 1 for all"):
+        FairnessAwareQuantizer(max_dp_gap=0.2).quantize(ends, loader, certification_data=loader)
+    for method in ("qat", "channels_worst", "control_overall"):
+        with pytest.raises(BadInput, match="one output lies between 0 and 1 for all"):
+            apply_quantization(ends, method, 8, loader)
+        with pytest.raises(BadInput, match=f"{method} looks at the loss of logits; give the model"):
+            apply_quantization(ends, method, 8, loader, outputs="probabilities")
+    assert apply_quantization(ends, "ptq", 8, loader)(loader[0][0]).shape == (400, 1)
+
+
+def test_a_dead_quantized_model_is_read_as_its_float_model() -> None:
+    model, loader = scored()
+    dead = nn.Sequential(model, nn.Threshold(1e9, 0.0))
+    found = paired_predictions({"FP32": model, "dead": dead}, loader, ["gender"])
+    assert set(found.predictions["dead"]) == {0}

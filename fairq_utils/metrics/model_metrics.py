@@ -17,11 +17,16 @@ from fairq_utils.errors import BadInput
 from fairq_utils.metrics.counts import Counts, count
 from fairq_utils.metrics.frame import MetricFrame, frame_of
 from fairq_utils.quantizers.sizes import size_mebibytes
-from fairq_utils.training.inference import device_of, evaluating, predicted
+from fairq_utils.training.inference import Margins, device_of, evaluating
 
 
 def compute_fairness_metrics(
-    model: nn.Module, loader: Iterable[Any], sensitive_attr: str = "gender", *, min_cell: int = 1
+    model: nn.Module,
+    loader: Iterable[Any],
+    sensitive_attr: str = "gender",
+    *,
+    min_cell: int = 1,
+    outputs: str | None = None,
 ) -> dict[str, Any]:
     """Accuracy and fairness of a binary classifier on a loader's images.
 
@@ -39,6 +44,8 @@ def compute_fairness_metrics(
         The attribute whose groups are compared.
     min_cell : int
         Groups whose denominator rests on fewer images take no part.
+    outputs : ``logits`` or ``probabilities``, optional
+        What one output per image is; see :class:`~fairq_utils.training.inference.Margins`.
 
     Returns
     -------
@@ -90,7 +97,7 @@ def compute_fairness_metrics(
             f"model is {type(model).__name__}, not a torch module; for predictions of another "
             "engine use metric_frame"
         )
-    counts = _counts(model, loader, sensitive_attr)
+    counts = _counts(model, loader, sensitive_attr, outputs)
     alone = counts.by(sensitive_attr)
     if len(alone.groups) < 2:
         raise BadInput(
@@ -130,18 +137,21 @@ def paired_predictions(
     *,
     argument: str = "sensitive_attr",
     what: str = "loader",
+    outputs: str | None = None,
 ) -> Predictions:
     """Predictions of several models in one pass, so that a shuffling loader keeps them paired.
 
     Parameters
     ----------
     models : name -> module with logits (N, 2), (N, 1) or (N,)
+        What one output is, the first one's tell: those of a quantized model may all be 0.
     loader : iterable of (images, labels, groups)
     attributes : names that the groups must have; names of values that come without
     argument : str
         The caller's name for ``attributes``, for errors.
     what : str
         The caller's name for ``loader``, for errors.
+    outputs : see :class:`~fairq_utils.training.inference.Margins`
 
     Raises
     ------
@@ -149,7 +159,7 @@ def paired_predictions(
         A batch, output or group of another form, or no batch.
     """
     truth: list[Any] = []
-    guesses: dict[str, list[int]] = {name: [] for name in models}
+    margins = {name: Margins(outputs) for name in models}
     groups: dict[str, list[Any]] = {}
     with ExitStack() as stack, torch.inference_mode():
         for model in models.values():
@@ -174,9 +184,9 @@ def paired_predictions(
                     f"{', '.join(groups)}; let every batch have the same"
                 )
             for name, model in models.items():
-                outputs = model(images.to(device_of(model)))
+                produced = model(images.to(device_of(model)))
                 try:
-                    guesses[name] += predicted(outputs, len(images)).tolist()
+                    margins[name].add(produced, len(images))
                 except ValueError as error:
                     raise BadInput(f"{what}: batch {at}: {error}") from None
             given = np.asarray(torch.as_tensor(labels).cpu()).reshape(-1).tolist()
@@ -190,12 +200,18 @@ def paired_predictions(
                 groups.setdefault(name, []).extend(column)
     if not groups:
         raise BadInput(f"{what} gave no batch; give at least one")
+    kind = next(iter(margins.values())).kind()
+    for others in margins.values():
+        others.outputs = kind
+    guesses = {name: found.predictions().tolist() for name, found in margins.items()}
     return Predictions(truth, guesses, pd.DataFrame(groups))
 
 
-def _counts(model: nn.Module, loader: Iterable[Any], sensitive_attr: str) -> Counts:
+def _counts(
+    model: nn.Module, loader: Iterable[Any], sensitive_attr: str, outputs: str | None
+) -> Counts:
     """Counts of a model's predictions over all attributes of a loader."""
-    found = paired_predictions({"": model}, loader, [sensitive_attr])
+    found = paired_predictions({"": model}, loader, [sensitive_attr], outputs=outputs)
     # The attribute asked about comes first, so that crossed groups read in its order.
     order = [sensitive_attr, *(name for name in found.groups if name != sensitive_attr)]
     return count(found.truth, found.predictions[""], sensitive_features=found.groups[order])

@@ -28,6 +28,7 @@ from fairq_utils.quantizers.checks import check_model
 from fairq_utils.quantizers.precision import full_precision
 from fairq_utils.quantizers.report import QuantReport
 from fairq_utils.quantizers.spec import WIDTHS, QuantSpec
+from fairq_utils.training.inference import device_of, refuse_probabilities
 
 FLOAT = "FP32"
 
@@ -61,6 +62,8 @@ class FairnessAwareQuantizer:
     candidates : names in :data:`CANDIDATES`, optional
         All, if none is named; ``fine-tuned`` only where there is ``train_data``.
     seed : int
+    outputs : ``logits``, optional
+        Said of a model whose one output lies between 0 and 1, as a probability would.
     options : attributes of :class:`~fairq_utils.quantizers.QuantSpec`
         Ranges are set by least squared error unless these say otherwise.
 
@@ -88,6 +91,7 @@ class FairnessAwareQuantizer:
     making_images: int = 2000
     candidates: Sequence[str] = ()
     seed: int = 0
+    outputs: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     certificate: Certificate | None = field(default=None, init=False)
     report: QuantReport | None = field(default=None, init=False)
@@ -202,6 +206,8 @@ class FairnessAwareQuantizer:
             raise BadInput("calibration_data: is None; give a loader of (images, labels, groups)")
         check_model(model, "FairnessAwareQuantizer")
         sample, rest = split(calibration_data, certification_data, self._named, self.making_images)
+        images = (x.to(device_of(model)) for x, _, _ in sample.batches())
+        refuse_probabilities(model, images, self.outputs, "FairnessAwareQuantizer")
         names = list(self.candidates) or list(CANDIDATES)
         if not fairness_constraint:
             names = ["static"]
@@ -239,12 +245,11 @@ class FairnessAwareQuantizer:
                 "FairnessAwareQuantizer: no candidate could be made; "
                 + "; ".join(f"{name}: {why}" for name, why in self.not_made.items())
             )
-        learnt = paired_predictions(
-            models, triples(sample), self._named, argument="sensitive_attributes"
-        )
+        asked: dict[str, Any] = {"argument": "sensitive_attributes", "outputs": "logits"}
+        learnt = paired_predictions(models, triples(sample), self._named, **asked)
         tested = used.tested(rest, what)
         held_out = paired_predictions(
-            models, tested, self._named, argument="sensitive_attributes", what=f"{what} to test on"
+            models, tested, self._named, what=f"{what} to test on", **asked
         )
         found = {
             name: Candidate(

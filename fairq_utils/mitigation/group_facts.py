@@ -18,7 +18,7 @@ from fairq_utils.errors import BadInput
 from fairq_utils.metrics.rows import Groups
 from fairq_utils.metrics.rows import groups as crossed
 from fairq_utils.mitigation.sample import Sample
-from fairq_utils.training.inference import device_of, evaluating, predicted
+from fairq_utils.training.inference import Margins, device_of, evaluating
 from fairq_utils.training.loop import predict
 
 
@@ -163,8 +163,10 @@ def facts(model: torch.nn.Module, sample: Sample) -> GroupFacts:
     known = counted(sample.groups)
     device = device_of(model)
     with evaluating(model), torch.inference_mode():
-        parts = [predicted(model(x.to(device)), len(x)) for x, _, _ in sample.batches()]
-    return _with_accuracies(known, np.concatenate(parts) == labels, sample.groups)
+        margins = Margins("logits")
+        for images, _, _ in sample.batches():
+            margins.add(model(images.to(device)), len(images))
+    return _with_accuracies(known, margins.predictions() == labels, sample.groups)
 
 
 def facts_of_faces(

@@ -32,9 +32,10 @@ from fairq_utils.quantizers.checks import check_model
 from fairq_utils.quantizers.methods import Method, Task
 from fairq_utils.quantizers.sensitivity import classification_loss
 from fairq_utils.quantizers.spec import QuantSpec
-from fairq_utils.training.inference import device_of, evaluating
+from fairq_utils.training.inference import device_of, evaluating, refuse_probabilities
 from fairq_utils.training.loop import Recipe, optimise
 
+LABELLED = {"labels", "groups", "validation"}  # needs that bring labels
 FEW = 8  # images of a group in a balanced draw, below which a user should know
 
 
@@ -51,6 +52,7 @@ class UserData:
     calibration_images : drawn at most
     recipe : of methods that train
     seed : of the draw and of the training's order
+    outputs : what one output of the model is; see :class:`~fairq_utils.training.inference.Margins`
     """
 
     pool: Batch | None
@@ -60,6 +62,7 @@ class UserData:
     calibration_images: int
     recipe: Recipe
     seed: int
+    outputs: str | None = None
 
 
 def task_of(
@@ -97,6 +100,8 @@ def task_of(
         rows = _drawn(pool, data, model).tolist()
         batches = [part.to(device) for part in rows_of(pool, rows).images.split(CHUNK)]
         classes = _classes(model, batches[0][:1])
+        if method.trains or LABELLED & method.needs:
+            refuse_probabilities(model, batches, data.outputs, f"apply_quantization: {method.name}")
     epoch, steps = _training(data, classes, device)
     if method.trains and recipe.epochs < 1:
         raise BadInput(f"apply_quantization: epochs: {recipe.epochs} is not at least 1")
