@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from fairq_utils.registry import passed_on
@@ -25,4 +26,5 @@ __all__ = [
     "compute_fairness_metrics",
 ]
 
+__version__ = version("fairq-utils")
 __getattr__, __dir__ = passed_on(__name__)

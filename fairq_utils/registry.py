@@ -256,7 +256,7 @@ def passed_on(
         return value
 
     def names() -> list[str]:
-        return sorted({*vars(package), *homes()})
+        return sorted({*homes(), *(name for name in vars(package) if name.startswith("__"))})
 
     return get, names
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fairq_utils import apply_quantization, compare_quantization_methods, metrics
+import fairq_utils
+from fairq_utils import (
+    FairnessAwareQuantizer,
+    apply_quantization,
+    compare_quantization_methods,
+    compute_fairness_metrics,
+    metrics,
+)
 from fairq_utils.compare import Comparison
 from fairq_utils.data.batches import by_attribute, gather, read
 from fairq_utils.errors import BadInput, Fault
@@ -591,3 +600,37 @@ def test_the_package_is_light() -> None:
 def test_batches_are_read_one_by_one() -> None:
     stream = read(iter(loader("labelled")))
     assert next(stream).labels is not None
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), pd.NA])
+def test_a_missing_group_is_named_wherever_groups_come_in(missing: Any, model: nn.Module) -> None:
+    images, labels, groups = loader("mapping", N)[0]
+    groups = {**groups, "age": [*groups["age"][:7], missing, *groups["age"][8:]]}
+    batches = [(images, labels, groups)]
+    calls: list[Callable[[], Any]] = [
+        lambda: apply_quantization(model, "bias_aware_calibration", 8, batches),
+        lambda: apply_quantization(model, "mixed_worst", 8, batches),
+        lambda: compute_fairness_metrics(model, batches),
+        lambda: FairnessAwareQuantizer().quantize(model, batches),
+    ]
+    for call in calls:
+        with pytest.raises(BadInput, match=r"row 7 of a batch has no value for 'age'; leave the"):
+            call()
+
+
+@pytest.mark.parametrize("twice", [pd.DataFrame([["a", "b"]] * N, columns=["x", "x"]),
+                                   {1: ["a"] * N, "1": ["b"] * N}])  # fmt: skip
+def test_two_attributes_of_one_name_are_refused(twice: Any, model: nn.Module) -> None:
+    images, labels, _ = rows()
+    with pytest.raises(BadInput, match=r"two attributes of its groups are called '[x1]'"):
+        apply_quantization(model, "bias_aware_calibration", 8, [(images, labels, twice)])
+
+
+def test_the_package_lists_what_it_is_for() -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", "import fairq_utils; print(*dir(fairq_utils))"],
+        capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    public = [name for name in found if not name.startswith("__")]
+    assert public == sorted(fairq_utils.__all__)
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*", fairq_utils.__version__)

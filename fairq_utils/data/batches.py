@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fairq_utils.errors import BadInput
@@ -116,7 +117,8 @@ def by_attribute(
     Raises
     ------
     BadInput
-        Another form, or another number of values.
+        Another form, another number of values, two attributes of one name, a value that is
+        missing.
 
     Examples
     --------
@@ -124,19 +126,39 @@ def by_attribute(
     {'gender': [0, 1], 'age': [1, 1]}
     """
     if isinstance(groups, pd.DataFrame):
-        named = {str(name): groups[name].to_numpy() for name in groups}
+        pairs = [(str(name), column.to_numpy()) for name, column in groups.items()]
     elif isinstance(groups, Mapping):
-        named = {str(name): values for name, values in groups.items()}
+        pairs = [(str(name), values) for name, values in groups.items()]
     else:
-        named = _in_order(groups, attributes, what)
-    out = {k: np.asarray(v.cpu() if isinstance(v, Tensor) else v) for k, v in named.items()}
+        pairs = list(_in_order(groups, attributes, what).items())
+    named = dict(pairs)
+    for at, (name, _) in enumerate(pairs):
+        if name in (before for before, _ in pairs[:at]):
+            raise BadInput(
+                f"{what}: two attributes of its groups are called {name!r}; give each a name of "
+                "its own"
+            )
+    out = {name: _column(values) for name, values in named.items()}
     for name, values in out.items():
         if values.shape != (rows,):
             raise BadInput(
                 f"{what}: groups[{name!r}] has shape {values.shape} in a batch of {rows} images; "
                 "give one value per image"
             )
+        missing = np.flatnonzero(pd.isna(values))
+        if len(missing):
+            raise BadInput(
+                f"{what}: row {missing[0]} of a batch has no value for {name!r}; leave the row "
+                "out, or give a value of its own to what is unknown"
+            )
     return {name: values.tolist() for name, values in out.items()}
+
+
+def _column(values: Any) -> NDArray[Any]:
+    """Values as an array; a list that holds texts and other things stays as it is."""
+    array = np.asarray(values.cpu() if isinstance(values, Tensor) else values)
+    mixed = array.dtype.kind in "US" and isinstance(values, list | tuple)
+    return np.asarray(values, dtype=object) if mixed else array
 
 
 def _in_order(groups: Any, attributes: Sequence[str], what: str) -> dict[str, Any]:
