@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import ImageOps
+from PIL import Image
 
 from fairq_utils.bench import photograph_folders as folders
 from fairq_utils.data import load, parquet_images
@@ -272,7 +272,7 @@ def test_what_is_not_the_image_s_fault_is_not_kept(
     found = utkface.listing(root)
     read = found.read
     if where == "decoding":
-        monkeypatch.setattr(ImageOps, "exif_transpose", lambda image: fail())
+        monkeypatch.setattr(Image.Image, "convert", lambda image, mode: fail())
         error, said = MemoryError(), "memory is short"
 
     def fail() -> bytes:

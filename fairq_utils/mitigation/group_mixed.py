@@ -213,7 +213,7 @@ def quantize_mixed_for_groups(
     >>> sample = as_sample(images, [0, 0, 1, 1] * 20, groups)
     >>> model = nn.Sequential(nn.Linear(3, 64), nn.ReLU(), nn.Linear(64, 64), nn.Linear(64, 2))
     >>> observed = observe(model, [images])
-    >>> _, report = quantize_mixed_for_groups(observed, 0.2, None, sample, objective="worst")
+    >>> _, report = quantize_mixed_for_groups(observed, 0.2, None, sample, objective="worst_group")
     >>> report.size_bytes <= 0.2 * report.float_bytes
     True
     """
