@@ -249,7 +249,8 @@ REFUSED: list[tuple[Flaw, str]] = [
 UNDECODED = {
     "a truncated JPEG": "cannot be decoded (image file is truncated)",
     "an image of zero bytes": "is empty (0 bytes)",
-    "a web page in place of an image": "is no image in a known format (JPEG, PNG, WEBP, BMP, TIFF, GIF)",
+    "a web page in place of an image": "is no image in a known format "
+    "(JPEG, PNG, WEBP, BMP, TIFF, GIF)",
     "an image of test in train": f"is the same image as {IMG}/000018.jpg, which is in test and "
     "this one in train",
     "an image bomb": "has 64000 x 1001 pixels, more than 64,000,000",
