@@ -58,7 +58,10 @@ def hours_table(hours: pd.DataFrame) -> HTML:
     wide["sum"] = wide.sum(axis=1)
     wide.loc["sum"] = wide.sum()
     return html_table(
-        wide.rename(columns=KINDS).map("{:.1f}".format).rename_axis(columns=None).reset_index()
+        wide.rename(columns=lambda kind: kind.replace("_", "-"))
+        .map("{:.1f}".format)
+        .rename_axis(columns=None)
+        .reset_index()
     )
 
 

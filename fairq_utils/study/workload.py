@@ -16,13 +16,7 @@ from fairq_utils.study.ledger import Run
 from fairq_utils.training import architectures
 from fairq_utils.training.loop import SETTLING
 
-KINDS = {
-    "train": "train",
-    "quantize": "quantize",
-    "choose": "choose",
-    "learn": "learn",
-    "fine_tune": "fine-tune",
-}
+KINDS = ("train", "quantize", "choose", "learn", "fine_tune")  # of runs
 GRIDS = 2.0  # times as long that a pass takes with quantization grids
 
 
