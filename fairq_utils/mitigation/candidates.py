@@ -16,8 +16,9 @@ from torch import nn
 
 from fairq_utils import calibration
 from fairq_utils.mitigation.accuracy_control import control_accuracy
+from fairq_utils.mitigation.fine_tuning import train_under
 from fairq_utils.mitigation.sample import CHUNK, Sample
-from fairq_utils.mitigation.task import balanced_size, train_affordably
+from fairq_utils.mitigation.task import balanced_size
 from fairq_utils.quantizers.calibrate import Observed, observe_for
 from fairq_utils.quantizers.methods import METHODS, Fit, Result, Task
 from fairq_utils.quantizers.post_training import quantize_observed
@@ -51,7 +52,7 @@ def candidate_task(
 
     def tune(network: nn.Module, constraint: str | None) -> Mapping[str, Any]:
         assert train is not None and constraint is not None
-        return train_affordably(constraint, network, observed.model, train, RECIPE, seed)
+        return train_under(constraint, network, observed.model, train, RECIPE, seed)
 
     return Task(
         model,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fairq_utils.data.faces import FaceData
 from fairq_utils.errors import BadInput
+from fairq_utils.mitigation.balancing_act import affordable_memory
 from fairq_utils.mitigation.constraints import CONSTRAINTS
 from fairq_utils.mitigation.group_facts import GroupFacts, counted, facts, groups_of
 from fairq_utils.mitigation.sample import Sample
@@ -176,6 +177,8 @@ def train_under(
     Parameters
     ----------
     constraint, sample, seed, options : see :func:`fine_tune`
+        A batch, and the memory of ``balancing_act`` if none is named, are no larger than the images
+        allow.
     reference : the float model that the groups' accuracies are measured of
     recipe : Recipe
 
@@ -186,8 +189,11 @@ def train_under(
         and the final weights or multipliers, where there are any.
     """
     known = facts(reference, sample)
+    if constraint == "balancing_act":
+        options = {"memory": affordable_memory(known.sizes), **options}
     objective = CONSTRAINTS[constraint](known, **options)
-    _train(network, objective, sample, recipe, seed)
+    whole = dataclasses.replace(recipe, batch_size=min(recipe.batch_size, len(sample)))
+    _train(network, objective, sample, whole, seed)
     return _notes(constraint, options, known, objective)
 
 

@@ -23,7 +23,6 @@ from fairq_utils import calibration
 from fairq_utils.calibration import SAMPLERS
 from fairq_utils.data.batches import Batch, gather, read, rows_of
 from fairq_utils.errors import BadInput
-from fairq_utils.mitigation.balancing_act import affordable_memory
 from fairq_utils.mitigation.fine_tuning import train_under
 from fairq_utils.mitigation.pool import pool_features, pool_losses
 from fairq_utils.mitigation.sample import CHUNK, Sample, of_batch
@@ -114,7 +113,7 @@ def task_of(
     def train(network: nn.Module, constraint: str | None) -> Mapping[str, Any]:
         if constraint is not None:
             people = _people(data, method.name, to_train_on=True)
-            return train_affordably(constraint, network, model, people, recipe, data.seed)
+            return train_under(constraint, network, model, people, recipe, data.seed)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(data.seed)
             optimise(network, _OnLabels(), epoch, steps, recipe, device=device)
@@ -131,25 +130,6 @@ def task_of(
         settings,
         seed=data.seed,
     )
-
-
-def train_affordably(
-    constraint: str,
-    network: nn.Module,
-    reference: nn.Module,
-    sample: Sample,
-    recipe: Recipe,
-    seed: int,
-) -> dict[str, Any]:
-    """Train in place under a constraint; batches and memory are no larger than images allow.
-
-    Parameters and result as of :func:`~fairq_utils.mitigation.fine_tuning.train_under`.
-    """
-    options = {}
-    if constraint == "balancing_act":
-        options["memory"] = affordable_memory(sample.sizes)
-    whole = dataclasses.replace(recipe, batch_size=min(recipe.batch_size, len(sample)))
-    return train_under(constraint, network, reference, sample, whole, seed, **options)
 
 
 def balanced_size(groups: pd.DataFrame) -> int:
