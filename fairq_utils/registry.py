@@ -256,7 +256,8 @@ def passed_on(
         return value
 
     def names() -> list[str]:
-        return sorted({*homes(), *(name for name in vars(package) if name.startswith("__"))})
+        listed = vars(package)["__all__"]  # those that its __init__ imports itself too
+        return sorted({*listed, *(name for name in vars(package) if name.startswith("__"))})
 
     return get, names
 
