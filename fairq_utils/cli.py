@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -303,9 +304,15 @@ def export(
     """Write a model of the study as a folder to deploy: its file, a card, a README."""
     study = _opened(params, overrides)
 
+    from fairq_utils.deploy.engines import KernelsWarning
     from fairq_utils.deploy.export import export_run
 
-    typer.echo(str(export_run(study, model, engine, out, batch=batch)))
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always", KernelsWarning)
+        typer.echo(str(export_run(study, model, engine, out, batch=batch)))
+    for one in heard:
+        if issubclass(one.category, KernelsWarning):
+            typer.echo(str(one.message), err=True)
 
 
 @app.command()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -24,7 +26,13 @@ from torch.nn import functional as F
 
 from fairq_utils.deploy import engines
 from fairq_utils.deploy.engines.exported import export
-from fairq_utils.deploy.engines.loaded_model import LoadedModel, NotExact, NotRunning
+from fairq_utils.deploy.engines.loaded_model import (
+    FloatKernelsWarning,
+    LoadedModel,
+    NotExact,
+    NotRunning,
+    SaturationWarning,
+)
 from fairq_utils.deploy.engines.onnx_file import refine_weights, to_onnx, write_onnx
 from fairq_utils.deploy.engines.qdq import to_qdq
 from fairq_utils.deploy.engines.registry import ENGINES, NotInstalled, files, load, write
@@ -116,10 +124,12 @@ def tolerance(model: nn.Module, steps: float) -> float:
     return steps * float(head.input_scale) * float(head.weight().abs().sum(dim=1).max())
 
 
-@needs_kernels
 @pytest.mark.parametrize(
     ("engine", "bits"),
-    [*((name, bits) for name in FILES for bits in ("W8A8", "W4A8")), ("openvino", "W4A4")],
+    [
+        *(("onnxruntime", bits) for bits in ("W8A8", "W4A8")),
+        *(pytest.param("openvino", bits, marks=needs_kernels) for bits in ("W8A8", "W4A8", "W4A4")),
+    ],
     indirect=["engine"],
 )
 @pytest.mark.parametrize("kind", [Convolutions, Attending])
@@ -180,6 +190,133 @@ def test_a_float_model_is_answered_in_float(engine: str, tmp_path: Path) -> None
 def test_standard_operators_are_the_simulation(kind: type[nn.Module]) -> None:
     model, images = quantized(kind, "W4A4"), pictures(8, 1)
     np.testing.assert_allclose(answers(to_qdq(model), images), answers(model, images), atol=1e-4)
+
+
+class Summed(nn.Module):
+    """Windows summed up by a pooling whose divisor is 1, which engines leave out of account."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Conv2d(3, 3, 1), nn.AvgPool2d(2, divisor_override=1))
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.block(x).mean((2, 3)))
+
+
+class Between(nn.Module):
+    """The same, as a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(self.stem(x), 2, divisor_override=1).flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "bits", "where"),
+    [
+        (Summed, "W8A8", r"in layer block\.1 \(AvgPool2d\), which alone is off by"),
+        (Between, "float", "not in one layer: write that in another way"),
+    ],
+)
+def test_a_file_that_computes_something_else_is_not_written(
+    kind: type[nn.Module], bits: str, where: str, engine: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = kind().eval()
+    if bits != "float":
+        model = quantize_static(model, QuantSpec.parse(bits), [pictures(64)])[0]
+    write(kind().eval(), engine, tmp_path, pictures(2), check=False)
+    held = [path.read_bytes() for path in files(engine, tmp_path)]
+    told = r"on the example the file's outputs differ from the model's by (\S+), where (\S+) is"
+    with pytest.raises(NotExact, match=rf"{told} .*; it arises {where}") as refused:
+        write(model, engine, tmp_path, pictures(2))
+    found = re.search(told, str(refused.value))
+    assert found is not None
+    # What is off by a factor of four.
+    write(model, engine, tmp_path / "as it comes", pictures(2), check=False)
+    running = load(engine, tmp_path / "as it comes", 1)
+    apart = np.abs(running(pictures(2).numpy()) - answers(model, pictures(2))).max()
+    assert float(found[1]) == pytest.approx(apart, rel=0.01)
+    assert apart > 10 * float(found[2])
+    assert [path.read_bytes() for path in files(engine, tmp_path)] == held  # nothing is lost
+    assert {path.name for path in tmp_path.iterdir()} == {*ENGINES[engine].files, "as it comes"}
+
+
+def test_outputs_that_are_no_tensor_are_not_written(engine: str, tmp_path: Path) -> None:
+    class Two(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"aux": x.sum((1, 2)), "out": x.mean((1, 2))}
+
+    for check in (True, False):
+        with pytest.raises(
+            BadInput, match=r"returned dict with 'aux', 'out', and a file gives one"
+        ):
+            write(Two(), engine, tmp_path, pictures(2), check=check)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_input_that_was_constant_in_calibration_has_a_grid_in_every_engine(
+    engine: str, tmp_path: Path
+) -> None:
+    class Dead(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 1, 1), nn.Conv2d(1, 2, 1)
+            for layer, bias in ((self.first, -1.5), (self.second, -1.0)):
+                nn.init.ones_(layer.weight)
+                nn.init.constant_(layer.bias, bias)  # type: ignore[arg-type]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(F.relu(self.first(x))).mean((2, 3))
+
+    # Never two channels at once, so that the sum never reaches 1.5.
+    seen = torch.eye(3).view(3, 3, 1, 1).expand(3, 3, 16, 16).contiguous()
+    model = quantize_static(Dead().eval(), QuantSpec.parse("W8A8"), [seen])[0]
+    assert float(model.get_submodule("second").input_scale) < 1e-9  # type: ignore[arg-type]
+    write(model, engine, tmp_path, seen)
+    found = load(engine, tmp_path, 1)
+    np.testing.assert_allclose(found(np.ones((2, 3, 16, 16), np.float32)), -1, atol=1e-4)
+
+
+def test_on_processors_that_saturate_the_file_is_told_from_the_kernels(
+    reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that stops at 32,767 where two products are added, and one that is off anyway."""
+    model, images = quantized(Convolutions, "W8A8"), pictures(2)
+    really = ENGINES[reference].load
+
+    def saturating(path: Path, threads: int) -> LoadedModel:
+        held = [numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer]
+        large = max(np.abs(w.astype(int)).max() for w in held if w.dtype == np.int8) > 64
+        exact = really(path, threads).logits
+        return LoadedModel("reference", lambda x: exact(x) + (0.5 if large else 0.0), 1)
+
+    def off(path: Path, threads: int) -> LoadedModel:
+        exact = really(path, threads).logits
+        return LoadedModel("reference", lambda x: exact(x) + 0.5, 1)
+
+    for available, loads, expected in (
+        (False, saturating, pytest.warns(SaturationWarning, match=r"file is right, .* VNNI")),
+        (False, off, pytest.raises(NotExact, match=r"by 0\.5\d*, where")),
+        (True, saturating, pytest.raises(NotExact, match=r"by 0\.5\d*, where")),
+    ):
+        monkeypatch.setattr(
+            "fairq_utils.quantizers.onednn.available", lambda available=available: available
+        )
+        monkeypatch.setitem(ENGINES._entries, reference, replace(ENGINES[reference], load=loads))
+        with expected:
+            write(model, reference, tmp_path, images)
+
+
+def test_what_stays_float_is_said(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, _ = quantize_static(Gated().eval(), QuantSpec.parse("W8A8"), [pictures(64)])
+    with pytest.warns(FloatKernelsWarning, match=r"kernels for 0 of 6 quantized .* method 'gates'"):
+        write(model, "onnxruntime", tmp_path, pictures(2))
 
 
 class Clipped(nn.Module):
@@ -410,7 +547,7 @@ def test_batches_of_any_size(engine: str, tmp_path: Path) -> None:
 def test_what_is_no_such_image_is_refused(
     asked: NDArray[np.float32], found: str, engine: str, tmp_path: Path
 ) -> None:
-    write(quantized(Convolutions, "W8A8"), engine, tmp_path, pictures(2))
+    write(quantized(Convolutions, "W8A8"), engine, tmp_path, pictures(2), check=False)
     running = load(engine, tmp_path, 1)
     for ask in (running, lambda images: running.in_batches(images, 2)):
         with pytest.raises(ValueError, match=f"{engine}: images are {found}, .* float32, 3x16x16"):

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from fairq_utils.data.faces import FaceData, Images
 from fairq_utils.deploy.card_page import page
-from fairq_utils.deploy.engines.loaded_model import LoadedModel
+from fairq_utils.deploy.engines.loaded_model import KernelsWarning, LoadedModel
 from fairq_utils.deploy.engines.registry import ENGINES, installed, load, write
 from fairq_utils.deploy.model_card import Margins, card
 from fairq_utils.deploy.predict import CARD, normalize
@@ -68,6 +69,11 @@ def export_run(
         See :func:`fairq_utils.deploy.engines.registry.write`.
     Fault
         The model is not trained yet, or the folder cannot be made.
+
+    Warns
+    -----
+    KernelsWarning
+        See there too; the card has the figures.
     """
     installed(engine)
     found = ENGINES[engine]
@@ -87,7 +93,9 @@ def export_run(
         test = data.subset("test")
         count = (batch or BATCH) if found.compiled else EXAMPLES
         example = architectures.normalize(_repeated(test.images, count))
-        write(rebuilt.model, engine, place, example, _weight_bits(rebuilt.report))
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always", KernelsWarning)
+            write(rebuilt.model, engine, place, example, _weight_bits(rebuilt.report))
         loaded = load(engine, place, threads)
         fp32 = loop.predict(rebuilt.fp32, test.images)
         same = rebuilt.model is rebuilt.fp32
@@ -100,6 +108,9 @@ def export_run(
         text = json.dumps(of_model, indent=1, allow_nan=False)
         (place / CARD).write_text(f"{text}\n", encoding="utf-8")
         (place / PAGE).write_text(page(json.loads(text)), encoding="utf-8")
+    for one in heard:
+        if issubclass(one.category, KernelsWarning):
+            warnings.warn(one.message, stacklevel=2)
     return folder
 
 

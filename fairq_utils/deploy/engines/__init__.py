@@ -1,6 +1,14 @@
 """Quantized models on real integer kernels: written to a file, run by an engine."""
 
-from fairq_utils.deploy.engines.loaded_model import Kernels, LoadedModel, NotExact, NotRunning
+from fairq_utils.deploy.engines.loaded_model import (
+    FloatKernelsWarning,
+    Kernels,
+    KernelsWarning,
+    LoadedModel,
+    NotExact,
+    NotRunning,
+    SaturationWarning,
+)
 from fairq_utils.deploy.engines.registry import (
     ENGINES,
     Engine,
@@ -15,11 +23,14 @@ from fairq_utils.deploy.engines.registry import (
 __all__ = [
     "ENGINES",
     "Engine",
+    "FloatKernelsWarning",
     "Kernels",
+    "KernelsWarning",
     "LoadedModel",
     "NotExact",
     "NotInstalled",
     "NotRunning",
+    "SaturationWarning",
     "engine",
     "files",
     "installed",

@@ -22,6 +22,18 @@ class NotExact(Fault):
     """An integer engine would not compute what a model computes; the message says why."""
 
 
+class KernelsWarning(UserWarning):
+    """Integer kernels are not used, or not as a file says; the message names the way out."""
+
+
+class FloatKernelsWarning(KernelsWarning):
+    """An engine computes most quantized layers of a model in float."""
+
+
+class SaturationWarning(KernelsWarning):
+    """A file is right, and this processor's integer kernels do not compute what it says."""
+
+
 def first_line(error: Exception) -> str:
     """Reason that an engine's own error gives, for a sentence of ours."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

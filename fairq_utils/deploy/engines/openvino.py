@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import tempfile
 import threading
@@ -65,7 +66,10 @@ def load(path: str | os.PathLike[str], threads: int) -> LoadedModel:
                 if shape not in compiled:
                     model = core.read_model(os.fspath(path))
                     model.reshape(list(shape))
-                    compiled[shape] = core.compile_model(model, "CPU", settings)
+                    try:
+                        compiled[shape] = core.compile_model(model, "CPU", settings)
+                    except RuntimeError as error:
+                        raise _not_running(path, error) from error
             requests[str(shape)] = compiled[shape].create_infer_request()
         return requests[str(shape)]
 
@@ -74,11 +78,7 @@ def load(path: str | os.PathLike[str], threads: int) -> LoadedModel:
         shape = tuple(axis.get_length() for axis in list(model.input(0).partial_shape)[1:])
         kernels = _kernels(core.compile_model(model, "CPU", settings).get_runtime_model())
     except RuntimeError as error:
-        version = openvino.__version__.split("-")[0]
-        raise NotRunning(
-            f"{path}: OpenVINO {version} cannot load this file ({_reason(error)}); export the "
-            "model again with this version"
-        ) from error
+        raise _not_running(path, error) from error
 
     def logits(images: NDArray[np.float32]) -> NDArray[np.float32]:
         running = request(images.shape)
@@ -87,6 +87,14 @@ def load(path: str | os.PathLike[str], threads: int) -> LoadedModel:
         return found
 
     return LoadedModel("openvino", logits, threads, kernels, shape=shape, reentrant=True)
+
+
+def _not_running(path: str | os.PathLike[str], error: RuntimeError) -> NotRunning:
+    version = importlib.metadata.version("openvino")
+    return NotRunning(
+        f"{path}: OpenVINO {version} cannot load this file ({_reason(error)}); export the model "
+        "again with this version, or take another engine"
+    )
 
 
 def _reason(error: RuntimeError) -> str:

@@ -22,6 +22,8 @@ from fairq_utils.quantizers.tracing import ATTENTION, PRODUCT, Site, replace
 from fairq_utils.quantizers.weights import KEPT_BITS
 
 BYTE, MIDDLE = 255, 128
+# Of inputs that were constant in calibration; OpenVINO computes nonsense on finer ones.
+SMALLEST_STEP = 1e-8
 _ops = torch.ops.quantized_decomposed
 
 
@@ -58,7 +60,7 @@ def to_qdq(model: nn.Module, *, signed_products: bool = False) -> nn.Module:
 
 def on_grid(x: Tensor, scale: float, zero_point: int, top: int) -> Tensor:
     """Round ``x`` to unsigned integers 0 ... top, and back to floats."""
-    grid = (scale, zero_point, 0, BYTE, torch.uint8)
+    grid = (max(scale, SMALLEST_STEP), zero_point, 0, BYTE, torch.uint8)
     integers = _ops.quantize_per_tensor(x, *grid)
     if top < BYTE:
         integers = integers.clamp(max=top)
@@ -68,7 +70,7 @@ def on_grid(x: Tensor, scale: float, zero_point: int, top: int) -> Tensor:
 
 def on_signed_grid(x: Tensor, scale: float) -> Tensor:
     """Round ``x`` to signed bytes, and back to floats."""
-    grid = (scale, 0, -MIDDLE, MIDDLE - 1, torch.int8)
+    grid = (max(scale, SMALLEST_STEP), 0, -MIDDLE, MIDDLE - 1, torch.int8)
     out: Tensor = _ops.dequantize_per_tensor(_ops.quantize_per_tensor(x, *grid), *grid)
     return out
 

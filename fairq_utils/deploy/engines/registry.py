@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from fairq_utils.deploy.engines.loaded_model import LoadedModel, NotRunning
+from fairq_utils.deploy.engines.loaded_model import (
+    FloatKernelsWarning,
+    LoadedModel,
+    NotRunning,
+)
 from fairq_utils.errors import MissingExtra, needs
 from fairq_utils.registry import Registry
 
@@ -102,8 +108,14 @@ def write(
     folder: str | os.PathLike[str],
     example: Tensor,
     weight_bits: int = 8,
+    *,
+    check: bool = True,
 ) -> list[Path]:
-    """Write the file that an engine runs.
+    """Write the file that an engine runs, and compare its outputs with the model's.
+
+    Both get the example, zeros, and the example times 100; their outputs may differ by a
+    thousandth of the largest one, and where inputs are quantized by three times what another
+    rounding of them changes.
 
     Parameters
     ----------
@@ -118,6 +130,8 @@ def write(
     weight_bits : int
         At 4 or less, weights are packed two to a byte (ONNX Runtime and OpenVINO), but for layers
         with integers beyond four bits, as those with channels kept at 8 bits are.
+    check : bool
+        Whether the file is compared; without, it is written as it comes.
 
     Returns
     -------
@@ -127,22 +141,69 @@ def write(
     Raises
     ------
     BadInput, NotInstalled
-        See :func:`installed`.
+        See :func:`installed`; or the model gives no tensor.
     ValueError
         The example is no batch of images of that kind.
     NotExact
-        Integer kernels would not compute what the model computes.
+        Integer kernels would not compute what the model computes, or the file does not; names the
+        layer. Nothing is written.
     NotRunning
         The engine cannot take this model.
+
+    Warns
+    -----
+    SaturationWarning
+        The file is right, and this processor's integer kernels are not exact.
+    FloatKernelsWarning
+        Most of the quantized layers are computed in float; names what would change that.
     """
     installed(engine)
     found = ENGINES[engine]
     _check_example(example, 1 if found.compiled else 2)
-    paths = files(engine, folder)
-    paths[0].parent.mkdir(parents=True, exist_ok=True)
-    with needs(f"writing for {found.label}", "engines"):
-        found.write(model, example, paths[0], weight_bits)
-    return paths
+    from fairq_utils.deploy.engines import agreement
+
+    agreement.outputs_of(model, example)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        needs(f"writing for {found.label}", "engines"),
+        tempfile.TemporaryDirectory(dir=folder, prefix=".") as held,
+    ):
+
+        def written(model: nn.Module, example: Tensor) -> Path:
+            place = Path(tempfile.mkdtemp(dir=held))
+            found.write(model, example, place / found.file, weight_bits)
+            return place
+
+        def again(part: nn.Module, given: Tensor) -> LoadedModel:
+            return load(engine, written(part, given), 1)
+
+        place = written(model, example)
+        if check:
+            loaded = load(engine, place, 1)
+            agreement.check(model, loaded, example, again, f"engines.write, {found.label}")
+            _say_what_stays_float(model, loaded, found)
+        for path in files(engine, folder):
+            os.replace(place / path.name, path)
+    return files(engine, folder)
+
+
+def _say_what_stays_float(model: nn.Module, loaded: LoadedModel, engine: Engine) -> None:
+    """Warn where most layers that are quantized run on kernels for floats."""
+    from fairq_utils.quantizers.layers import Quantized
+
+    layers = [layer for layer in model.modules() if isinstance(layer, Quantized)]
+    count = sum(layer.spec.activation == "static" for layer in layers)
+    if loaded.kernels is None or 2 * loaded.kernels.integer >= count:
+        return
+    warnings.warn(
+        f"engines.write: {engine.label} has integer kernels for {loaded.kernels.integer} of "
+        f"{count} quantized layers of this model, and computes the others in float, because of "
+        f"what is between them; it finds most after the method {engine.method!r}, and another "
+        "engine may find all",
+        FloatKernelsWarning,
+        stacklevel=3,
+    )
 
 
 def _check_example(example: Tensor, least: int) -> None:
