@@ -20,7 +20,7 @@ def fingerprint(value: Any, length: int = 20) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
-def code_version(*entries: str) -> str:
+def code_version(*entries: str, alone: Iterable[str] = ()) -> str:
     """Hash of what modules compute, with all that they import of this package and of their own.
 
     A comment, a docstring or a line break changes nothing; a changed constant or branch does.
@@ -28,18 +28,20 @@ def code_version(*entries: str) -> str:
     Parameters
     ----------
     entries : names of modules, such as ``fairq_utils.training.loop``
+    alone : names of modules
+        Without what they import: those that put together what others compute.
 
     Raises
     ------
     ModuleNotFoundError
         There is no such module.
     """
-    return _version(tuple(sorted(set(entries))))
+    return _version(tuple(sorted(set(entries))), tuple(sorted(set(alone))))
 
 
 @lru_cache(maxsize=256)
-def _version(entries: tuple[str, ...]) -> str:
-    return fingerprint([[name, _tree(name)] for name in sorted(closure(entries))], 12)
+def _version(entries: tuple[str, ...], alone: tuple[str, ...]) -> str:
+    return fingerprint([[name, _tree(name)] for name in sorted({*closure(entries), *alone})], 12)
 
 
 def closure(entries: Iterable[str]) -> set[str]:

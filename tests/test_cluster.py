@@ -422,7 +422,7 @@ def test_a_worker_that_shares_no_ledger_or_code_is_refused(
     with pytest.raises(Fault, match=r"execution.ledger: the worker tcp://\S+ does not see mine; "):
         execution.execute(own, stream=io.StringIO())
     where = where.model_copy(update={"ledger": str(tmp_path / "shared")})
-    monkeypatch.setattr(planning, "code_version", lambda *_: "other")
+    monkeypatch.setattr(planning, "code_version", lambda *_, alone: "other")
     own = on(place.params, address, execution=where)
     with pytest.raises(Fault, match="has another version of fairq_utils; install the same one"):
         execution.execute(own, stream=io.StringIO())

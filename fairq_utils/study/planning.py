@@ -19,9 +19,19 @@ from fairq_utils.study.ledger import Run
 from fairq_utils.study.params.grid import Configuration, Entry, expanded
 from fairq_utils.study.params.study import Params
 from fairq_utils.study.study import Study
+from fairq_utils.training.zoo import ARCHITECTURES
 
 PHASES = ("baseline", "quantization", "mitigation")
 TRAINING = ("fairq_utils.training.loop", "fairq_utils.training.objectives")
+# What puts a run together: its pictures, its training and evaluation; its quantization.
+STEPS = (
+    "fairq_utils.study.people",
+    "fairq_utils.data.loading",
+    "fairq_utils.study.runs",
+    "fairq_utils.training.inference",
+    "fairq_utils.quantizers.precision",
+)
+QUANTIZATION = "fairq_utils.study.run_models"
 ONE_GROUP = "one_group="  # a run's sampler begins so, and the group's name follows
 
 
@@ -145,10 +155,18 @@ def _settings(params: Params, found: Configuration) -> dict[str, Any]:
 
 
 def code_of(method: str, sampler: str | None, architecture: str, data: Mapping[str, Any]) -> str:
-    """Version of the code that makes a run: what the modules of its parts import.
+    """Version of the code that makes a run; see :func:`modules_of`."""
+    entries, alone = modules_of(method, sampler, architecture, data)
+    return code_version(*entries, alone=alone)
 
-    These are the renderer of its people, the training and the architecture, the method, the
-    sampler.
+
+def modules_of(
+    method: str, sampler: str | None, architecture: str, data: Mapping[str, Any]
+) -> tuple[list[str], list[str]]:
+    """Modules whose code decides a run: those that count with all that they import, and others.
+
+    The first are the renderer of its people, the training and the architecture, the method and the
+    sampler; the others put them together.
 
     Parameters
     ----------
@@ -157,14 +175,18 @@ def code_of(method: str, sampler: str | None, architecture: str, data: Mapping[s
     """
     entries = [*TRAINING, *(() if _listed(data) else RENDERER)]
     entries.append("fairq_utils.training.architectures")
+    if architecture in ARCHITECTURES:
+        entries.append(ARCHITECTURES.home(architecture))
+    alone = [*STEPS]
     if method != "fp32":
+        alone.append(QUANTIZATION)
         entries.append(METHODS.home(method))
     if sampler is not None:
         name = sampler.partition("=")[0]
         entries.append(SAMPLERS.home(name))
         if SAMPLERS[name].looks:  # at what the FP32 model makes of the pool
             entries.append("fairq_utils.mitigation.pool")
-    return code_version(*entries)
+    return entries, alone
 
 
 def _listed(data: Mapping[str, Any]) -> bool:
