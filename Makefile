@@ -18,7 +18,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION = 1
 export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book notebooks lint types unit chapters test toolkits clean
+.PHONY: help setup book notebooks lint types unit chapters test mutants toolkits clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -64,6 +64,9 @@ test: $(STAMP)  ## everything that must hold: lint, types, unit, smoke book, cha
 	@$(MAKE) --no-print-directory unit
 	@$(MAKE) --no-print-directory book PROFILE=smoke
 	@$(MAKE) --no-print-directory chapters
+
+mutants: $(STAMP)  ## which tests and checked cells notice a change that makes results wrong (an hour)
+	@$(BIN)/python tests/mutants.py
 
 bench-%: profile $(STAMP)  ## print a benchmark's table, write build/bench/NAME.json; `fairq bench` lists them
 	@$(BIN)/fairq bench $* --params "$(PARAMS)"

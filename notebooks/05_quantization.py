@@ -177,7 +177,7 @@ glue("planned", study.about["planned"])
 accuracy = study.configurations[study.configurations.statistic == "accuracy"]
 quantization.accuracy_over_bits_figure(accuracy)
 
-# %%
+# %% tags=["nbval-check-output"]
 shares = quantization.recovery(accuracy)
 quantization.glue_recovery(shares)
 quantization.recovery_table(quantization.best_of(shares))
@@ -198,7 +198,7 @@ quantization.recovery_table(quantization.best_of(shares))
 # options of a toolkit to use was decided in its favour, with the test accuracy in view; ours is one
 # recipe, block reconstruction, for all.
 
-# %%
+# %% tags=["nbval-check-output"]
 peers = recorded.read_benchmark("toolkits")
 quantization.glue_toolkits(quantization.beside_toolkits(peers))
 quantization.toolkits_table(peers)
@@ -214,7 +214,7 @@ quantization.toolkits_table(peers)
 # What a method costs, in seconds of quantizing one model (calibration and, for QAT, training
 # included):
 
-# %%
+# %% tags=["nbval-check-output"]
 quantization.costs_table(accuracy)
 
 # %% [markdown]

@@ -30,7 +30,7 @@ deployment.glue_deployment(latency, deployed)
 # value that falls between two integers may go the other way, and now and then a prediction with it.
 # The test images of the default study, predicted by every file:
 
-# %%
+# %% tags=["nbval-check-output"]
 deployment.disagreement_table(deployed[deployed.bits == "W8A8"])
 
 # %% [markdown]
@@ -50,7 +50,7 @@ deployment.disagreement_table(deployed[deployed.bits == "W8A8"])
 # only if values above 15 are stopped: kernels that write bytes saturate at 255. Our files therefore
 # carry a clamp of their own behind every such rounding. With it:
 
-# %%
+# %% tags=["nbval-check-output"]
 deployment.disagreement_table(deployed[deployed.bits != "W8A8"])
 
 # %% [markdown]
@@ -68,7 +68,7 @@ deployment.disagreement_table(deployed[deployed.bits != "W8A8"])
 # holds machine code as well as weights. *Integers and scales* is what the simulation counts,
 # *ideal* the ratio of the bits.
 
-# %%
+# %% tags=["nbval-check-output"]
 deployment.size_table(deployed)
 
 # %% [markdown]
@@ -93,7 +93,7 @@ deployment.latency_figure(latency, batch=32)
 # FP32, which nobody would deploy, or over FP32 in the same engine. The published study prints the
 # last column, for one image on a GPU; the ratio of the bits is four.
 
-# %%
+# %% tags=["nbval-check-output"]
 deployment.speedup_table(latency)
 
 # %% [markdown]
@@ -108,7 +108,7 @@ deployment.speedup_table(latency)
 # `quantize_static`, NNCF, torchao's PT2E). How many times as fast ours is; below one the toolkit's
 # is faster:
 
-# %%
+# %% tags=["nbval-check-output"]
 deployment.toolkit_table(latency)
 
 # %% [markdown]
@@ -124,7 +124,7 @@ deployment.toolkit_table(latency)
 # For every architecture and batch size the fastest of our files, and what it keeps. Accuracy is
 # that of the file itself on the rendered test images, at {glue:text}`study_size:.0f` pixels.
 
-# %%
+# %% tags=["nbval-check-output"]
 deployment.guideline_table(latency, deployed)
 
 # %% [markdown]

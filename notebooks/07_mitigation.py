@@ -186,7 +186,7 @@ mitigation.changes_figure(found, rows.ODDS, everywhere)
 # {glue:text}`recorded_worst_group_accuracy_controls:.0f` are controls (fine-tuned in FP32, without
 # a constraint, or at random), and lower in {glue:text}`recorded_worst_group_accuracy_worse:.0f`:
 
-# %%
+# %% tags=["nbval-check-output"]
 mitigation.shown_table(mitigation.shown_changes(found, everywhere, drawn))
 
 # %% [markdown]
@@ -196,13 +196,13 @@ mitigation.shown_table(mitigation.shown_changes(found, everywhere, drawn))
 # budget of bytes buys may be bought as well by everybody's loss, or at random: compare a method
 # with its own controls before with plain quantization.
 
-# %%
+# %% tags=["nbval-check-output"]
 mitigation.changes_table(found, everywhere)
 
 # %% [markdown]
 # What another training seed alone makes of the same statistics, in points:
 
-# %%
+# %% tags=["nbval-check-output"]
 mitigation.seeds_table(recorded.read_part("mitigation", "seeds"))
 
 # %% [markdown]
@@ -231,7 +231,7 @@ dials.glue_dial_study(recorded.read("dials"))
 # Points above zero: the dialled group ({glue:text}`dialled:s`) loses more than the others. At the
 # last level of each dial:
 
-# %%
+# %% tags=["nbval-check-output"]
 dials.dial_table(behind)
 
 # %% [markdown]
@@ -246,7 +246,7 @@ dials.dial_table(behind)
 # The same for the demographic parity gap, which also moves where a group's predictions all move one
 # way and its accuracy does not:
 
-# %%
+# %% tags=["nbval-check-output"]
 dials.dial_table(parity)
 
 # %% [markdown]
@@ -299,7 +299,7 @@ certificates.certificate_figure(cells, simulated["limit"], simulated["delta"])
 # also where {glue:text}`certificate_candidates:.0f` candidates were tested in sequence, some of
 # them unsafe.
 
-# %%
+# %% tags=["nbval-check-output"]
 certificates.certificate_table(cells)
 
 # %% [markdown]

@@ -21,7 +21,7 @@ cost.glue_cost(studies)
 # architectures, {glue:text}`seeds:.0f` seeds and {glue:text}`celeba_runs:,.0f` runs at
 # {glue:text}`celeba_pixels:.0f` pixels (`params/celeba.yaml`). The two other collections take less:
 
-# %%
+# %% tags=["nbval-check-output"]
 cost.studies_table(studies)
 
 # %% [markdown]
@@ -33,7 +33,7 @@ cost.studies_table(studies)
 #
 # ## Where CelebA's hours go
 
-# %%
+# %% tags=["nbval-check-output"]
 cost.hours_table(studies["celeba"].hours)
 
 # %% [markdown]
@@ -49,7 +49,7 @@ cost.hours_table(studies["celeba"].hours)
 # author of timm {cite}`wightman2019timm` has published with its models; no GPU was used for this
 # page.
 
-# %%
+# %% tags=["nbval-check-output"]
 cost.rates_table(published())
 
 # %% [markdown]
