@@ -114,7 +114,7 @@ measuring.glue_pairing(chapter)
 
 # %% tags=["nbval-check-output"]
 instrument.glue_planted()
-tables.flips_table(instrument.planted_groups())
+instrument.planted_groups_table()
 # %% tags=["nbval-check-output"]
 instrument.planted_table()
 

@@ -21,8 +21,10 @@ nearly alike. Which of the two, and how high to stake, is decided on other image
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -41,6 +43,7 @@ WIDEST_SHARE = 0.1  # of delta, for how wide the float model's widest pair is at
 MOST = 1e5  # times the images at hand; more are called out of reach
 PRECISION = 1e-4  # of a bound
 CHANCE = 0.8  # that the images said to be needed certify
+SAMPLES, ENDS = 20, (0.1, 0.9)  # of the range that is said, bootstrap samples and their quantiles
 STEP = 0.02  # of the images said to be needed, relative
 COARSE = 1e-3  # of the bound on the float model's gap, which is on the safe side
 
@@ -302,48 +305,81 @@ def observed(table: Table, question: Question) -> float:
     return after if question.constrained == "gap" else after - float(metric(table.sum(axis=3)))
 
 
-def images_needed(table: Table, how: Plan, question: Question, *, draws: int = 60) -> int | None:
-    """Number of images that would most likely certify a candidate that is as it was observed.
+def images_needed(
+    table: Table, how: Plan, question: Question, *, draws: int = 60
+) -> tuple[float, float]:
+    """Numbers of images between which a candidate like the one observed would be certified.
 
     A plan, not a guarantee: so many that the test passes in :data:`CHANCE` of ``draws`` samples of
-    that size from the observed proportions. What is observed on few images may be far from the
-    truth. None where the observed statistic is itself too large, or the number out of reach.
+    that size from proportions that are as they were observed, in :data:`SAMPLES` bootstrap samples
+    of the images. Proportions observed on few images may be far from the truth, and then the range
+    is wide.
 
     Parameters
     ----------
     table : (G, 2, 2, 2)
         Counts of the images that were tested on.
     how : the plan by which they were, whose stakes are those of its number of images
+
+    Returns
+    -------
+    low, high : float
+        The 10th and 90th percentile over bootstrap samples; infinite where none is found up to
+        :data:`MOST` times the images at hand.
     """
+    images = int(table.sum())
+    drawn = np.random.default_rng(0).multinomial(images, (table / images).ravel(), size=SAMPLES)
+    samples = drawn.reshape(-1, *table.shape)
+    expected = [_doublings(partial(_as_expected, s, how, question)) for s in samples]
+    low, high = np.quantile(expected, ENDS, method="inverted_cdf")
+    # Chance asks for more than what is expected: how much more is found at one of the samples.
+    start = least(partial(_as_expected, table, how, question), 1 / images, MOST)
+    chosen = table
+    if start is None:
+        at = int(np.argmin(expected))
+        chosen, start = samples[at], expected[at]
+    if not math.isfinite(start):
+        return math.inf, math.inf
+    often = least(partial(_often, chosen, how, question, draws), start, MOST)
+    more = 1.0 if often is None else often / start
+    ends = [float(end) * more * images for end in (low, high)]
+    return ends[0], ends[1]
+
+
+def _doublings(enough: Callable[[float], bool]) -> float:
+    """The least number that is enough, to a factor of two; infinite if none is up to the most."""
+    powers = [2.0**k for k in range(-3, math.ceil(math.log2(MOST)) + 1)]
+    at = bisect_left(powers, True, key=enough)
+    return powers[at] / math.sqrt(2) if at < len(powers) else math.inf
+
+
+def _planned(how: Plan, times: float) -> Plan:
+    """The plan at so many times the images."""
+    root = math.sqrt(times)
+    return Plan(
+        tuple(replace(c, size=c.size * root) for c in how.contrasts),
+        replace(how.widest, size=how.widest.size * root),
+        how.spent,
+    )
+
+
+def _as_expected(table: Table, how: Plan, question: Question, times: float) -> bool:
+    """Whether exactly the observed proportions pass, at so many times the images."""
+    return passes(table * times, _planned(how, times), question)
+
+
+def _often(table: Table, how: Plan, question: Question, draws: int, times: float) -> bool:
+    """Whether samples from the observed proportions mostly pass, at so many times the images."""
     images = float(table.sum())
     share = (table / images).ravel()
-
-    def planned(times: float) -> Plan:
-        root = math.sqrt(times)
-        return Plan(
-            tuple(replace(c, size=c.size * root) for c in how.contrasts),
-            replace(how.widest, size=how.widest.size * root),
-            how.spent,
-        )
-
-    def as_expected(times: float) -> bool:
-        return passes(table * times, planned(times), question)
-
-    def often(times: float) -> bool:
-        rng = np.random.default_rng(0)  # the same draws, so that more images rarely pass less often
-        allowed, stretched = draws - math.ceil(CHANCE * draws), planned(times)
-        for _ in range(draws):
-            sample = rng.multinomial(math.ceil(times * images), share).reshape(table.shape)
-            allowed -= not passes(sample, stretched, question)
-            if allowed < 0:
-                return False
-        return True
-
-    expected = least(as_expected, 1 / images, MOST)
-    if expected is None:  # not even without chance
-        return None
-    found = least(often, expected, MOST)
-    return None if found is None else math.ceil(found * images)
+    rng = np.random.default_rng(0)  # the same draws, so that more images rarely pass less often
+    allowed, stretched = draws - math.ceil(CHANCE * draws), _planned(how, times)
+    for _ in range(draws):
+        sample = rng.multinomial(math.ceil(times * images), share).reshape(table.shape)
+        allowed -= not passes(sample, stretched, question)
+        if allowed < 0:
+            return False
+    return True
 
 
 def least(enough: Callable[[float], bool], low: float, most: float) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -14,7 +15,7 @@ from fairq_utils.errors import BadInput
 from fairq_utils.metrics.criteria import FAIRNESS
 from fairq_utils.metrics.model_metrics import Predictions, paired_predictions
 from fairq_utils.mitigation.candidates import CANDIDATES, candidate_task
-from fairq_utils.mitigation.certificate import CHANCE, Question, Table, refuse_empty
+from fairq_utils.mitigation.certificate import CHANCE, MOST, Question, Table, refuse_empty
 from fairq_utils.mitigation.held_out import UsedImages, split, table_of, triples, two_groups
 from fairq_utils.mitigation.sample import Sample
 from fairq_utils.mitigation.sequential_test import (
@@ -22,7 +23,10 @@ from fairq_utils.mitigation.sequential_test import (
     Certificate,
     NotCertified,
     Trial,
+    fewest,
+    gaps,
     in_sequence,
+    in_words,
 )
 from fairq_utils.quantizers.checks import check_model
 from fairq_utils.quantizers.precision import full_precision
@@ -73,8 +77,12 @@ class FairnessAwareQuantizer:
     report : QuantReport of the model that was returned
     not_made : candidates that this model or these images do not allow, and why
     final_dp_gap : float
-        The upper bound on what is constrained, at the confidence of its trial (at least 1 -
-        delta); at most ``max_dp_gap`` exactly where the model is certified.
+        The upper bound on what is constrained, which is the *increase* of the gap over the float
+        model unless ``constrained="gap"``, at the confidence of its trial (at least 1 - delta); at
+        most ``max_dp_gap`` exactly where the model is certified.
+    gap_before, gap_after : float
+        The gap itself, of the float model and of the model that was returned, as observed on the
+        held-out images.
 
     Examples
     --------
@@ -96,6 +104,8 @@ class FairnessAwareQuantizer:
     certificate: Certificate | None = field(default=None, init=False)
     report: QuantReport | None = field(default=None, init=False)
     final_dp_gap: float = field(default=float("nan"), init=False)
+    gap_before: float = field(default=float("nan"), init=False)
+    gap_after: float = field(default=float("nan"), init=False)
     not_made: dict[str, str] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -201,7 +211,8 @@ class FairnessAwareQuantizer:
             images show it.
         """
         self._read_settings()
-        self.certificate, self.report, self.final_dp_gap = None, None, float("nan")
+        self.certificate, self.report = None, None
+        self.final_dp_gap = self.gap_before = self.gap_after = float("nan")
         if calibration_data is None:
             raise BadInput("calibration_data: is None; give a loader of (images, labels, groups)")
         check_model(model, "FairnessAwareQuantizer")
@@ -305,6 +316,7 @@ class FairnessAwareQuantizer:
         name = certified[0] if certified else next(iter(found))
         trial = by_name[name]
         self.report, self.final_dp_gap = reports[name], trial.bound
+        self.gap_before, self.gap_after = gaps(found[name].held_out, self.question)
         if certified:
             self.certificate = Certificate(
                 name,
@@ -313,6 +325,8 @@ class FairnessAwareQuantizer:
                 self.question,
                 trial.observed,
                 trial.bound,
+                self.gap_before,
+                self.gap_after,
                 images,
                 trials,
             )
@@ -327,11 +341,11 @@ class FairnessAwareQuantizer:
     ) -> str:
         """Why, and the way out; ``before`` is the float model's own gap."""
         smallest = min(images, key=lambda group: images[group])
-        numbers = [t.images_needed for t in trials if t.images_needed is not None]
-        if numbers:
+        needed = fewest(trials)
+        if math.isfinite(needed[0]):
             way = (
-                f"about {min(numbers)} held-out images like these would be needed for it to be "
-                f"certified {CHANCE:.0%} of the time, if what was observed is what is true"
+                f"{in_words(needed)} held out like these would be needed for it to be certified "
+                f"{CHANCE:.0%} of the time, as far as what was observed tells"
             )
         elif self.constrained == "gap" and before > self.max_dp_gap:
             way = (
@@ -340,13 +354,14 @@ class FairnessAwareQuantizer:
             )
         elif nearest.observed > self.max_dp_gap:
             way = (
-                "more images would not help: what was observed is too much; allow it, or more bits"
+                "more images would hardly help: what was observed is too much; allow it, or more "
+                "bits"
             )
         else:
             way = (
-                "no number of images like these would show it: between some groups more has "
-                "changed than is allowed; give more making_images, which may show that these "
-                "groups lie apart, or allow more"
+                f"{MOST:,.0f} times as many images like these would hardly show it: between some "
+                "groups more has changed than is allowed; give more making_images, which may show "
+                "that these groups lie apart, or allow more"
             )
         return (
             f"FairnessAwareQuantizer: none of {', '.join(t.name for t in trials)} is certified to "

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from fairq_utils.errors import Fault
+from fairq_utils.metrics.criteria import FAIRNESS
 from fairq_utils.mitigation.certificate import (
     Question,
     Table,
@@ -34,8 +35,11 @@ class Certificate:
     attributes : whose crossed groups are compared
     question : metric, limit, delta, evidence
     observed, bound : float
-        Observed on the held-out images; and its upper bound, at the confidence that its place in
-        the sequence of trials gives it.
+        Observed on the held-out images, of what is constrained (the increase of the gap, or the
+        gap); and its upper bound, at the confidence that its place in the sequence of trials gives
+        it.
+    gap_before, gap_after : float
+        The gap itself, of the float model and of the quantized one, as observed.
     images : held-out images by group
     trials : all candidates, in the order of the test
     """
@@ -46,6 +50,8 @@ class Certificate:
     question: Question
     observed: float
     bound: float
+    gap_before: float
+    gap_after: float
     images: dict[str, int]
     trials: tuple[Trial, ...]
 
@@ -66,6 +72,8 @@ class Certificate:
             "group, none of them twice, none of them trained on",
             f"observed {self.observed:+.4f}, bound {self.bound:.4f}, on "
             f"{sum(self.images.values())} held-out images ({groups})",
+            f"the gap itself, as observed there: {self.gap_before:.4f} of the float model, "
+            f"{self.gap_after:.4f} of this one",
             *(_line(trial) for trial in self.trials),
         ]
         return "\n".join(lines)
@@ -78,11 +86,43 @@ EVIDENCE_SAYS = {
 
 
 def _line(trial: Trial) -> str:
-    needed = "" if trial.images_needed is None else f", about {trial.images_needed} images needed"
+    needed = "" if trial.images_needed is None else f", {in_words(trial.images_needed)} needed"
     return (
         f"  {trial.name}: {trial.outcome}, observed {trial.observed:+.4f}, bound "
         f"{trial.bound:.4f}, {trial.size_bytes} bytes, {trial.seconds:.1f} s{needed}"
     )
+
+
+def in_words(needed: tuple[float, float]) -> str:
+    """A range of numbers of images in words.
+
+    Examples
+    --------
+    >>> in_words((1234.5, 41584.2))
+    'about 1,200 to 42,000 images'
+    >>> in_words((54000.0, math.inf))
+    'at least about 54,000 images'
+    >>> in_words((math.inf, math.inf))
+    'more images than can be told from these'
+    """
+    low, high = (
+        f"{math.ceil(float(f'{end:.1e}')):,}" if math.isfinite(end) else "" for end in needed
+    )
+    if not low:
+        return "more images than can be told from these"
+    return f"about {low} to {high} images" if high else f"at least about {low} images"
+
+
+def gaps(table: Table, question: Question) -> tuple[float, float]:
+    """The gap itself of the float model and of the quantized one, as observed; fractions."""
+    metric = FAIRNESS[question.metric]
+    return float(metric(table.sum(axis=3))), float(metric(table.sum(axis=2)))
+
+
+def fewest(trials: Sequence[Trial]) -> tuple[float, float]:
+    """Range of the candidate that needs the fewest images."""
+    ranges = [t.images_needed for t in trials if t.images_needed is not None]
+    return min(ranges, default=(math.inf, math.inf))
 
 
 class NotCertified(Fault):
@@ -95,10 +135,10 @@ class NotCertified(Fault):
     report : QuantReport of that
     trial : what became of it
     trials : of all candidates, in the order of the test
-    images_needed : int or None
-        How many held-out images would most likely certify one of them, if what was observed of it
-        is what is true (:func:`fairq_utils.mitigation.certificate.images_needed`); None where no
-        number would.
+    images_needed : (low, high)
+        Between how many held-out images would most likely certify the one that needs fewest, as
+        far as what was observed tells (:func:`fairq_utils.mitigation.certificate.images_needed`);
+        an end is infinite where nothing observed bounds it.
     """
 
     def __init__(
@@ -111,8 +151,7 @@ class NotCertified(Fault):
     ) -> None:
         super().__init__(message)
         self.best, self.report, self.trial, self.trials = best, report, trial, trials
-        numbers = [t.images_needed for t in trials if t.images_needed is not None]
-        self.images_needed = min(numbers, default=None)
+        self.images_needed = fewest(trials)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (str(self), self.best, self.report, self.trial, self.trials)
@@ -133,8 +172,8 @@ class Trial:
         It is certified if the first is at most the second, which is the part of delta that its
         place in the sequence gives it.
     outcome : ``certified`` or ``not certified``
-    images_needed : int or None
-        See :func:`images_needed`; None also where it is certified.
+    images_needed : (low, high) or None
+        See :func:`~fairq_utils.mitigation.certificate.images_needed`; None where it is certified.
     seconds : float
         What making it took.
     """
@@ -146,7 +185,7 @@ class Trial:
     p_value: float
     level: float
     outcome: str
-    images_needed: int | None
+    images_needed: tuple[float, float] | None
     seconds: float = 0.0
 
 

@@ -152,6 +152,15 @@ def planted_groups() -> pd.DataFrame:
     return frame[frame.bits == FEW]
 
 
+def planted_groups_table() -> HTML:
+    """Right predictions lost and won by group, at few bits."""
+    rows = planted_groups()
+    table = rows[["group", "images", "lost", "won"]].assign(
+        **{"change (points)": intervals(rows, "change")}
+    )
+    return html_table(table)
+
+
 def glue_planted() -> None:
     """Glue what was planted, and what was measured of it."""
     images = sum(GROUPS[HARMED][0])
