@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -388,6 +389,18 @@ def test_what_a_stopped_training_left_is_gone_after_the_study(study: Study) -> N
     left.touch()
     execution.execute(study)
     assert not left.exists()
+
+
+def test_a_commit_says_that_the_tree_is_another(tmp_path: Path) -> None:
+    assert runs._commit(tmp_path) == "unknown"
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    (tmp_path / "a.py").write_text("a = 1\n")
+    for command in (["init", "-q"], ["add", "a.py"], ["commit", "-qm", "a"]):
+        subprocess.run([*git, *command], cwd=tmp_path, check=True)
+    clean = runs._commit(tmp_path)
+    assert len(clean) == 40
+    (tmp_path / "a.py").write_text("a = 2\n")
+    assert runs._commit(tmp_path) == f"{clean}-dirty"
 
 
 @pytest.mark.parametrize("place", ["ledger", "cache", "results"])
