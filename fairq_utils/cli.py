@@ -107,8 +107,40 @@ def _analyse(study: Study) -> None:
             "run the other phases first"
         )
     frame = effects.by_configuration(runs, study.params)
-    for path in write_results(frame, effects.sizes(runs), study.results):
+    for path in write_results(frame, effects.sizes(runs), study):
         typer.echo(str(path))
+
+
+@app.command()
+@in_one_sentence("nothing was changed")
+@needs("`fairq results`", "study")
+def results(
+    ledgers: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="LEDGER", help="What execution.ledger names; build/ledger if none is named."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write it there, not to the terminal.")
+    ] = None,
+) -> None:
+    """Print every run of any number of studies as one CSV table, its parameters as columns.
+
+    A row is a run and the attributes that its gaps are taken over, which may be crossed.
+    """
+    from fairq_utils.data.whole_files import written_whole
+    from fairq_utils.report.results import by_run
+    from fairq_utils.study.ledger import Ledger
+    from fairq_utils.study.params.study import Execution
+
+    text = by_run(map(Ledger, ledgers or [Execution().ledger])).to_csv(index=False)
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    with written_whole(out, way_out="free some space or name another --out") as place:
+        place.write_text(text, encoding="utf-8")
+    typer.echo(str(out))
 
 
 @app.command()

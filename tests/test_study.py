@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,6 +26,7 @@ from typer.testing import CliRunner
 
 from fairq_utils import bench
 from fairq_utils.cli import app
+from fairq_utils.errors import Fault
 from fairq_utils.report import (
     analysis,
     anatomy,
@@ -34,6 +37,7 @@ from fairq_utils.report import (
     measuring,
     population,
     quantization,
+    results,
 )
 from fairq_utils.report import record as report_record
 from fairq_utils.report.chapter import Chapter
@@ -250,7 +254,7 @@ def test_analysis_without_runs_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_results_are_written_as_the_published_study_names_them(small: Path) -> None:
-    folder = small.parent / "build" / "results" / "small"
+    folder = small.parent / "build" / "results" / Study(load_params(small)).title
     base = pd.read_csv(folder / "baseline_results.csv")
     assert set(base.architecture) == {"squeezenet1_1", "mobilenet_v2"}
     rows = json.loads((folder / "quantization_results.json").read_text())
@@ -258,6 +262,75 @@ def test_results_are_written_as_the_published_study_names_them(small: Path) -> N
     assert {r["method"] for r in rows if r["bits"] == "FP32"} == {"fp32_finetuning"}
     text = (folder / "quantization_table.tex").read_text()
     assert text.count("\\toprule") == text.count("\\bottomrule") == 1
+    assert {r["study"] for r in rows} == set(base.study) == {folder.name}
+    assert json.loads((folder / "study.json").read_text())["training"]["seeds"] == [0]
+
+
+def test_a_sweep_does_not_overwrite_itself(study: Study, tmp_path: Path) -> None:
+    """Studies that differ in one value have folders of their own; where they run has no say."""
+    runs = statistics.records(study)[:2]
+    own = {"results": str(tmp_path)}
+    written = []
+    for replicates in (100, 200):
+        analysis = study.params.analysis.model_copy(update={"replicates": replicates})
+        execution = study.params.execution.model_copy(update=own)
+        params = study.params.model_copy(update={"analysis": analysis, "execution": execution})
+        frame = effects.by_configuration(runs, params)
+        written += results.write_results(frame, effects.sizes(runs), Study(params))
+    assert len(set(written)) == len(written) == sum(p.is_file() for p in tmp_path.rglob("*"))
+    assert Study(params.model_copy(update={"execution": study.params.execution})).title in str(
+        written[-1]
+    )
+
+
+def test_a_disk_that_is_full_leaves_no_half_of_the_results(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = statistics.records(study)[:2]
+    frame = effects.by_configuration(runs, study.params)
+    execution = study.params.execution.model_copy(update={"results": str(tmp_path)})
+    there = Study(study.params.model_copy(update={"execution": execution}))
+    whole = Path.write_text
+
+    def full(path: Path, text: str, **options: Any) -> int:
+        whole(path, text[: len(text) // 2], **options)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(Fault, match=r"baseline_results\.csv: could not be written \(No space"):
+        results.write_results(frame, effects.sizes(runs), there)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_all_runs_are_one_table_with_their_parameters_as_columns(
+    study: Study, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(small.parent)
+    answer = CliRunner().invoke(app, ["results", "--out", str(tmp_path / "all.csv")])
+    assert answer.exit_code == 0, answer.output
+    table = pd.read_csv(tmp_path / "all.csv")
+    records = {record.run.key: record for record in statistics.records(study)}
+    assert set(table.key) == set(records)
+    assert table.groupby("key").size().eq(7).all()  # three alone, three pairs, all crossed
+    assert set(table["training.seed"]) == {0}
+    assert set(table["data.train"]) == {64}
+    crossed = table[table.scope == "gender x age"].set_index("key")
+    base = next(r for r in records.values() if r.run.method == "fp32")
+    frame = effects.by_configuration([base], study.params)
+    gap = "demographic_parity_difference"
+    expected = frame[
+        (frame.statistic == gap)
+        & (frame["scope"] == "gender x age")
+        & (frame.method == "fp32")
+        & (frame.architecture == base.run.architecture)
+    ]
+    assert crossed.loc[base.run.key, gap] == pytest.approx(expected.compared.item())
+    assert crossed.loc[base.run.key, f"{gap}_change"] == 0.0
+    shown = CliRunner().invoke(app, ["results", "build/ledger", "build/ledger"])
+    assert shown.stdout.count("\n") == 1 + 2 * len(table)
+    none = CliRunner().invoke(app, ["results", "nowhere"])
+    assert (none.exit_code, none.stdout) == (1, "")
+    assert none.stderr.startswith("nowhere: this ledger holds no run")
 
 
 @pytest.fixture(scope="module")

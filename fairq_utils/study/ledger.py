@@ -13,7 +13,7 @@ import os
 import posixpath
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -355,13 +355,38 @@ class Ledger:
         )
 
     def frame(self) -> pd.DataFrame:
-        """One row per run, without the per-image columns; other files are left out with a warning.
+        """One row per run of any number of studies, with its parameters as columns.
 
-        Files are only read: none is set aside.
+        Files are only read: one that is no whole run is left out with a warning that names it.
+
+        Returns
+        -------
+        DataFrame
+            ``key``; the parameters, those within others by their path, such as ``training.seed``
+            or ``data.train``, missing where a run has none; ``attributes``, ``groups`` and
+            ``counts`` (as in :class:`RunRecord`, flat); ``size_bytes``, ``seconds``, and what was
+            measured and noted as ``measures.*`` and ``provenance.*``. Per-image columns and
+            reports are left to :meth:`read`.
+
+        Examples
+        --------
+        >>> Ledger("memory://empty").frame().empty
+        True
         """
-        columns = [c for c in SCHEMA if c not in ("scores", "cells")]
-        parts = [table.select(columns).to_pandas() for table in self._tables()]
-        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+        rows = []
+        for table in self._tables():
+            row = table.select([c for c in SCHEMA if c not in ("scores", "cells")]).to_pylist()[0]
+            rows.append(
+                {
+                    "key": row["key"],
+                    **_flat(json.loads(row["run"])),
+                    **{name: row[name] for name in ("attributes", "groups", "counts")},
+                    "size_bytes": row["size_bytes"],
+                    "seconds": row["seconds"],
+                    **_flat({name: json.loads(row[name]) for name in ("measures", "provenance")}),
+                }
+            )
+        return pd.DataFrame(rows)
 
     def compact(self, target: str | os.PathLike[str]) -> None:
         """Write all runs as one Parquet file, per-image columns included."""
@@ -476,6 +501,24 @@ class Ledger:
         finally:
             if self.fs.exists(temporary):
                 self.fs.rm(temporary)
+
+
+def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Values by their paths, lists in words.
+
+    Examples
+    --------
+    >>> _flat({"training": {"seed": 1}, "attributes": ["gender", "age"]})
+    {'training.seed': 1, 'attributes': 'gender, age'}
+    """
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{path}{name}.")
+        else:
+            words = isinstance(value, list)
+            found[f"{path}{name}"] = ", ".join(map(str, value)) if words else value
+    return found
 
 
 def _checksum(table: pa.Table) -> bytes:

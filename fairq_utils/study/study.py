@@ -19,6 +19,7 @@ from fairq_utils.data.loading import CLASSES
 from fairq_utils.data.population import Population, demographics
 from fairq_utils.data.questions import ATTRIBUTES
 from fairq_utils.errors import BadInput, Fault
+from fairq_utils.fingerprint import fingerprint
 from fairq_utils.study import people
 from fairq_utils.study.ledger import Ledger, Run
 from fairq_utils.study.params.data import Data, Photographs
@@ -80,9 +81,19 @@ class Study:
         return asked if asked != "auto" else "cuda" if there else "cpu"
 
     @property
+    def title(self) -> str:
+        """The study's name, and a hash of what its params ask for, wherever that is computed."""
+        return f"{self.params.name}-{fingerprint(self.asked, 8)}"
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The params without those that decide no result, as JSON."""
+        return self.params.model_dump(mode="json", exclude={"execution", "tracking", "cluster"})
+
+    @property
     def results(self) -> Path:
-        """Folder of the study's tables as files."""
-        return Path(self.params.execution.results) / self.params.name
+        """Folder of the study's tables as files; a study of other params has another."""
+        return Path(self.params.execution.results) / self.title
 
     @property
     def faces(self) -> FaceData:
