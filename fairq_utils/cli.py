@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -199,6 +200,7 @@ def plan(
     each: Annotated[
         bool, typer.Option("--runs", help="Every run with its key, and whether it is there.")
     ] = False,
+    most: Annotated[int, typer.Option(min=0, help="Runs that --runs lists at most.")] = 1000,
 ) -> None:
     """Print the grid with its runs, those in the ledger, and about how long the others take."""
     study = _opened(params, overrides)
@@ -208,6 +210,8 @@ def plan(
 
     check(study)
     check_decoded(study)
+    for sentence in study.short_of_room():
+        typer.echo(sentence)
     if not each:
         typer.echo(overview.text(overview.overview(study)))
         typer.echo(
@@ -219,17 +223,19 @@ def plan(
         world.params: [f"{dials.LABELS[world.dial]} {world.level:g}" if world.dial else "even"]
         for world in dials.worlds(study.params)
     }
-    for entry, part in runs.items():
-        state = "done   " if study.ledger.contains(entry.key) else "missing"
+    done = {entry for entry in runs if study.ledger.contains(entry.key)}
+    for entry in islice(runs, most):
         what = [
-            *turned.get(part.params, []),
+            *turned.get(runs[entry].params, []),
             entry.architecture,
             f"seed {entry.training['seed']}",
             str(entry),
         ]
+        state = "done   " if entry in done else "missing"
         typer.echo(f"{state}  {entry.key}  {' '.join(what)}")
-    done = sum(study.ledger.contains(entry.key) for entry in runs)
-    typer.echo(f"{done} of {len(runs)} runs are in {study.params.execution.ledger}")
+    if len(runs) > most:
+        typer.echo(f"and {len(runs) - most} more; --most {len(runs)} lists all")
+    typer.echo(f"{len(done)} of {len(runs)} runs are in {study.params.execution.ledger}")
 
 
 @app.command()

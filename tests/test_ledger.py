@@ -180,6 +180,13 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         Ledger(tmp_path / "file").write(a_record())
 
 
+def test_a_link_to_nothing_is_no_ledger(tmp_path: Path) -> None:
+    (tmp_path / "ledger").symlink_to(tmp_path / "nowhere")
+    for does in (Ledger.check, Ledger.prepare):
+        with pytest.raises(LedgerError, match=r"execution\.ledger.*ledger is a link to nothing"):
+            does(Ledger(tmp_path / "ledger"))
+
+
 def _work(folder: str, seeds: list[int]) -> None:
     store = Ledger(folder)
     for seed in seeds:

@@ -199,8 +199,8 @@ def _receive(file: RemoteFile, part: Path, progress: Progress | None, advice: st
         if error.code != 416 or not have:
             raise
         # There is nothing after what we have: all is there, or the part is of something else.
-        whole = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range") or "")
-        if whole is None or int(whole[1]) != have:
+        unmet = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range") or "")
+        if unmet is None or int(unmet[1]) != have:
             part.unlink()
             return False
         return True
@@ -214,6 +214,18 @@ def _receive(file: RemoteFile, part: Path, progress: Progress | None, advice: st
         goes_on = getattr(answer, "status", None) == 206
         start = have if goes_on else 0
         total = start + length if length else 0
+        if goes_on:
+            begins, whole = _range(answer.headers.get("Content-Range"))
+            # Without a header only a checksum can tell whether this is what was asked for.
+            if begins != have and not (begins is None and file.md5):
+                if not have:
+                    raise Fault(
+                        f"{file.name}: {file.url} answers with a part of the file that nobody "
+                        f"asked for; try again later{advice}"
+                    )
+                part.unlink()
+                return False
+            total = whole or total
         more = f"{file.name}: needs {length / 1e6:.0f} MB more"
         _room(part.parent, length, more, "choose another --root or free some space")
         done = start
@@ -224,6 +236,18 @@ def _receive(file: RemoteFile, part: Path, progress: Progress | None, advice: st
                 if progress is not None:
                     progress(file.name, done, total)
     return not total or done == total
+
+
+def _range(header: str | None) -> tuple[int | None, int]:
+    """Where a part begins, None if that is not said, and the size of the whole, 0 if not.
+
+    Examples
+    --------
+    >>> _range("bytes 5-9/10"), _range("bytes 5-9/*"), _range("5-9/10")
+    ((5, 10), (5, 0), (None, 0))
+    """
+    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", header or "")
+    return (int(found[1]), int(found[2].replace("*", "0"))) if found else (None, 0)
 
 
 def _check(file: RemoteFile, part: Path, advice: str) -> None:

@@ -116,6 +116,23 @@ def readable(path: str | os.PathLike[str]) -> Iterator[None]:
         ) from error
 
 
+def in_the_way(folder: str | os.PathLike[str]) -> str:
+    """What keeps a folder from being made or used, in words; empty if nothing does.
+
+    Examples
+    --------
+    >>> in_the_way("/tmp/new/folder"), in_the_way("/dev/null/folder")
+    ('', '/dev/null is no folder')
+    """
+    path = Path(os.path.abspath(folder))
+    for place in (path, *path.parents):
+        if os.path.lexists(place):
+            break
+    if place.is_symlink() and not place.exists():
+        return f"{place} is a link to nothing"
+    return "" if place.is_dir() else f"{place} is no folder"
+
+
 def reason(error: OSError) -> str:
     """What the system says, without the place.
 

@@ -27,7 +27,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from fairq_utils.data.whole_files import NotRead, NotWritten, readable, reason, written_whole
+from fairq_utils.data.whole_files import (
+    NotRead,
+    NotWritten,
+    in_the_way,
+    readable,
+    reason,
+    written_whole,
+)
 from fairq_utils.errors import Fault
 from fairq_utils.fingerprint import fingerprint
 
@@ -163,15 +170,23 @@ class Ledger:
     def __repr__(self) -> str:
         return f"Ledger({self.url!r})"
 
+    def check(self) -> None:
+        """Raise :class:`LedgerError` where the place cannot be a ledger; nothing is made."""
+        found = in_the_way(posixpath.join(self.root, "runs")) if self.local else ""
+        if found:
+            raise LedgerError(
+                f"execution.ledger: {self.root} cannot be made ({found}); name another folder"
+            )
+
     def prepare(self) -> None:
         """Make the folder of runs; raises :class:`LedgerError` where it cannot be."""
+        self.check()
         folder = posixpath.join(self.root, "runs")
         try:
             self.fs.makedirs(folder, exist_ok=True)
         except OSError as error:
             raise LedgerError(
-                f"execution.ledger: {folder} cannot be made ({error.strerror or error}); name "
-                "another folder"
+                f"execution.ledger: {folder} cannot be made ({reason(error)}); name another folder"
             ) from error
         if self.local and not os.access(folder, os.W_OK):
             raise LedgerError(f"execution.ledger: {folder} cannot be written; name another folder")
@@ -255,7 +270,7 @@ class Ledger:
             raise _Damaged("it does not match its checksum")
         return table
 
-    def _set_aside(self, path: str, reason: str) -> None:
+    def _set_aside(self, path: str, damage: str) -> None:
         aside = f"{path}.damaged"
         while self.fs.exists(aside):
             aside = f"{path}.{uuid.uuid4().hex[:8]}.damaged"
@@ -263,11 +278,11 @@ class Ledger:
             self.fs.mv(path, aside)
         except OSError as error:
             raise LedgerError(
-                f"{path}: this file is damaged ({reason}) and cannot be renamed "
-                f"({error.strerror or error}); remove it, and it is computed again"
+                f"{path}: this file is damaged ({damage}) and cannot be renamed "
+                f"({reason(error)}); remove it, and it is computed again"
             ) from error
         warnings.warn(
-            f"{path}: this run's file is damaged ({reason}); it is set aside as "
+            f"{path}: this run's file is damaged ({damage}); it is set aside as "
             f"{posixpath.basename(aside)} and the run is computed again",
             stacklevel=3,
         )
