@@ -9,12 +9,16 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from fairq_utils.errors import in_one_sentence, needs, stops_quietly
+
+if __name__ == "__main__" or Path(sys.argv[0]).name == "fairq":
+    stops_quietly()
+
 import typer
 
 from fairq_utils import data_cli
 from fairq_utils.bench.registry import BENCHMARKS
 from fairq_utils.deploy.engines.registry import ENGINES
-from fairq_utils.errors import in_one_sentence, needs
 
 if TYPE_CHECKING:
     from fairq_utils.study.params.study import Params
