@@ -21,9 +21,11 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from fairq_utils.data.photographs.terms import RemoteFile, Source
+from fairq_utils.data.whole_files import says_place
 from fairq_utils.errors import Fault
 
 CHUNK = 1 << 20  # bytes
+UNPACKED = "free some space or name another --root"
 TRIES = 3  # connections that break off, one after the other, without a further byte
 SILENCE = 60.0  # seconds without a byte that end a connection
 DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError)
@@ -156,7 +158,8 @@ def unpack(archive: Path, root: Path, folders: tuple[str, ...]) -> list[Path]:
         The archive is damaged, a name in it leaves the folder, an entry is a link or a device, a
         folder is not in it, or the disk has no room; nothing is under a final name.
     """
-    scratch = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=root))
+    with says_place(root, UNPACKED):
+        scratch = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=root))
     try:
         with _opened(archive) as members:
             places = _places(archive, members, folders)
@@ -165,9 +168,10 @@ def unpack(archive: Path, root: Path, folders: tuple[str, ...]) -> list[Path]:
             _room(root, size, whole, "free some space and run the same command")
             for member, place in places:
                 target = scratch / place
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with member.open() as source, target.open("wb") as stream:
-                    shutil.copyfileobj(source, stream)
+                with member.open() as source, says_place(root, UNPACKED):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with target.open("wb") as stream:
+                        shutil.copyfileobj(source, stream)
                 if target.stat().st_size != member.size:
                     raise EOFError(f"{member.name} is cut short")
         found = []

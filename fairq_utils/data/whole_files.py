@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,6 +93,21 @@ device); free some space or name another place
         raise NotWritten(
             f"{os.fspath(path)}: could not be written ({reason(error)}); {way_out}"
         ) from error
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Make a folder that is gone afterwards.
+
+    Raises
+    ------
+    NotWritten
+        There is no place for it.
+    """
+    with says_place("temporary files", "name a folder that can be written in TMPDIR"):
+        folder = tempfile.TemporaryDirectory()
+    with folder as name:
+        yield Path(name)
 
 
 @contextmanager

@@ -11,7 +11,6 @@ import copy
 import os
 import re
 import shutil
-import tempfile
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fairq_utils.data.whole_files import NotWritten, reason, temporary_folder, written_whole
 from fairq_utils.deploy.engines.loaded_model import (
     Kernels,
     LoadedModel,
@@ -76,8 +76,8 @@ def write(model: nn.Module, example: Tensor, path: Path, weight_bits: int) -> No
 
     model = copy.deepcopy(model).to(memory_format=torch.channels_last)
     images = example.contiguous(memory_format=torch.channels_last)
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad(), silence():
-        package = Path(folder) / "model.pt2"
+    with temporary_folder() as folder, torch.no_grad(), silence():
+        package = folder / "model.pt2"
         try:
             aoti_compile_and_package(
                 export(model, images, any_batch=False, signed_products=False),
@@ -89,12 +89,18 @@ def write(model: nn.Module, example: Tensor, path: Path, weight_bits: int) -> No
             )
         except (NotExact, NotRunning):
             raise
+        except OSError as error:
+            raise NotWritten(
+                f"{error.filename or folder}: could not be written ({reason(error)}); name a "
+                "folder that can be written in TMPDIR or TORCHINDUCTOR_CACHE_DIR"
+            ) from error
         except Exception as error:  # what is raised depends on which of its parts failed
             raise NotRunning(
                 f"{path}: Inductor cannot compile this model ({first_line(error)}); it needs a "
                 "C++ compiler, and a model that torch.export can trace"
             ) from error
-        shutil.move(package, path)
+        with written_whole(path) as place:
+            shutil.copyfile(package, place)
 
 
 def load(path: str | os.PathLike[str], threads: int) -> LoadedModel:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fairq_utils.data.whole_files import temporary_folder
 from fairq_utils.deploy.engines.loaded_model import Kernels, LoadedModel, NotRunning, first_line
 from fairq_utils.deploy.engines.registry import engine
 
@@ -52,8 +52,8 @@ def load(path: str | os.PathLike[str], threads: int) -> LoadedModel:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    with tempfile.TemporaryDirectory() as folder:
-        optimized = Path(folder) / "optimized.onnx"
+    with temporary_folder() as folder:
+        optimized = folder / "optimized.onnx"
         options.optimized_model_filepath = os.fspath(optimized)
         try:
             session = onnxruntime.InferenceSession(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import shutil
 import threading
 from collections import Counter
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fairq_utils.data.whole_files import temporary_folder, written_whole
 from fairq_utils.deploy.engines.loaded_model import Kernels, LoadedModel, NotRunning
 from fairq_utils.deploy.engines.registry import engine
 
@@ -31,9 +32,12 @@ def write(model: nn.Module, example: Tensor, path: Path, weight_bits: int) -> No
     from fairq_utils.deploy.engines.onnx_file import to_onnx, write_onnx
 
     proto = to_onnx(model, example, weight_bits, signed_products=True)
-    with tempfile.TemporaryDirectory() as folder:
-        read = openvino.Core().read_model(write_onnx(proto, Path(folder) / "model.onnx"))
-        openvino.save_model(read, path, compress_to_fp16=False)
+    with temporary_folder() as folder:
+        read = openvino.Core().read_model(write_onnx(proto, folder / "model.onnx"))
+        openvino.save_model(read, folder / path.name, compress_to_fp16=False)
+        for made in (path.with_suffix(".bin"), path):
+            with written_whole(made) as place:
+                shutil.copyfile(folder / made.name, place)
 
 
 def load(path: str | os.PathLike[str], threads: int) -> LoadedModel:

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from fairq_utils.data.whole_files import says_place
 from fairq_utils.deploy.engines.loaded_model import LoadedModel, NotRunning
 from fairq_utils.errors import MissingExtra, needs
 from fairq_utils.registry import Registry
@@ -134,12 +135,15 @@ def write(
         Integer kernels would not compute what the model computes.
     NotRunning
         The engine cannot take this model.
+    NotWritten
+        The folder, or one for temporary files, cannot be written.
     """
     installed(engine)
     found = ENGINES[engine]
     _check_example(example, 1 if found.compiled else 2)
     paths = files(engine, folder)
-    paths[0].parent.mkdir(parents=True, exist_ok=True)
+    with says_place(folder):
+        paths[0].parent.mkdir(parents=True, exist_ok=True)
     with needs(f"writing for {found.label}", "engines"):
         found.write(model, example, paths[0], weight_bits)
     return paths
