@@ -404,6 +404,22 @@ def test_a_file_that_cannot_be_read_is_not_damaged(
         store.keys()
 
 
+def test_damage_in_a_ledger_that_is_only_read_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Ledger(tmp_path)
+    store.write(a_record())
+    path = Path(store.path(a_run().key))
+    path.write_bytes(path.read_bytes()[:100])
+
+    def fixed(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(store.fs, "mv", fixed)
+    with pytest.warns(UserWarning, match=r"is damaged .* left there \(Read-only file system\)"):
+        assert not store.contains(a_run().key)
+
+
 def test_a_folder_in_the_place_of_a_run_stays(tmp_path: Path) -> None:
     store = Ledger(tmp_path)
     Path(store.path(a_run().key)).mkdir(parents=True)

@@ -143,10 +143,14 @@ def short_of_room(split: str, count: int, size: int, cache: Path) -> str:
     if needed <= min(free, memory):
         return ""
     return (
-        f"data.{split}: {count:,} images of {size} pixels take {needed / 2**30:,.0f} GiB on disk "
-        f"and in memory; {cache} has {free / 2**30:,.0f} GiB free and this machine "
-        f"{memory / 2**30:,.0f} GiB of memory, so ask for fewer"
+        f"data.{split}: {count:,} images of {size} pixels take {_amount(needed)} on disk and in "
+        f"memory; {cache} has {_amount(free)} free and this machine {_amount(memory)} of memory, "
+        "so ask for fewer"
     )
+
+
+def _amount(size: int) -> str:
+    return f"{size / 2**30:,.0f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 def _recipe(population: Population, split: str, count: int, size: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fairq_utils.errors import Fault
 
+TEMPORARY = "name a folder that can be written in TMPDIR"
 WAY_OUT = "free some space or name another place"
 
 
@@ -104,7 +105,7 @@ def temporary_folder() -> Iterator[Path]:
     NotWritten
         There is no place for it.
     """
-    with says_place("temporary files", "name a folder that can be written in TMPDIR"):
+    with says_place("temporary files", TEMPORARY):
         folder = tempfile.TemporaryDirectory()
     with folder as name:
         yield Path(name)

@@ -274,16 +274,14 @@ class Ledger:
         aside = f"{path}.damaged"
         while self.fs.exists(aside):
             aside = f"{path}.{uuid.uuid4().hex[:8]}.damaged"
+        done = f"set aside as {posixpath.basename(aside)}"
         try:
             self.fs.mv(path, aside)
-        except OSError as error:
-            raise LedgerError(
-                f"{path}: this file is damaged ({damage}) and cannot be renamed "
-                f"({reason(error)}); remove it, and it is computed again"
-            ) from error
+        except OSError as error:  # such as in somebody else's ledger
+            done = f"left there ({reason(error)})"
         warnings.warn(
-            f"{path}: this run's file is damaged ({damage}); it is set aside as "
-            f"{posixpath.basename(aside)} and the run is computed again",
+            f"{path}: this run's file is damaged ({damage}); it is {done} and the run is computed "
+            "again",
             stacklevel=3,
         )
 

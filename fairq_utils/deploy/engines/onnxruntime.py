@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fairq_utils.data.whole_files import temporary_folder
+from fairq_utils.data.whole_files import TEMPORARY, NotWritten, temporary_folder
 from fairq_utils.deploy.engines.loaded_model import Kernels, LoadedModel, NotRunning, first_line
 from fairq_utils.deploy.engines.registry import engine
 
@@ -60,6 +60,10 @@ def load(path: str | os.PathLike[str], threads: int) -> LoadedModel:
                 os.fspath(path), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # its own exception types share no base
+            if optimized.exists():  # it was loaded, and writing how it is computed failed
+                raise NotWritten(
+                    f"{optimized}: could not be written ({first_line(error)}); {TEMPORARY}"
+                ) from error
             raise NotRunning(
                 f"{path}: ONNX Runtime {onnxruntime.__version__} cannot load this file "
                 f"({first_line(error)}); export the model again with this version"

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fairq_utils.data.whole_files import temporary_folder, written_whole
-from fairq_utils.deploy.engines.loaded_model import Kernels, LoadedModel, NotRunning
+from fairq_utils.data.whole_files import TEMPORARY, NotWritten, temporary_folder, written_whole
+from fairq_utils.deploy.engines.loaded_model import Kernels, LoadedModel, NotRunning, first_line
 from fairq_utils.deploy.engines.registry import engine
 
 if TYPE_CHECKING:
@@ -34,7 +34,12 @@ def write(model: nn.Module, example: Tensor, path: Path, weight_bits: int) -> No
     proto = to_onnx(model, example, weight_bits, signed_products=True)
     with temporary_folder() as folder:
         read = openvino.Core().read_model(write_onnx(proto, folder / "model.onnx"))
-        openvino.save_model(read, folder / path.name, compress_to_fp16=False)
+        try:
+            openvino.save_model(read, folder / path.name, compress_to_fp16=False)
+        except RuntimeError as error:  # what it read it can write, where there is room
+            raise NotWritten(
+                f"{folder / path.name}: could not be written ({first_line(error)}); {TEMPORARY}"
+            ) from error
         for made in (path.with_suffix(".bin"), path):
             with written_whole(made) as place:
                 shutil.copyfile(folder / made.name, place)
