@@ -255,11 +255,11 @@ def stores(tmp_path: Path, kind: str) -> tuple[Ledger, Ledger]:
     return first, second
 
 
-def put(store: Ledger, content: bytes) -> None:
-    """A machine has trained the model ``a``."""
-    store.checkpoint_path("a").parent.mkdir(parents=True, exist_ok=True)
-    store.checkpoint_path("a").write_bytes(content)
-    checkpoints.keep(store, "a")
+def put(store: Ledger, content: bytes, key: str = "a") -> None:
+    """A machine has trained a model."""
+    store.checkpoint_path(key).parent.mkdir(parents=True, exist_ok=True)
+    store.checkpoint_path(key).write_bytes(content)
+    checkpoints.keep(store, key)
 
 
 def broken(content: bytes) -> bytes:
@@ -334,11 +334,11 @@ def test_a_machine_whose_copy_is_damaged_evaluates_the_stores(place: Place, tmp_
     params = load_params(place.file(tmp_path / "ledger"), where)
     (base,) = plan(Study(params), ("baseline",))
     good = place.store.checkpoint_path(base.key).read_bytes()
-    put(Study(params).ledger, good)
-    path = Study(params).ledger.checkpoint_path("a")
+    put(Study(params).ledger, good, base.key)
+    path = Study(params).ledger.checkpoint_path(base.key)
     path.write_bytes(broken(good))
     with pytest.warns(UserWarning, match="is fetched again"):
-        trained(Study(params), base.architecture, "a")
+        trained(Study(params), base.architecture, base.key)
     assert path.read_bytes() == good
 
 
