@@ -98,10 +98,10 @@ def write(model: nn.Module, example: Tensor, path: Path, weight_bits: int) -> No
         except (NotExact, NotRunning):
             raise
         except Exception as error:  # what is raised depends on which of its parts failed
-            place = _no_room(error)
-            if place is not None:
+            full = _no_room(error)
+            if full is not None:
                 raise NotWritten(
-                    f"{place.filename or folder}: could not be written ({reason(place)}); "
+                    f"{full.filename or folder}: could not be written ({reason(full)}); "
                     f"{TEMPORARY} or TORCHINDUCTOR_CACHE_DIR"
                 ) from error
             raise NotRunning(
