@@ -6,15 +6,20 @@ import os
 import sys
 import warnings
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+
+from fairq_utils.errors import in_one_sentence, needs, stops_quietly
+
+if __name__ == "__main__" or Path(sys.argv[0]).name == "fairq":
+    stops_quietly()
 
 import typer
 
 from fairq_utils import data_cli
 from fairq_utils.bench.registry import BENCHMARKS
 from fairq_utils.deploy.engines.registry import ENGINES
-from fairq_utils.errors import in_one_sentence, needs
 
 if TYPE_CHECKING:
     from fairq_utils.study.params.study import Params
@@ -108,8 +113,40 @@ def _analyse(study: Study) -> None:
             "run the other phases first"
         )
     frame = effects.by_configuration(runs, study.params)
-    for path in write_results(frame, effects.sizes(runs), study.results):
+    for path in write_results(frame, effects.sizes(runs), study):
         typer.echo(str(path))
+
+
+@app.command()
+@in_one_sentence("nothing was changed")
+@needs("`fairq results`", "study")
+def results(
+    ledgers: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="LEDGER", help="What execution.ledger names; build/ledger if none is named."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write it there, not to the terminal.")
+    ] = None,
+) -> None:
+    """Print every run of any number of studies as one CSV table, its parameters as columns.
+
+    A row is a run and the attributes that its gaps are taken over, which may be crossed.
+    """
+    from fairq_utils.data.whole_files import written_whole
+    from fairq_utils.report.results import by_run
+    from fairq_utils.study.ledger import Ledger
+    from fairq_utils.study.params.study import Execution
+
+    text = by_run(map(Ledger, ledgers or [Execution().ledger])).to_csv(index=False)
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    with written_whole(out, way_out="free some space or name another --out") as place:
+        place.write_text(text, encoding="utf-8")
+    typer.echo(str(out))
 
 
 @app.command()
@@ -168,6 +205,7 @@ def plan(
     each: Annotated[
         bool, typer.Option("--runs", help="Every run with its key, and whether it is there.")
     ] = False,
+    most: Annotated[int, typer.Option(min=0, help="Runs that --runs lists at most.")] = 1000,
 ) -> None:
     """Print the grid with its runs, those in the ledger, and about how long the others take."""
     study = _opened(params, overrides)
@@ -177,6 +215,8 @@ def plan(
 
     check(study)
     check_decoded(study)
+    for sentence in study.short_of_room():
+        typer.echo(sentence)
     if not each:
         typer.echo(overview.text(overview.overview(study)))
         typer.echo(
@@ -188,17 +228,19 @@ def plan(
         world.params: [f"{dials.LABELS[world.dial]} {world.level:g}" if world.dial else "even"]
         for world in dials.worlds(study.params)
     }
-    for entry, part in runs.items():
-        state = "done   " if study.ledger.contains(entry.key) else "missing"
+    done = {entry for entry in runs if study.ledger.contains(entry.key)}
+    for entry in islice(runs, most):
         what = [
-            *turned.get(part.params, []),
+            *turned.get(runs[entry].params, []),
             entry.architecture,
             f"seed {entry.training['seed']}",
             str(entry),
         ]
+        state = "done   " if entry in done else "missing"
         typer.echo(f"{state}  {entry.key}  {' '.join(what)}")
-    done = sum(study.ledger.contains(entry.key) for entry in runs)
-    typer.echo(f"{done} of {len(runs)} runs are in {study.params.execution.ledger}")
+    if len(runs) > most:
+        typer.echo(f"and {len(runs) - most} more; --most {len(runs)} lists all")
+    typer.echo(f"{len(done)} of {len(runs)} runs are in {study.params.execution.ledger}")
 
 
 @app.command()

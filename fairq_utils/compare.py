@@ -17,7 +17,8 @@ from torch import nn
 
 from fairq_utils.apply import PUBLISHED, apply_quantization
 from fairq_utils.data.batches import Batch, divided, gather, joined, read
-from fairq_utils.errors import BadInput, Fault
+from fairq_utils.data.whole_files import written_whole
+from fairq_utils.errors import BadInput
 from fairq_utils.metrics.counts import Counts, count
 from fairq_utils.metrics.criteria import FAIRNESS
 from fairq_utils.metrics.gaps import LeftOutWarning, left_out
@@ -84,19 +85,12 @@ class Comparison:
 
         Raises
         ------
-        Fault
+        NotWritten
             The file cannot be written there.
         """
-        target = Path(path)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            self.table.to_csv(target, index=False)
-        except OSError as error:
-            raise Fault(
-                f"save_to_csv: {target} cannot be written ({error.strerror or error}); name "
-                "another file"
-            ) from error
-        return target
+        with written_whole(path, way_out="name another file in save_to_csv") as place:
+            self.table.to_csv(place, index=False)
+        return Path(path)
 
 
 def compare_quantization_methods(

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from fairq_utils.data.photographs.registry import COLLECTIONS
+from fairq_utils.data.whole_files import written_whole
 from fairq_utils.errors import BadInput, in_one_sentence, needs
 
 app = typer.Typer(
@@ -127,7 +128,8 @@ def check(
         more = len(report.findings) - SHOWN
         typer.echo(f"and {more} more; --findings FILE writes all of them")
     if findings is not None:
-        report.findings_table().to_csv(findings, index=False)
+        with written_whole(findings, way_out="name another file in --findings") as place:
+            report.findings_table().to_csv(place, index=False)
         typer.echo(str(findings))
     if published is not None:
         typer.echo(f"Published counts: {published.source}")
@@ -176,7 +178,8 @@ def describe(
     if lost:
         typer.echo(f"\n{lost} images or labels are left out of this; `fairq data check` lists them")
     if table is not None:
-        found.cells.to_csv(table, index=False)
+        with written_whole(table, way_out="name another file in --table") as place:
+            found.cells.to_csv(place, index=False)
         typer.echo(str(table))
 
 

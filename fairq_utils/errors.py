@@ -5,8 +5,12 @@ It ends with 0, or with one sentence and 1, 2 or 130.
 
 from __future__ import annotations
 
+import os
+import select
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 
 
 class Fault(RuntimeError):
@@ -80,6 +84,34 @@ def in_one_sentence(kept: str = "every finished run is kept") -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo(f"fairq: stopped; {kept}, the same command goes on", err=True)
         raise typer.Exit(130) from None
+    except BrokenPipeError as error:
+        if not _nobody_reads():
+            typer.echo(f"fairq: {error}", err=True)
+        raise typer.Exit(1) from None
     except (FloatingPointError, OSError, ValueError) as error:
         typer.echo(f"fairq: {error}", err=True)
         raise typer.Exit(1) from error
+
+
+def _nobody_reads() -> bool:
+    """True if what reads the output is gone, as ``head`` is; then no more is written to it."""
+    output = 1
+    poll = select.poll()
+    poll.register(output, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)  # else the end of the process writes to it
+    return True
+
+
+def stops_quietly() -> None:
+    """Say an interruption of this process that nothing else says in one line, as while it loads."""
+    usual = sys.excepthook
+
+    def said(kind: type[BaseException], error: BaseException, place: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            print("fairq: stopped", file=sys.stderr)
+        else:
+            usual(kind, error, place)
+
+    sys.excepthook = said

@@ -73,8 +73,8 @@ analysis.statistics_table(chapter.effects, chapter.crossed, alike)
 # tables:
 
 # %% tags=["nbval-check-output"]
-sizes, folder = effects.sizes(chapter.runs), chapter.study.results
-paths = results.write_results(chapter.effects, sizes, folder)
+sizes = effects.sizes(chapter.runs)
+paths = results.write_results(chapter.effects, sizes, chapter.study)
 print(*(path.name for path in paths), sep="\n")
 
 # %% [markdown]

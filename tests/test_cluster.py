@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -33,6 +34,7 @@ from fairq_utils.bench import scaling as bench_cluster
 from fairq_utils.cli import app
 from fairq_utils.data import loading as pictures
 from fairq_utils.data.population import Population
+from fairq_utils.data.whole_files import NotRead
 from fairq_utils.errors import BadInput, Fault
 from fairq_utils.study import cluster, execution, planning, schedule
 from fairq_utils.study import weights as checkpoints
@@ -253,11 +255,11 @@ def stores(tmp_path: Path, kind: str) -> tuple[Ledger, Ledger]:
     return first, second
 
 
-def put(store: Ledger, content: bytes) -> None:
-    """A machine has trained the model ``a``."""
-    store.checkpoint_path("a").parent.mkdir(parents=True, exist_ok=True)
-    store.checkpoint_path("a").write_bytes(content)
-    checkpoints.keep(store, "a")
+def put(store: Ledger, content: bytes, key: str = "a") -> None:
+    """A machine has trained a model."""
+    store.checkpoint_path(key).parent.mkdir(parents=True, exist_ok=True)
+    store.checkpoint_path(key).write_bytes(content)
+    checkpoints.keep(store, key)
 
 
 def broken(content: bytes) -> bytes:
@@ -311,8 +313,8 @@ def test_who_finds_damage_late_leaves_the_weights_of_others(
     first.fs.pipe_file(kept, broken(weights(1.0)))
     look, looks = checkpoints._damage, list[Path]()
 
-    def slowly(path: Path) -> str:
-        found = look(path)
+    def slowly(path: Path, key: str) -> str:
+        found = look(path, key)
         looks.append(path)
         if len(looks) == 2:  # at the copy that was fetched again
             first.fs.pipe_file(kept, weights(2.0))
@@ -332,12 +334,31 @@ def test_a_machine_whose_copy_is_damaged_evaluates_the_stores(place: Place, tmp_
     params = load_params(place.file(tmp_path / "ledger"), where)
     (base,) = plan(Study(params), ("baseline",))
     good = place.store.checkpoint_path(base.key).read_bytes()
-    put(Study(params).ledger, good)
-    path = Study(params).ledger.checkpoint_path("a")
+    put(Study(params).ledger, good, base.key)
+    path = Study(params).ledger.checkpoint_path(base.key)
     path.write_bytes(broken(good))
     with pytest.warns(UserWarning, match="is fetched again"):
-        trained(Study(params), base.architecture, "a")
+        trained(Study(params), base.architecture, base.key)
     assert path.read_bytes() == good
+
+
+@pytest.mark.parametrize("kind", ["memory", "dir", "folder"])
+def test_weights_that_cannot_be_read_stay(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Ledger(tmp_path / "ledger") if kind == "folder" else stores(tmp_path, kind)[0]
+    put(store, weights(1.0))
+    path = store.checkpoint_path("a")
+
+    def ill(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", ill)
+        with pytest.raises(NotRead, match=r"a\.safetensors: cannot be read .*Permission denied"):
+            checkpoints.sound(store, "a")
+    assert path.read_bytes() == weights(1.0)
+    assert not path.with_name("a.safetensors.damaged").exists()
 
 
 def test_weights_that_are_not_in_the_store_are_set_aside_here(tmp_path: Path) -> None:

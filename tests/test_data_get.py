@@ -63,6 +63,7 @@ class Remote(ThreadingHTTPServer):
         self.ranges: list[str | None] = []
         self.kind = "application/octet-stream"
         self.resumes = True
+        self.begins: int | None = 0  # bytes that a part begins behind what was asked for
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that hangs up in the middle, as some tests do, is not worth a traceback."""
@@ -89,6 +90,9 @@ class Answer(BaseHTTPRequestHandler):
             self.end_headers()
             return
         self.send_response(206 if start else 200)
+        if start and remote.begins is not None:
+            start += remote.begins
+            self.send_header("Content-Range", f"bytes {start}-{len(whole) - 1}/{len(whole)}")
         self.send_header("Content-Type", remote.kind)
         self.send_header("Content-Length", str(len(whole) - start))
         self.end_headers()
@@ -154,6 +158,29 @@ def test_an_interrupted_download_goes_on(remote: Remote, tmp_path: Path) -> None
     assert fetch(labels(remote), tmp_path).read_bytes() == LABELS
     assert remote.ranges[:3] == ["bytes=1000-", "bytes=1500-", "bytes=701500-"]
     assert len(remote.ranges) == 6
+
+
+@pytest.mark.parametrize("begins", [-100, 100])
+@pytest.mark.parametrize("md5", [True, False])
+def test_a_part_that_begins_elsewhere_is_not_appended(
+    remote: Remote, tmp_path: Path, begins: int, md5: bool
+) -> None:
+    remote.cut["/labels"] = [1_000_000]
+    remote.begins = begins
+    file = labels(remote) if md5 else labels(remote, md5=None)
+    assert fetch(file, tmp_path).read_bytes() == LABELS
+    assert remote.ranges == [None, "bytes=1000000-", None]
+
+
+def test_a_part_that_does_not_say_where_it_begins_needs_a_checksum(
+    remote: Remote, tmp_path: Path
+) -> None:
+    remote.begins = None
+    for file, asked in ((labels(remote, md5=None), 3), (labels(remote, name="again"), 2)):
+        remote.cut["/labels"] = [1_000_000]
+        remote.ranges.clear()
+        assert fetch(file, tmp_path).read_bytes() == LABELS
+        assert len(remote.ranges) == asked
 
 
 def test_a_connection_that_always_breaks_off_keeps_the_part(remote: Remote, tmp_path: Path) -> None:

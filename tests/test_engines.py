@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +26,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fairq_utils.data.whole_files import NotWritten
 from fairq_utils.deploy import engines
 from fairq_utils.deploy.engines.exported import export
 from fairq_utils.deploy.engines.loaded_model import (
@@ -717,3 +720,48 @@ def test_inductor_answers_on_integers_in_its_batch_size(tmp_path: Path) -> None:
     assert (found.kernels.integer, found.kernels.floating) == (6, 0)
     apart = np.abs(found.in_batches(images.numpy(), 2) - answers(model, images))
     assert apart.max() < tolerance(model, 2)
+
+
+def test_no_place_for_temporary_files_is_said(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, example = Convolutions().eval(), torch.randn(2, 3, 16, 16)
+    write(model, engine, tmp_path / "written", example)
+
+    def nowhere(*_: object, **__: object) -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", nowhere)
+    tried = 0
+    for does in (
+        lambda: write(model, engine, tmp_path / "again", example),
+        lambda: load(engine, tmp_path / "written", 1),
+    ):
+        try:
+            does()
+        except NotWritten as error:
+            tried += 1
+            assert "No usable temporary directory" in str(error) and "TMPDIR" in str(error)
+    assert tried == 1  # one writes through such a folder, the other loads through it
+
+
+def test_a_full_disk_leaves_no_half_of_a_model(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: object, place: Path, *__: object) -> None:
+        Path(place).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if engine == "openvino":
+        monkeypatch.setattr(shutil, "copyfile", full)
+    else:
+        monkeypatch.setattr(onnx, "save_model", full)
+    with pytest.raises(NotWritten, match=r"model\.\w+: could not be written \(No space left"):
+        write(Convolutions().eval(), engine, tmp_path, torch.randn(2, 3, 16, 16))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_named(engine: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(NotWritten, match=r"file/deep: could not be written \(Not a directory"):
+        write(Convolutions().eval(), engine, tmp_path / "file" / "deep", torch.randn(2, 3, 16, 16))

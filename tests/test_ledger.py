@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import time
 import uuid
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -177,6 +180,13 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         Ledger(tmp_path / "file").write(a_record())
 
 
+def test_a_link_to_nothing_is_no_ledger(tmp_path: Path) -> None:
+    (tmp_path / "ledger").symlink_to(tmp_path / "nowhere")
+    for does in (Ledger.check, Ledger.prepare):
+        with pytest.raises(LedgerError, match=r"execution\.ledger.*ledger is a link to nothing"):
+            does(Ledger(tmp_path / "ledger"))
+
+
 def _work(folder: str, seeds: list[int]) -> None:
     store = Ledger(folder)
     for seed in seeds:
@@ -237,6 +247,203 @@ def test_a_run_of_another_version_is_said_to_be_one(tmp_path: Path) -> None:
     old = json.loads(table["run"][0].as_py())
     del old["settings"]
     place = table.column_names.index("run")
-    pq.write_table(table.set_column(place, "run", [[json.dumps(old)]]), path)
-    with pytest.raises(LedgerError, match="written by another version of fairq_utils; delete it"):
+    table = table.set_column(place, "run", [[json.dumps(old)]])
+    pq.write_table(table.replace_schema_metadata({"fairq_format": "2"}), path)
+    with pytest.raises(LedgerError, match=r"written by another version of .*; delete it"):
         store.read(record.run.key)
+
+
+def test_no_bit_can_be_another_and_go_unnoticed(tmp_path: Path) -> None:
+    """Every bit of a run's file: what is read is what was written, or it is said to be damaged."""
+    store = Ledger(tmp_path)
+    record = a_record(images=8)
+    store.write(record)
+    path = Path(store.path(record.run.key))
+    content = path.read_bytes()
+    rng = random.Random(0)
+    noticed = 0
+    for bit in rng.sample(range(8 * len(content)), 200):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            found = store.read(record.run.key)
+        except LedgerError as error:
+            noticed += 1
+            assert str(path) in str(error)
+            continue
+        assert found.run == record.run
+        for name in ("counts", "scores", "cells"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(record, name))
+        assert replace(found, counts=0, scores=0, cells=0) == replace(
+            record, counts=0, scores=0, cells=0
+        )
+    assert noticed > 100
+
+
+@pytest.mark.parametrize("at", ["in the body", "in the checksum"])
+def test_damage_that_the_footer_does_not_show_is_set_aside(tmp_path: Path, at: str) -> None:
+    store = Ledger(tmp_path)
+    record = a_record()
+    store.write(record)
+    path = Path(store.path(record.run.key))
+    content = bytearray(path.read_bytes())
+    place = content.index(record.scores.tobytes()) if at == "in the body" else -1
+    if at == "in the checksum":
+        place = content.index(b"fairq_checksum") + 20
+    content[place] ^= 1
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match=rf"{path}.*left out"):
+        assert store.frame().empty
+    assert path.exists()  # only read
+    with pytest.warns(UserWarning, match=r"is damaged .*checksum.* computed again"):
+        assert not store.contains(record.run.key)
+    assert path.with_name(f"{path.name}.damaged").read_bytes() == bytes(content)
+
+
+def test_a_run_under_another_s_name_is_none(tmp_path: Path) -> None:
+    store = Ledger(tmp_path)
+    for seed in (0, 1):
+        store.write(a_record(seed))
+    first, second = (Path(store.path(a_run(seed).key)) for seed in (0, 1))
+    second.write_bytes(first.read_bytes())
+    with pytest.warns(UserWarning, match=f"{second}.*it holds run {a_run(0).key}"):
+        assert list(store.frame().key) == [a_run(0).key]
+    with pytest.raises(LedgerError, match=f"it holds run {a_run(0).key}"):
+        store.read(a_run(1).key)
+    for _ in range(2):  # what was set aside first stays
+        with pytest.warns(UserWarning, match=f"it holds run {a_run(0).key}"):
+            assert not store.contains(a_run(1).key)
+        second.write_bytes(first.read_bytes())
+    assert len(list(second.parent.glob(f"{second.name}*damaged"))) == 2
+
+
+def test_a_ledger_from_before_there_was_a_checksum_is_read(tmp_path: Path) -> None:
+    store = Ledger(tmp_path)
+    record = a_record()
+    store.write(record)
+    path = Path(store.path(record.run.key))
+    table = pq.read_table(path).replace_schema_metadata({"fairq_format": "2"})
+    pq.write_table(table, path)
+    assert store.contains(record.run.key)
+    assert store.read(record.run.key).run == record.run
+    pq.write_table(table, store.path(a_run(1).key))
+    with pytest.warns(UserWarning, match=f"it holds run {record.run.key}"):
+        assert not store.contains(a_run(1).key)
+
+
+def _foreign(path: Path) -> None:
+    pd.DataFrame({"a": [1]}).to_parquet(path)
+
+
+def _marked(path: Path) -> None:
+    table = pq.read_table(path).select(["key", "run"])
+    pq.write_table(table.replace_schema_metadata({"fairq_format": "2"}), path)
+
+
+def _text(path: Path) -> None:
+    path.write_text("key,run\n")
+
+
+@pytest.mark.parametrize("damage", [_foreign, _marked, _text])
+def test_files_of_others_are_named_by_every_reader(damage: Any, tmp_path: Path) -> None:
+    store = Ledger(tmp_path / "ledger")
+    for seed in (0, 1):
+        store.write(a_record(seed))
+    path = Path(store.path(a_run(1).key))
+    damage(path)
+    shutil.copy(path, path.with_name("notes.parquet"))
+    for reads in (store.frame, lambda: store.compact(tmp_path / "all.parquet")):
+        with pytest.warns(UserWarning) as said:
+            reads()
+        named = [str(w.message).partition(": left out")[0] for w in said]
+        assert sorted(named) == sorted([str(path), str(path.with_name("notes.parquet"))])
+    with pytest.raises(LedgerError, match=str(path)):
+        store.read(a_run(1).key)
+    assert path.with_name("notes.parquet").exists()
+
+
+def test_a_damaged_table_beside_the_runs_is_set_aside(tmp_path: Path) -> None:
+    store = Ledger(tmp_path)
+    values = np.random.default_rng(0).random(100)
+    store.write_table("probe", pd.DataFrame({"a": values}))
+    path = tmp_path / "tables" / "probe.parquet"
+    content = bytearray(path.read_bytes())
+    content[content.index(values[50:].tobytes())] ^= 1
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match="probe.parquet.*is damaged"):
+        assert store.read_table("probe") is None
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_a_file_that_cannot_be_read_is_not_damaged(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Ledger(tmp_path)
+    store.write(a_record())
+    store.write_table("probe", pd.DataFrame({"a": [1]}))
+    before = sorted(tmp_path.rglob("*"))
+
+    def ill(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(store.fs, "cat_file", ill)
+    key = a_run().key
+    for reads in (
+        lambda: store.contains(key),
+        lambda: store.read(key),
+        store.frame,
+        lambda: store.compact(tmp_path / "all.parquet"),
+        lambda: store.read_table("probe"),
+    ):
+        with pytest.raises(LedgerError, match=rf"parquet: cannot be read \({os.strerror(number)}"):
+            reads()
+    assert sorted(tmp_path.rglob("*")) == before
+    monkeypatch.setattr(store.fs, "ls", ill)
+    with pytest.raises(LedgerError, match=rf"runs: cannot be read \({os.strerror(number)}"):
+        store.keys()
+
+
+def test_damage_in_a_ledger_that_is_only_read_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Ledger(tmp_path)
+    store.write(a_record())
+    path = Path(store.path(a_run().key))
+    path.write_bytes(path.read_bytes()[:100])
+
+    def fixed(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(store.fs, "mv", fixed)
+    with pytest.warns(UserWarning, match=r"is damaged .* left there \(Read-only file system\)"):
+        assert not store.contains(a_run().key)
+
+
+def test_a_folder_in_the_place_of_a_run_stays(tmp_path: Path) -> None:
+    store = Ledger(tmp_path)
+    Path(store.path(a_run().key)).mkdir(parents=True)
+    with pytest.raises(LedgerError, match=r"parquet: cannot be read \(Is a directory\)"):
+        store.contains(a_run().key)
+    assert Path(store.path(a_run().key)).is_dir()
+
+
+@pytest.mark.parametrize("name", ["a::b", "simplecache::x", "[1]*?", "100%", "a b#c"])
+def test_a_path_is_no_url(name: str, tmp_path: Path) -> None:
+    store = Ledger(tmp_path / name / "ledger")
+    store.prepare()
+    store.write(a_record())
+    assert store.keys() == [a_run().key]
+    assert store.read(a_run().key).run == a_run()
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name / "ledger" / "runs" / f"{a_run().key}.parquet").is_file()
+
+
+def test_the_umask_says_who_may_read_a_run(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        store = Ledger(tmp_path)
+        store.write(a_record())
+    finally:
+        os.umask(before)
+    assert Path(store.path(a_run().key)).stat().st_mode & 0o777 == 0o640

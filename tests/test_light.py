@@ -6,8 +6,10 @@ import importlib
 import json
 import os
 import pkgutil
+import signal
 import subprocess
 import sys
+import textwrap
 import tomllib
 from functools import cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
@@ -198,3 +200,49 @@ except Fault as error:
 """
     said = run_lightly(code)
     assert said.startswith(f"{name} needs the ") and f"'fairq_utils[{extra}]'" in said
+
+
+COMMAND = "import sys; sys.argv[:1] = ['fairq']; from fairq_utils.cli import app; sys.exit(app())"
+
+
+@pytest.mark.parametrize("loading", ["typer", "fairq_utils.data_cli", "yaml", "torch"])
+def test_an_interruption_while_it_loads_is_one_line(loading: str) -> None:
+    """SIGINT as soon as a module begins to load."""
+    script = textwrap.dedent(
+        f"""
+        import os, signal, sys
+
+        class Interrupts:
+            def find_spec(self, name, path=None, target=None):
+                if name == {loading!r}:
+                    sys.meta_path.remove(self)
+                    os.kill(os.getpid(), signal.SIGINT)
+
+        sys.meta_path.insert(0, Interrupts())
+        """
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script + COMMAND, "plan", "--params", "params/smoke.yaml"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode in (130, -signal.SIGINT)
+    assert done.stderr.startswith("fairq: stopped")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [("list", "methods"), ("plan", "--params", "params/smoke.yaml")])
+def test_a_reader_that_goes_away_is_no_error(words: tuple[str, ...]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND, *words],
+        cwd=ROOT,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writer)
+    assert done.stderr == ""
+    assert done.returncode == 1

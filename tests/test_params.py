@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from fairq_utils.cli import app
+from fairq_utils.data import load
+from fairq_utils.errors import BadInput
+from fairq_utils.study import feasibility
+from fairq_utils.study import study as study_module
 from fairq_utils.study.params.file import load_params, parse_overrides
 from fairq_utils.study.params.study import Params, ParamsError
 
@@ -402,3 +407,70 @@ def test_paths_are_expanded_alike(
     assert placed("x::y") == str(tmp_path / "x::y")
     (tmp_path / "$odd").mkdir()
     assert placed("$odd") == str(tmp_path / "$odd")
+
+
+@pytest.mark.parametrize("split", ["train", "calibration", "validation", "test"])
+def test_a_plan_costs_no_more_for_what_it_plans(
+    split: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No more people are drawn than tell whether it can be done; the rest is said."""
+    drawn: list[int] = []
+    draw = study_module.demographics
+
+    def counted(people: object, name: str, indices: Any) -> object:
+        drawn.append(len(indices))
+        return draw(people, name, indices[:200])  # type: ignore[arg-type]
+
+    monkeypatch.setattr(study_module, "demographics", counted)
+    monkeypatch.setattr(feasibility, "MOST", 200)
+    path = written(tmp_path, changed(data={"calibration": 400}))
+    answer = CliRunner().invoke(
+        app, ["plan", "--params", str(path), "--set", f"data.{split}=1000000000"]
+    )
+    assert answer.exit_code == 0, answer.output
+    assert f"data.{split}: 1,000,000,000 images of 32 pixels take 2,861 GiB" in answer.stdout
+    assert max(drawn) <= 200
+
+
+def test_an_absurd_size_is_refused_before_it_is_rendered(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"data\.train: 1,000,000,000 images .*ask for fewer"):
+        load("population", sizes={"train": 10**9}, cache=tmp_path / "cache")
+
+
+def test_a_long_plan_is_cut_and_says_so(tmp_path: Path) -> None:
+    seeds = {"seeds": list(range(400))}
+    path = written(tmp_path, changed(training=seeds, data={"calibration": 400}))
+    answer = CliRunner().invoke(app, ["plan", "--params", str(path), "--runs"])
+    assert answer.exit_code == 0, answer.output
+    *listed, more, total = answer.stdout.splitlines()
+    assert len(listed) == 1000
+    assert more == "and 600 more; --most 1600 lists all"
+    assert total.startswith("0 of 1600 runs are in ")
+
+
+def _a_file(place: Path) -> None:
+    place.write_text("in the way")
+
+
+def _under_a_file(place: Path) -> None:
+    place.parent.rmdir()
+    place.parent.write_text("in the way")
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+@pytest.mark.parametrize("key", ["ledger", "cache", "results"])
+@pytest.mark.parametrize("blocked", [_a_file, _under_a_file])
+def test_a_place_that_cannot_be_a_folder_is_refused_alike(
+    command: str, key: str, blocked: Any, tmp_path: Path
+) -> None:
+    place = tmp_path / "in" / "place"
+    place.parent.mkdir()
+    blocked(place)
+    before = sorted(tmp_path.rglob("*"))
+    path = written(tmp_path, {**SMALL, "execution": {key: str(place)}})
+    answer = CliRunner().invoke(app, [command, "--params", str(path)])
+    assert answer.exit_code == 1
+    assert re.match(
+        rf"execution\.{key}: {place} cannot be made \(.*\); name another", answer.stderr
+    )
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, path])

@@ -160,7 +160,7 @@ def test_the_command_line_runs_a_study_and_goes_on_with_it(folders: Path, tmp_pa
         arguments += ["--set", f"{key}={value}".replace("True", "true").replace("False", "false")]
     first = CliRunner().invoke(app, arguments)
     assert first.exit_code == 0, first.output
-    assert (tmp_path / "results" / "celeba" / "baseline_results.csv").exists()
+    assert list((tmp_path / "results").glob("celeba-*/baseline_results.csv"))
     again = CliRunner().invoke(app, arguments)
     assert again.exit_code == 0
     assert "runs are in the ledger" in again.stderr

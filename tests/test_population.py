@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +15,7 @@ from PIL import Image
 from fairq_utils.data import load
 from fairq_utils.data.population import CELEBA_JOINT, SPLITS, Population, demographics, draw, keys
 from fairq_utils.data.render import render
+from fairq_utils.data.whole_files import NotRead, NotWritten
 
 LABELS = ["l-eye-scale-incr", "r-eye-scale-incr", "nose-hump-incr"]
 
@@ -166,3 +171,52 @@ def test_demographics_alone_are_those_of_the_people() -> None:
     whole = people(population, "calibration", indices)
     np.testing.assert_array_equal(target, whole.target)
     pd.testing.assert_frame_equal(groups, whole.groups)
+
+
+@pytest.fixture
+def rendered(tmp_path: Path) -> Path:
+    """The folder of a rendered split in a cache."""
+    load("population", sizes={"test": 3}, size=32, cache=tmp_path)
+    [folder] = (tmp_path / "population").iterdir()
+    return folder
+
+
+def test_a_full_disk_keeps_no_half_of_the_faces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(place: Path, images: np.ndarray) -> None:
+        Path(place).write_bytes(b"half")
+        raise OSError(f"{images.size} requested and 438144 written")  # as NumPy has it
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(NotWritten, match=r"test-\w+: could not be written \(9216 requested"):
+        load("population", sizes={"test": 3}, size=32, cache=tmp_path)
+    assert list((tmp_path / "population").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "images.npy", "people.parquet"])
+def test_faces_that_cannot_be_read_are_not_damaged(
+    name: str, rendered: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Path.open
+
+    def ill(path: Path, *args: object, **options: object) -> object:
+        if path.name == name:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opened(path, *args, **options)  # type: ignore[call-overload]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", ill)
+        with pytest.raises(NotRead, match=rf"{name}: cannot be read \(Permission denied\)"):
+            load("population", sizes={"test": 3}, size=32, cache=rendered.parents[1])
+    assert len(list(rendered.iterdir())) == 3
+
+
+def test_the_umask_says_who_may_read_the_faces(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        load("population", sizes={"test": 3}, size=32, cache=tmp_path)
+    finally:
+        os.umask(before)
+    for path in tmp_path.rglob("*"):
+        assert path.stat().st_mode & 0o777 == (0o750 if path.is_dir() else 0o640)

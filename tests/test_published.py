@@ -499,9 +499,9 @@ def test_the_figure_at_two_widths(comparison: Comparison) -> None:
 def test_the_file_holds_the_table_in_full(comparison: Comparison, tmp_path: Path) -> None:
     path = comparison.save_to_csv(tmp_path / "a" / "b" / "table.csv")
     pd.testing.assert_frame_equal(pd.read_csv(path), comparison.table, check_exact=True)
-    with pytest.raises(Fault, match=r"cannot be written \(Is a directory\); name another file"):
+    with pytest.raises(Fault, match=r"could not be written \(Is a directory\); name another file"):
         comparison.save_to_csv(tmp_path)
-    with pytest.raises(Fault, match="cannot be written"):
+    with pytest.raises(Fault, match="could not be written"):
         comparison.save_to_csv(path / "below" / "a file.csv")
 
 

@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fairq_utils.data import FaceData
+from fairq_utils.data.whole_files import NotRead
 from fairq_utils.mitigation.constraints import CONSTRAINTS
 from fairq_utils.mitigation.fine_tuning import OnFaces
 from fairq_utils.mitigation.group_facts import facts_of_faces
@@ -34,7 +35,7 @@ from fairq_utils.study.ledger import Run
 from fairq_utils.study.params.file import load_params
 from fairq_utils.study.progress import Progress
 from fairq_utils.study.study import Study
-from fairq_utils.training import architectures, loop, objectives, resume
+from fairq_utils.training import architectures, loop, objectives
 from fairq_utils.training.resume import Checkpoints
 
 RECIPE = loop.Recipe(epochs=3, learning_rate=2e-3, batch_size=16)
@@ -264,7 +265,13 @@ def _empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("damage", [_flip, _cut, _empty])
+def _another_step(path: Path) -> None:
+    content = path.read_bytes()
+    at = content.index(b'epoch\\": ') + len(b'epoch\\": ')
+    path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+
+
+@pytest.mark.parametrize("damage", [_flip, _another_step, _cut, _empty])
 def test_a_damaged_checkpoint_is_set_aside(damage: Any, tmp_path: Path) -> None:
     kept = Checkpoints(tmp_path / "run.unfinished", 0.0, "run")
     whole, expected = trained("plain", kept)
@@ -274,6 +281,24 @@ def test_a_damaged_checkpoint_is_set_aside(damage: Any, tmp_path: Path) -> None:
     assert again.loss == whole.loss
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     assert [p.name for p in tmp_path.iterdir()] == ["run.unfinished.aside"]
+
+
+def test_a_checkpoint_that_cannot_be_read_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Checkpoints(tmp_path / "run.unfinished", 0.0, "run")
+    trained("plain", kept)
+    content = kept.path.read_bytes()
+
+    def ill(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", ill)
+        with pytest.raises(NotRead, match=r"run\.unfinished: cannot be read .*Permission denied"):
+            trained("plain", kept)
+    assert [p.name for p in tmp_path.iterdir()] == ["run.unfinished"]
+    assert kept.path.read_bytes() == content
 
 
 def test_the_checkpoint_of_another_run_is_set_aside(tmp_path: Path) -> None:
@@ -288,7 +313,7 @@ def test_a_full_disk_stops_no_training(tmp_path: Path, monkeypatch: pytest.Monke
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(resume, "save_file", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     kept = Checkpoints(tmp_path / "run.unfinished", 0.0, "run")
     with pytest.warns(UserWarning, match=r"could not be written .*No space left.* goes on"):
         history, _ = trained("plain", kept)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
 import random
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +26,7 @@ from typer.testing import CliRunner
 
 from fairq_utils import bench
 from fairq_utils.cli import app
+from fairq_utils.errors import Fault
 from fairq_utils.report import (
     analysis,
     anatomy,
@@ -33,6 +37,7 @@ from fairq_utils.report import (
     measuring,
     population,
     quantization,
+    results,
 )
 from fairq_utils.report import record as report_record
 from fairq_utils.report.chapter import Chapter
@@ -249,7 +254,7 @@ def test_analysis_without_runs_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_results_are_written_as_the_published_study_names_them(small: Path) -> None:
-    folder = small.parent / "build" / "results" / "small"
+    folder = small.parent / "build" / "results" / Study(load_params(small)).title
     base = pd.read_csv(folder / "baseline_results.csv")
     assert set(base.architecture) == {"squeezenet1_1", "mobilenet_v2"}
     rows = json.loads((folder / "quantization_results.json").read_text())
@@ -257,6 +262,75 @@ def test_results_are_written_as_the_published_study_names_them(small: Path) -> N
     assert {r["method"] for r in rows if r["bits"] == "FP32"} == {"fp32_finetuning"}
     text = (folder / "quantization_table.tex").read_text()
     assert text.count("\\toprule") == text.count("\\bottomrule") == 1
+    assert {r["study"] for r in rows} == set(base.study) == {folder.name}
+    assert json.loads((folder / "study.json").read_text())["training"]["seeds"] == [0]
+
+
+def test_a_sweep_does_not_overwrite_itself(study: Study, tmp_path: Path) -> None:
+    """Studies that differ in one value have folders of their own; where they run has no say."""
+    runs = statistics.records(study)[:2]
+    own = {"results": str(tmp_path)}
+    written = []
+    for replicates in (100, 200):
+        analysis = study.params.analysis.model_copy(update={"replicates": replicates})
+        execution = study.params.execution.model_copy(update=own)
+        params = study.params.model_copy(update={"analysis": analysis, "execution": execution})
+        frame = effects.by_configuration(runs, params)
+        written += results.write_results(frame, effects.sizes(runs), Study(params))
+    assert len(set(written)) == len(written) == sum(p.is_file() for p in tmp_path.rglob("*"))
+    assert Study(params.model_copy(update={"execution": study.params.execution})).title in str(
+        written[-1]
+    )
+
+
+def test_a_disk_that_is_full_leaves_no_half_of_the_results(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = statistics.records(study)[:2]
+    frame = effects.by_configuration(runs, study.params)
+    execution = study.params.execution.model_copy(update={"results": str(tmp_path)})
+    there = Study(study.params.model_copy(update={"execution": execution}))
+    whole = Path.write_text
+
+    def full(path: Path, text: str, **options: Any) -> int:
+        whole(path, text[: len(text) // 2], **options)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(Fault, match=r"baseline_results\.csv: could not be written \(No space"):
+        results.write_results(frame, effects.sizes(runs), there)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_all_runs_are_one_table_with_their_parameters_as_columns(
+    study: Study, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(small.parent)
+    answer = CliRunner().invoke(app, ["results", "--out", str(tmp_path / "all.csv")])
+    assert answer.exit_code == 0, answer.output
+    table = pd.read_csv(tmp_path / "all.csv")
+    records = {record.run.key: record for record in statistics.records(study)}
+    assert set(table.key) == set(records)
+    assert table.groupby("key").size().eq(7).all()  # three alone, three pairs, all crossed
+    assert set(table["training.seed"]) == {0}
+    assert set(table["data.train"]) == {64}
+    crossed = table[table.scope == "gender x age"].set_index("key")
+    base = next(r for r in records.values() if r.run.method == "fp32")
+    frame = effects.by_configuration([base], study.params)
+    gap = "demographic_parity_difference"
+    expected = frame[
+        (frame.statistic == gap)
+        & (frame["scope"] == "gender x age")
+        & (frame.method == "fp32")
+        & (frame.architecture == base.run.architecture)
+    ]
+    assert crossed.loc[base.run.key, gap] == pytest.approx(expected.compared.item())
+    assert crossed.loc[base.run.key, f"{gap}_change"] == 0.0
+    shown = CliRunner().invoke(app, ["results", "build/ledger", "build/ledger"])
+    assert shown.stdout.count("\n") == 1 + 2 * len(table)
+    none = CliRunner().invoke(app, ["results", "nowhere"])
+    assert (none.exit_code, none.stdout) == (1, "")
+    assert none.stderr.startswith("nowhere: this ledger holds no run")
 
 
 @pytest.fixture(scope="module")
@@ -388,6 +462,18 @@ def test_what_a_stopped_training_left_is_gone_after_the_study(study: Study) -> N
     left.touch()
     execution.execute(study)
     assert not left.exists()
+
+
+def test_a_commit_says_that_the_tree_is_another(tmp_path: Path) -> None:
+    assert runs._commit(tmp_path) == "unknown"
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    (tmp_path / "a.py").write_text("a = 1\n")
+    for command in (["init", "-q"], ["add", "a.py"], ["commit", "-qm", "a"]):
+        subprocess.run([*git, *command], cwd=tmp_path, check=True)
+    clean = runs._commit(tmp_path)
+    assert len(clean) == 40
+    (tmp_path / "a.py").write_text("a = 2\n")
+    assert runs._commit(tmp_path) == f"{clean}-dirty"
 
 
 @pytest.mark.parametrize("place", ["ledger", "cache", "results"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fairq_utils.data import FaceData, load
@@ -225,6 +227,48 @@ def test_checkpoint_round_trip_and_damage(tmp_path) -> None:
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match="is damaged"):
         checkpoints.load_checkpoint(architectures.build("squeezenet1_1"), path)
+
+
+def test_no_bit_of_a_checkpoint_can_be_another_and_go_unnoticed(tmp_path: Path) -> None:
+    model, path = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), tmp_path / "m.safetensors"
+    checkpoints.save_checkpoint(model, path, {"run": "a"})
+    content = path.read_bytes()
+    for bit in range(0, 8 * len(content), 29):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        other = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+        try:
+            checkpoints.load_checkpoint(other, path, "a")
+        except ValueError as error:
+            assert str(path) in str(error)
+            continue
+        for name, value in model.state_dict().items():
+            assert torch.equal(other.state_dict()[name], value)
+
+
+def test_a_checkpoint_under_another_s_name_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "b.safetensors"
+    checkpoints.save_checkpoint(nn.Linear(2, 2), path, {"run": "a"})
+    with pytest.raises(ValueError, match=r"b\.safetensors.*holds the weights of run a"):
+        checkpoints.load_checkpoint(nn.Linear(2, 2), path, "b")
+    checkpoints.load_checkpoint(nn.Linear(2, 2), path)
+
+
+def test_a_checkpoint_from_before_there_was_a_checksum_is_read(tmp_path: Path) -> None:
+    model, path = nn.Linear(2, 2), tmp_path / "m.safetensors"
+    save_file(model.state_dict(), path)
+    assert torch.equal(checkpoints.load_checkpoint(nn.Linear(2, 2), path, "a").weight, model.weight)
+
+
+def test_the_umask_says_who_may_read_a_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    before = os.umask(0o022)
+    try:
+        checkpoints.save_checkpoint(nn.Linear(2, 2), path)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o644
 
 
 def test_training_learns_and_repeats(squares: FaceData) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fairq_utils.bench.outcome import Outcome, words
+from fairq_utils.data.whole_files import written_whole
 from fairq_utils.errors import BadInput, needs
 from fairq_utils.registry import Registry
 
@@ -115,9 +116,13 @@ def run(
     with needs("`fairq bench`", "study,engines"):
         outcome = found.measure(Subject(study, root))
     path = Path(folder) / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(outcome.figures, indent=1) + "\n")
-    path.with_suffix(".txt").write_text((outcome.text or words(outcome.figures)) + "\n")
+    texts = {
+        path: json.dumps(outcome.figures, indent=1) + "\n",
+        path.with_suffix(".txt"): (outcome.text or words(outcome.figures)) + "\n",
+    }
     for table, rows in outcome.tables.items():
-        rows.to_csv(path.with_name(f"{table}.csv"), index=False)
+        texts[path.with_name(f"{table}.csv")] = rows.to_csv(index=False)
+    for file, text in texts.items():
+        with written_whole(file) as place:
+            place.write_text(text)
     return outcome.figures, path

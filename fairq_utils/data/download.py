@@ -21,9 +21,11 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from fairq_utils.data.photographs.terms import RemoteFile, Source
+from fairq_utils.data.whole_files import says_place
 from fairq_utils.errors import Fault
 
 CHUNK = 1 << 20  # bytes
+UNPACKED = "free some space or name another --root"
 TRIES = 3  # connections that break off, one after the other, without a further byte
 SILENCE = 60.0  # seconds without a byte that end a connection
 DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError)
@@ -156,7 +158,8 @@ def unpack(archive: Path, root: Path, folders: tuple[str, ...]) -> list[Path]:
         The archive is damaged, a name in it leaves the folder, an entry is a link or a device, a
         folder is not in it, or the disk has no room; nothing is under a final name.
     """
-    scratch = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=root))
+    with says_place(root, UNPACKED):
+        scratch = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=root))
     try:
         with _opened(archive) as members:
             places = _places(archive, members, folders)
@@ -165,9 +168,10 @@ def unpack(archive: Path, root: Path, folders: tuple[str, ...]) -> list[Path]:
             _room(root, size, whole, "free some space and run the same command")
             for member, place in places:
                 target = scratch / place
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with member.open() as source, target.open("wb") as stream:
-                    shutil.copyfileobj(source, stream)
+                with member.open() as source, says_place(root, UNPACKED):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with target.open("wb") as stream:
+                        shutil.copyfileobj(source, stream)
                 if target.stat().st_size != member.size:
                     raise EOFError(f"{member.name} is cut short")
         found = []
@@ -199,8 +203,8 @@ def _receive(file: RemoteFile, part: Path, progress: Progress | None, advice: st
         if error.code != 416 or not have:
             raise
         # There is nothing after what we have: all is there, or the part is of something else.
-        whole = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range") or "")
-        if whole is None or int(whole[1]) != have:
+        unmet = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range") or "")
+        if unmet is None or int(unmet[1]) != have:
             part.unlink()
             return False
         return True
@@ -214,6 +218,18 @@ def _receive(file: RemoteFile, part: Path, progress: Progress | None, advice: st
         goes_on = getattr(answer, "status", None) == 206
         start = have if goes_on else 0
         total = start + length if length else 0
+        if goes_on:
+            begins, whole = _range(answer.headers.get("Content-Range"))
+            # Without a header only a checksum can tell whether this is what was asked for.
+            if begins != have and not (begins is None and file.md5):
+                if not have:
+                    raise Fault(
+                        f"{file.name}: {file.url} answers with a part of the file that nobody "
+                        f"asked for; try again later{advice}"
+                    )
+                part.unlink()
+                return False
+            total = whole or total
         more = f"{file.name}: needs {length / 1e6:.0f} MB more"
         _room(part.parent, length, more, "choose another --root or free some space")
         done = start
@@ -224,6 +240,18 @@ def _receive(file: RemoteFile, part: Path, progress: Progress | None, advice: st
                 if progress is not None:
                     progress(file.name, done, total)
     return not total or done == total
+
+
+def _range(header: str | None) -> tuple[int | None, int]:
+    """Where a part begins, None if that is not said, and the size of the whole, 0 if not.
+
+    Examples
+    --------
+    >>> _range("bytes 5-9/10"), _range("bytes 5-9/*"), _range("5-9/10")
+    ((5, 10), (5, 0), (None, 0))
+    """
+    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", header or "")
+    return (int(found[1]), int(found[2].replace("*", "0"))) if found else (None, 0)
 
 
 def _check(file: RemoteFile, part: Path, advice: str) -> None:

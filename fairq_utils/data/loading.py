@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
+import uuid
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -24,6 +24,7 @@ from fairq_utils.data.photographs.registry import COLLECTIONS
 from fairq_utils.data.pixel_cache import Progress
 from fairq_utils.data.population import SPLITS, Population
 from fairq_utils.data.questions import ATTRIBUTES
+from fairq_utils.data.whole_files import readable, says_place
 from fairq_utils.errors import BadInput, needs
 from fairq_utils.fingerprint import code_version, fingerprint
 from fairq_utils.registry import unknown
@@ -125,6 +126,33 @@ def load_population(
     )
 
 
+def short_of_room(split: str, count: int, size: int, cache: Path) -> str:
+    """What rendered images of a split take, where this machine does not have it; else empty.
+
+    Examples
+    --------
+    >>> short_of_room("test", 1000, 64, Path("build"))
+    ''
+    >>> short_of_room("train", 10**9, 64, Path("build")).partition("; ")[0]
+    'data.train: 1,000,000,000 images of 64 pixels take 11,444 GiB on disk and in memory'
+    """
+    needed = count * 3 * size**2
+    place = next(path for path in (cache, *cache.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed <= min(free, memory):
+        return ""
+    return (
+        f"data.{split}: {count:,} images of {size} pixels take {_amount(needed)} on disk and in "
+        f"memory; {cache} has {_amount(free)} free and this machine {_amount(memory)} of memory, "
+        "so ask for fewer"
+    )
+
+
+def _amount(size: int) -> str:
+    return f"{size / 2**30:,.0f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
 def _recipe(population: Population, split: str, count: int, size: int) -> dict[str, Any]:
     return {
         "population": asdict(population),
@@ -153,6 +181,9 @@ def _split(
             return np.load(folder / "images.npy"), pd.read_parquet(folder / "people.parquet")
         warnings.warn(f"{folder}: {damage}; rendering these faces again", stacklevel=4)
         shutil.rmtree(folder)
+    short = short_of_room(split, count, size, cache)
+    if short:
+        raise BadInput(short)
     # Rendering pulls in Warp and the head model: not before there is something to render.
     from fairq_utils.data.render import render
 
@@ -174,14 +205,21 @@ def _split(
         ],
         ignore_index=True,
     )
-    cache.joinpath("population").mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    with says_place(folder, "free some space, or name another folder in execution.cache"):
+        _keep(folder, recipe, images, table)
+    return images, table
+
+
+def _keep(folder: Path, recipe: dict[str, Any], images: np.ndarray, table: pd.DataFrame) -> None:
+    """Write a split into a folder that is there whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
+        scratch.mkdir()
         np.save(scratch / "images.npy", images)
         table.to_parquet(scratch / "people.parquet")
         manifest = {"recipe": recipe, "sha256": {f: _sha256(scratch / f) for f in FILES}}
         (scratch / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
-        scratch.chmod(0o755)
         try:
             scratch.rename(folder)
         except OSError:
@@ -189,21 +227,24 @@ def _split(
                 raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return images, table
 
 
 def _damage(folder: Path, recipe: dict[str, Any]) -> str | None:
-    """Damage of a cached split in words, or None."""
+    """Damage of a cached split in words, or None; what cannot be read raises ``NotRead``."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-    except (OSError, ValueError) as error:
+        with readable(folder / "manifest.json"):
+            manifest = json.loads((folder / "manifest.json").read_text())
+    except (FileNotFoundError, ValueError) as error:
         return f"manifest.json cannot be read ({error})"
     if manifest.get("recipe") != json.loads(json.dumps(recipe)):
         return "manifest.json was written for other faces"
     for name in FILES:
-        if not (folder / name).exists():
+        try:
+            with readable(folder / name):
+                found = _sha256(folder / name)
+        except FileNotFoundError:
             return f"{name} is missing"
-        if _sha256(folder / name) != manifest["sha256"].get(name):
+        if found != manifest["sha256"].get(name):
             return f"{name} does not match its checksum"
     return None
 

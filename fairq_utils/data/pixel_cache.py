@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from fairq_utils.data.decoding import Unreadable, decode
 from fairq_utils.data.faces import StoredImages
 from fairq_utils.data.listing import Finding, Listing
-from fairq_utils.data.whole_files import written_whole
+from fairq_utils.data.whole_files import readable, says_place, written_whole
 from fairq_utils.errors import BadInput, Fault
 from fairq_utils.fingerprint import code_version, fingerprint
 
@@ -137,7 +137,9 @@ def _processors() -> int:
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Lock out other processes: they wait, and find the same images decoded."""
-    with path.open("w") as lock:
+    with says_place(path, "name another cache"):
+        lock = path.open("w")
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -228,9 +230,10 @@ def _allocated(path: Path, shape: tuple[int, ...]) -> int:
 def _header(path: Path, shape: tuple[int, ...]) -> int | None:
     """Bytes before the pixels, as the file says; None unless it holds this array and no more."""
     try:
-        array = np.lib.format.open_memmap(path, mode="r")
-        size = path.stat().st_size
-    except (OSError, ValueError, EOFError):
+        with readable(path):
+            array = np.lib.format.open_memmap(path, mode="r")
+            size = path.stat().st_size
+    except (FileNotFoundError, ValueError, EOFError):
         return None
     there = array.shape == shape and array.dtype == np.uint8 and array.flags.c_contiguous
     return array.offset if there and size == array.offset + array.nbytes else None
@@ -260,8 +263,9 @@ def _sound(
 def _journal(folder: Path, total: int) -> list[dict[str, Any]]:
     """Whole lines of the journal, by their rows; one may be cut where a process was killed."""
     try:
-        lines = (folder / JOURNAL).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
+        with readable(folder / JOURNAL):
+            lines = (folder / JOURNAL).read_text(encoding="utf-8").splitlines()
+    except (FileNotFoundError, UnicodeDecodeError):
         return []
     found = {}
     for line in lines:
@@ -292,8 +296,9 @@ def _finish(scratch: Path, folder: Path, recipe: dict[str, Any], listing: Listin
         "modified_ns": seen.st_mtime_ns,
         "journal": fingerprint(_journal(scratch, len(listing)), 64),
     }
-    (scratch / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
-    scratch.rename(folder)
+    with says_place(folder, "free some space or name another cache"):
+        (scratch / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
+        scratch.rename(folder)
 
 
 def _damage(folder: Path, recipe: dict[str, Any]) -> str | None:
@@ -303,9 +308,10 @@ def _damage(folder: Path, recipe: dict[str, Any]) -> str | None:
     some seconds per gigabyte.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        seen = (folder / IMAGES).stat()
-    except (OSError, ValueError) as error:
+        with readable(folder):
+            manifest = json.loads((folder / MANIFEST).read_text())
+            seen = (folder / IMAGES).stat()
+    except (FileNotFoundError, ValueError) as error:
         return f"it cannot be read ({error})"
     if not isinstance(manifest, dict) or manifest.get("recipe") != recipe:
         return f"{MANIFEST} was written for other images"

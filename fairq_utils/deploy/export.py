@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from fairq_utils.data.faces import FaceData, Images
+from fairq_utils.data.whole_files import says_place
 from fairq_utils.deploy.card_page import page
 from fairq_utils.deploy.engines.loaded_model import KernelsWarning, LoadedModel
 from fairq_utils.deploy.engines.registry import ENGINES, installed, load, write
@@ -106,8 +107,9 @@ def export_run(
         )
         of_model = card(study, run, rebuilt, loaded, place, data, margins)
         text = json.dumps(of_model, indent=1, allow_nan=False)
-        (place / CARD).write_text(f"{text}\n", encoding="utf-8")
-        (place / PAGE).write_text(page(json.loads(text)), encoding="utf-8")
+        with says_place(folder):
+            (place / CARD).write_text(f"{text}\n", encoding="utf-8")
+            (place / PAGE).write_text(page(json.loads(text)), encoding="utf-8")
     for one in heard:
         if issubclass(one.category, KernelsWarning):
             warnings.warn(one.message, stacklevel=2)

@@ -19,6 +19,7 @@ from typing import Any
 
 import nbformat
 
+from fairq_utils.data.whole_files import says_place
 from fairq_utils.errors import Fault
 from fairq_utils.report.notebooks import ROOT, Progress, execute_notebooks
 from fairq_utils.study.params.file import load_params
@@ -82,7 +83,8 @@ def build_book(
     home = books / params_file.stem
     source = home / "source"
     execute_notebooks(params_file, source / "notebooks", progress, parameters=parameters)
-    _stage(source)
+    with says_place(home):
+        _stage(source)
     began = time.perf_counter()
     progress("rendering the book")
     html = _render(source, home / "work", home / "build.log")

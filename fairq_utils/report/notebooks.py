@@ -21,6 +21,7 @@ from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
+from fairq_utils.data.whole_files import says_place, written_whole
 from fairq_utils.errors import BadInput, Fault
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,7 +94,8 @@ def execute_notebooks(
     for script in scripts:
         known = parameters_of(read_chapter(script))
         refuse_unknown(_shown(script), ["params_file", *given], known)
-    out_dir.mkdir(parents=True, exist_ok=True)
+    with says_place(out_dir):
+        out_dir.mkdir(parents=True, exist_ok=True)
     clock = _Clock(out_dir.parent / f"{out_dir.name}_seconds.json", [s.stem for s in scripts])
     written = []
     for number, script in enumerate(scripts, start=1):
@@ -102,7 +104,8 @@ def execute_notebooks(
         given["params_file"] = os.path.relpath(params_file, script.parent)
         notebook = _execute(script, read_chapter(script), given)
         target = out_dir / f"{script.stem}.ipynb"
-        nbformat.write(notebook, target)
+        with written_whole(target) as place:
+            nbformat.write(notebook, place)
         written.append(target)
         progress(f"{label}: done in {clock.finished(script.stem):.0f} s")
     clock.save()
@@ -126,7 +129,8 @@ def write_pairs(progress: Progress = print, scripts: Sequence[Path] | None = Non
                 first = output.text.strip().partition("\n")[0]
                 progress(f"  {script.stem} cell {index} wrote to stderr: {first}")
         target = script.with_suffix(".ipynb")
-        nbformat.write(notebook, target)
+        with written_whole(target) as place:
+            nbformat.write(notebook, place)
         written.append(target)
         progress(f"  wrote {_shown(target)} in {time.perf_counter() - began:.0f} s")
     return written
@@ -318,4 +322,5 @@ class _Clock:
     def save(self) -> None:
         """Keep the seconds for the next execution."""
         text = json.dumps({name: round(seconds, 1) for name, seconds in self.taken.items()})
-        self.record.write_text(text + "\n", encoding="utf-8")
+        with written_whole(self.record) as place:
+            place.write_text(text + "\n", encoding="utf-8")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from fairq_utils.data.whole_files import written_whole
 from fairq_utils.report import dials, effects
 from fairq_utils.study import statistics
 from fairq_utils.study.ledger import RunRecord
@@ -52,11 +53,10 @@ def record(study: Study, folder: Path = FOLDER) -> list[Path]:
         "params": params.model_dump(mode="json", exclude={"execution", "tracking"}),
         "provenance": runs[-1].provenance,
     }
-    folder.mkdir(parents=True, exist_ok=True)
     paths = _paths(params.name, folder)
-    frame.round(6).to_csv(paths[0], index=False)
-    groups.round(6).to_csv(paths[1], index=False)
-    paths[2].write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    _write(paths[0], frame.round(6).to_csv(index=False))
+    _write(paths[1], groups.round(6).to_csv(index=False))
+    _write(paths[2], json.dumps(about, indent=1) + "\n")
     return [*paths, *_record_mitigation(study, folder)]
 
 
@@ -78,8 +78,13 @@ def _record_mitigation(study: Study, folder: Path) -> list[Path]:
     paths = []
     for name, frame in tables.items():
         paths.append(folder / f"{params.name}_{name}.csv")
-        frame.round(6).to_csv(paths[-1], index=False)
+        _write(paths[-1], frame.round(6).to_csv(index=False))
     return paths
+
+
+def _write(path: Path, text: str) -> None:
+    with written_whole(path) as place:
+        place.write_text(text, encoding="utf-8")
 
 
 def _costs(runs: list[RunRecord]) -> pd.DataFrame:

@@ -24,6 +24,7 @@ from fairq_utils.study.planning import mitigations
 from fairq_utils.study.study import Study
 
 Who = Callable[[str], tuple[NDArray[np.int8], pd.DataFrame]]
+MOST = 100_000  # rendered people of a split that are looked at: those behind are drawn alike
 
 
 def check(study: Study) -> None:
@@ -36,8 +37,11 @@ def check(study: Study) -> None:
     ParamsError
         A group of ``analysis.attributes`` without a test image, or with too few images in the
         calibration pool for a sampler; names the key, the group and the way out.
+    BadInput, Fault
+        See :meth:`fairq_utils.study.study.Study.check_places`.
     """
-    _check(study, study.people)
+    study.check_places()
+    _check(study, partial(study.people, most=MOST))
 
 
 def check_decoded(study: Study) -> None:
@@ -172,6 +176,14 @@ def _check_tuning(study: Study, who: Who, attributes: Sequence[str]) -> None:
         )
 
 
+def _in_proportion(wanted: int, study: Study, split: str, looked_at: int) -> int:
+    """As large a part of the people that are looked at as ``wanted`` is of all in a split."""
+    data = study.params.data
+    if isinstance(data, Photographs):
+        return wanted
+    return -(-wanted * looked_at // int(getattr(data, split)))
+
+
 def _check_samplers(study: Study, who: Who, attributes: Sequence[str]) -> None:
     """Refuse samplers that the calibration pool has too few images for."""
     target, groups = who("calibration")
@@ -190,9 +202,10 @@ def _check_samplers(study: Study, who: Who, attributes: Sequence[str]) -> None:
             elif needs in ("losses", "features"):
                 drawn = "random"  # no more than a pool that is large enough
             for wanted, option in product(entry.calibration_images or (shared,), options):
+                images = _in_proportion(wanted, study, "calibration", len(target))
                 try:
                     calibration.draw(
-                        drawn, groups, target, wanted, seed=0, attributes=attributes, **option
+                        drawn, groups, target, images, seed=0, attributes=attributes, **option
                     )
                 except ValueError as error:
                     raise ParamsError(f"grid[{at}].sampler: {sampler}: {error}") from None
@@ -206,7 +219,8 @@ def _check_draws(study: Study, who: Who, attributes: Sequence[str]) -> None:
         if "everybody" not in METHODS[found.method].needs or found.sampler != "random":
             continue
         wanted, seed = found.calibration_images or shared, int(found.calibration_seed or 0)
-        rows = calibration.draw("random", groups, target, wanted, seed=seed, attributes=attributes)
+        images = min(wanted, len(target))
+        rows = calibration.draw("random", groups, target, images, seed=seed, attributes=attributes)
         empty = _empty(groups.iloc[rows], attributes)
         if empty is not None:
             raise ParamsError(

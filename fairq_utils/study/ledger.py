@@ -7,12 +7,13 @@ which is atomic on a local disk and one put on an object store.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import posixpath
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -26,14 +27,34 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from fairq_utils.data.whole_files import (
+    NotRead,
+    NotWritten,
+    in_the_way,
+    readable,
+    reason,
+    written_whole,
+)
 from fairq_utils.errors import Fault
 from fairq_utils.fingerprint import fingerprint
 
 FORMAT = 2  # of the files; a file of another format is not read
+FORMAT_KEY, CHECKSUM = b"fairq_format", b"fairq_checksum"  # in a file's metadata
+WAY_OUT = (
+    "free some space or name another place in execution.ledger. The runs that are there are whole"
+)
 
 
 class LedgerError(Fault):
     """The ledger cannot be read or written; names the file and the way out."""
+
+
+class _Damaged(ValueError):
+    """A file's content is not what was written; says why, without the path."""
+
+
+class _Foreign(ValueError):
+    """A sound Parquet file that is no run of this format."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +156,11 @@ class Ledger:
     ) -> None:
         self.url = os.fspath(url)
         self.cache = Path(cache)
+        # What stands in no URL is a path, whatever signs are in it.
+        if "://" not in self.url:
+            self.fs = fsspec.filesystem("file")
+            self.root = os.path.abspath(os.path.expanduser(self.url))
+            return
         try:
             # Other machines write to the same store: what it held a while ago says nothing.
             self.fs, self.root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
@@ -144,15 +170,23 @@ class Ledger:
     def __repr__(self) -> str:
         return f"Ledger({self.url!r})"
 
+    def check(self) -> None:
+        """Raise :class:`LedgerError` where the place cannot be a ledger; nothing is made."""
+        found = in_the_way(posixpath.join(self.root, "runs")) if self.local else ""
+        if found:
+            raise LedgerError(
+                f"execution.ledger: {self.root} cannot be made ({found}); name another folder"
+            )
+
     def prepare(self) -> None:
         """Make the folder of runs; raises :class:`LedgerError` where it cannot be."""
+        self.check()
         folder = posixpath.join(self.root, "runs")
         try:
             self.fs.makedirs(folder, exist_ok=True)
         except OSError as error:
             raise LedgerError(
-                f"execution.ledger: {folder} cannot be made ({error.strerror or error}); name "
-                "another folder"
+                f"execution.ledger: {folder} cannot be made ({reason(error)}); name another folder"
             ) from error
         if self.local and not os.access(folder, os.W_OK):
             raise LedgerError(f"execution.ledger: {folder} cannot be written; name another folder")
@@ -162,33 +196,111 @@ class Ledger:
         return posixpath.join(self.root, "runs", f"{key}.parquet")
 
     def contains(self, key: str) -> bool:
-        """True if a run is there and whole; a damaged file is set aside with a warning."""
-        path = self.path(key)
-        if not self.fs.exists(path):
-            return False
-        try:
-            with self.fs.open(path, "rb") as stream:
-                metadata = pq.read_metadata(stream).metadata or {}
-        except (OSError, pa.ArrowException) as error:
-            self._set_aside(path, str(error).splitlines()[0])
-            return False
-        return int(metadata.get(b"fairq_format", b"0")) == FORMAT
+        """True if a run is there and whole; what else has its name is set aside with a warning.
 
-    def _set_aside(self, path: str, reason: str) -> None:
+        Raises
+        ------
+        LedgerError
+            A file is there and cannot be read, which is no damage; nothing is moved.
+        """
+        path = self.path(key)
+        try:
+            self._run(key)
+        except FileNotFoundError:
+            return False
+        except _Damaged as error:
+            self._set_aside(path, str(error))
+            return False
+        except _Foreign:
+            return False
+        return True
+
+    def content(self, path: str) -> bytes:
+        """Bytes of a file of the store.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is none.
+        LedgerError
+            It is there and cannot be read.
+        """
+        try:
+            with readable(path):
+                return bytes(self.fs.cat_file(path))
+        except NotRead as error:
+            raise LedgerError(f"execution.ledger: {error}") from error
+
+    def _run(self, key: str) -> pa.Table:
+        """One run's table, checked: of this format, whole, and of the run that its name says."""
+        table = self._table(self.path(key))
+        metadata = table.schema.metadata or {}
+        form = metadata.get(FORMAT_KEY)
+        if form is None:
+            raise _Damaged("it is a table of something else")
+        if form != str(FORMAT).encode():
+            raise _Foreign(f"its format is {form.decode(errors='replace')}, not {FORMAT}")
+        missing = SCHEMA.keys() - set(table.column_names)
+        if missing or table.num_rows != 1:
+            raise _Damaged("it does not hold the columns of one run")
+        found, content = table["key"][0].as_py(), table["run"][0].as_py()
+        if found != key:
+            raise _Damaged(f"it holds run {found}")
+        try:
+            run = json.loads(content)
+            named = fingerprint(run)  # written before there was a checksum, its name is one
+        except ValueError as error:
+            raise _Damaged(str(error)) from None
+        if set(run) != {entry.name for entry in fields(Run)}:
+            raise _Foreign("it was written by another version of fairq_utils")
+        if named != key:
+            raise _Damaged(f"it holds run {named}")
+        return table
+
+    def _table(self, path: str) -> pa.Table:
+        """A file's table, checked where it has a checksum."""
+        content = self.content(path)
+        try:
+            table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
+            expected = (table.schema.metadata or {}).get(CHECKSUM)
+            found = expected and _checksum(table)
+        except Exception as error:  # what is raised depends on which byte is another
+            raise _Damaged(next(iter(str(error).splitlines()), type(error).__name__)) from error
+        if found != expected:
+            raise _Damaged("it does not match its checksum")
+        return table
+
+    def _set_aside(self, path: str, damage: str) -> None:
+        aside = f"{path}.damaged"
+        while self.fs.exists(aside):
+            aside = f"{path}.{uuid.uuid4().hex[:8]}.damaged"
+        done = f"set aside as {posixpath.basename(aside)}"
+        try:
+            self.fs.mv(path, aside)
+        except OSError as error:  # such as in somebody else's ledger
+            done = f"left there ({reason(error)})"
         warnings.warn(
-            f"{path}: this run's file is damaged ({reason}); it is set aside as "
-            f"{posixpath.basename(path)}.damaged and the run is computed again",
+            f"{path}: this run's file is damaged ({damage}); it is {done} and the run is computed "
+            "again",
             stacklevel=3,
         )
-        if self.fs.exists(path):
-            self.fs.mv(path, f"{path}.damaged")
 
     def keys(self) -> list[str]:
-        """Keys of all runs that are there, sorted."""
+        """Keys of all runs that are there, sorted.
+
+        Raises
+        ------
+        LedgerError
+            The folder of runs cannot be read.
+        """
         folder = posixpath.join(self.root, "runs")
-        if not self.fs.exists(folder):
+        try:
+            with readable(folder):
+                names = [posixpath.basename(p) for p in self.fs.ls(folder, detail=False)]
+        except FileNotFoundError:
             return []
-        names = [posixpath.basename(p) for p in self.fs.ls(folder, detail=False)]
+        except NotRead as error:
+            raise LedgerError(f"execution.ledger: {error}") from error
         return sorted(n.removesuffix(".parquet") for n in names if n.endswith(".parquet"))
 
     def write(self, record: RunRecord) -> None:
@@ -217,8 +329,10 @@ class Ledger:
             "report": json.dumps(record.report, sort_keys=True),
         }
         table = pa.table({name: pa.array([value], SCHEMA[name]) for name, value in row.items()})
-        table = table.replace_schema_metadata({"fairq_format": str(FORMAT)})
-        self._put(self.path(record.run.key), table)
+        self._put(
+            self.path(record.run.key),
+            table.replace_schema_metadata({FORMAT_KEY: str(FORMAT).encode()}),
+        )
 
     def read(self, key: str) -> RunRecord:
         """Read one run.
@@ -230,25 +344,17 @@ class Ledger:
         """
         path = self.path(key)
         try:
-            with self.fs.open(path, "rb") as stream:
-                row = pq.read_table(stream).to_pylist()[0]
+            row = self._run(key).to_pylist()[0]
         except FileNotFoundError:
             raise LedgerError(f"{path}: the ledger has no such run; run the study first") from None
-        except (OSError, pa.ArrowException, IndexError) as error:
+        except (_Damaged, _Foreign) as error:
+            what = "is damaged" if isinstance(error, _Damaged) else "is none of this version"
             raise LedgerError(
-                f"{path}: this run's file is damaged ({str(error).splitlines()[0]}); "
-                "delete it and the run is computed again"
+                f"{path}: this run's file {what} ({error}); delete it and the run is computed again"
             ) from error
         groups = tuple(row["groups"])
-        try:
-            run = Run(**json.loads(row["run"]))
-        except TypeError:
-            raise LedgerError(
-                f"{path}: this run was written by another version of fairq_utils; delete it and "
-                "the run is computed again"
-            ) from None
         return RunRecord(
-            run=run,
+            run=Run(**json.loads(row["run"])),
             attributes=tuple(row["attributes"]),
             groups=groups,
             counts=np.array(row["counts"], np.int64).reshape(len(groups), 2, 2, 2),
@@ -262,22 +368,42 @@ class Ledger:
         )
 
     def frame(self) -> pd.DataFrame:
-        """One row per run, without the per-image columns."""
-        columns = [c for c in SCHEMA if c not in ("scores", "cells")]
-        parts = []
-        for key in self.keys():
-            if self.contains(key):
-                with self.fs.open(self.path(key), "rb") as stream:
-                    parts.append(pq.read_table(stream, columns=columns).to_pandas())
-        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+        """One row per run of any number of studies, with its parameters as columns.
+
+        Files are only read: one that is no whole run is left out with a warning that names it.
+
+        Returns
+        -------
+        DataFrame
+            ``key``; the parameters, those within others by their path, such as ``training.seed``
+            or ``data.train``, missing where a run has none; ``attributes``, ``groups`` and
+            ``counts`` (as in :class:`RunRecord`, flat); ``size_bytes``, ``seconds``, and what was
+            measured and noted as ``measures.*`` and ``provenance.*``. Per-image columns and
+            reports are left to :meth:`read`.
+
+        Examples
+        --------
+        >>> Ledger("memory://empty").frame().empty
+        True
+        """
+        rows = []
+        for table in self._tables():
+            row = table.select([c for c in SCHEMA if c not in ("scores", "cells")]).to_pylist()[0]
+            rows.append(
+                {
+                    "key": row["key"],
+                    **_flat(json.loads(row["run"])),
+                    **{name: row[name] for name in ("attributes", "groups", "counts")},
+                    "size_bytes": row["size_bytes"],
+                    "seconds": row["seconds"],
+                    **_flat({name: json.loads(row[name]) for name in ("measures", "provenance")}),
+                }
+            )
+        return pd.DataFrame(rows)
 
     def compact(self, target: str | os.PathLike[str]) -> None:
         """Write all runs as one Parquet file, per-image columns included."""
-        tables = []
-        for key in self.keys():
-            if self.contains(key):
-                with self.fs.open(self.path(key), "rb") as stream:
-                    tables.append(pq.read_table(stream))
+        tables = [table.select(list(SCHEMA)).replace_schema_metadata() for table in self._tables()]
         if not tables:
             raise LedgerError(f"{self.url}: the ledger holds no run to compact")
         other = Ledger(posixpath.dirname(os.fspath(target)) or ".")
@@ -286,16 +412,29 @@ class Ledger:
             pa.concat_tables(tables),
         )
 
+    def _tables(self) -> Iterator[pa.Table]:
+        """Tables of all runs; a file that is none is named in a warning."""
+        for key in self.keys():
+            try:
+                yield self._run(key)
+            except FileNotFoundError:  # set aside by another process since it was listed
+                continue
+            except (_Damaged, _Foreign) as error:
+                warnings.warn(
+                    f"{self.path(key)}: left out, since this is no whole run ({error}); remove it, "
+                    "or run its study again",
+                    stacklevel=4,
+                )
+
     def read_table(self, name: str) -> pd.DataFrame | None:
         """A table kept beside the runs, or None where there is none that can be read."""
         path = posixpath.join(self.root, "tables", f"{name}.parquet")
-        if not self.fs.exists(path):
-            return None
         try:
-            with self.fs.open(path, "rb") as stream:
-                return pq.read_table(stream).to_pandas()
-        except (OSError, pa.ArrowException) as error:
-            self._set_aside(path, str(error).splitlines()[0])
+            return self._table(path).to_pandas()
+        except FileNotFoundError:
+            return None
+        except _Damaged as error:
+            self._set_aside(path, str(error))
             return None
 
     def write_table(self, name: str, frame: pd.DataFrame) -> None:
@@ -351,27 +490,64 @@ class Ledger:
         return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
     def _put(self, path: str, table: pa.Table) -> None:
+        """Write a table with its checksum: whole, or not at all."""
+        metadata = dict(table.schema.metadata or {})
+        table = table.replace_schema_metadata(metadata | {CHECKSUM: _checksum(table)})
+        if self.local:
+            try:
+                with written_whole(path, way_out=WAY_OUT) as place, place.open("wb") as stream:
+                    pq.write_table(table, stream)
+            except NotWritten as error:
+                raise LedgerError(str(error)) from error
+            return
         folder, name = posixpath.split(path)
         temporary = posixpath.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.tmp")
         try:
             self.fs.makedirs(folder, exist_ok=True)
             with self.fs.open(temporary, "wb") as stream:
                 pq.write_table(table, stream)
-                if self.local:
-                    stream.flush()
-                    os.fsync(stream.fileno())
-            if self.local:
-                os.replace(temporary, path)
-            else:
-                self.fs.mv(temporary, path)
+            self.fs.mv(temporary, path)
         except OSError as error:
             raise LedgerError(
-                f"{path}: could not be written ({error.strerror or error}); free some space or "
-                "name another place in execution.ledger. The runs that are there are whole"
+                f"{path}: could not be written ({reason(error)}); {WAY_OUT}"
             ) from error
         finally:
             if self.fs.exists(temporary):
                 self.fs.rm(temporary)
+
+
+def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Values by their paths, lists in words.
+
+    Examples
+    --------
+    >>> _flat({"training": {"seed": 1}, "attributes": ["gender", "age"]})
+    {'training.seed': 1, 'attributes': 'gender, age'}
+    """
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{path}{name}.")
+        else:
+            words = isinstance(value, list)
+            found[f"{path}{name}"] = ", ".join(map(str, value)) if words else value
+    return found
+
+
+def _checksum(table: pa.Table) -> bytes:
+    """SHA-256 of a table's values, with their names and types, and of what is said of them."""
+    found = hashlib.sha256()
+    metadata = {k: v for k, v in (table.schema.metadata or {}).items() if k != CHECKSUM}
+    found.update(repr(sorted(metadata.items())).encode())
+    for name in sorted(table.column_names):
+        column = table[name].combine_chunks()
+        listed = pa.types.is_list(column.type)
+        values = column.flatten() if listed else column
+        lengths = column.value_lengths().to_pylist() if listed else []
+        numeric = not values.null_count and pa.types.is_primitive(values.type)
+        content = values.to_numpy(zero_copy_only=False).tobytes() if numeric else values.to_pylist()
+        found.update(repr((name, str(values.type), lengths, content)).encode())
+    return found.hexdigest().encode()
 
 
 FLAT = (

@@ -109,7 +109,7 @@ def trained(study: Study, architecture: str, key: str) -> torch.nn.Module:
             "study yet; run `fairq run --params ... --phase baseline` first, with the same params"
         )
     model = architectures.build(architecture, image_size=study.params.data.size)
-    return checkpoints.load_checkpoint(model, path).eval()
+    return checkpoints.load_checkpoint(model, path, key).eval()
 
 
 def quantized_model(

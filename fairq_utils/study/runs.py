@@ -42,14 +42,14 @@ def train_baseline(study: Study, run: Run, bars: Listener | None = None) -> str:
     began = time.perf_counter()
     measures: dict[str, float] = {}
     if there:
-        model = checkpoints.load_checkpoint(_built(study, run), path)
+        model = checkpoints.load_checkpoint(_built(study, run), path, run.key)
     else:
         model, history = _trained(study, run, tracking.reporting(study.params, run, bars))
         measures["train_seconds"] = history.seconds
         measures |= {f"loss_{i + 1}": value for i, value in enumerate(history.loss)}
         checkpoints.save_checkpoint(model, path, {"run": run.key})
         weights.keep(store, run.key)
-        checkpoints.load_checkpoint(model, path)
+        checkpoints.load_checkpoint(model, path, run.key)
     measures["parameters"] = float(sum(p.numel() for p in model.parameters()))
     scores = _scores(model, data, study.device)
     size = round(architectures.float_megabytes(model) * 2**20)
@@ -236,16 +236,9 @@ def record(
 @lru_cache(maxsize=1)
 def provenance() -> dict[str, str]:
     """Provenance of a run: versions, commit, processor, accelerator."""
-    root = Path(__file__).resolve().parents[2]
-    try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"
     return {
         "fairq_utils": version("fairq-utils"),
-        "commit": commit,
+        "commit": _commit(Path(__file__).resolve().parents[2]),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cpu": torch.backends.cpu.get_cpu_capability(),
@@ -253,3 +246,18 @@ def provenance() -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }
+
+
+def _commit(root: Path) -> str:
+    """The commit of a tree, ``-dirty`` where files are not as it has them; else ``unknown``."""
+    commands = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain"])
+    try:
+        commit, changed = (
+            subprocess.run(
+                command, cwd=root, capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for command in commands
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{commit}-dirty" if changed else commit

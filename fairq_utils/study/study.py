@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 
 from fairq_utils.data.faces import FaceData
 from fairq_utils.data.listing import Listing
-from fairq_utils.data.loading import CLASSES
-from fairq_utils.data.population import Population, demographics
+from fairq_utils.data.loading import CLASSES, short_of_room
+from fairq_utils.data.population import SPLITS, Population, demographics
 from fairq_utils.data.questions import ATTRIBUTES
+from fairq_utils.data.whole_files import in_the_way
 from fairq_utils.errors import BadInput, Fault
+from fairq_utils.fingerprint import fingerprint
 from fairq_utils.study import people
 from fairq_utils.study.ledger import Ledger, Run
 from fairq_utils.study.params.data import Data, Photographs
@@ -80,9 +82,19 @@ class Study:
         return asked if asked != "auto" else "cuda" if there else "cpu"
 
     @property
+    def title(self) -> str:
+        """The study's name, and a hash of what its params ask for, wherever that is computed."""
+        return f"{self.params.name}-{fingerprint(self.asked, 8)}"
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The params without those that decide no result, as JSON."""
+        return self.params.model_dump(mode="json", exclude={"execution", "tracking", "cluster"})
+
+    @property
     def results(self) -> Path:
-        """Folder of the study's tables as files."""
-        return Path(self.params.execution.results) / self.params.name
+        """Folder of the study's tables as files; a study of other params has another."""
+        return Path(self.params.execution.results) / self.title
 
     @property
     def faces(self) -> FaceData:
@@ -116,13 +128,19 @@ class Study:
             raise TypeError(f"{self.params.name}: the people of this study are in photographs")
         return people.population(self.params.data, split)
 
-    def people(self, split: str) -> tuple[NDArray[np.int8], pd.DataFrame]:
+    def people(self, split: str, most: int | None = None) -> tuple[NDArray[np.int8], pd.DataFrame]:
         """Target (N,) and groups (N rows, a categorical column per attribute) of one split.
 
         Nothing is rendered and no image is read, so that a study can be refused in moments.
+
+        Parameters
+        ----------
+        most : int, optional
+            Of rendered people the first so many, whatever the params ask for.
         """
         if isinstance(self.params.data, Data):
             count = int(getattr(self.params.data, split))
+            count = count if most is None else min(count, most)
             return demographics(self.population(split), split, np.arange(count))
         rows = self.listing.split == split
         return self.listing.target[rows], self.listing.groups[rows].reset_index(drop=True)
@@ -198,6 +216,39 @@ class Study:
                 found[group] = found.get(group, 0.0) + weight * part / races
         return found
 
+    @property
+    def _folders(self) -> dict[str, str]:
+        execution = self.params.execution
+        return {f"execution.{name}": getattr(execution, name) for name in ("cache", "results")}
+
+    def check_places(self) -> None:
+        """Refuse places that cannot be what they are to be; nothing is made.
+
+        Raises
+        ------
+        BadInput
+            One that has to be a folder is a URL.
+        Fault
+            A file or a link to nothing stands in the place of a folder.
+        """
+        self.ledger.check()
+        for name, given in self._folders.items():
+            if "://" in given:
+                raise BadInput(
+                    f"{name}: {given} is a URL, which only execution.ledger may be; name a folder"
+                )
+            found = in_the_way(given)
+            if found:
+                raise Fault(f"{name}: {given} cannot be made ({found}); name another folder")
+
+    def short_of_room(self) -> list[str]:
+        """What rendered images take that this machine has no room for, a sentence per split."""
+        if not isinstance(self.params.data, Data):
+            return []
+        data, cache = self.params.data, Path(self.params.execution.cache)
+        found = (short_of_room(s, getattr(data, s), data.size, cache) for s in SPLITS)
+        return [sentence for sentence in found if sentence]
+
     def prepare(self) -> None:
         """Make the folders that the study will write to, before hours go into what to write there.
 
@@ -227,14 +278,9 @@ class Study:
                     f"training.models.{name}.precision: fp16 needs a GPU, and {here}; take bf16 or "
                     "fp32"
                 )
-        folders = {f"execution.{n}": getattr(params.execution, n) for n in ("cache", "results")}
-        for name, given in folders.items():
-            if "://" in given:
-                raise BadInput(
-                    f"{name}: {given} is a URL, which only execution.ledger may be; name a folder"
-                )
+        self.check_places()
         store.prepare()
-        for name, folder in folders.items():
+        for name, folder in self._folders.items():
             try:
                 Path(folder).mkdir(parents=True, exist_ok=True)
             except OSError as error:

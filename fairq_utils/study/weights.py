@@ -13,11 +13,9 @@ import uuid
 import warnings
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-
-from fairq_utils.data.whole_files import written_whole
+from fairq_utils.data.whole_files import reason, written_whole
 from fairq_utils.study.ledger import Ledger, LedgerError
+from fairq_utils.training.checkpoints import DamagedCheckpoint, check_run, read_tensors
 
 # What stores say of a file that is another where its content is another.
 TELLING = (
@@ -34,7 +32,9 @@ def fetch(store: Ledger, key: str) -> Path:
     Raises
     ------
     LedgerError
-        The store has the weights but they cannot be copied.
+        The store has the weights but they cannot be read.
+    NotWritten
+        They cannot be copied to this machine.
     """
     path, kept = store.checkpoint_path(key), store.kept_checkpoint(key)
     if store.local:
@@ -42,18 +42,13 @@ def fetch(store: Ledger, key: str) -> Path:
     version = _version(store, key)
     if version is None or (path.exists() and _noted(path) == version):
         return path
-    try:
-        with written_whole(path) as place:
-            store.fs.get_file(kept, str(place))
-            # A kill between the two leaves weights without a note, which are fetched again.
-            _note(path).unlink(missing_ok=True)
-        with written_whole(_note(path)) as place:
-            place.write_text(version, encoding="utf-8")
-    except OSError as error:
-        raise LedgerError(
-            f"{kept}: could not be copied to {path} ({error.strerror or error}); free some space, "
-            "or name another folder in execution.cache"
-        ) from error
+    way_out = f"it is copied from {store.url}: free some space, or name another execution.cache"
+    with written_whole(path, way_out=way_out) as place:
+        place.write_bytes(store.content(kept))
+        # A kill between the two leaves weights without a note, which are fetched again.
+        _note(path).unlink(missing_ok=True)
+    with written_whole(_note(path), way_out=way_out) as place:
+        place.write_text(version, encoding="utf-8")
     return path
 
 
@@ -78,7 +73,7 @@ def keep(store: Ledger, key: str) -> None:
             store.fs.mv(temporary, kept)
         except OSError as error:
             raise LedgerError(
-                f"{kept}: could not be written ({error.strerror or error}); name another place in "
+                f"{kept}: could not be written ({reason(error)}); name another place in "
                 "execution.ledger"
             ) from error
     # Also after writing: who wrote at the same time may have been the last.
@@ -86,13 +81,18 @@ def keep(store: Ledger, key: str) -> None:
 
 
 def sound(store: Ledger, key: str) -> bool:
-    """True if a model's weights can be read; damaged ones are set aside with a warning.
+    """True if a model's weights are whole; damaged ones are set aside with a warning.
 
     Damaged weights in the cache are fetched again, and only where the store's own are damaged too
     are they set aside, here and there.
+
+    Raises
+    ------
+    NotRead
+        They are there and cannot be read, which is no damage.
     """
     path = store.checkpoint_path(key)
-    damage = _damage(path)
+    damage = _damage(path, key)
     if damage and not store.local and _version(store, key) is not None:
         warnings.warn(
             f"{path}: this copy of a checkpoint is damaged ({damage}); it is fetched again from "
@@ -100,7 +100,7 @@ def sound(store: Ledger, key: str) -> bool:
             stacklevel=3,
         )
         path.unlink(missing_ok=True)
-        damage = _damage(fetch(store, key))
+        damage = _damage(fetch(store, key), key)
     if damage:
         aside = _set_aside(store, key)
         warnings.warn(
@@ -111,11 +111,12 @@ def sound(store: Ledger, key: str) -> bool:
     return not damage
 
 
-def _damage(path: Path) -> str:
-    """Why weights cannot be read; empty if they can."""
+def _damage(path: Path, key: str) -> str:
+    """Why weights are not those of a run; empty if they are."""
     try:
-        load_file(path)
-    except (SafetensorError, OSError) as error:
+        _, metadata = read_tensors(path)
+        check_run(metadata, key)
+    except (DamagedCheckpoint, FileNotFoundError) as error:
         return str(error)
     return ""
 
@@ -143,7 +144,7 @@ def _version(store: Ledger, key: str) -> str | None:
         return None
     except OSError as error:
         raise LedgerError(
-            f"{kept}: could not be looked up ({error.strerror or error}); name a place that can be "
+            f"{kept}: could not be looked up ({reason(error)}); name a place that can be "
             "read in execution.ledger"
         ) from error
     return json.dumps({name: str(about[name]) for name in TELLING if name in about})

@@ -9,23 +9,20 @@ the file before or the file after.
 from __future__ import annotations
 
 import json
-import os
 import time
 import warnings
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fairq_utils.data.whole_files import written_whole
+from fairq_utils.data.whole_files import NotWritten
+from fairq_utils.training.checkpoints import DamagedCheckpoint, read_tensors, write_tensors
 
-FORMAT = "2"  # of the file; one of another format is set aside
+FORMAT = "3"  # of the file; one of another format is set aside
 
 
 @dataclass(frozen=True)
@@ -120,7 +117,8 @@ class Keeper:
         """Put a training where its file says, or at its beginning where there is none.
 
         A file that is damaged, or of another run, kind of device or version of PyTorch, is set
-        aside with a warning.
+        aside with a warning; one that cannot be read raises
+        :class:`~fairq_utils.data.whole_files.NotRead`.
         """
         device = _parameters(learner.optimizer)[0].device
         content = self._read(device)
@@ -146,11 +144,12 @@ class Keeper:
 
     def _read(self, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         path = self.checkpoints.path
-        if not path.exists():
-            return None
         try:
-            tensors, scalars = _content(path)
-        except (SafetensorError, OSError, ValueError) as error:
+            tensors, metadata = read_tensors(path)
+            scalars = json.loads(metadata.get("training", "{}"))
+        except FileNotFoundError:
+            return None
+        except (DamagedCheckpoint, ValueError) as error:
             _set_aside(path, f"is damaged ({error})")
             return None
         for name, mine in self._identity(device).items():
@@ -218,40 +217,14 @@ def _restore(learner: Learner, tensors: Mapping[str, Tensor], scalars: Mapping[s
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
-    held = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-    text = json.dumps({**scalars, "checksum": _checksum(held)})
     try:
-        with written_whole(path) as place:
-            save_file(held, place, metadata={"training": text})
-            with place.open("rb") as stream:
-                os.fsync(stream.fileno())
-    except (OSError, SafetensorError) as error:
+        write_tensors(path, tensors, {"training": json.dumps(scalars)})
+    except NotWritten as error:
         warnings.warn(
-            f"{path}: this checkpoint could not be written ({error}); the training goes on, and "
-            "would begin again from the checkpoint before if it were stopped",
+            f"{error}. The training goes on, and would begin again from the checkpoint before if "
+            "it were stopped",
             stacklevel=2,
         )
-
-
-def _content(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and scalars of a file; raises ``SafetensorError``, ``OSError`` or ``ValueError``."""
-    with safe_open(path, "pt") as stream:
-        text = (stream.metadata() or {}).get("training", "{}")
-        names = stream.keys()
-        tensors = {name: stream.get_tensor(name) for name in names}
-    scalars: dict[str, Any] = json.loads(text)
-    if scalars.get("checksum") != _checksum(tensors):
-        raise ValueError("its checksum is another")
-    return tensors, scalars
-
-
-def _checksum(tensors: Mapping[str, Tensor]) -> int:
-    found = 0
-    for name in sorted(tensors):
-        value = tensors[name].reshape(-1).contiguous()
-        found = zlib.crc32(name.encode(), found)
-        found = zlib.crc32(value.view(torch.uint8).numpy().data, found)
-    return found
 
 
 def _set_aside(path: Path, reason: str) -> None:

@@ -8,10 +8,10 @@ float. A package takes batches of one size, on processors like the one that wrot
 from __future__ import annotations
 
 import copy
+import errno
 import os
 import re
 import shutil
-import tempfile
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -20,6 +20,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fairq_utils.data.whole_files import (
+    TEMPORARY,
+    NotWritten,
+    reason,
+    temporary_folder,
+    written_whole,
+)
 from fairq_utils.deploy.engines.loaded_model import (
     Kernels,
     LoadedModel,
@@ -36,6 +43,7 @@ if TYPE_CHECKING:
 # Names of the calls in a package's source that multiply integers, and floats.
 INTEGER = re.compile(r"qconv|qlinear")
 FLOAT = re.compile(r"convolution|linear|addmm|bmm|_mm_out|packed_gemm")
+PLACES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # that cannot be written
 CALL = re.compile(r"\b(aoti_torch_[a-z_0-9]+|cpp_\w*(?:gemm|bmm)\w*)\(")
 
 
@@ -76,8 +84,8 @@ def write(model: nn.Module, example: Tensor, path: Path, weight_bits: int) -> No
 
     model = copy.deepcopy(model).to(memory_format=torch.channels_last)
     images = example.contiguous(memory_format=torch.channels_last)
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad(), silence():
-        package = Path(folder) / "model.pt2"
+    with temporary_folder() as folder, torch.no_grad(), silence():
+        package = folder / "model.pt2"
         try:
             aoti_compile_and_package(
                 export(model, images, any_batch=False, signed_products=False),
@@ -90,11 +98,27 @@ def write(model: nn.Module, example: Tensor, path: Path, weight_bits: int) -> No
         except (NotExact, NotRunning):
             raise
         except Exception as error:  # what is raised depends on which of its parts failed
+            full = _no_room(error)
+            if full is not None:
+                raise NotWritten(
+                    f"{full.filename or folder}: could not be written ({reason(full)}); "
+                    f"{TEMPORARY} or TORCHINDUCTOR_CACHE_DIR"
+                ) from error
             raise NotRunning(
                 f"{path}: Inductor cannot compile this model ({first_line(error)}); it needs a "
                 "C++ compiler, and a model that torch.export can trace"
             ) from error
-        shutil.move(package, path)
+        with written_whole(path) as place:
+            shutil.copyfile(package, place)
+
+
+def _no_room(error: BaseException | None) -> OSError | None:
+    """What an error comes from, where that is a place that cannot be written."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in PLACES:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def load(path: str | os.PathLike[str], threads: int) -> LoadedModel:

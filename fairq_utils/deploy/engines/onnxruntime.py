@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fairq_utils.data.whole_files import TEMPORARY, NotWritten, temporary_folder
 from fairq_utils.deploy.engines.loaded_model import Kernels, LoadedModel, NotRunning, first_line
 from fairq_utils.deploy.engines.registry import engine
 
@@ -54,14 +54,18 @@ def load(path: str | os.PathLike[str], threads: int) -> LoadedModel:
     options.log_severity_level = 4
     # Sums of products in 32 bits where a processor without VNNI would take 16, which saturate.
     options.add_session_config_entry("session.x64quantprecision", "1")
-    with tempfile.TemporaryDirectory() as folder:
-        optimized = Path(folder) / "optimized.onnx"
+    with temporary_folder() as folder:
+        optimized = folder / "optimized.onnx"
         options.optimized_model_filepath = os.fspath(optimized)
         try:
             session = onnxruntime.InferenceSession(
                 os.fspath(path), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # its own exception types share no base
+            if optimized.exists():  # it was loaded, and writing how it is computed failed
+                raise NotWritten(
+                    f"{optimized}: could not be written ({first_line(error)}); {TEMPORARY}"
+                ) from error
             raise NotRunning(
                 f"{path}: ONNX Runtime {onnxruntime.__version__} cannot load this file "
                 f"({first_line(error)}); export the model again with this version"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import tempfile
+import shutil
 import threading
 from collections import Counter
 from pathlib import Path
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fairq_utils.deploy.engines.loaded_model import Kernels, LoadedModel, NotRunning
+from fairq_utils.data.whole_files import TEMPORARY, NotWritten, temporary_folder, written_whole
+from fairq_utils.deploy.engines.loaded_model import Kernels, LoadedModel, NotRunning, first_line
 from fairq_utils.deploy.engines.registry import engine
 
 if TYPE_CHECKING:
@@ -32,9 +33,17 @@ def write(model: nn.Module, example: Tensor, path: Path, weight_bits: int) -> No
     from fairq_utils.deploy.engines.onnx_file import to_onnx, write_onnx
 
     proto = to_onnx(model, example, weight_bits, signed_products=True)
-    with tempfile.TemporaryDirectory() as folder:
-        read = openvino.Core().read_model(write_onnx(proto, Path(folder) / "model.onnx"))
-        openvino.save_model(read, path, compress_to_fp16=False)
+    with temporary_folder() as folder:
+        read = openvino.Core().read_model(write_onnx(proto, folder / "model.onnx"))
+        try:
+            openvino.save_model(read, folder / path.name, compress_to_fp16=False)
+        except RuntimeError as error:  # what it read it can write, where there is room
+            raise NotWritten(
+                f"{folder / path.name}: could not be written ({first_line(error)}); {TEMPORARY}"
+            ) from error
+        for made in (path.with_suffix(".bin"), path):
+            with written_whole(made) as place:
+                shutil.copyfile(folder / made.name, place)
 
 
 def load(path: str | os.PathLike[str], threads: int) -> LoadedModel:

@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from fairq_utils.data.whole_files import says_place
 from fairq_utils.deploy.engines.loaded_model import (
     FloatKernelsWarning,
     LoadedModel,
@@ -149,6 +150,8 @@ def write(
         layer. Nothing is written.
     NotRunning
         The engine cannot take this model.
+    NotWritten
+        The folder, or one for temporary files, cannot be written.
 
     Warns
     -----
@@ -164,14 +167,13 @@ def write(
 
     agreement.outputs_of(model, example)
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (
-        needs(f"writing for {found.label}", "engines"),
-        tempfile.TemporaryDirectory(dir=folder, prefix=".") as held,
-    ):
+    with says_place(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        held = tempfile.TemporaryDirectory(dir=folder, prefix=".")
+    with needs(f"writing for {found.label}", "engines"), held:
 
         def written(model: nn.Module, example: Tensor) -> Path:
-            place = Path(tempfile.mkdtemp(dir=held))
+            place = Path(tempfile.mkdtemp(dir=held.name))
             found.write(model, example, place / found.file, weight_bits)
             return place
 
@@ -183,8 +185,9 @@ def write(
             loaded = load(engine, place, 1)
             agreement.check(model, loaded, example, again, f"engines.write, {found.label}")
             _say_what_stays_float(model, loaded, found)
-        for path in files(engine, folder):
-            os.replace(place / path.name, path)
+        with says_place(folder):
+            for path in files(engine, folder):
+                os.replace(place / path.name, path)
     return files(engine, folder)
 
 
