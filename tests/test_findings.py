@@ -503,7 +503,7 @@ def test_a_folder_that_this_user_may_not_read_is_one_sentence(
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
     monkeypatch.setattr(os, "scandir", refused)
-    with pytest.raises(BadInput, match="root: cannot be read .Permission denied.; give"):
+    with pytest.raises(BadInput, match=r"root: cannot be read \(Permission denied\); give"):
         listing("utkface", root)
 
 

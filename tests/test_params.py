@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import yaml
 from typer.testing import CliRunner
 
 from fairq_utils.cli import app
+from fairq_utils.study import environment
 from fairq_utils.study.params.file import load_params, parse_overrides
 from fairq_utils.study.params.study import Params, ParamsError
 
@@ -402,3 +404,38 @@ def test_paths_are_expanded_alike(
     assert placed("x::y") == str(tmp_path / "x::y")
     (tmp_path / "$odd").mkdir()
     assert placed("$odd") == str(tmp_path / "$odd")
+
+
+def test_everything_is_written_below_the_work_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAIRQ_WORK", str(tmp_path / "work"))
+    execution = load_params(ROOT / "params" / "smoke.yaml").execution
+    for name in ("ledger", "cache", "results"):
+        assert Path(getattr(execution, name)).is_relative_to(tmp_path / "work")
+    found = load_params(
+        ROOT / "params" / "smoke.yaml",
+        {"execution.cache": "/elsewhere", "tracking.tensorboard": "shown"},
+    )
+    assert found.execution.cache == "/elsewhere"
+    assert found.tracking.tensorboard == str(tmp_path / "work" / "shown")
+
+
+@pytest.mark.parametrize("place", ["build", "execution.ledger", "execution.results"])
+def test_check_says_where_nothing_can_be_written(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = None
+    shut = tmp_path
+    if place != "build":
+        shut = tmp_path / "shut"
+        shut.mkdir()
+        settings = load_params(ROOT / "params" / "smoke.yaml", {place: str(shut / "inner")})
+    told = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != shut and told(path, mode))
+    item = next(item for item in environment.inspect(settings) if item.name == "places")
+    assert not item.ok
+    assert item.detail == f"{place}: {shut} cannot be written; name another place with --work DIR"
+    monkeypatch.undo()
+    assert next(i for i in environment.inspect(settings) if i.name == "places").ok

@@ -191,6 +191,17 @@ class Ledger:
         names = [posixpath.basename(p) for p in self.fs.ls(folder, detail=False)]
         return sorted(n.removesuffix(".parquet") for n in names if n.endswith(".parquet"))
 
+    def state(self) -> str:
+        """Digest of the names, sizes and times of the files of all runs, which none reads."""
+        folder = posixpath.join(self.root, "runs")
+        there = self.fs.ls(folder, detail=True) if self.fs.exists(folder) else []
+        seen = [
+            [posixpath.basename(file["name"]), file["size"], str(file.get("mtime"))]
+            for file in there
+            if file["name"].endswith(".parquet")
+        ]
+        return fingerprint(sorted(seen))
+
     def write(self, record: RunRecord) -> None:
         """Write one run; afterwards it is there whole, or not at all.
 

@@ -18,6 +18,7 @@ from fairq_utils.study.params.data import Data, Photographs
 from fairq_utils.study.params.earlier import replaced
 from fairq_utils.study.params.study import ModelRecipe, Params, ParamsError
 from fairq_utils.study.params.text import read
+from fairq_utils.study.work_folder import work_folder
 
 KINDS = {"population": Data, "photographs": Photographs}  # of the data section
 LONGEST = 120  # characters of a value in a sentence
@@ -28,6 +29,7 @@ PLACES = {
     "data": ("root",),
     "cluster": ("address",),
 }
+WRITTEN = ("execution", "tracking")
 
 
 def load_params(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> Params:
@@ -42,7 +44,8 @@ def load_params(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
 
     Relative paths in ``execution`` and ``tracking``, of ``data.root`` and of a scheduler file are
     taken from the repository's root where the file is in its ``params/`` folder, else from the
-    file's own folder.
+    file's own folder; but see
+    :func:`fairq_utils.study.work_folder.work_folder`.
 
     Raises
     ------
@@ -92,10 +95,12 @@ def load_params(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
 def _placed(params: Params, root: Path) -> Params:
     """The same params with every path whole, those that are relative taken from ``root``."""
     update: dict[str, Any] = {}
+    work = work_folder() or root
     for section, names in PLACES.items():
+        base = work if section in WRITTEN else root
         given = getattr(params, section)
         places = {
-            name: _place(f"{section}.{name}", getattr(given, name), root)
+            name: _place(f"{section}.{name}", getattr(given, name), base)
             for name in names
             if getattr(given, name, None)
         }
