@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from enum import StrEnum
@@ -24,9 +25,19 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Does compressing a neural network make it less fair, and for whom?",
 )
 app.add_typer(data_cli.app, name="data")
+
+
+@app.callback(help="Does compressing a neural network make it less fair, and for whom?")
+def _prepare() -> None:
+    # OpenMP's threads wait spinning otherwise, and beside busy processes for each other; it is read
+    # when PyTorch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for stream in (sys.stdout, sys.stderr):  # a name that a terminal cannot show stops nothing
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="A file of params/.")]
 Overrides = Annotated[

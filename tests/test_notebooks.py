@@ -17,6 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fairq_utils.cli import app
+from fairq_utils.errors import Fault
 from fairq_utils.report import book, notebooks
 from fairq_utils.report.book import BOOKS, BookError, build_book, outside_references
 from fairq_utils.report.figures import Interactive
@@ -490,6 +491,9 @@ def test_a_place_that_cannot_be_written_is_one_sentence_and_no_chapter_runs(
         raise OSError(errno.EROFS, "Read-only file system", str(self))
 
     monkeypatch.setattr(Path, "mkdir", refuse)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(Fault, match=r"notebooks: cannot be written; name a place with --work DIR"):
+        notebooks.write_pairs(print, CHAPTERS[:1])
     with pytest.raises(BookError, match=r"cannot be made \(Read-only file system\); .* --work DIR"):
         build_book(notebooks.SMOKE, books=tmp_path / "books", progress=print)
     assert not executed

@@ -162,6 +162,10 @@ def write_pairs(progress: Progress = print, scripts: Sequence[Path] | None = Non
     """
     scripts = chapters() if scripts is None else list(scripts)
     written = []
+    work = work_folder()
+    for script in scripts:
+        if work is None and not os.access(script.parent, os.W_OK):
+            raise Fault(f"{script.parent}: cannot be written; name a place with --work DIR")
     for number, script in enumerate(scripts, start=1):
         began = time.perf_counter()
         progress(f"chapter {number}/{len(scripts)} {script.stem}: executing")
@@ -171,7 +175,6 @@ def write_pairs(progress: Progress = print, scripts: Sequence[Path] | None = Non
                 cell.outputs.remove(output)
                 first = output.text.strip().partition("\n")[0]
                 progress(f"  {script.stem} cell {index} wrote to stderr: {first}")
-        work = work_folder()
         folder = script.parent if work is None else work / NOTEBOOKS.name
         target = folder / f"{script.stem}.ipynb"
         with written_whole(target) as place:

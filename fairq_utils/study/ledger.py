@@ -152,10 +152,13 @@ class Ledger:
         except OSError as error:
             raise LedgerError(
                 f"execution.ledger: {folder} cannot be made ({error.strerror or error}); name "
-                "another folder"
+                "another folder, or one for all with --work DIR"
             ) from error
         if self.local and not os.access(folder, os.W_OK):
-            raise LedgerError(f"execution.ledger: {folder} cannot be written; name another folder")
+            raise LedgerError(
+                f"execution.ledger: {folder} cannot be written; name another folder, or one for "
+                "all with --work DIR"
+            )
 
     def path(self, key: str) -> str:
         """Path of a run's file."""
