@@ -320,7 +320,7 @@ def _code(source: str, known: dict[str, str]) -> str:
     name = fingerprint(imported)
     if name not in known:
         registered = {registry.home(name) for registry in REGISTRIES for name in registry}
-        known[name] = code_version(*imported, *registered)
+        known[name] = fingerprint([code_version(*imported), code_version(*registered)])
     return known[name]
 
 
