@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -10,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from fairq_utils.errors import in_one_sentence, needs, stops_quietly
+from fairq_utils.errors import in_one_sentence, needs, printable, stops_quietly
 
 if __name__ == "__main__" or Path(sys.argv[0]).name == "fairq":
     stops_quietly()
@@ -20,6 +21,7 @@ import typer
 from fairq_utils import data_cli
 from fairq_utils.bench.registry import BENCHMARKS
 from fairq_utils.deploy.engines.registry import ENGINES
+from fairq_utils.study.work_folder import WORK, work_folder
 
 if TYPE_CHECKING:
     from fairq_utils.study.params.study import Params
@@ -29,9 +31,19 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Does compressing a neural network make it less fair, and for whom?",
 )
 app.add_typer(data_cli.app, name="data")
+
+
+@app.callback(help="Does compressing a neural network make it less fair, and for whom?")
+def _prepare() -> None:
+    # OpenMP's threads wait spinning otherwise, and beside busy processes for each other; it is read
+    # when PyTorch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for stream in (sys.stdout, sys.stderr):  # a name that a terminal cannot show stops nothing
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="A file of params/.")]
 Overrides = Annotated[
@@ -39,6 +51,25 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="In place of what the file says; may repeat."),
 ]
 
+
+def _below(work: Path | None) -> Path | None:
+    """Let everything be written below a folder, by chapters and workers too."""
+    if work is not None:
+        os.environ[WORK] = str(work.expanduser().resolve())
+    return work
+
+
+Work = Annotated[
+    Path | None,
+    typer.Option(
+        "--work",
+        metavar="DIR",
+        envvar=WORK,
+        callback=_below,
+        is_eager=True,
+        help="Where everything is written, in the place of the tree.",
+    ),
+]
 
 DEFAULT = Path("params/default.yaml")
 
@@ -84,6 +115,7 @@ def run(
         ),
     ] = None,
     overrides: Overrides = None,
+    work: Work = None,
 ) -> None:
     """Compute what is missing in the ledger; the analysis writes its tables."""
     settings = _read(params, overrides)
@@ -152,20 +184,22 @@ def results(
 @app.command()
 @in_one_sentence()
 @needs("`fairq record`", "book")
-def record(params: ParamsFile = DEFAULT, overrides: Overrides = None) -> None:
+def record(params: ParamsFile = DEFAULT, overrides: Overrides = None, work: Work = None) -> None:
     """Keep a study's tables in book/results/, where chapters read what takes hours."""
     study = _opened(params, overrides)
 
     from fairq_utils.report import record as recorded
 
-    for path in recorded.record(study):
+    below = work_folder()
+    folder = recorded.FOLDER if below is None else below / "book" / "results"
+    for path in recorded.record(study, folder):
         typer.echo(str(path))
 
 
 @app.command()
 @in_one_sentence()
 @needs("`fairq book`", "book")
-def book(params: ParamsFile = DEFAULT, overrides: Overrides = None) -> None:
+def book(params: ParamsFile = DEFAULT, overrides: Overrides = None, work: Work = None) -> None:
     """Execute the chapters at a params file and build the book."""
     _read(params, overrides)
 
@@ -189,6 +223,7 @@ def notebooks(
     chapters: Annotated[
         list[Path] | None, typer.Argument(help="Chapters' scripts; all if none is named.")
     ] = None,
+    work: Work = None,
 ) -> None:
     """Rewrite the .ipynb beside each chapter's script, executed at params/smoke.yaml."""
     from fairq_utils.report.notebooks import write_pairs
@@ -206,6 +241,7 @@ def plan(
         bool, typer.Option("--runs", help="Every run with its key, and whether it is there.")
     ] = False,
     most: Annotated[int, typer.Option(min=0, help="Runs that --runs lists at most.")] = 1000,
+    work: Work = None,
 ) -> None:
     """Print the grid with its runs, those in the ledger, and about how long the others take."""
     study = _opened(params, overrides)
@@ -248,6 +284,7 @@ def plan(
 @needs("`fairq check --params`", "study")
 def check(
     params: Annotated[Path | None, typer.Option(help="Also check this params file.")] = None,
+    work: Work = None,
 ) -> None:
     """Verify the set-up; ends in "ready" or in what is missing."""
     from fairq_utils.study.environment import inspect
@@ -277,6 +314,7 @@ def bench(
         Path | None,
         typer.Option(metavar="DIR", help="Images that `data` measures; rendered faces if none."),
     ] = None,
+    work: Work = None,
 ) -> None:
     """Measure one thing on this machine; the figures are kept under build/bench.
 
@@ -291,7 +329,8 @@ def bench(
         return
     studied = BENCHMARKS.find(name, "bench").needs == "study"
     study = _opened(params, overrides) if studied else None
-    _, path = run_benchmark(name, study=study, root=root)
+    folder = (work_folder() or Path()) / "build" / "bench"
+    _, path = run_benchmark(name, folder, study=study, root=root)
     typer.echo(path.with_suffix(".txt").read_text(), nl=False)
     typer.echo(str(path))
 
@@ -342,6 +381,7 @@ def export(
     batch: Annotated[
         int | None, typer.Option(help="Images at a time, of inductor's file (8).")
     ] = None,
+    work: Work = None,
 ) -> None:
     """Write a model of the study as a folder to deploy: its file, a card, a README."""
     study = _opened(params, overrides)
@@ -367,16 +407,24 @@ def predict(
         int, typer.Option(min=1, max=os.cpu_count() or 1, help="Of the engine.")
     ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust",
+            help="Run a file that is machine code (inductor's) with your rights: you know who "
+            "wrote it. A checksum in the same folder does not say.",
+        ),
+    ] = False,
 ) -> None:
     """Let an exported model predict for image files."""
     from fairq_utils.deploy import predict as predicting
 
-    deployed = predicting.open_deployable(folder, threads)
+    deployed = predicting.open_deployable(folder, threads, trust=trust)
     unread = 0
     for found in predicting.classify(deployed, images):
         if isinstance(found, predicting.NoImage):
             unread += 1
-            typer.echo(str(found), err=True)
+            typer.echo(printable(str(found)), err=True)
         else:
             typer.echo(found.as_json() if as_json else found.line())
     if unread:

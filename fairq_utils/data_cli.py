@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import typer
 
 from fairq_utils.data.photographs.registry import COLLECTIONS
 from fairq_utils.data.whole_files import written_whole
-from fairq_utils.errors import BadInput, in_one_sentence, needs
+from fairq_utils.errors import BadInput, in_one_sentence, needs, printable
 
 app = typer.Typer(
     no_args_is_help=True, help="Photographs: fetch a collection, vouch for it, describe it."
@@ -123,7 +124,7 @@ def check(
         report.table.assign(ok=report.table.ok.map({True: "", False: "NO"})).to_string(index=False)
     )
     for finding in report.findings[:SHOWN]:
-        typer.echo(f"{finding.place}: {finding.problem}")
+        typer.echo(printable(f"{finding.place}: {finding.problem}"))
     if len(report.findings) > SHOWN:
         more = len(report.findings) - SHOWN
         typer.echo(f"and {more} more; --findings FILE writes all of them")
@@ -204,14 +205,20 @@ def _listing(
 ) -> Any:
     from fairq_utils.data.photographs.reading import listing
 
-    return listing(
-        name,
-        root,
-        target=target,
-        groups=None if groups is None else _groups(name, groups),
-        max_bad=ANY,
-        **_own(options),
-    )
+    own = _own(options)
+    try:
+        return listing(
+            name,
+            root,
+            target=target,
+            groups=None if groups is None else _groups(name, groups),
+            max_bad=ANY,
+            **own,
+        )
+    except BadInput as error:
+        key = re.split("[.:]", str(error))[0]
+        option = {"target": "--", "groups": "--", **dict.fromkeys(own, "--set ")}.get(key, "")
+        raise BadInput(f"{option}{error}") from None
 
 
 def _own(options: list[str] | None) -> dict[str, Any]:

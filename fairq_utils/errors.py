@@ -8,9 +8,14 @@ from __future__ import annotations
 import os
 import select
 import sys
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
+
+# Unicode's categories of control, format, surrogate, private and unassigned characters, and of ends
+# of lines and paragraphs.
+UNPRINTED = frozenset("Cc Cf Cs Co Cn Zl Zp".split())
 
 
 class Fault(RuntimeError):
@@ -64,6 +69,18 @@ def needs(what: str, extra: str | None) -> Iterator[None]:
         ) from None
 
 
+def printable(text: str) -> str:
+    r"""Text whose characters that a terminal obeys, or that are no text, are written as escapes.
+
+    >>> printable("a\x1b[2Jb\udcff")
+    'a\\x1b[2Jb\\udcff'
+    """
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in UNPRINTED else c
+        for c in text
+    )
+
+
 @contextmanager
 def in_one_sentence(kept: str = "every finished run is kept") -> Iterator[None]:
     """Say what a user can mend in one sentence, not in a traceback, and end the command.
@@ -79,7 +96,7 @@ def in_one_sentence(kept: str = "every finished run is kept") -> Iterator[None]:
     try:
         yield
     except Fault as error:
-        typer.echo(str(error), err=True)
+        typer.echo(_lines(error), err=True)
         raise typer.Exit(error.exit_code) from error
     except KeyboardInterrupt:
         typer.echo(f"fairq: stopped; {kept}, the same command goes on", err=True)
@@ -89,8 +106,12 @@ def in_one_sentence(kept: str = "every finished run is kept") -> Iterator[None]:
             typer.echo(f"fairq: {error}", err=True)
         raise typer.Exit(1) from None
     except (FloatingPointError, OSError, ValueError) as error:
-        typer.echo(f"fairq: {error}", err=True)
+        typer.echo(f"fairq: {_lines(error)}", err=True)
         raise typer.Exit(1) from error
+
+
+def _lines(error: Exception) -> str:
+    return "\n".join(map(printable, str(error).splitlines()))
 
 
 def _nobody_reads() -> bool:

@@ -6,7 +6,7 @@ import ast
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -69,8 +69,19 @@ def closure(entries: Iterable[str]) -> set[str]:
 def _imported(module: str) -> tuple[str, ...]:
     """Modules that a module imports, of this package or of its own."""
     near = {PACKAGE, module.partition(".")[0]}
+    return tuple(imports(_source(module), near))
+
+
+def imports(source: str, near: Collection[str] = (PACKAGE,)) -> list[str]:
+    r"""Modules that a source text imports, of the packages ``near``.
+
+    Examples
+    --------
+    >>> imports("from fairq_utils import fingerprint\nimport os")
+    ['fairq_utils.fingerprint']
+    """
     found: list[str] = []
-    for node in _executed(ast.parse(_source(module))):
+    for node in _executed(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and not node.level:
             base = str(node.module)
             if base.partition(".")[0] in near:
@@ -78,7 +89,7 @@ def _imported(module: str) -> tuple[str, ...]:
                 found += [name if _is_module(name) else base for name in inner]
         elif isinstance(node, ast.Import):
             found += [a.name for a in node.names if a.name.partition(".")[0] in near]
-    return tuple(dict.fromkeys(found))
+    return list(dict.fromkeys(found))
 
 
 def _executed(node: ast.AST) -> Iterator[ast.AST]:

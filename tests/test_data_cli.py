@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -125,6 +126,35 @@ def test_a_folder_of_one_s_own(tmp_path: Path) -> None:
     answer = data("get", "folder", root, "--accept-licence")
     assert answer.exit_code == 2
     assert "there is nothing to fetch" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--target", "gender"), "--target: "),
+        (("--target", "smyling"), "--target: labels.csv has no such column"),
+        (("--groups", "hair"), "--groups.hair: labels.csv has no such column"),
+        (("--set", "margin=1.25"), "--set margin: folder has no options of its own"),
+    ],
+)
+@pytest.mark.parametrize("command", ["check", "describe"])
+def test_what_is_asked_is_named_as_it_is_given(
+    command: str, options: tuple[str, ...], sentence: str, tmp_path: Path
+) -> None:
+    answer = data(command, "folder", folders.folder(tmp_path / "faces", n=1), *options)
+    assert answer.exit_code == 2
+    assert answer.stderr.startswith(sentence) and answer.stderr.count("\n") == 1
+
+
+def test_names_of_files_do_not_steer_the_terminal(tmp_path: Path) -> None:
+    root = folders.folder(tmp_path / "faces", n=1)
+    (root / "\x1b[2J\n.jpg").write_bytes(b"")
+    (root / os.fsdecode(b"\xff.txt")).write_bytes(b"")
+    answer = data("check", "folder", root, "--findings", str(tmp_path / "found.csv"))
+    assert answer.exit_code == 1
+    assert "\\x1b[2J\\n.jpg: has no row" in answer.output and "\\udcff.txt" in answer.output
+    assert "\x1b" not in answer.output
+    assert len(pd.read_csv(tmp_path / "found.csv")) == 2
 
 
 def test_an_option_of_a_collection_is_set(tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from fairq_utils.bench import photograph_folders as folders
@@ -26,7 +29,7 @@ from fairq_utils.data.photographs.reading import listing
 from fairq_utils.data.photographs.registry import COLLECTIONS
 from fairq_utils.errors import BadInput
 
-Expected = list[tuple[str, str, str]]
+Expected = list[tuple[str, str, str] | tuple[str, str, str, bool]]
 
 FIELDS = "the 4 of [age]_[gender]_[race]_[date&time].jpg"
 BANDS = "0-2, 10-19, 20-29, 3-9, 30-39, 40-49, 50-59, 60-69, more than 70"
@@ -42,7 +45,7 @@ FINDINGS: list[tuple[Flaw, Expected, int]] = [
     (
         recorded_flaw("celeba", "a missing row"),
         [
-            (f"{ATTR}:1", "label", "says 24 rows and 23 follow"),
+            (f"{ATTR}:1", "label", "says 24 rows and 23 follow", False),
             (f"{IMG}/000003.jpg", "unlabelled", f"has no row in {ATTR}"),
         ],
         23,
@@ -83,13 +86,13 @@ FINDINGS: list[tuple[Flaw, Expected, int]] = [
             (f"{ATTR}:4", "duplicate", "000001.jpg is on line 3, there with other labels"),
             (f"{IMG}/000002.jpg", "unlabelled", f"has no row in {ATTR}"),
         ],
-        23,
+        22,
     ),
     (
         recorded_flaw("celeba", "a path above the folder"),
         [
             (f"{ATTR}:4", "unsafe", "'../000002.jpg' leads out of the folder"),
-            (f"{IMG}/000002.jpg", "unlabelled", f"has no row in {ATTR}"),
+            (f"{IMG}/000002.jpg", "unlabelled", f"has no row in {ATTR}", False),
         ],
         23,
     ),
@@ -97,7 +100,7 @@ FINDINGS: list[tuple[Flaw, Expected, int]] = [
         recorded_flaw("celeba", "an absolute path"),
         [
             (f"{ATTR}:4", "unsafe", "'/etc/000002.jpg' is an absolute path"),
-            (f"{IMG}/000002.jpg", "unlabelled", f"has no row in {ATTR}"),
+            (f"{IMG}/000002.jpg", "unlabelled", f"has no row in {ATTR}", False),
         ],
         23,
     ),
@@ -224,7 +227,7 @@ FINDINGS: list[tuple[Flaw, Expected, int]] = [
         ),
         [
             (f"{TRAIN}:3", "name", "'val/2.jpg' is no image of train"),
-            ("train/2.jpg", "unlabelled", f"has no row in {TRAIN}"),
+            ("train/2.jpg", "unlabelled", f"has no row in {TRAIN}", False),
         ],
         27,
     ),
@@ -277,13 +280,23 @@ FINDINGS: list[tuple[Flaw, Expected, int]] = [
             (f"{TABLE}:3", "duplicate", "woman/0.jpg is on line 2, there with other labels"),
             ("woman/1.jpg", "unlabelled", f"has no row in {TABLE}"),
         ],
+        30,
+    ),
+    (
+        Flaw(
+            "folder", "a row twice", edited(TABLE, 3, lambda line: f"{line}\n{line}\nman/4.jpg,x,,")
+        ),
+        [
+            (f"{TABLE}:4", "duplicate", "woman/1.jpg is on line 3", False),
+            (f"{TABLE}:8", "duplicate", "man/4.jpg is on line 5, there with other labels"),
+        ],
         31,
     ),
     (
         Flaw("folder", "a path above the folder", edited(TABLE, 2, lambda line: "../" + line)),
         [
             (f"{TABLE}:2", "unsafe", "'../woman/0.jpg' leads out of the folder"),
-            ("woman/0.jpg", "unlabelled", f"has no row in {TABLE}"),
+            ("woman/0.jpg", "unlabelled", f"has no row in {TABLE}", False),
         ],
         31,
     ),
@@ -299,13 +312,18 @@ def named(case: tuple) -> str:
     return f"{case[0].collection}, {case[0].name}"
 
 
+def lost_by(expected: Expected) -> Expected:
+    return [one for one in expected if one[3:] != (False,)]
+
+
 def too_many(root: str | Path, flaw: Flaw, expected: Expected, allowed: int) -> str:
-    quoted = "; ".join(f"{place}: {problem}" for place, _, problem in expected[:3])
-    noun = "image or label" if len(expected) == 1 else "images or labels"
+    lost = lost_by(expected)
+    quoted = "; ".join(f"{place}: {problem}" for place, _, problem, *_ in lost[:3])
+    noun = "image or label" if len(lost) == 1 else "images or labels"
     return (
-        f"{root}: {len(expected)} {noun} of {COLLECTIONS[flaw.collection].title} cannot be used "
+        f"{root}: {len(lost)} {noun} of {COLLECTIONS[flaw.collection].title} cannot be used "
         f"and max_bad allows {allowed}: {quoted}. Mend them, or leave them out with "
-        f"max_bad: {len(expected)}"
+        f"max_bad: {len(lost)}"
     )
 
 
@@ -313,13 +331,16 @@ def too_many(root: str | Path, flaw: Flaw, expected: Expected, allowed: int) -> 
 def test_what_cannot_be_used_is_a_finding(case: tuple, tmp_path: Path) -> None:
     flaw, expected, left = case
     root = flaw.folder(tmp_path / "root")
-    found = listing(flaw.collection, root, max_bad=len(expected))
-    assert [(f.place, f.kind, f.problem) for f in found.findings] == expected
-    assert all(f.counts and f.kind in KINDS for f in found.findings)
+    lost = len(lost_by(expected))
+    found = listing(flaw.collection, root, max_bad=lost)
+    assert [(f.place, f.kind, f.problem, f.counts) for f in found.findings] == [
+        (*one[:3], one in lost_by(expected)) for one in expected
+    ]
+    assert all(f.kind in KINDS for f in found.findings)
     assert len(found) == left
     with pytest.raises(BadInput) as refusal:
-        listing(flaw.collection, root, max_bad=len(expected) - 1)
-    assert str(refusal.value) == too_many(root, flaw, expected, len(expected) - 1)
+        listing(flaw.collection, root, max_bad=lost - 1)
+    assert str(refusal.value) == too_many(root, flaw, expected, lost - 1)
 
 
 def test_many_findings_are_counted_and_three_are_quoted(tmp_path: Path) -> None:
@@ -342,3 +363,164 @@ def test_files_that_are_no_pictures_cost_nothing(tmp_path: Path) -> None:
     (root / ".DS_Store").write_text("")
     found = listing("utkface", root)
     assert [(f.place, f.kind, f.counts) for f in found.findings] == [("README.txt", "name", False)]
+
+
+TABLES = {
+    "semicolons": lambda rows: [line.replace(",", ";") for line in rows],
+    "tabs": lambda rows: [line.replace(",", "\t") for line in rows],
+    "an index": lambda rows: [f",{rows[0]}", *(f"{i},{line}" for i, line in enumerate(rows[1:]))],
+    "an index, written twice": lambda rows: [
+        f",Unnamed: 0,{rows[0]}",
+        *(f"{i},{i},{line}" for i, line in enumerate(rows[1:])),
+    ],
+    "the file last": lambda rows: [
+        ",".join([*line.split(",")[1:], line.split(",")[0]]) for line in rows
+    ],
+    "quotes": lambda rows: ['"' + line.replace(",", '","') + '"' for line in rows],
+    "blanks": lambda rows: [line.replace(",", " , ") for line in rows],
+    "separators at the ends": lambda rows: [f"{line},," for line in rows],
+    "separators at the rows' ends": lambda rows: [rows[0], *(f"{line}," for line in rows[1:])],
+    "a byte-order mark": lambda rows: ["\ufeff" + rows[0], *rows[1:]],
+    "old line ends": lambda rows: ["\r".join(rows)],
+    "./": lambda rows: [rows[0], *("./" + line.replace("/", "//") for line in rows[1:])],
+    "other endings": lambda rows: [line.replace(".jpg", ".PNG") for line in rows],
+    "no endings": lambda rows: [line.replace(".jpg", "") for line in rows],
+}
+
+
+@pytest.mark.parametrize("way", TABLES)
+@pytest.mark.parametrize("collection", ["folder", "celeba", "fairface"])
+def test_tables_are_read_as_others_write_them(collection: str, way: str, tmp_path: Path) -> None:
+    flaw = Flaw(collection, way, layout={"celeba": "csv"}.get(collection))
+    root = flaw.folder(tmp_path / "root")
+    before = listing(collection, root)
+    for path in root.glob("*.csv"):
+        path.write_text("\n".join(TABLES[way](path.read_text().splitlines())) + "\n")
+    after = listing(collection, root)
+    assert not after.findings and sorted(after.files) == sorted(before.files)
+    by_file = [found.groups.assign(y=found.target).set_axis(found.files).sort_index()
+               for found in (before, after)]  # fmt: skip
+    assert by_file[0].astype(str).equals(by_file[1].astype(str))
+
+
+@pytest.mark.parametrize("ending", [".png", ".JPG", ".webp"])
+def test_images_of_another_ending_have_the_labels_and_the_split_of_their_names(
+    ending: str, tmp_path: Path
+) -> None:
+    root = folders.celeba(tmp_path / "root", n=1)
+    before = listing("celeba", root)
+    for path in (root / IMG).iterdir():
+        path.rename(path.with_suffix(ending))
+    after = listing("celeba", root)
+    assert not after.findings and after.keys.tolist() == before.keys.tolist()
+    assert (after.target == before.target).all() and (after.split == before.split).all()
+    assert [Path(name).with_suffix(".jpg").as_posix() for name in after.files] == list(before.files)
+    # The names that a table has come first, and one image is not two people.
+    whole = root / IMG / f"000001{ending}"
+    (root / IMG / "000001.jpg").write_bytes(whole.read_bytes())
+    found = listing("celeba", root, max_bad=1)
+    assert f"{IMG}/000001.jpg" in found.files
+    assert [f.place for f in found.findings] == [f"{IMG}/000001{ending}"]
+
+
+@pytest.mark.parametrize(
+    ("layout", "name", "line", "places"),
+    [("text", ATTR, 2, "32 and 33"), ("csv", "list_attr_celeba.csv", 1, "32 and 33")],
+)
+def test_a_header_names_each_column_once(
+    layout: str, name: str, line: int, places: str, tmp_path: Path
+) -> None:
+    other = edited(name, line, lambda text: text.replace("Sideburns", "Smiling"))
+    root = Flaw("celeba", "Smiling twice", other, layout=layout).folder(tmp_path / "root")
+    with pytest.raises(BadInput) as refusal:
+        listing("celeba", root)
+    assert str(refusal.value) == (
+        f"{root / name}:{line}: the header names the column Smiling twice, as number {places}; "
+        "name each once"
+    )
+
+
+def test_columns_of_parquet_are_named_once(tmp_path: Path) -> None:
+    root = folders.celeba(tmp_path / "root", n=1, layout="parquet")
+    path = sorted(root.rglob("*.parquet"))[0]
+    table = pq.read_table(path)
+    names = ["Smiling" if name == "Bald" else name for name in table.column_names]
+    pq.write_table(table.rename_columns(names), path)
+    with pytest.raises(BadInput, match="parquet: two columns have the name Smiling; "):
+        listing("celeba", root)
+
+
+def nested(root: Path) -> None:
+    deep = root / "a" / "b" / "c" / "d"
+    deep.mkdir(parents=True)
+    for path in sorted(root.glob("*.jpg"))[::2]:
+        path.rename(deep / path.name)
+
+
+def test_utkface_is_found_however_deep_and_links_in_a_circle_end(tmp_path: Path) -> None:
+    root = folders.utkface(tmp_path / "root", n=1)
+    before = listing("utkface", root)
+    nested(root)
+    (root / "a" / "b" / "up").symlink_to(root)
+    (root / "loop").symlink_to(root / "loop")
+    after = listing("utkface", root)
+    assert after.keys.tolist() == before.keys.tolist()
+    assert [(f.place, f.counts) for f in after.findings] == [("loop", False)]
+
+
+@pytest.mark.parametrize("kind", ["archive", "loop", "nothing"])
+@pytest.mark.parametrize(
+    ("collection", "place"), [("celeba", IMG), ("fairface", "train"), ("folder", "man")]
+)
+def test_what_is_no_folder_is_one_sentence(
+    collection: str, place: str, kind: str, tmp_path: Path
+) -> None:
+    root = Flaw(collection, kind).folder(tmp_path / "root")
+    (root / place).rename(tmp_path / "away")
+    if kind == "archive":
+        (root / place).write_bytes(b"PK")
+    elif kind == "loop":
+        (root / place).symlink_to(root / place)
+    with pytest.raises(BadInput, match=place) as refusal:
+        listing(collection, root)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_table_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    root = folders.celeba(tmp_path / "root", n=1)
+    (root / ATTR).unlink()
+    os.mkfifo(root / ATTR)
+    with pytest.raises(BadInput, match=f"{ATTR}: this is no regular file"):
+        listing("celeba", root)
+
+
+def test_a_folder_that_this_user_may_not_read_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = folders.utkface(tmp_path / "root", n=1)
+
+    def refused(path: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(BadInput, match=r"root: cannot be read \(Permission denied\); give"):
+        listing("utkface", root)
+
+
+def test_names_that_are_no_text_are_findings_in_characters_that_any_terminal_has(
+    tmp_path: Path,
+) -> None:
+    root = folders.utkface(tmp_path / "root", n=1)
+    image = next(root.glob("*.jpg")).read_bytes()
+    (root / os.fsdecode(b"26_1_3_\xff.jpg")).write_bytes(image)
+    (root / "26_1_3_\x1b[2J.jpg").write_bytes(image)
+    folder = root / os.fsdecode(b"part\xe9")
+    folder.mkdir()
+    (folder / "26_1_3_20170117175041574.jpg").write_bytes(image)
+    found = listing("utkface", root, max_bad=3)
+    assert [(f.place, f.counts) for f in found.findings] == [
+        ("26_1_3_\\udcff.jpg", True),
+        ("part\\udce9", True),
+        ("26_1_3_\x1b[2J.jpg", True),
+    ]
+    assert found.digest and found.state

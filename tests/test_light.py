@@ -246,3 +246,31 @@ def test_a_reader_that_goes_away_is_no_error(words: tuple[str, ...]) -> None:
     os.close(writer)
     assert done.stderr == ""
     assert done.returncode == 1
+
+
+@pytest.mark.parametrize(("given", "found"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "x"}, "x")])
+def test_threads_wait_asleep_unless_somebody_says_otherwise(
+    given: dict[str, str], found: str
+) -> None:
+    """It is in the environment before a command imports PyTorch, which reads it then."""
+    asked = (
+        "import os, sys, fairq_utils.cli as cli\n"
+        "@cli.app.command('ask')\n"
+        "def ask(): print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)\n"
+        "cli.app(['ask'])"
+    )
+    without = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    said = subprocess.run(
+        [sys.executable, "-c", asked], capture_output=True, text=True, env=without | given
+    )
+    assert said.stdout.split() == [found, "False"], said.stderr
+
+
+def test_a_name_that_a_terminal_cannot_show_stops_nothing(tmp_path: Path) -> None:
+    place = os.fsencode(tmp_path / "faces") + b"\xff"
+    asked = [sys.executable, "-m", "fairq_utils.cli", "data", "check", "utkface", "--root", place]
+    for encoding in ("ascii", "utf-8:strict", "latin-1"):
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        said = subprocess.run(asked, capture_output=True, env=environment)
+        assert said.returncode == 2
+        assert said.stderr.count(b"\n") == 1 and b"there is no such folder" in said.stderr

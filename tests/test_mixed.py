@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import os
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from fairq_utils.quantizers import (
     QuantSpec,
     allocate,
     float_classifier,
+    mixed_precision,
     observe,
     quantize_mixed,
     quantize_observed,
@@ -290,3 +292,21 @@ def test_corrections_count_towards_the_budget() -> None:
     ].size_bytes
     with pytest.raises(ValueError, match=f"raise the budget to at least {smallest} bytes"):
         quantize_mixed(observed, smallest - 1, QuantSpec(bias_correction=True))
+
+
+def test_the_solver_prints_nothing(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    solve = mixed_precision.milp
+
+    def loud(*asked: Any, **options: Any) -> Any:
+        os.write(1, b"HighsMipSolverData says something\n")
+        return solve(*asked, **options)
+
+    monkeypatch.setattr(mixed_precision, "milp", loud)
+    rows = [("a", 4, 10, 1.0), ("a", 8, 20, 0.0)]
+    table = pd.DataFrame(rows, columns=["layer", "bits", "bytes", "sensitivity"])
+    print("before")
+    assert mixed_precision.solve(table, 20, np.array([1.0, 0.0])) == {"a": 8}
+    print("after")
+    assert capfd.readouterr().out == "before\nafter\n"

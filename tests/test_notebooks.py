@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,8 +17,9 @@ import pytest
 from typer.testing import CliRunner
 
 from fairq_utils.cli import app
-from fairq_utils.report import notebooks
-from fairq_utils.report.book import BOOKS, outside_references
+from fairq_utils.errors import Fault
+from fairq_utils.report import book, notebooks
+from fairq_utils.report.book import BOOKS, BookError, build_book, outside_references
 from fairq_utils.report.figures import Interactive
 
 CHAPTERS = notebooks.chapters()
@@ -298,7 +301,9 @@ def test_links_and_own_files_are_no_outside_references(tmp_path: Path) -> None:
     assert outside_references(tmp_path) == ["style.css: https://fonts.example/a"]
 
 
-@pytest.mark.parametrize("html", sorted(BOOKS.glob("*/html")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(
+    "html", sorted((notebooks.ROOT / BOOKS).glob("*/html")), ids=lambda path: path.parent.name
+)
 def test_a_built_book_loads_nothing_from_outside(html: Path) -> None:
     assert outside_references(html) == []
 
@@ -316,3 +321,180 @@ def test_seconds_of_the_last_execution_make_the_estimate(write: Write, tmp_path:
     notebooks.execute_notebooks("x.yaml", tmp_path / "out", lines.append, scripts=[write()])
     assert lines[0].endswith("about 7 s left")
     assert json.loads(record.read_text(encoding="utf-8"))["01_trial"] < 7.0
+
+
+def test_chapters_run_in_the_interpreter_that_executes_them(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "kernels" / "python3"
+    other.mkdir(parents=True)
+    spec = {"argv": ["false", "{connection_file}"], "display_name": "other", "language": "python"}
+    (other / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    script = write(SCRIPT.replace("draws)", "draws)\nimport sys\nprint(sys.executable)"))
+    [path] = notebooks.execute_notebooks("x.yaml", tmp_path / "out", print, scripts=[script])
+    said = nbformat.read(path, as_version=4).cells[-1].outputs[0].text.splitlines()
+    assert said[-1].replace("<environment>", sys.prefix) == sys.executable
+
+
+@pytest.fixture
+def executed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the chapters that are executed, by a stand-in that starts no kernel."""
+    names: list[str] = []
+
+    def execute(script: Path, notebook: nbformat.NotebookNode, given: object) -> object:
+        names.append(script.stem)
+        return notebook
+
+    monkeypatch.setattr(notebooks, "_execute", execute)
+    monkeypatch.setattr(notebooks, "code_version", lambda *entries: "as it is")
+    return names
+
+
+def test_a_chapter_is_executed_again_where_it_could_come_out_otherwise(
+    tmp_path: Path, executed: list[str]
+) -> None:
+    scripts = [tmp_path / f"0{i}_trial.py" for i in (1, 2)]
+    for script in scripts:
+        script.write_text(SCRIPT)
+    state = ["runs"]
+
+    def once(expected: list[str], **options: object) -> None:
+        executed.clear()
+        written = notebooks.execute_notebooks(
+            "x.yaml", tmp_path / "out", print, scripts=scripts, state=lambda: state, **options
+        )
+        assert [path.stem for path in written] == [script.stem for script in scripts]
+        assert executed == expected
+
+    both = ["01_trial", "02_trial"]
+    once(both)
+    once([])
+    scripts[1].write_text(SCRIPT + "\n# %%\n1\n")
+    once(["02_trial"])
+    once([], parameters={})
+    once(both, parameters={"draws": 4})
+    once(both)
+    state.append("another run")
+    once(both)
+    (tmp_path / "out" / "01_trial.ipynb").unlink()
+    once(["01_trial"])
+    once([])
+
+
+def test_changed_code_executes_the_chapters_that_import_it(
+    tmp_path: Path, executed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripts = [tmp_path / f"0{i}_trial.py" for i in (1, 2)]
+    for script, module in zip(scripts, ("tables", "figures"), strict=True):
+        script.write_text(SCRIPT + f"\n# %%\nfrom fairq_utils.report import {module}\n")
+    versions = {"tables": "1", "figures": "1"}
+    monkeypatch.setattr(notebooks, "digest_of", lambda *places: str(versions))
+
+    def version(*entries: str) -> list[str]:
+        return [of for name, of in versions.items() if f"fairq_utils.report.{name}" in entries]
+
+    monkeypatch.setattr(notebooks, "code_version", version)
+    for change, expected in (({}, 2), ({}, 0), ({"tables": "2"}, 1), ({"figures": "2"}, 1)):
+        versions |= change
+        executed.clear()
+        notebooks.execute_notebooks(
+            "x.yaml", tmp_path / "out", print, scripts=scripts, state=lambda: None
+        )
+        assert len(executed) == expected
+
+
+def test_a_chapter_that_fails_leaves_the_others_to_be_kept(
+    tmp_path: Path, executed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "01_trial.py"
+    script.write_text(SCRIPT)
+    execute = {"scripts": [script], "state": lambda: None}
+    [path] = notebooks.execute_notebooks("x.yaml", tmp_path / "out", print, **execute)
+    before = path.read_text()
+    script.write_text(SCRIPT + "\n# %%\n1\n")
+
+    def fail(*asked: object) -> None:
+        raise notebooks.ExecutionError("01_trial.py: cell 3")
+
+    monkeypatch.setattr(notebooks, "_execute", fail)
+    for _ in range(2):
+        with pytest.raises(notebooks.ExecutionError):
+            notebooks.execute_notebooks("x.yaml", tmp_path / "out", print, **execute)
+    assert path.read_text() == before
+
+
+@pytest.fixture
+def rendered(monkeypatch: pytest.MonkeyPatch, executed: list[str]) -> Iterator[list[str]]:
+    """One entry for every rendering, by a stand-in of Jupyter Book."""
+    times: list[str] = []
+
+    def render(source: Path, work: Path, log: Path) -> Path:
+        times.append("rendered")
+        html = work / "_build" / "html"
+        html.mkdir(parents=True)
+        (html / "index.html").write_text("<p>a book</p>")
+        return html
+
+    monkeypatch.setattr(book, "_render", render)
+    yield times
+
+
+def test_a_second_book_computes_nothing(
+    tmp_path: Path, executed: list[str], rendered: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = tmp_path / "small.yaml"
+    text = notebooks.SMOKE.read_text(encoding="utf-8")
+    params.write_text(text, encoding="utf-8")
+    lines: list[str] = []
+
+    def build(**options: object) -> tuple[int, int]:
+        executed.clear(), rendered.clear(), lines.clear()
+        build_book(params, books=tmp_path / "books", progress=lines.append, **options)
+        return len(executed), len(rendered)
+
+    chapters = len(CHAPTERS)
+    assert build() == (chapters, 1)
+    assert build() == (0, 0)
+    assert lines[-1] == "rendering the book: unchanged"
+    params.write_text(text.replace("replicates:", "replicates: "), encoding="utf-8")
+    assert build() == (0, 0)  # says the same
+    assert build(parameters={"overrides": {"analysis.confidence": 0.8}})[0] == chapters
+    assert build()[0] == chapters
+    runs = tmp_path / "build" / "smoke" / "ledger" / "runs"
+    runs.mkdir(parents=True)
+    (runs / "a.parquet").write_bytes(b"a run")
+    assert build() == (chapters, 0)  # and came out as before
+    (tmp_path / "books" / "small" / "html" / "index.html").unlink()
+    assert build() == (0, 1)
+
+
+def test_a_book_is_written_below_the_work_folder(
+    tmp_path: Path, rendered: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAIRQ_WORK", str(tmp_path / "before"))
+    work = tmp_path / "work"
+    answer = CliRunner().invoke(
+        app, ["book", "--params", str(notebooks.SMOKE), "--work", str(work)]
+    )
+    assert answer.exit_code == 0, answer.output
+    assert (work / "build" / "book" / "smoke" / "html" / "index.html").exists()
+    assert not (tmp_path / "before").exists()
+    answer = CliRunner().invoke(app, ["notebooks", str(CHAPTERS[0]), "--work", str(work)])
+    assert answer.exit_code == 0, answer.output
+    assert (work / "notebooks" / f"{CHAPTERS[0].stem}.ipynb").exists()
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence_and_no_chapter_runs(
+    tmp_path: Path, executed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, *asked: object, **options: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(Fault, match=r"notebooks: cannot be written; name a place with --work DIR"):
+        notebooks.write_pairs(print, CHAPTERS[:1])
+    with pytest.raises(BookError, match=r"cannot be made \(Read-only file system\); .* --work DIR"):
+        build_book(notebooks.SMOKE, books=tmp_path / "books", progress=print)
+    assert not executed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from typer.testing import CliRunner
 from fairq_utils.cli import app
 from fairq_utils.data import load
 from fairq_utils.errors import BadInput
-from fairq_utils.study import feasibility
+from fairq_utils.study import environment, feasibility
 from fairq_utils.study import study as study_module
 from fairq_utils.study.params.file import load_params, parse_overrides
 from fairq_utils.study.params.study import Params, ParamsError
 
+SMOKE = Path(__file__).resolve().parents[1] / "params" / "smoke.yaml"
 PROFILES = sorted((Path(__file__).resolve().parents[1] / "params").glob("*.yaml"))
 SMALL = {
     "name": "small",
@@ -474,3 +476,123 @@ def test_a_place_that_cannot_be_a_folder_is_refused_alike(
         rf"execution\.{key}: {place} cannot be made \(.*\); name another", answer.stderr
     )
     assert sorted(tmp_path.rglob("*")) == sorted([*before, path])
+
+
+def test_everything_is_written_below_the_work_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAIRQ_WORK", str(tmp_path / "work"))
+    execution = load_params(SMOKE).execution
+    for name in ("ledger", "cache", "results"):
+        assert Path(getattr(execution, name)).is_relative_to(tmp_path / "work")
+    found = load_params(
+        SMOKE,
+        {"execution.cache": "/elsewhere", "tracking.tensorboard": "shown"},
+    )
+    assert found.execution.cache == "/elsewhere"
+    assert found.tracking.tensorboard == str(tmp_path / "work" / "shown")
+
+
+@pytest.mark.parametrize("place", ["build", "execution.ledger", "execution.results"])
+def test_check_says_where_nothing_can_be_written(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = None
+    shut = tmp_path
+    if place != "build":
+        shut = tmp_path / "shut"
+        shut.mkdir()
+        settings = load_params(SMOKE, {place: str(shut / "inner")})
+    told = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != shut and told(path, mode))
+    item = next(item for item in environment.inspect(settings) if item.name == "places")
+    assert not item.ok
+    assert item.detail == f"{place}: {shut} cannot be written; name another place with --work DIR"
+    monkeypatch.undo()
+    assert next(i for i in environment.inspect(settings) if i.name == "places").ok
+
+
+TRIAL = """name: trial
+data:
+  train: 600
+training:
+  seeds: [0]
+  models:
+    squeezenet1_1: {epochs: 1, learning_rate: 0.0003, batch_size: 32}
+grid:
+  - {method: ptq, bits: W8A8}
+  - {method: ptq,
+     bits: W4A4}
+execution:
+  ledger: build/ledger
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("train: 600", "train: 10:00", 3),
+        ("train: 600", "train: .inf", 3),
+        ("train: 600", "train: [600]", 3),
+        ("train: 600", "trian: 600", 3),
+        ("seeds: [0]", "seeds: [true]", 5),
+        ("seeds: [0]", "seeds: [0,\n    ~]", 6),
+        ("bits: W4A4", "bits: W5A4", 11),
+        ("batch_size: 32", "batch_size: no", 7),
+        ("ledger: build/ledger", "ledger: ''", 13),
+        ("ledger: build/ledger", "ledger: [" + "x, " * 5000 + "]", 13),
+        ("data:", "data: 5\nx:", 2),
+    ],
+)
+def test_a_value_that_cannot_be_is_said_with_its_line(
+    old: str, new: str, line: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "trial.yaml"
+    path.write_text(TRIAL.replace(old, new))
+    with pytest.raises(ParamsError, match=rf" \(line {line}\)$") as refusal:
+        load_params(path)
+    assert len(str(refusal.value)) < len(str(path)) + 300 and "\n" not in str(refusal.value)
+
+
+def test_a_value_that_is_set_elsewhere_has_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "trial.yaml"
+    path.write_text(TRIAL)
+    assert load_params(path).data.train == 600
+    with pytest.raises(ParamsError, match=r"data\.train: 'x' will not do: .*[^)]$"):
+        load_params(path, {"data.train": "x"})
+
+
+@pytest.mark.parametrize("place", [" ", "a\0b", "\t"])
+def test_a_place_is_a_path(place: str) -> None:
+    with pytest.raises(ParamsError, match=r"execution\.ledger: .* is no path; write one, or leave"):
+        load_params(SMOKE, {"execution.ledger": place})
+
+
+@pytest.mark.parametrize(
+    ("groups", "attributes"),
+    [
+        ("{sex: gender, age: age}", ("sex", "age")),
+        ("[gender, hair]", ("gender", "hair")),
+        ("{a: x, b: y, c: z}", ("a", "b", "c")),
+    ],
+)
+def test_attributes_are_those_of_the_photographs_unless_named(
+    groups: str, attributes: tuple[str, ...], tmp_path: Path
+) -> None:
+    path = tmp_path / "trial.yaml"
+    data = f"data: {{name: folder, root: faces, size: 64, groups: {groups}}}"
+    path.write_text(TRIAL.replace("data:\n  train: 600", data))
+    assert load_params(path).analysis.attributes == attributes
+    two = list(attributes[::-1][:2])
+    named = load_params(path, {"analysis.attributes": two})
+    assert named.analysis.attributes == tuple(two)
+    assert load_params(path, {"analysis.replicates": 100}).analysis.attributes == attributes
+
+
+def test_one_attribute_of_photographs_is_too_few(tmp_path: Path) -> None:
+    path = tmp_path / "trial.yaml"
+    data = "data: {name: folder, root: faces, size: 64, groups: [hair]}"
+    path.write_text(TRIAL.replace("data:\n  train: 600", data))
+    with pytest.raises(ParamsError, match=r"data\.groups: names hair alone, and .*; name another"):
+        load_params(path)

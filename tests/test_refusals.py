@@ -222,7 +222,8 @@ REFUSED: list[tuple[Flaw, str]] = [
     ),
     (
         Flaw("folder", "a column twice", edited(TABLE, 1, lambda line: line + ",age")),
-        "{root}/labels.csv:1: the header names the column age twice; name each once",
+        "{root}/labels.csv:1: the header names the column age twice, as number 4 and 5; name each "
+        "once",
     ),
     (
         Flaw("folder", "no group", edited(TABLE, 1, lambda line: "file,smiling,split")),

@@ -123,7 +123,6 @@ DAMAGE: list[tuple[str, Callable[[bytes], bytes], str]] = [
     ("unreadable", lambda whole: b"", "is empty"),
     ("unreadable", lambda whole: b"<html>no image</html>", "is no image"),
     ("unreadable", lambda whole: b"gone", "No such file"),
-    ("size", lambda whole: image(99, (16, 12)), "is 16 x 12 pixels, where"),
 ]
 
 
@@ -146,6 +145,18 @@ def test_damage(
     assert report.table[report.table.check == kind].found.item() == 1
     assert report.table[~report.table.ok].check.tolist() == ["lost"]
     assert vouch(listing(contents), published=published, max_bad=1).ok
+
+
+@pytest.mark.parametrize("published", [WHOLE, None])
+def test_images_of_another_size_are_told_and_used(
+    sound: list[bytes], published: Published | None
+) -> None:
+    report = vouch(listing([*sound[:31], image(99, (16, 12))]), published=published)
+    assert report.ok and report.lost == 0
+    (finding,) = report.findings
+    assert (finding.place, finding.kind, finding.counts) == ("031.jpg", "size", False)
+    assert "is 16 x 12 pixels, where" in finding.problem
+    assert report.table[report.table.check == "size"].of.item().endswith("(1 without loss)")
 
 
 def test_without_pixels_only_bytes_are_seen(sound: list[bytes]) -> None:

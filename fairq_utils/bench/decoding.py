@@ -18,7 +18,8 @@ from PIL import Image
 from fairq_utils.bench.outcome import Outcome
 from fairq_utils.bench.registry import Subject, benchmark
 from fairq_utils.data.decoding import Unreadable, decode
-from fairq_utils.data.files import SUFFIXES, FileBytes
+from fairq_utils.data.files import FileBytes
+from fairq_utils.data.label_tables import SUFFIXES
 from fairq_utils.data.listing import Listing
 from fairq_utils.data.pixel_cache import decoded
 from fairq_utils.data.population import Population

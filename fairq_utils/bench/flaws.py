@@ -15,7 +15,7 @@ from PIL import Image
 
 from fairq_utils.bench import photograph_folders as folders
 from fairq_utils.data.decoding import MOST_PIXELS
-from fairq_utils.data.files import MARK
+from fairq_utils.data.label_tables import MARK
 
 Spoil = Callable[[Path], object]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,8 @@ MOST_PIXELS = 64_000_000
 # A JPEG decoder can leave out detail by powers of two for a fraction of the work. Twice the
 # pixels that are kept leave antialiasing enough to average over.
 SPARE = 2
+# Pillow's limit, which :func:`upright` never comes to.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 LEFT_OVER = re.compile(r" \(\d+ bytes? not processed\)")
 # Pillow reads others too, some by programs of others' (EPS by Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")

@@ -1,176 +1,25 @@
-"""Files of a collection: tables of labels, images below a root, and what a layout holds."""
+"""Files of a collection: images below a root, their labels, and what a layout holds."""
 
 from __future__ import annotations
 
-import csv
 import errno
 import hashlib
 import os
-import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fairq_utils.data.label_tables import SUFFIXES, Labels
 from fairq_utils.data.listing import Finding
 from fairq_utils.data.parquet_images import ParquetBytes
-from fairq_utils.errors import BadInput
+from fairq_utils.errors import BadInput, printable
 
-MARK = "\ufeff"  # a byte-order mark, which some programs write before the first letter
-SUFFIXES = (".jpg", ".jpeg", ".png")
 SHOWN = 6  # names of what stands in a folder where something else was looked for
-
-
-@dataclass
-class Labels:
-    """The rows of a label file that can be used, and what is wrong with the others.
-
-    Attributes
-    ----------
-    path : of the file
-    rows : file name -> its line, and the values of the columns that were asked for
-    named : every file name, that of a row with faults too
-    findings : one for every other row
-    """
-
-    path: Path
-    rows: dict[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
-    named: set[str] = field(default_factory=set)
-    findings: list[Finding] = field(default_factory=list)
-
-    def place(self, line: int) -> str:
-        """``FILE:LINE``."""
-        return f"{self.path.name}:{line}"
-
-
-def lines_of(path: Path) -> list[str]:
-    """Lines without their ends; Windows line ends and a byte-order mark are taken off.
-
-    Raises
-    ------
-    BadInput
-        The file cannot be read, is empty, or is no text.
-    """
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BadInput(
-            f"{path}: byte {error.start} is not text (UTF-8), so this is no table of labels, or a "
-            "damaged one; copy it again"
-        ) from None
-    except OSError as error:
-        raise BadInput(
-            f"{path}: cannot be read ({error.strerror or error}); give it to this user"
-        ) from error
-    lines = text.removeprefix(MARK).replace("\r\n", "\n").split("\n")
-    while lines and not lines[-1].strip():
-        lines.pop()
-    if not lines:
-        raise BadInput(f"{path}: the file is empty; copy it again")
-    return lines
-
-
-def columns_of(path: Path) -> list[str]:
-    """Names of all columns of a ``.csv`` file; one that stands twice is refused."""
-    names = _fields(lines_of(path)[0], separated=True)
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise BadInput(f"{path}:1: the header names the column {twice} twice; name each once")
-    return names
-
-
-def read_labels(
-    path: Path,
-    wanted: Sequence[str],
-    allowed: Mapping[str, Collection[str]],
-    *,
-    columns: Sequence[str] | None = None,
-    counted: bool = False,
-) -> Labels:
-    """Read a table whose first column names images.
-
-    Parameters
-    ----------
-    path : a ``.csv`` file is split at commas, any other at blanks
-    wanted : columns whose values are kept
-    allowed : values that a column may have; other columns may have any
-    columns : names of all columns but the first, of a file without a header
-    counted : the file begins with its number of rows, and its header leaves out the first column,
-        as CelebA's text files do
-
-    Raises
-    ------
-    BadInput
-        The file as a whole cannot be used: unreadable, or without a column that is wanted.
-    """
-    lines = lines_of(path)
-    found = Labels(path)
-    separated = path.suffix == ".csv"
-    start, promised = 0, None
-    if counted:
-        start, promised = 1, _count(lines[0], found)
-    if columns is None:
-        if start == len(lines):
-            raise BadInput(f"{path}: the file ends before its header; copy it again")
-        header = _fields(lines[start], separated)
-        columns = header if counted else header[1:]
-        start += 1
-        for name in wanted:
-            if name not in columns:
-                raise BadInput(
-                    f"{path}:{start}: the header names no column {name} among {len(columns)}"
-                    f"{': ' + ', '.join(columns) if len(columns) < 10 else ''}; copy the file again"
-                )
-    checked = [(i, name, frozenset(allowed[name])) for i, name in enumerate(columns, 1)
-               if name in allowed]  # fmt: skip
-    common = frozenset.intersection(*(values for _, _, values in checked)) if checked else None
-    common = common if len(checked) == len(columns) else None
-    places = [list(columns).index(name) + 1 for name in wanted]
-    seen = 0
-    for number, line in enumerate(lines[start:], start + 1):
-        if not line.strip():
-            continue
-        seen += 1
-        fields = _fields(line, separated)
-        found.named.add(fields[0])
-        problem = _problem(fields, len(columns), checked, common)
-        if problem is not None:
-            found.findings.append(Finding(found.place(number), *problem))
-            continue
-        name, values = fields[0], tuple(fields[i] for i in places)
-        if name in found.rows:
-            before, known = found.rows[name]
-            other = "" if known == values else ", there with other labels"
-            found.findings.append(
-                Finding(found.place(number), "duplicate", f"{name} is on line {before}{other}")
-            )
-            continue
-        found.rows[name] = (number, values)
-    if promised is not None and promised != seen:
-        found.findings.append(
-            Finding(found.place(1), "label", f"says {promised} rows and {seen} follow")
-        )
-    return found
-
-
-def leaves(name: str) -> str | None:
-    """Reason why a path in a label file is not one below the images' folder, or None.
-
-    >>> leaves("train/1.jpg")
-    >>> leaves("../1.jpg")
-    'leads out of the folder'
-    """
-    if not name:
-        return "is no file's name"
-    if "\\" in name or "\0" in name or ":" in name:
-        return "is no file's name"
-    path = PurePosixPath(name)
-    if path.is_absolute():
-        return "is an absolute path"
-    return "leads out of the folder" if ".." in path.parts else None
 
 
 @dataclass(frozen=True)
@@ -229,6 +78,11 @@ def images_in(
         Path of each image in the folder, and whether it may be read. Findings of files that are no
         images do not count: no image is lost by them.
     """
+    if not folder.is_dir():
+        raise BadInput(
+            f"{folder}: this is no folder, but an archive, another file or a link that leads "
+            "nowhere; unpack the images into a folder of that name"
+        )
     inside = root.resolve()
     if not folder.resolve().is_relative_to(inside):
         raise BadInput(
@@ -239,33 +93,53 @@ def images_in(
     findings = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith(".") or (entry.is_dir() and not deep):
+            path = Path(entry.path)
+            inner = path.is_dir() if entry.is_symlink() else entry.is_dir()
+            if entry.name.startswith("."):
                 continue
-            place = str(Path(entry.path).relative_to(root))
-            if entry.is_dir(follow_symlinks=False):
-                inner, found = images_in(root, Path(entry.path), deep=True)
-                names |= {f"{entry.name}/{name}": read for name, read in inner.items()}
-                findings += found
-            elif entry.is_dir():
+            place = printable(str(path.relative_to(root)))
+            image = entry.name.lower().endswith(SUFFIXES)
+            if not is_text(entry.name):
+                problem = "has a name that is no text (UTF-8); give it another"
+                findings.append(Finding(place, "name", problem, counts=image or inner))
+            elif inner and not deep:
+                continue
+            elif inner and entry.is_symlink():
                 problem = "is a link to a folder, which is not followed"
                 findings.append(Finding(place, "name", problem, counts=False))
-            elif not entry.name.lower().endswith(SUFFIXES):
+            elif inner:
+                below, found = images_in(root, path, deep=True)
+                names |= {f"{entry.name}/{name}": read for name, read in below.items()}
+                findings += found
+            elif not image:
                 findings.append(Finding(place, "name", "is no image file", counts=False))
-            elif entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(inside):
-                findings.append(Finding(place, "unsafe", "is a link that leads out of the root"))
-                names[entry.name] = False
-            elif entry.is_symlink() and not Path(entry.path).exists():
+            elif entry.is_symlink() and not path.exists():
                 findings.append(Finding(place, "missing", "is a link to what is not there"))
+                names[entry.name] = False
+            elif entry.is_symlink() and not path.resolve().is_relative_to(inside):
+                findings.append(Finding(place, "unsafe", "is a link that leads out of the root"))
                 names[entry.name] = False
             else:
                 names[entry.name] = True
     return names, sorted(findings, key=lambda f: f.place)
 
 
+def is_text(name: str) -> bool:
+    """Whether a file's name can be written into tables, as it cannot if it is no UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def with_images(
     labels: Labels, root: Path, folder: Path, prefix: str = "", *, deep: bool = False
-) -> tuple[list[str], list[Finding]]:
-    """Names in a label file whose images are there, and what is wrong with the others.
+) -> tuple[dict[str, str], list[Finding]]:
+    """Images of the names in a label file, and what is wrong with the others.
+
+    An image that no row names has the labels of a row that names it with another ending, as the
+    PNG files of a collection do whose table names JPEGs.
 
     Parameters
     ----------
@@ -275,8 +149,9 @@ def with_images(
 
     Returns
     -------
-    names, findings
-        Sorted names, as the label file has them; an image without a label is a finding too.
+    images, findings
+        Name, as the label file has it -> image under ``root``, sorted. An image without a label is
+        a finding too, which counts unless a row whose name leads nowhere may be its own.
     """
     there, findings = images_in(root, folder, deep=deep)
     shown = folder.relative_to(root)
@@ -285,24 +160,29 @@ def with_images(
             f"{folder}: there are no images here, and {labels.path.name} names "
             f"{len(labels.rows)}; unpack them into this folder"
         )
-    kept = []
-    for name, (line, _) in labels.rows.items():
-        image = name.removeprefix(prefix)
+    named = _named(labels, there, prefix)
+    astray = sum(found.kind == "unsafe" for found in labels.findings)
+    kept = {}
+    for name, (line, _) in sorted(labels.rows.items()):
+        image = named[name]
         if not name.startswith(prefix) or ("/" in image and not deep):
             problem = f"{name!r} is no image of {shown}"
             findings.append(Finding(labels.place(line), "name", problem))
+            astray += 1
         elif image not in there:
             problem = f"{shown / image} is not there"
             findings.append(Finding(labels.place(line), "missing", problem))
         elif there[image]:
-            kept.append(name)
-    known = labels.named
-    findings += [
-        Finding(str(shown / image), "unlabelled", f"has no row in {labels.path.name}")
-        for image in sorted(there)
-        if there[image] and prefix + image not in known
-    ]
-    return sorted(kept), findings
+            kept[name] = str(shown / image)
+    without = [image for image in sorted(set(there) - set(named.values())) if there[image]]
+    if labels.promised not in (None, labels.count):
+        problem = f"says {labels.promised} rows and {labels.count} follow"
+        findings.append(Finding(labels.place(1), "label", problem, counts=not without))
+    for i, image in enumerate(without):
+        problem = f"has no row in {labels.path.name}"
+        place = str(shown / image)
+        findings.append(Finding(place, "unlabelled", problem, counts=i >= astray))
+    return kept, findings
 
 
 @dataclass(frozen=True)
@@ -368,38 +248,19 @@ def standing_in(folder: Path) -> str:
     return f"there is {', '.join(names[:SHOWN])}{more}"
 
 
-def _fields(line: str, separated: bool) -> list[str]:
-    if not separated:
-        return line.split()
-    # The csv module is needed for quotes only, and takes ten times as long.
-    fields = next(csv.reader([line])) if '"' in line else line.split(",")
-    return [field.strip() for field in fields]
+def _named(labels: Labels, there: Collection[str], prefix: str) -> dict[str, str]:
+    """Image of each name in a label file; of one that is not there, one of another ending."""
+    images = {name: name.removeprefix(prefix) for name in labels.named}
+    alike: dict[str, list[str]] = defaultdict(list)
+    for image in sorted(set(there) - set(images.values())):
+        alike[_stem(image)].append(image)
+    for name, image in sorted(images.items()):
+        if image not in there and len(alike[_stem(image)]) == 1:
+            images[name] = alike[_stem(image)].pop()
+    return images
 
 
-def _count(line: str, found: Labels) -> int | None:
-    if re.fullmatch(r"\d+", line.strip()):
-        return int(line)
-    found.findings.append(
-        Finding(found.place(1), "label", f"says {line.strip()[:40]!r} in place of a number of rows")
-    )
-    return None
-
-
-def _problem(
-    fields: list[str],
-    columns: int,
-    checked: list[tuple[int, str, frozenset[str]]],
-    common: frozenset[str] | None,
-) -> tuple[str, str] | None:
-    """Kind and description of what is wrong with a row, or None."""
-    if len(fields) != columns + 1:
-        return "label", f"has {len(fields)} fields, not {columns + 1}"
-    why = leaves(fields[0])
-    if why is not None:
-        return "unsafe", f"{fields[0][:80]!r} {why}"
-    if common is not None and common.issuperset(fields[1:]):
-        return None
-    for i, name, values in checked:
-        if fields[i] not in values:
-            return "label", f"{name} is {fields[i][:40]!r}, not one of {', '.join(sorted(values))}"
-    return None
+def _stem(name: str) -> str:
+    """An image's path without its ending, if it has one."""
+    ending = PurePosixPath(name).suffix
+    return name[: -len(ending)] if ending.lower() in SUFFIXES else name

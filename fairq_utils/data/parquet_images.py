@@ -128,6 +128,11 @@ def read_columns(path: Path, wanted: Sequence[str]) -> pd.DataFrame:
     """
     try:
         schema = pq.read_schema(path)
+        twice = next(
+            (name for i, name in enumerate(schema.names) if name in schema.names[:i]), None
+        )
+        if twice is not None:
+            raise BadInput(f"{path}: two columns have the name {twice}; name each once")
         image = schema.field("image").type if "image" in schema.names else None
         if image is None or not pa.types.is_struct(image) or image.get_field_index("bytes") < 0:
             raise BadInput(

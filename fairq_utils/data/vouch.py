@@ -224,4 +224,5 @@ def _sizes(
             str(listing.files[i]),
             "size",
             f"is {sizes[i, 0]} x {sizes[i, 1]} pixels, where {whose} {expected[0]} x {expected[1]}",
+            counts=False,  # it is cropped and resized as all are
         )

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from fairq_utils.registry import passed_on
 
 if TYPE_CHECKING:
+    from fairq_utils.deploy.card_terms import BadDeployable, write_card
     from fairq_utils.deploy.export import export_run
     from fairq_utils.deploy.predict import (
-        BadDeployable,
         Deployed,
         NoImage,
         Prediction,
@@ -25,6 +25,7 @@ __all__ = [
     "classify",
     "export_run",
     "open_deployable",
+    "write_card",
 ]
 
 __getattr__, __dir__ = passed_on(__name__, extra="study,engines")

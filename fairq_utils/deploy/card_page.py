@@ -56,11 +56,17 @@ def _head(card: dict[str, Any]) -> list[str]:
 
 def _use(card: dict[str, Any]) -> list[str]:
     files = [f"| `{n}` | {of['bytes']:,} | `{of['sha256']}` |" for n, of in card["files"].items()]
+    compiled = bool(card["engine"]["processor"]["instructions"])
+    warning = (
+        "Its file is machine code, which `fairq predict` runs with your rights. The checksum below "
+        "lies in the same folder and shows damage alone: give `--trust` if you know who wrote it."
+    )
     return [
         "## Use",
         "",
-        "    fairq predict FOLDER IMAGE ...",
+        f"    fairq predict FOLDER IMAGE ...{' --trust' * compiled}",
         "",
+        *([warning, ""] if compiled else []),
         "| File | Bytes | SHA-256 |",
         "| --- | ---: | --- |",
         *files,

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from fairq_utils.data.faces import FaceData, Images
 from fairq_utils.data.whole_files import says_place
 from fairq_utils.deploy.card_page import page
+from fairq_utils.deploy.card_terms import CARD
 from fairq_utils.deploy.engines.loaded_model import KernelsWarning, LoadedModel
 from fairq_utils.deploy.engines.registry import ENGINES, installed, load, write
 from fairq_utils.deploy.model_card import Margins, card
-from fairq_utils.deploy.predict import CARD, normalize
+from fairq_utils.deploy.predict import normalize
 from fairq_utils.errors import BadInput, Fault
 from fairq_utils.quantizers.spec import QuantSpec
 from fairq_utils.study import planning, run_models

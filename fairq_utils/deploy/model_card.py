@@ -14,17 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fairq_utils import metrics, stats
 from fairq_utils.data.faces import FaceData
 from fairq_utils.data.photographs.registry import COLLECTIONS
 from fairq_utils.data.questions import YOUNG_BELOW
-from fairq_utils.deploy import processor
+from fairq_utils.deploy.card_terms import sections
 from fairq_utils.deploy.engines.loaded_model import LoadedModel
 from fairq_utils.deploy.engines.registry import ENGINES, files
-from fairq_utils.deploy.predict import FORMAT, checksum, onnx_opset
 from fairq_utils.quantizers.report import float_bytes
 from fairq_utils.quantizers.spec import QuantSpec
 from fairq_utils.study import run_models, runs, statistics
@@ -95,9 +93,16 @@ def card(
     """
     params, listed = study.params, files(loaded.engine, folder)
     test = data.subset("test")
-    classes = data.meta["classes"]  # in the order of the logits
     return {
-        "format": FORMAT,
+        **sections(
+            loaded,
+            listed,
+            size=params.data.size,
+            mean=architectures.MEAN,
+            std=architectures.STD,
+            classes=test.meta["classes"],  # in the order of the logits
+            target=1,
+        ),
         "name": f"{display_name(run.architecture)} {run.bits or 'FP32'}",
         "architecture": run.architecture,
         "run": {
@@ -106,19 +111,7 @@ def card(
             "method": run.method,
             "training_seed": run.training["seed"],
         },
-        "task": {"target": classes[1], "classes": list(classes), "logit": 1},
-        "input": {
-            "size": params.data.size,
-            "channels": list("RGB"),
-            "scale": 1 / 255,
-            "mean": list(architectures.MEAN),
-            "std": list(architectures.STD),
-        },
-        "engine": _engine(loaded, listed[0]),
         "packages": _versions(ENGINES[loaded.engine].package),
-        "files": {
-            path.name: {"bytes": path.stat().st_size, "sha256": checksum(path)} for path in listed
-        },
         "size": _size(rebuilt, run, sum(path.stat().st_size for path in listed)),
         "quantization": _quantization(rebuilt, run, loaded),
         "calibration": _calibration(run),
@@ -195,24 +188,6 @@ def licence(params: Params, code: str) -> str:
         f"that of its training images ({COLLECTIONS[params.data.name].title}), which are "
         f"{_terms(params.data.name)}"
     )
-
-
-def _engine(loaded: LoadedModel, file: Path) -> dict[str, Any]:
-    found = ENGINES[loaded.engine]
-    return {
-        "name": loaded.engine,
-        "label": found.label,
-        "version": version(found.package),
-        "onnx_opset": onnx_opset(file) if file.suffix == ".onnx" else None,
-        "batch": loaded.batch,
-        "processor": {
-            "machine": platform.machine(),
-            "name": processor.model_name(),
-            "capability": torch.backends.cpu.get_cpu_capability(),
-            # Engines that compile nothing choose their kernels when they load a file.
-            "instructions": list(processor.instructions()) if found.compiled else [],
-        },
-    }
 
 
 def _versions(engine: str) -> dict[str, str]:

@@ -6,71 +6,37 @@ the files and against this machine before anything is predicted.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import os
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fairq_utils.data.decoding import Unreadable, decode
 from fairq_utils.deploy import processor
-from fairq_utils.deploy.engines.loaded_model import LoadedModel, NotRunning
+from fairq_utils.deploy.card_terms import (
+    AGAIN,
+    CARD,
+    BadDeployable,
+    Terms,
+    check_model,
+    checksum,
+    onnx_opset,
+    read_terms,
+)
+from fairq_utils.deploy.engines.loaded_model import LoadedModel, NotRunning, first_line
 from fairq_utils.deploy.engines.registry import ENGINES, installed, load
-from fairq_utils.errors import BadInput, Fault
-from fairq_utils.registry import unknown
+from fairq_utils.errors import BadInput, Fault, printable
 
-FORMAT = 1  # of a folder; one of another format is not read
-CARD = "card.json"
 BATCH = 32  # images at a time
-AGAIN = "export the model again (`fairq export`)"
-EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
-
-
-class BadDeployable(BadInput):
-    """A folder does not hold a model that can run here; the message says what, and the way out."""
 
 
 class NoImage(Fault):
     """A file is missing or is no image that can be read; the message names it."""
-
-
-@dataclass(frozen=True)
-class Terms:
-    """Terms of a card that predictions depend on.
-
-    Attributes
-    ----------
-    engine, version : name in :data:`fairq_utils.deploy.engines.registry.ENGINES`, and what the
-        folder was made with
-    opset : of the ONNX file; None where there is none
-    machine, instructions : of the processor that compiled the file; empty where nothing was
-    files : name -> (SHA-256, bytes)
-    size : int
-        Pixels per side of the input.
-    mean, std : of the three channels, of values between 0 and 1
-    classes : names of the classes, the logits' order
-    target : int
-        The logit whose probability is given.
-    """
-
-    engine: str
-    version: str
-    opset: int | None
-    machine: str
-    instructions: tuple[str, ...]
-    files: dict[str, tuple[str, int]]
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    classes: tuple[str, ...]
-    target: int
 
 
 @dataclass(frozen=True)
@@ -100,7 +66,7 @@ class Prediction:
 
     def line(self) -> str:
         """Line for people: the file, the class, the probability of the target class."""
-        return f"{self.image}  {self.label}  {self.target}: {self.probability:.4f}"
+        return printable(f"{self.image}  {self.label}  {self.target}: {self.probability:.4f}")
 
     def as_json(self) -> str:
         """Line for machines: the same as one JSON object."""
@@ -114,31 +80,55 @@ class Prediction:
         )
 
 
-def open_deployable(folder: str | os.PathLike[str], threads: int = 1) -> Deployed:
+def open_deployable(
+    folder: str | os.PathLike[str], threads: int = 1, *, trust: bool = False
+) -> Deployed:
     """Check a folder and load its model.
+
+    Parameters
+    ----------
+    folder : that :func:`fairq_utils.deploy.export.export_run` wrote, or
+        :func:`~fairq_utils.deploy.card_terms.write_card` completed
+    threads : int
+        Of the engine.
+    trust : bool
+        Whether a file that is machine code, as Inductor's is, may be run. The checksum beside it
+        shows damage alone: whoever can change the one can change the other.
 
     Raises
     ------
     BadDeployable
         The card or a file is missing, damaged, of another format, or belongs to another engine
-        version, opset or processor.
+        version, opset or processor; or the file is machine code, and nobody vouches for it.
     NotInstalled
         The engine is not there.
     """
     folder = Path(folder)
-    terms = _terms(folder / CARD)
+    terms = read_terms(folder)
     _check_files(folder, terms)
     _check_engine(folder, terms)
+    if ENGINES[terms.engine].compiled and not trust:
+        raise BadDeployable(
+            f"{folder / ENGINES[terms.engine].file}: this file is machine code that would run with "
+            "your rights, and a checksum in the same folder does not say whose it is; give --trust "
+            "(Python: trust=True) if you know who wrote it"
+        )
     try:
         model = load(terms.engine, folder, threads)
+        _check_opset(folder, terms)
+        check_model(model, terms)
     except NotRunning as error:
         raise BadDeployable(str(error)) from error
-    _check_opset(folder, terms)
-    if model.shape not in (None, (3, terms.size, terms.size)):
+    except BadDeployable:
+        raise
+    except BadInput as error:
+        raise BadDeployable(f"{folder / CARD}: {error}; {AGAIN}") from error
+    except Fault:
+        raise
+    except Exception as error:  # an engine raises what damage leads it to
         raise BadDeployable(
-            f"{folder / CARD}: the card says images of {terms.size} pixels, and "
-            f"{ENGINES[terms.engine].file} takes {model.shape}; {AGAIN}"
-        )
+            f"{folder / ENGINES[terms.engine].file}: cannot be read ({first_line(error)}); {AGAIN}"
+        ) from error
     return Deployed(terms, model)
 
 
@@ -165,6 +155,11 @@ def _predictions(deployed: Deployed, images: NDArray[np.uint8]) -> list[tuple[st
     """Class and probability of the target class, of each image (N, 3, H, W)."""
     terms = deployed.terms
     logits = deployed.model.in_batches(normalize(images, terms.mean, terms.std), BATCH)
+    if not np.isfinite(logits).all():
+        raise Fault(
+            f"{ENGINES[terms.engine].file}: gives infinite numbers or none at all for these "
+            f"images; compare the mean and std in {CARD} with those of its training, or {AGAIN}"
+        )
     shifted = np.exp(logits.astype(float) - logits.max(axis=1, keepdims=True))
     shares = shifted / shifted.sum(axis=1, keepdims=True)
     return [(terms.classes[row.argmax()], float(row[terms.target])) for row in shares]
@@ -233,69 +228,6 @@ def _image_or_why(path: Path, size: int) -> NDArray[np.uint8] | NoImage:
         return error
 
 
-def _terms(path: Path) -> Terms:
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise BadDeployable(
-            f"{path}: there is no such file; name a folder that `fairq export` wrote"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadDeployable(f"{path}: cannot be read ({error}); {AGAIN}") from error
-    except json.JSONDecodeError as error:
-        raise BadDeployable(f"{path}: this card is no JSON ({error}); {AGAIN}") from error
-    if not isinstance(card, dict) or card.get("format") != FORMAT:
-        found = card.get("format") if isinstance(card, dict) else None
-        raise BadDeployable(
-            f"{path}: this card's format is {found}, and this version of fairq_utils reads "
-            f"{FORMAT}; {AGAIN}"
-        )
-    try:
-        terms = _read_terms(card)
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadDeployable(
-            f"{path}: this card lacks something, or holds it in another form ({error!r}); {AGAIN}"
-        ) from error
-    _check_input(path, terms)
-    if terms.engine not in ENGINES:
-        raise BadDeployable(f"{path}: the engine {unknown(terms.engine, ENGINES)}; or {AGAIN}")
-    return terms
-
-
-def _read_terms(card: dict[str, Any]) -> Terms:
-    engine, images, task = card["engine"], card["input"], card["task"]
-    opset = engine["onnx_opset"]
-    return Terms(
-        engine=str(engine["name"]),
-        version=str(engine["version"]),
-        opset=None if opset is None else int(opset),
-        machine=str(engine["processor"]["machine"]),
-        instructions=tuple(map(str, engine["processor"]["instructions"])),
-        files={
-            str(name): (str(of["sha256"]), int(of["bytes"])) for name, of in card["files"].items()
-        },
-        size=int(images["size"]),
-        mean=tuple(map(float, images["mean"])),
-        std=tuple(map(float, images["std"])),
-        classes=tuple(map(str, task["classes"])),
-        target=int(task["logit"]),
-    )
-
-
-def _check_input(path: Path, terms: Terms) -> None:
-    """Refuse a card by which all images would get one prediction, or one under a false name."""
-    numbers = (*terms.mean, *terms.std)
-    if len(terms.mean) != 3 or len(terms.std) != 3 or not all(map(math.isfinite, numbers)):
-        wrong = "mean and std are not three finite numbers each"
-    elif min(terms.std) <= 0:
-        wrong = "a std is not above 0"
-    elif not 0 <= terms.target < len(terms.classes):
-        wrong = f"logit {terms.target} is none of its {len(terms.classes)} classes"
-    else:
-        return
-    raise BadDeployable(f"{path}: {wrong}; {AGAIN}")
-
-
 def _check_files(folder: Path, terms: Terms) -> None:
     for name in ENGINES[terms.engine].files:
         path = folder / name
@@ -303,15 +235,13 @@ def _check_files(folder: Path, terms: Terms) -> None:
             raise BadDeployable(f"{folder / CARD}: this card does not list {name}; {AGAIN}")
         if not path.is_file():
             raise BadDeployable(f"{path}: there is no such file, and the card lists it; {AGAIN}")
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise BadDeployable(
+                f"{path}: this is a link that leads out of the folder; copy the file into it"
+            )
         sha256, size = terms.files[name]
         if path.stat().st_size != size or checksum(path) != sha256:
             raise BadDeployable(f"{path}: this file is not the one that the card lists; {AGAIN}")
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file, 64 hex digits."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _check_engine(folder: Path, terms: Terms) -> None:
@@ -343,11 +273,3 @@ def _check_opset(folder: Path, terms: Terms) -> None:
             f"{folder / CARD}: the card says ONNX opset {terms.opset}, but {path.name} is written "
             f"in opset {opset}; {AGAIN}"
         )
-
-
-def onnx_opset(path: Path) -> int:
-    """Opset that an ONNX file is written in."""
-    import onnx
-
-    imports = onnx.load(path, load_external_data=False).opset_import
-    return next(int(entry.version) for entry in imports if entry.domain in ("", "ai.onnx"))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -197,15 +200,16 @@ def solve(
     constraints = [at_most(one_each, 1, 1), at_most(bytes_, budget)]
     constraints += [LinearConstraint(more.rows, -np.inf, 0)] if len(more.rows) else []
     while True:
-        found = milp(
-            np.r_[cost, more.cost],
-            integrality=np.r_[np.ones(len(cost)), np.zeros(beside)],
-            bounds=Bounds(
-                np.r_[np.zeros(len(cost)), more.low], np.r_[np.ones(len(cost)), more.high]
-            ),
-            constraints=constraints,
-            options={"mip_rel_gap": 0},
-        )
+        with _silent():
+            found = milp(
+                np.r_[cost, more.cost],
+                integrality=np.r_[np.ones(len(cost)), np.zeros(beside)],
+                bounds=Bounds(
+                    np.r_[np.zeros(len(cost)), more.low], np.r_[np.ones(len(cost)), more.high]
+                ),
+                constraints=constraints,
+                options={"mip_rel_gap": 0},
+            )
         if found.x is None:
             raise RuntimeError(f"allocate: the integer programme was not solved: {found.message}")
         choice = found.x[: len(cost)] > 0.5
@@ -213,6 +217,25 @@ def solve(
             return dict(zip(layers[choice], table["bits"].to_numpy()[choice], strict=True))
         # It kept the budget within the solver's tolerance only: this one choice is ruled out.
         constraints.append(at_most(choice.astype(float), len(names) - 1))
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep from the reader what HiGHS prints past Python, whatever its options say."""
+    try:
+        kept = os.dup(1)
+    except OSError:  # there is no standard output
+        yield
+        return
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,14 @@ import nbformat
 
 from fairq_utils.data.whole_files import says_place
 from fairq_utils.errors import Fault
-from fairq_utils.report.notebooks import ROOT, Progress, execute_notebooks
+from fairq_utils.report.notebooks import ROOT, Progress, digest_of, execute_notebooks
+from fairq_utils.study.params.data import Photographs
 from fairq_utils.study.params.file import load_params
+from fairq_utils.study.recorded import FOLDER
+from fairq_utils.study.study import Study
+from fairq_utils.study.work_folder import work_folder
 
-BOOKS = ROOT / "build" / "book"
+BOOKS = Path("build") / "book"  # below the work folder, or the repository
 # Attributes through which a page makes the browser load something, by tag. An <a> is not among
 # them: a reader may follow a link.
 LOADS = {
@@ -57,11 +61,22 @@ class BookError(Fault):
 def build_book(
     params_file: Path | str,
     *,
-    books: Path = BOOKS,
+    books: Path | None = None,
     progress: Progress = print,
     parameters: Mapping[str, Any] | None = None,
 ) -> Path:
     """Execute the chapters at a params file and build the book.
+
+    What is as it was at the last time is neither executed nor rendered again: a chapter's script,
+    code, parameters and results, and for the pages what they and the package say.
+
+    Parameters
+    ----------
+    params_file : path
+    books : path, optional
+        Folder of books; ``build/book`` of the work folder, or else of the repository.
+    progress : called with one line at a time
+    parameters : of the chapters
 
     Returns
     -------
@@ -76,27 +91,56 @@ def build_book(
     ExecutionError
         A chapter failed.
     BookError
-        A warning of Jupyter Book's, or a reference to something outside the book.
+        The folder cannot be written; a warning of Jupyter Book's, or a reference to something
+        outside the book.
     """
     params_file = Path(params_file)
-    load_params(params_file)
+    given = dict(parameters or {})
+    study = Study(load_params(params_file, given.get("overrides")))
+    books = (work_folder() or ROOT) / BOOKS if books is None else books
     home = books / params_file.stem
-    source = home / "source"
-    execute_notebooks(params_file, source / "notebooks", progress, parameters=parameters)
+    source, finished, record = home / "source", home / "html", home / "pages_key"
+    with says_place(source, "name a place with --work DIR"):
+        source.mkdir(parents=True, exist_ok=True)
+    execute_notebooks(
+        params_file,
+        source / "notebooks",
+        progress,
+        parameters=parameters,
+        state=lambda: _results(study),
+    )
     with says_place(home):
         _stage(source)
+    said = [source / name for name in ("_config.yml", "_toc.yml", "book", "notebooks")]
+    key = digest_of(*said, ROOT / "fairq_utils")
+    if (finished / "index.html").exists() and record.exists() and record.read_text() == key:
+        progress("rendering the book: unchanged")
+        return finished / "index.html"
     began = time.perf_counter()
     progress("rendering the book")
     html = _render(source, home / "work", home / "build.log")
     outside = outside_references(html)
     if outside:
         raise BookError("the book would load from outside: " + "; ".join(outside[:10]))
-    finished = home / "html"
+    record.unlink(missing_ok=True)
     shutil.rmtree(finished, ignore_errors=True)
     html.rename(finished)
     shutil.rmtree(home / "work")
+    record.write_text(key)
     progress(f"rendering the book: done in {time.perf_counter() - began:.0f} s")
     return finished / "index.html"
+
+
+def _results(study: Study) -> list[Any]:
+    """What chapters read: the params, the ledger, recorded tables, and photographs."""
+    photographs = study.listing.state if isinstance(study.params.data, Photographs) else None
+    return [
+        study.params.model_dump(mode="json"),
+        digest_of(*(path for path in map(Path, study.params.plugins) if path.is_file())),
+        study.ledger.state(),
+        digest_of(FOLDER),
+        photographs() if photographs else None,
+    ]
 
 
 def _stage(source: Path) -> None:

@@ -11,18 +11,32 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 import jupytext
 import nbformat
 import papermill
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
+from fairq_utils.calibration import SAMPLERS
+from fairq_utils.data.photographs.registry import COLLECTIONS
 from fairq_utils.data.whole_files import says_place, written_whole
+from fairq_utils.deploy.engines.registry import ENGINES
 from fairq_utils.errors import BadInput, Fault
+from fairq_utils.fingerprint import PACKAGE, code_version, fingerprint, imports
+from fairq_utils.metrics.criteria import FAIRNESS
+from fairq_utils.quantizers.methods import METHODS
+from fairq_utils.registry import Registry
+from fairq_utils.study.work_folder import work_folder
+from fairq_utils.training.zoo import ARCHITECTURES
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
@@ -33,6 +47,10 @@ METADATA: dict[str, Any] = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
+
+REGISTRIES: tuple[Registry[Any], ...] = (
+    ARCHITECTURES, COLLECTIONS, ENGINES, FAIRNESS, METHODS, SAMPLERS
+)  # fmt: skip
 
 Progress = Callable[[str], None]
 
@@ -63,10 +81,13 @@ def execute_notebooks(
     *,
     parameters: Mapping[str, Any] | None = None,
     scripts: Sequence[Path] | None = None,
+    state: Callable[[], Any] | None = None,
 ) -> list[Path]:
     """Execute every chapter at a params file and write the notebooks with their outputs.
 
-    The kernel works in the script's folder, as nbval and an editor do.
+    The kernel works in the script's folder, as nbval and an editor do, and is this interpreter's.
+    A chapter whose script, parameters, code and ``state`` are those of its last execution into
+    ``out_dir`` is not executed again.
 
     Parameters
     ----------
@@ -81,6 +102,9 @@ def execute_notebooks(
         Further papermill parameters, by name.
     scripts : sequence of paths, optional
         The chapters; all of ``notebooks/`` if not given.
+    state : callable, optional
+        What the chapters read beside their code and parameters, as JSON. Every chapter is executed
+        if not given.
 
     Raises
     ------
@@ -97,28 +121,52 @@ def execute_notebooks(
     with says_place(out_dir):
         out_dir.mkdir(parents=True, exist_ok=True)
     clock = _Clock(out_dir.parent / f"{out_dir.name}_seconds.json", [s.stem for s in scripts])
+    record = out_dir.parent / f"{out_dir.name}_keys.json"
+    before = _read_json(record)
+    package = digest_of(ROOT / PACKAGE)
+    codes: dict[str, str] = before.get("codes", {}) if before.get("package") == package else {}
+    recipes: dict[str, list[Any]] = {}
+    there = state() if state else None
     written = []
     for number, script in enumerate(scripts, start=1):
         label = f"chapter {number}/{len(scripts)} {script.stem}"
-        progress(f"{label}: executing, {clock.left()}")
         given["params_file"] = os.path.relpath(params_file, script.parent)
-        notebook = _execute(script, read_chapter(script), given)
         target = out_dir / f"{script.stem}.ipynb"
-        with written_whole(target) as place:
-            nbformat.write(notebook, place)
         written.append(target)
+        if state:
+            source = script.read_text(encoding="utf-8")
+            recipes[script.stem] = [source, dict(given), _code(source, codes), _installed()]
+            key = fingerprint([recipes[script.stem], there])
+            if target.exists() and before.get("keys", {}).get(script.stem) == key:
+                clock.finished(script.stem)
+                progress(f"{label}: unchanged")
+                continue
+        progress(f"{label}: executing, {clock.left()}")
+        with written_whole(target) as place:
+            nbformat.write(_execute(script, read_chapter(script), given), place)
         progress(f"{label}: done in {clock.finished(script.stem):.0f} s")
-    clock.save()
+        clock.save()
+        there = state() if state else None  # a chapter may have added to the ledger
+    if state:
+        keys = {name: fingerprint([of, there]) for name, of in recipes.items()}
+        _write_json(record, {"package": package, "codes": codes, "keys": keys})
     return written
 
 
 def write_pairs(progress: Progress = print, scripts: Sequence[Path] | None = None) -> list[Path]:
     """Write the committed ``.ipynb`` beside each script, executed with the script's own defaults.
 
+    Where :func:`~fairq_utils.study.work_folder.work_folder` is named, they are written into
+    ``notebooks`` there.
+
     What a chapter writes to stderr is shown here and not kept: it is about the machine.
     """
     scripts = chapters() if scripts is None else list(scripts)
     written = []
+    work = work_folder()
+    for script in scripts:
+        if work is None and not os.access(script.parent, os.W_OK):
+            raise Fault(f"{script.parent}: cannot be written; name a place with --work DIR")
     for number, script in enumerate(scripts, start=1):
         began = time.perf_counter()
         progress(f"chapter {number}/{len(scripts)} {script.stem}: executing")
@@ -128,12 +176,24 @@ def write_pairs(progress: Progress = print, scripts: Sequence[Path] | None = Non
                 cell.outputs.remove(output)
                 first = output.text.strip().partition("\n")[0]
                 progress(f"  {script.stem} cell {index} wrote to stderr: {first}")
-        target = script.with_suffix(".ipynb")
+        folder = script.parent if work is None else work / NOTEBOOKS.name
+        target = folder / f"{script.stem}.ipynb"
         with written_whole(target) as place:
             nbformat.write(notebook, place)
         written.append(target)
         progress(f"  wrote {_shown(target)} in {time.perf_counter() - began:.0f} s")
     return written
+
+
+def digest_of(*places: Path) -> str:
+    """SHA-256 of the names and contents of files, and of all in folders but compiled ones."""
+    digest = hashlib.sha256()
+    for place in places:
+        for path in sorted([place, *place.rglob("*")]):
+            if path.is_file() and "__pycache__" not in path.parts:
+                digest.update(f"{path.relative_to(place.parent)} {path.stat().st_size}\n".encode())
+                digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def differences(script: Path) -> list[str]:
@@ -255,6 +315,43 @@ def _steady(text: str, cell_id: str) -> str:
     return text
 
 
+def _code(source: str, known: dict[str, str]) -> str:
+    """Version of the code of a chapter; ``known`` are those of the package as it is, by imports."""
+    imported = imports(source)
+    name = fingerprint(imported)
+    if name not in known:
+        registered = {registry.home(name) for registry in REGISTRIES for name in registry}
+        known[name] = fingerprint([code_version(*imported), code_version(*registered)])
+    return known[name]
+
+
+@cache
+def _installed() -> list[str]:
+    return sorted(f"{of.name} {of.version}" for of in distributions())
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    with written_whole(path) as place:
+        place.write_text(json.dumps(value) + "\n", encoding="utf-8")
+
+
+class _ThisInterpreter(AsyncKernelManager):
+    """Kernels of the interpreter that executes, whatever else is installed as ``python3``."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        """How ipykernel starts here."""
+        return KernelSpec(**get_kernel_dict())
+
+
 def _execute(script: Path, notebook: NotebookNode, given: Mapping[str, Any]) -> NotebookNode:
     # Two kernels never share this: papermill reads it when it starts one.
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
@@ -265,6 +362,7 @@ def _execute(script: Path, notebook: NotebookNode, given: Mapping[str, Any]) -> 
             parameters=dict(given),
             cwd=script.parent,
             kernel_name="python3",
+            kernel_manager_class=_ThisInterpreter,
             progress_bar=False,
             start_timeout=120,
             # A kernel that is asked to stop otherwise reports that as an error.
@@ -297,10 +395,7 @@ class _Clock:
         self.began = self.last = time.perf_counter()
         self.todo = list(names)
         self.taken: dict[str, float] = {}
-        try:
-            self.before: dict[str, float] = json.loads(record.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            self.before = {}
+        self.before: dict[str, float] = _read_json(record)
 
     def left(self) -> str:
         """Elapsed time and the estimate of what is left: a guess until something is known."""
@@ -321,6 +416,5 @@ class _Clock:
 
     def save(self) -> None:
         """Keep the seconds for the next execution."""
-        text = json.dumps({name: round(seconds, 1) for name, seconds in self.taken.items()})
-        with written_whole(self.record) as place:
-            place.write_text(text + "\n", encoding="utf-8")
+        taken = {name: round(seconds, 1) for name, seconds in self.taken.items()}
+        _write_json(self.record, self.before | taken)

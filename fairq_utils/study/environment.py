@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import platform
 import shutil
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fairq_utils.errors import BadInput
+from fairq_utils.study.work_folder import work_folder
 
 if TYPE_CHECKING:
     from fairq_utils.study.params.study import Params
@@ -56,11 +58,37 @@ def inspect(params: Params | None = None) -> Iterator[Item]:
     compiler = shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
     yield Item("C++ compiler", compiler is not None, compiler or "install one: apt install g++")
     yield from _processors(params)
-    free = shutil.disk_usage(_existing(Path("build"))).free / 2**30
+    places = _places(params)
+    free = min(shutil.disk_usage(_existing(place)).free for place in places.values()) / 2**30
     yield Item("disk", free >= FREE_GIB, f"{free:.0f} GiB free ({FREE_GIB:.0f} needed)")
+    yield _written(places)
     if params is not None:
         yield _pictures(params)
         yield _people(params)
+
+
+def _places(params: Params | None) -> dict[str, Path]:
+    """Folders that are written to, by what names them."""
+    places = {"the work folder" if work_folder() else "build": (work_folder() or Path()) / "build"}
+    if params is not None:
+        execution = params.execution
+        places |= {
+            f"execution.{name}": Path(place)
+            for name in ("ledger", "cache", "results")
+            if "://" not in (place := getattr(execution, name))
+        }
+    return places
+
+
+def _written(places: dict[str, Path]) -> Item:
+    """Whether all places can be written, or made."""
+    for name, place in places.items():
+        there = _existing(place)
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            what = "cannot be written" if there.is_dir() else "is no folder"
+            detail = f"{name}: {there} {what}; name another place with --work DIR"
+            return Item("places", False, detail)
+    return Item("places", True, ", ".join(dict.fromkeys(map(str, places.values()))))
 
 
 def _package(name: str) -> Item:

@@ -186,10 +186,14 @@ class Ledger:
             self.fs.makedirs(folder, exist_ok=True)
         except OSError as error:
             raise LedgerError(
-                f"execution.ledger: {folder} cannot be made ({reason(error)}); name another folder"
+                f"execution.ledger: {folder} cannot be made ({reason(error)}); name another "
+                "folder, or one for all with --work DIR"
             ) from error
         if self.local and not os.access(folder, os.W_OK):
-            raise LedgerError(f"execution.ledger: {folder} cannot be written; name another folder")
+            raise LedgerError(
+                f"execution.ledger: {folder} cannot be written; name another folder, or one for "
+                "all with --work DIR"
+            )
 
     def path(self, key: str) -> str:
         """Path of a run's file."""
@@ -302,6 +306,17 @@ class Ledger:
         except NotRead as error:
             raise LedgerError(f"execution.ledger: {error}") from error
         return sorted(n.removesuffix(".parquet") for n in names if n.endswith(".parquet"))
+
+    def state(self) -> str:
+        """Digest of the names, sizes and times of the files of all runs, which none reads."""
+        folder = posixpath.join(self.root, "runs")
+        there = self.fs.ls(folder, detail=True) if self.fs.exists(folder) else []
+        seen = [
+            [posixpath.basename(file["name"]), file["size"], str(file.get("mtime"))]
+            for file in there
+            if file["name"].endswith(".parquet")
+        ]
+        return fingerprint(sorted(seen))
 
     def write(self, record: RunRecord) -> None:
         """Write one run; afterwards it is there whole, or not at all.

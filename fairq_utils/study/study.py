@@ -285,10 +285,14 @@ class Study:
                 Path(folder).mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise Fault(
-                    f"{name}: {folder} cannot be made ({error.strerror}); name another folder"
+                    f"{name}: {folder} cannot be made ({error.strerror}); name another folder, "
+                    "or one for all with --work DIR"
                 ) from error
             if not os.access(folder, os.W_OK):
-                raise Fault(f"{name}: {folder} cannot be written; name another folder")
+                raise Fault(
+                    f"{name}: {folder} cannot be written; name another folder, or one for all with "
+                    "--work DIR"
+                )
 
     def unfinished(self, run: Run) -> Checkpoints | None:
         """Checkpoints of a run's training, or None where none are kept."""

@@ -18,10 +18,10 @@ from fairq_utils.data.files import (
     Held,
     first_that_is,
     nowhere,
-    read_labels,
     standing_in,
     with_images,
 )
+from fairq_utils.data.label_tables import read_labels
 from fairq_utils.data.listing import Finding, Listing
 from fairq_utils.data.parquet_images import ParquetBytes, gather
 from fairq_utils.data.photographs.registry import collection
@@ -261,20 +261,19 @@ def _labelled(root: Path, base: Path, attributes: Path, columns: Sequence[str]) 
         {"partition": frozenset(PARTITIONS)},
         columns=["partition"] if text else None,
     )
-    names, findings = with_images(labels, root, folder)
-    kept = [name for name in names if name in halves.rows]
+    images, findings = with_images(labels, root, folder)
+    kept = [name for name in images if name in halves.rows]
     findings += [
         Finding(
             labels.place(labels.rows[name][0]), "label", f"{name} has no row in {halves.path.name}"
         )
-        for name in names
+        for name in images
         if name not in halves.named
     ]
     rows = np.array([labels.rows[name][1] for name in kept], np.str_).reshape(-1, len(columns))
-    shown = folder.relative_to(root)
-    files = [str(shown / name) for name in kept]
+    files = [images[name] for name in kept]
     return Held(
-        layout=f"{attributes.relative_to(root)}, {shown}/",
+        layout=f"{attributes.relative_to(root)}, {folder.relative_to(root)}/",
         read=FileBytes(root, tuple(files)),
         files=files,
         keys=kept,

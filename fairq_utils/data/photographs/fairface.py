@@ -21,10 +21,10 @@ from fairq_utils.data.files import (
     Held,
     first_that_is,
     nowhere,
-    read_labels,
     standing_in,
     with_images,
 )
+from fairq_utils.data.label_tables import read_labels
 from fairq_utils.data.listing import Finding, Listing
 from fairq_utils.data.parquet_images import ParquetBytes, class_names, gather
 from fairq_utils.data.photographs.registry import collection
@@ -216,23 +216,22 @@ def _files(root: Path, margin: str | None) -> Held:
     return _joined(root, base, parts)
 
 
-_Part = tuple[list[str], list[tuple[str, ...]], list[Finding]]
+_Part = tuple[dict[str, str], list[tuple[str, ...]], list[Finding]]
 
 
 def _labelled(root: Path, base: Path, split: str, path: Path) -> _Part:
     columns = list(VALUES)
     labels = read_labels(path, columns, VALUES)
-    names, findings = with_images(labels, root, base / split, f"{split}/")
-    return names, [labels.rows[name][1] for name in names], [*labels.findings, *findings]
+    images, findings = with_images(labels, root, base / split, f"{split}/")
+    return images, [labels.rows[name][1] for name in images], [*labels.findings, *findings]
 
 
 def _joined(root: Path, base: Path, parts: Sequence[_Part]) -> Held:
-    keys = [name for names, _, _ in parts for name in names]
+    keys = [name for images, _, _ in parts for name in images]
     rows = [row for _, values, _ in parts for row in values]
-    shown = base.relative_to(root)
-    files = [str(shown / name) for name in keys]
+    files = [image for images, _, _ in parts for image in images.values()]
     return Held(
-        layout=f"fairface_label_*.csv, {shown}/",
+        layout=f"fairface_label_*.csv, {base.relative_to(root)}/",
         read=FileBytes(root, tuple(files)),
         files=files,
         keys=keys,

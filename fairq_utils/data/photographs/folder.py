@@ -1,7 +1,8 @@
 """A folder of one's own: images below a root, and a table ``labels.csv`` that says who is in them.
 
-The table's first column names files below the root. The others are a target and sensitive
-attributes, in words or numbers of one's own, and perhaps ``split``. No code is needed for it::
+A column of the table, the first whose values end in ``.jpg`` and the like, names files below the
+root. The others are a target and sensitive attributes, in words or numbers of one's own, and
+perhaps ``split``. No code is needed for it::
 
     data: {name: folder, root: faces, target: smiling, groups: {sex: gender, age: age}}
 """
@@ -18,7 +19,8 @@ import pandas as pd
 
 from fairq_utils.data import questions
 from fairq_utils.data import splits as carving
-from fairq_utils.data.files import FileBytes, Labels, columns_of, nowhere, read_labels, with_images
+from fairq_utils.data.files import FileBytes, nowhere, with_images
+from fairq_utils.data.label_tables import Labels, columns_of, read_labels
 from fairq_utils.data.listing import Finding, Listing
 from fairq_utils.data.photographs.registry import collection
 from fairq_utils.data.photographs.terms import Source
@@ -60,7 +62,7 @@ def listing(
     path = root / TABLE
     if not path.is_file():
         raise nowhere(root, "labels", TABLE)
-    header = columns_of(path)[1:]
+    header = columns_of(path)
     columns = [name for name in header if name != SPLIT]
     asked, value = _target(target, columns, path)
     chosen = _chosen(groups, columns, asked, path)
@@ -73,16 +75,17 @@ def listing(
     )
     _refuse_values(labels, asked, value)
     _leave_out(labels, wanted, value)
-    names, findings = with_images(labels, root, root, deep=True)
+    images, findings = with_images(labels, root, root, deep=True)
+    names = list(images)
     rows = [labels.rows[name][1] for name in names]
     table = pd.DataFrame(rows, columns=[*wanted, *own], dtype=object)
     split = np.array(table[SPLIT] if own else ["train"] * len(names), "U11")
     train = np.flatnonzero(split == "train")
     split[train] = carving.carve([names[i] for i in train], carved, rest="train")
-    read = FileBytes(root, tuple(names))
+    read = FileBytes(root, tuple(images.values()))
     return Listing(
         name="folder",
-        files=np.array(names, np.str_),
+        files=np.array(list(images.values()), np.str_),
         target=(table[asked] == (value or "1")).to_numpy(np.int8),
         groups=pd.DataFrame(
             {ours: _categories(table[theirs], f"groups.{ours}") for ours, theirs in chosen.items()}

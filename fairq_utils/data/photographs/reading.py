@@ -61,8 +61,14 @@ def listing(
     """
     entry = COLLECTIONS.find(name, "data.name")
     own = entry.checked(options)
-    place = _root(entry, root)
-    found = entry.listing(place, target=target, groups=groups, held_out=held_out, **own)
+    try:
+        place = _root(entry, root)
+        found = entry.listing(place, target=target, groups=groups, held_out=held_out, **own)
+    except OSError as error:
+        raise BadInput(
+            f"{error.filename or root}: cannot be read ({error.strerror or error}); give this user "
+            "the right to, or name another folder"
+        ) from error
     if len(found):
         _refuse(entry, place, found.findings, max_bad)
     else:

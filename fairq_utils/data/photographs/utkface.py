@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fairq_utils.data import questions
 from fairq_utils.data import splits as carving
-from fairq_utils.data.files import FileBytes, images_in, nowhere
+from fairq_utils.data.files import FileBytes, images_in, is_text, nowhere
 from fairq_utils.data.listing import Finding, Listing
 from fairq_utils.data.photographs.registry import collection
 from fairq_utils.data.photographs.terms import (
@@ -33,9 +33,8 @@ GROUPS = {"gender": "gender", "age": "young", "race": "race"}
 HELD_OUT = {"calibration": 0.05, "validation": 0.05, "test": 0.2}  # the rest is train
 PATTERN = "[age]_[gender]_[race]_[date&time].jpg"
 # Aligned crops end in .jpg.chip.jpg; the time has 17 digits, to the millisecond.
-ENDING = re.compile(r"\d{17}\.jpg(\.chip\.jpg)?", re.IGNORECASE)
+ENDING = re.compile(r"\d{17}(\.jpg\.chip)?\.(jpe?g|png)", re.IGNORECASE)
 IMAGE = re.compile(r"\d+_")  # how the name of an image begins, even one with faults
-DEPTH = 2  # folders below the root, such as UTKFace/part1
 META = {
     "source": "UTKFace (Zhang et al. 2017), susanqq.github.io/UTKFace",
     "licence": "non-commercial research only",
@@ -50,7 +49,7 @@ def listing(
     groups: Mapping[str, str] | Sequence[str] | None = None,
     held_out: Mapping[str, float] | None = None,
 ) -> Listing:
-    """List what a folder with UTKFace holds, in ``part1`` to ``part3`` or flat.
+    """List what a folder with UTKFace holds, in ``part1`` to ``part3``, other folders or flat.
 
     The distribution has a handful of names with a field too few, a blank, or a dot too few; each is
     a finding, since nobody can tell which field is missing.
@@ -158,7 +157,7 @@ def _images(root: Path) -> tuple[dict[str, tuple[int, int, int]], list[Finding]]
         there, found = images_in(root, folder)
         for finding in found:
             name = Path(finding.place).name
-            if finding.kind == "name" and IMAGE.match(name):
+            if finding.kind == "name" and not finding.counts and IMAGE.match(name):
                 seen += 1
                 finding = Finding(finding.place, "name", f"does not end in .jpg, as in {PATTERN}")
             findings.append(finding)
@@ -184,17 +183,21 @@ def _images(root: Path) -> tuple[dict[str, tuple[int, int, int]], list[Finding]]
 
 
 def _folders(root: Path) -> list[Path]:
-    """The root and the folders in it, two deep, in the order of their names."""
-    found, level = [root], [root]
-    for _ in range(DEPTH):
+    """The root and all folders below it, each once, in the order of their depths and names."""
+    found: dict[Path, Path] = {}
+    level = [root]
+    while level:
+        new = [folder for folder in level if found.setdefault(folder.resolve(), folder) is folder]
         level = sorted(
-            path
-            for folder in level
-            for path in folder.iterdir()
-            if path.is_dir() and not path.name.startswith(".")
+            (
+                path
+                for folder in new
+                for path in folder.iterdir()
+                if path.is_dir() and not path.name.startswith(".") and is_text(path.name)
+            ),
+            key=lambda path: (path.is_symlink(), path),
         )
-        found += level
-    return found
+    return list(found.values())
 
 
 def _person(name: str) -> tuple[int, int, int] | str:

@@ -17,10 +17,11 @@ from fairq_utils.registry import load_plugins
 from fairq_utils.study.params.data import Data, Photographs
 from fairq_utils.study.params.earlier import replaced
 from fairq_utils.study.params.study import ModelRecipe, Params, ParamsError
-from fairq_utils.study.params.text import read
+from fairq_utils.study.params.text import line_of, read
+from fairq_utils.study.work_folder import work_folder
 
 KINDS = {"population": Data, "photographs": Photographs}  # of the data section
-LONGEST = 120  # characters of a value in a sentence
+LONGEST = 100  # characters of a value in a sentence
 # Settings that are a path or a URL, by section.
 PLACES = {
     "execution": ("ledger", "cache", "results"),
@@ -28,6 +29,7 @@ PLACES = {
     "data": ("root",),
     "cluster": ("address",),
 }
+WRITTEN = ("execution", "tracking")
 
 
 def load_params(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> Params:
@@ -42,7 +44,8 @@ def load_params(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
 
     Relative paths in ``execution`` and ``tracking``, of ``data.root`` and of a scheduler file are
     taken from the repository's root where the file is in its ``params/`` folder, else from the
-    file's own folder.
+    file's own folder; but see
+    :func:`fairq_utils.study.work_folder.work_folder`.
 
     Raises
     ------
@@ -80,7 +83,11 @@ def load_params(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
     try:
         params = Params.model_validate(content)
     except ValidationError as error:
-        raise ParamsError(f"{path}: {_sentence(error)}") from None
+        location = _named(error.errors()[0]["loc"])
+        given = ".".join(map(str, location)).startswith(tuple(map(str, overrides or ())))
+        line = None if overrides and given else line_of(text, location)
+        where = f" (line {line})" if line else ""
+        raise ParamsError(f"{path}: {_sentence(error)}{where}") from None
     root = path.resolve().parent
     root = root.parent if root.name == "params" else root
     try:
@@ -92,10 +99,12 @@ def load_params(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
 def _placed(params: Params, root: Path) -> Params:
     """The same params with every path whole, those that are relative taken from ``root``."""
     update: dict[str, Any] = {}
+    work = work_folder() or root
     for section, names in PLACES.items():
+        base = work if section in WRITTEN else root
         given = getattr(params, section)
         places = {
-            name: _place(f"{section}.{name}", getattr(given, name), root)
+            name: _place(f"{section}.{name}", getattr(given, name), base)
             for name in names
             if getattr(given, name, None)
         }
@@ -107,6 +116,8 @@ def _place(key: str, value: str, root: Path) -> str:
     """A path as the shell would expand it, whole; a URL as it is."""
     if "://" in value:
         return value
+    if not value.strip() or "\0" in value:
+        raise BadInput(f"{key}: {value!r} is no path; write one, or leave the key out")
     expanded = os.path.expanduser(os.path.expandvars(value))
     missing = re.search(r"\$\{?\w+\}?", expanded)
     if missing and not (root / expanded).exists():

@@ -132,6 +132,7 @@ def _criterion(value: str) -> str:
 class Analysis(Section):
     """Confidence, replicates and margins of the analysis.
 
+    ``attributes`` are gender and age unless named, or those of photographs whose ``groups`` are.
     ``metrics`` are criteria of :data:`fairq_utils.metrics.criteria.FAIRNESS` that are measured
     beside those that always are (:data:`fairq_utils.study.statistics.STATISTICS`).
     """
@@ -226,10 +227,23 @@ class Params(Section):
                     "dials.models: dials are turned in rendered people, and data.name is "
                     f"{self.data.name}; leave dials out, or set data.name: population"
                 )
-            return self
+            return self._with_attributes_of(self.data)
         _check_rendered(self, self.data)
         _check_dials(self)
         return self
+
+    def _with_attributes_of(self, data: Photographs) -> Params:
+        """The groups that are named of photographs are what is analysed, unless others are."""
+        groups = tuple(data.groups or ())
+        if not groups or "attributes" in self.analysis.model_fields_set:
+            return self
+        if len(groups) < 2:
+            raise ValueError(
+                f"data.groups: names {groups[0]} alone, and an analysis crosses two attributes; "
+                "name another"
+            )
+        analysis = self.analysis.model_copy(update={"attributes": groups})
+        return self.model_copy(update={"analysis": analysis})
 
 
 def _check_rendered(params: Params, data: Data) -> None:

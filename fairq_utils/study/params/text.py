@@ -7,6 +7,7 @@ two equal keys wins without a word.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import yaml
@@ -106,6 +107,33 @@ def read(text: str) -> Any:
     finally:
         if loader is not None:
             loader.dispose()
+
+
+def line_of(text: str, location: Sequence[int | str]) -> int | None:
+    r"""Line of what stands at a place in a YAML text, or of what it stands in; None if nowhere.
+
+    Examples
+    --------
+    >>> line_of("a:\n  b: [1,\n   2]", ("a", "b", 1))
+    3
+    """
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+    finally:
+        loader.dispose()
+    line = None
+    for part in location:
+        if isinstance(node, SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        elif isinstance(node, MappingNode):
+            found = [(key, value) for key, value in node.value if key.value == str(part)]
+            if not found:
+                break
+            key, node = found[0]
+            line = key.start_mark.line + 1
+    return line
 
 
 def _size(node: Node, known: dict[int, int], above: tuple[int, ...]) -> int:
