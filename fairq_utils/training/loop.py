@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fairq_utils.data.faces import FaceData, Images
 from fairq_utils.errors import BadInput
+from fairq_utils.quantizers.modes import usual_modes
 from fairq_utils.training.architectures import normalize
 from fairq_utils.training.resume import Checkpoints, Keeper, Learner, Place
 
@@ -108,6 +109,7 @@ class Passes:
             yield normalize(images, self.device), rows.to(self.device), flipped.to(self.device)
 
 
+@usual_modes()
 def fit(
     model: nn.Module,
     data: FaceData,
@@ -161,6 +163,7 @@ def fit(
     return history
 
 
+@usual_modes()
 def optimise(
     model: nn.Module,
     objective: Objective,

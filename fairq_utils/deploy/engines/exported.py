@@ -18,6 +18,7 @@ from torch.fx import Graph, Node
 
 from fairq_utils.deploy.engines.loaded_model import NotRunning, first_line
 from fairq_utils.deploy.engines.qdq import to_qdq
+from fairq_utils.quantizers.modes import usual_modes
 
 _ops = torch.ops.quantized_decomposed
 QUANTIZE = _ops.quantize_per_tensor.default
@@ -35,6 +36,7 @@ COMMUTING = (CONCATENATE, torch.ops.aten.max_pool2d.default)
 LARGEST_BATCH = 1 << 16
 
 
+@usual_modes()
 def export(
     model: nn.Module, example: Tensor, *, any_batch: bool, signed_products: bool
 ) -> ExportedProgram:
