@@ -65,7 +65,7 @@ def read(
                 f"{place} is {described(batch)}; it must be (images, labels, groups), (images, "
                 "labels), (images,) or images alone, with images a tensor (N, ...)"
             )
-        images, rows = parts[0], len(parts[0])
+        images, rows = _usable(parts[0]), len(parts[0])
         labels = None if len(parts) < 2 else _labels(parts[1], rows, place)
         groups = None if len(parts) < 3 else by_attribute(parts[2], attributes, rows, what)
         yield Batch(images, labels, groups)
@@ -95,7 +95,12 @@ def _labels(values: Any, rows: int, place: str) -> Tensor:
     labels = labels.reshape(-1)
     if labels.is_floating_point() and bool((labels != labels.round()).any()):
         raise BadInput(f"{place} has labels between whole numbers; number the classes 0, 1, ...")
-    return labels.to(torch.int64)
+    return _usable(labels.to(torch.int64))
+
+
+def _usable(x: Tensor) -> Tensor:
+    """A tensor that can be trained on; one that was made in inference mode cannot."""
+    return x.clone() if x.is_inference() else x
 
 
 def by_attribute(

@@ -64,6 +64,7 @@ def check_model(model: nn.Module, what: str) -> None:
     check_module(model, what)
     buffers = {name for name, _ in model.named_buffers()}
     for name, value in (*model.named_parameters(), *model.named_buffers()):
+        value = value.detach()
         if value.is_floating_point() and value.dtype != torch.float32:
             raise ValueError(
                 f"{what}: {name} is {value.dtype}; quantize the float32 model, model.float()"

@@ -22,7 +22,7 @@ class NotExact(Fault):
     """An integer engine would not compute what a model computes; the message says why."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Reason that an engine's own error gives, for a sentence of ours."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 

@@ -32,7 +32,13 @@ def write(model: nn.Module, example: Tensor, path: Path, weight_bits: int) -> No
 
     proto = to_onnx(model, example, weight_bits, signed_products=True)
     with tempfile.TemporaryDirectory() as folder:
-        read = openvino.Core().read_model(write_onnx(proto, Path(folder) / "model.onnx"))
+        try:
+            read = openvino.Core().read_model(write_onnx(proto, Path(folder) / "model.onnx"))
+        except RuntimeError as error:
+            raise NotRunning(
+                f"{path}: OpenVINO cannot take this model ({_reason(error)}); write it for another "
+                "engine"
+            ) from error
         openvino.save_model(read, path, compress_to_fp16=False)
 
 
