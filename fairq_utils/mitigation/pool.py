@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fairq_utils.data.batches import whole_labels
 from fairq_utils.errors import BadInput
-from fairq_utils.mitigation.sample import CHUNK, labels_of
+from fairq_utils.mitigation.sample import CHUNK
 from fairq_utils.quantizers.copying import copied
 from fairq_utils.quantizers.modes import usual_modes
 from fairq_utils.quantizers.sensitivity import classification_loss
@@ -100,9 +101,7 @@ def pool_losses(model: nn.Module, images: Inputs, labels: Any) -> NDArray[np.flo
     >>> pool_losses(nn.Flatten(), torch.tensor([[0.0, 0.0], [0.0, 9.0]]), [0, 1]).round(3).tolist()
     [0.6930000185966492, 0.0]
     """
-    truth = labels_of(labels)
-    if len(truth) != len(images):
-        raise BadInput(f"pool_losses: {len(truth)} labels for {len(images)} images; each needs one")
+    truth = whole_labels(labels, len(images), "pool_losses")
     parts = []
     done = 0
     for batch, logits in _outputs(copied(model, "pool_losses").eval(), images, "pool_losses"):
