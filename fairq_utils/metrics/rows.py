@@ -191,6 +191,28 @@ def scores(
     return numbers
 
 
+def weights(values: ArrayLike, rows: int) -> NDArray[np.float64]:
+    """Weights of rows as float64 (N,).
+
+    Raises
+    ------
+    BadInput
+        As in :func:`scores`; a weight below 0, or none above.
+
+    Examples
+    --------
+    >>> weights([2, 0.5], 2)
+    array([2. , 0.5])
+    """
+    found = scores(values, "sample_weight", rows=rows)
+    if (found < 0).any():
+        row = int(np.argmax(found < 0))
+        raise BadInput(f"sample_weight: row {row} is {found[row]:g}; give weights of 0 or more")
+    if not found.any():
+        raise BadInput("sample_weight: every row weighs 0; give at least one row a weight")
+    return found
+
+
 def groups(sensitive_features: Features, *, rows: int | None = None) -> Groups:
     """Cross all attributes.
 
