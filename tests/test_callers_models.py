@@ -423,8 +423,95 @@ def test_an_exporters_error_is_a_sentence(engine: str, make: Any, tmp_path: Any)
 # ---- saving
 
 
-@pytest.mark.parametrize("options", [{}, {"residuals": True}])
-def test_pickles(options: dict[str, Any]) -> None:
-    model = applied(net(), **options)
-    again = pickle.loads(pickle.dumps(model))
-    assert torch.equal(again(rows()[0]), model(rows()[0]))
+class Whole(Net):
+    """Also an addition, a gate and a product of attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(4, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.stem(x)))
+        x = (x + self.mid(x)) * torch.sigmoid(x)
+        q, k, v = self.qkv(x.flatten(2).transpose(1, 2)).unsqueeze(1).chunk(3, -1)
+        out: Tensor = self.head(nn.functional.scaled_dot_product_attention(q, k, v).mean((1, 2)))
+        return out
+
+
+SAVED: dict[str, Callable[[], nn.Module]] = {
+    "plain": lambda: applied(Whole().eval()),
+    "operations": lambda: applied(Whole().eval(), "gates"),
+    "residuals": lambda: applied(Whole().eval(), residuals=True),
+    "group": lambda: applied(Whole().eval(), weight_granularity="group", group_size=2),
+    "affine": lambda: applied(Whole().eval(), weight_scheme="affine"),
+    "dynamic": lambda: applied(Whole().eval(), "dynamic"),
+    "weight_only": lambda: applied(Whole().eval(), "weight_only"),
+    "qat": lambda: applied(Whole().eval(), "qat", residuals=True),
+    "block": lambda: applied(Whole().eval(), "block", gates=True),
+    "kept": lambda: apply_quantization(
+        Whole().eval(), "channels_worst", 4, [rows()], budget=0.9, residuals=True
+    ),
+    "kept in float": lambda: applied(Whole().eval(), "channels_worst"),
+    "tied": lambda: tied(),
+}
+
+
+def tied() -> nn.Module:
+    """One layer in two places, and two layers that share a bias."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 48))
+    model.append(model[1])
+    model[3].bias = model[1].bias
+    model.append(nn.Linear(48, 2))
+    return applied(model.eval())
+
+
+@pytest.mark.parametrize("kind", SAVED)
+def test_a_saved_model_comes_back(kind: str, tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    model = SAVED[kind]()
+    wanted = model(rows()[0])
+    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), copied(model, "saved")):
+        assert torch.equal(again(rows()[0]), wanted)
+    place = tmp_path / "model.pt"
+    torch.save(model, place)
+    again = torch.load(place, weights_only=False)
+    assert torch.equal(again(rows()[0]), wanted)
+    empty = copy.deepcopy(model)
+    for value in empty.state_dict().values():
+        value.zero_()
+    torch.save(model.state_dict(), place)
+    empty.load_state_dict(torch.load(place))
+    assert torch.equal(empty(rows()[0]), wanted)
+    safetensors = pytest.importorskip("safetensors.torch")
+    for value in empty.state_dict().values():
+        value.zero_()
+    safetensors.save_model(model, tmp_path / "model.safetensors")
+    safetensors.load_model(empty, tmp_path / "model.safetensors")
+    assert torch.equal(empty(rows()[0]), wanted)
+    assert torch.equal(model(rows()[0]), wanted)
+
+
+# ---- what one output is
+
+
+def test_outputs_of_a_certified_model() -> None:
+    """Logits between 0 and 1 are told from probabilities by what is said of them."""
+    body = nn.Sequential(nn.Flatten(), nn.Linear(48, 1))
+    nn.init.zeros_(body[1].weight)
+    nn.init.constant_(body[1].bias, 0.5)
+    with torch.no_grad():
+        body[1].weight[0, 0] = 0.01
+    asked = FairnessAwareQuantizer(making_images=N // 2, max_dp_gap=0.9)
+    with pytest.raises(BadInput, match=r"say outputs='probabilities'.* or outputs='logits'"):
+        asked.quantize(body, [rows()])
+    asked.outputs = "probabilities"
+    with pytest.raises(BadInput, match="give the model without the sigmoid at its end"):
+        asked.quantize(body, [rows()])
+    asked.outputs = "logits"
+    quantized = asked.quantize(body, [rows()], fairness_constraint=False)
+    found, wanted = quantized(rows()[0]), body(rows()[0])
+    assert ((found > 0) == (wanted > 0)).all() and (wanted > 0).all()
+    assert asked.report is not None and asked.final_dp_gap >= 0
+    asked.outputs = "odds"
+    with pytest.raises(BadInput, match="outputs: 'odds' is neither of logits, probabilities"):
+        asked.quantize(body, [rows()])
