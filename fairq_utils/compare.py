@@ -188,7 +188,7 @@ def compare_quantization_methods(
             f"{len(pool.images)} calibration images, which is few; give train_loader, a loader of "
             "the training images and labels",
             UserWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     given = [tuple(p for p in (pool.images, pool.labels, pool.groups) if p is not None)]
     model = copied(model, "compare_quantization_methods")
@@ -311,7 +311,7 @@ def _taken(
         "test_loader are calibrated on and left out of the measurement; give calibration_data, a "
         "loader of other images, to measure on all of the test",
         UserWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
     others = (
         (batch.images, batch.labels, batch.groups) for batch in itertools.chain([ahead], rest)
@@ -338,7 +338,7 @@ def _check_groups(counts: Counts) -> None:
             cells = left_out(part.compared, FAIRNESS[gap].rates, groups=part.groups)
             if len(cells):
                 name = f"{gap} by {CROSSED.join(scope)}"
-                warnings.warn(LeftOutWarning(name, cells), stacklevel=3)
+                warnings.warn(LeftOutWarning(name, cells), stacklevel=4)
 
 
 def _effects(

@@ -85,13 +85,13 @@ def refused(method: str, option: str, value: Any) -> str | None:
         if METHODS[method].trains:
             return TRAINED
         if family == "accuracy control":
-            return f"rounding='{value}' is learnt .* leave rounding out"
+            return f"rounding is '{value}', learnt .* leave rounding out"
     elif option == "bias_correction" and METHODS[method].trains:
         return TRAINED
     elif option == "weight_granularity" and method.startswith("channels_"):
         return "use weight_granularity='channel'"
     elif option == "activation_range" and method.startswith("ranges_"):
-        return r"the range rule 'entropy' of inputs \(activation_range\)"
+        return "the rule 'entropy' cannot weigh groups; give of .* as activation_range"
     return None
 
 

@@ -302,8 +302,8 @@ def _check(
 ) -> None:
     if spec.rounding != "nearest":
         raise BadInput(
-            f"{WHAT}: rounding={spec.rounding!r} is learnt with all layers quantized, so that "
-            "every layer that goes back to float would have to be learnt anew; leave rounding out"
+            f"{WHAT}: spec.rounding is {spec.rounding!r}, learnt with all layers quantized, so "
+            "that every step would have to learn anew; leave rounding out"
         )
     layer_specs(observed, spec)
     if criterion not in CRITERIA:

@@ -86,8 +86,8 @@ def observe_groups(
     for rule in rules:
         if rule not in RULES:
             raise BadInput(
-                f"observe_groups: the range rule {rule!r} of inputs (activation_range) cannot "
-                f"weigh groups; take one of {', '.join(RULES)}"
+                f"observe_groups: the rule {rule!r} cannot weigh groups; give of "
+                f"{', '.join(RULES)} as activation_range"
             )
     turn = Turn(
         {sample.name(code): int(np.sum(sample.groups.codes == code)) for code in sample.present}

@@ -210,7 +210,7 @@ def _drawn(pool: Batch, data: UserData, model: nn.Module) -> NDArray[np.int64]:
                 f"apply_quantization: the group {cells.idxmin()!r} has {cells.min()} images, so "
                 f"that no more than {most} are drawn, as many of each group; add images of it, or "
                 "leave an attribute out of sensitive_attrs",
-                stacklevel=4,
+                stacklevel=5,
             )
     labels = None if pool.labels is None else pool.labels.cpu().numpy()
     if labels is None and (data.sampler == "label_balanced" or sampler.needs == "losses"):

@@ -209,7 +209,7 @@ def observe_for(
     return observe(model, batches, [spec.activation_range, *rules], **asked)
 
 
-def what_to_observe(*specs: QuantSpec) -> dict[str, bool]:
+def what_to_observe(*specs: QuantSpec) -> dict[str, Any]:
     """Options of :func:`observe` that any of these specs needs.
 
     Examples
