@@ -109,7 +109,6 @@ class Passes:
             yield normalize(images, self.device), rows.to(self.device), flipped.to(self.device)
 
 
-@usual_modes()
 def fit(
     model: nn.Module,
     data: FaceData,
