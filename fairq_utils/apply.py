@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from inspect import signature
 from typing import Any
@@ -13,13 +14,20 @@ from fairq_utils.calibration import SAMPLERS
 from fairq_utils.data.batches import gather
 from fairq_utils.errors import BadInput
 from fairq_utils.mitigation.task import UserData, task_of
-from fairq_utils.quantizers.methods import METHODS
+from fairq_utils.quantizers.methods import CONTROL, METHODS
 from fairq_utils.quantizers.precision import full_precision
 from fairq_utils.quantizers.spec import WIDTHS, QuantSpec
 from fairq_utils.registry import unknown
 from fairq_utils.training.loop import Recipe
 
 PUBLISHED = "bias_aware_calibration"  # the published study's name of balanced calibration
+QAT_CONTROL = "QAT_FP32"
+ALIASES = {
+    "bias_aware": PUBLISHED,
+    "mixed_precision": "mixed",
+    QAT_CONTROL.lower(): CONTROL,
+}
+CONTROLLED = ("equalization",)  # options of specs that say something of a model in float too
 FIELDS = tuple(entry.name for entry in dataclasses.fields(QuantSpec))
 
 
@@ -27,7 +35,7 @@ FIELDS = tuple(entry.name for entry in dataclasses.fields(QuantSpec))
 def apply_quantization(
     model: nn.Module,
     method: str = "bias_aware_calibration",
-    bit_width: int | str = 8,
+    bit_width: int | str | None = None,
     calibration_data: Iterable[Any] | None = None,
     *,
     sampler: str | None = None,
@@ -52,11 +60,12 @@ def apply_quantization(
         Of :data:`fairq_utils.quantizers.methods.METHODS` (``fairq list methods`` prints them with
         what they need), or ``bias_aware_calibration``, the published study's name of ``ptq`` with
         ``sampler="group_balanced"``: static ranges from as many images of each group, all
-        attributes crossed. Methods that are group-aware look at labels and groups.
-    bit_width : int or str
+        attributes crossed. Methods that are group-aware look at labels and groups. In any case,
+        and with its bits too, as in a comparison: ``PTQ_INT8``, ``BLOCK_W4A8``.
+    bit_width : int or str, optional
         8 is W8A8, 4 is W4A4 (weights alone for ``weight_only``, W4A8 for ``dynamic``); or as
-        ``"W4A8"``. The first and the last layer have at least 8 bits unless
-        ``first_last_bits=None`` is given.
+        ``"W4A8"``. If not given, what the method's name says, or 8. The first and the last layer
+        have at least 8 bits unless ``first_last_bits=None`` is given.
     calibration_data : iterable
         Of (images, labels, groups), (images, labels), (images,), or tensors of images. Groups are a
         mapping or DataFrame of attribute to values, or values without names: (N,) codes or words of
@@ -111,13 +120,14 @@ def apply_quantization(
     >>> apply_quantization(network, bit_width=8, calibration_data=loader).report.layers
     {'0': 'W8A8', '2': 'W8A8'}
     """
-    name, drawn_by = _named(method, sampler)
+    name, bits = _named(method, bit_width)
+    name, drawn_by = _drawn_by(name, sampler)
     if isinstance(sensitive_attrs, str):
         sensitive_attrs = (sensitive_attrs,)
     chosen = METHODS[name]
     _check_options(name, options)
     settings = {**chosen.settings, **{k: v for k, v in options.items() if k in chosen.settings}}
-    spec = _spec(name, bit_width, {k: v for k, v in options.items() if k in FIELDS})
+    spec = _spec(name, bits, {k: v for k, v in options.items() if k in FIELDS})
     recipe = Recipe(epochs, learning_rate, batch_size)
     pool = None
     if calibration_data is not None:
@@ -143,9 +153,40 @@ def apply_quantization(
     return module.eval()
 
 
-def _named(method: str, sampler: str | None) -> tuple[str, str]:
+def parsed(name: str) -> tuple[str, int | str | None] | None:
+    """The method and the bits of a name such as ``PTQ_INT8``; None where there is no such method.
+
+    Examples
+    --------
+    >>> parsed("ptq"), parsed("QAT_INT4"), parsed("BLOCK_W4A8"), parsed("GPTQ_INT8")
+    (('ptq', None), ('qat', 4), ('block', 'W4A8'), None)
+    """
+    if name in METHODS:  # somebody's own may end in bits, or have capitals
+        return name, None
+    found = re.fullmatch(r"(.+?)(?:_(?:INT(\d+)|(W\d+(?:A\d+)?)))?", name, re.IGNORECASE)
+    method = found[1].lower() if found else ""
+    method = ALIASES.get(name.lower(), ALIASES.get(method, method))
+    if found is None or method not in {*METHODS, PUBLISHED}:
+        return None
+    return method, int(found[2]) if found[2] else found[3].upper() if found[3] else None
+
+
+def _named(method: str, bit_width: int | str | None) -> tuple[str, int | str]:
+    """Method and bits; those of the name hold where no others are given."""
+    found = parsed(str(method))
+    if found is None:
+        raise BadInput(f"apply_quantization: method {unknown(method, [*METHODS, PUBLISHED])}")
+    name, bits = found
+    if None not in (bits, bit_width) and str(bits) != str(bit_width):
+        raise BadInput(
+            f"apply_quantization: method {method!r} and bit_width={bit_width!r} say different "
+            "bits; leave bit_width out"
+        )
+    return name, next((b for b in (bits, bit_width) if b is not None), 8)
+
+
+def _drawn_by(name: str, sampler: str | None) -> tuple[str, str]:
     """Method and sampler as the registries have them."""
-    name = str(method).lower()
     if name == PUBLISHED:
         if sampler not in (None, "group_balanced"):
             raise BadInput(
@@ -153,8 +194,6 @@ def _named(method: str, sampler: str | None) -> tuple[str, str]:
                 f"method='ptq' with sampler={sampler!r}"
             )
         name, sampler = "ptq", "group_balanced"
-    if name not in METHODS:
-        raise BadInput(f"apply_quantization: method {unknown(name, [*METHODS, PUBLISHED])}")
     drawn_by = sampler or "random"
     chosen = SAMPLERS.find(drawn_by, "apply_quantization: sampler")
     if chosen.needs in ("group", "population"):
@@ -169,6 +208,11 @@ def _check_options(name: str, options: Mapping[str, Any]) -> None:
     """Refuse what is neither a setting of the method nor an attribute of specs."""
     own = METHODS[name].settings
     for option in options:
+        if name == CONTROL and option in FIELDS and option not in CONTROLLED:
+            raise BadInput(
+                f"apply_quantization: {option}: {name} is a control, which quantizes nothing; "
+                f"leave {option} out"
+            )
         if option in own or option in FIELDS:
             continue
         having = [found for found, method in METHODS.items() if option in method.settings]
@@ -198,10 +242,17 @@ def _spec(name: str, bit_width: int | str, options: Mapping[str, Any]) -> QuantS
         )
     else:
         bits = f"W{bit_width}A{8 if name == 'dynamic' else bit_width}"
-    spec = QuantSpec.parse(bits, **{**METHODS[name].options, **options})
-    if spec.activation == "dynamic" and name != "dynamic":
+    asked = options.get("activation", METHODS[name].options.get("activation", "static"))
+    if asked == "dynamic" and name != "dynamic":
         raise BadInput(
             f"apply_quantization: activation='dynamic' is a method of its own; use "
             f"method='dynamic' instead of {name!r}"
         )
+    if name == "dynamic" and asked != "dynamic":
+        raise BadInput(
+            f"apply_quantization: activation={asked!r} is none of method 'dynamic'; leave it out, "
+            f"or use method={'weight_only' if asked == 'float' else 'ptq'!r}"
+        )
+    spec = METHODS[name].spec(bits, **options)
+    spec.refuse_idle(options)
     return spec

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,15 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import nn
 
-from fairq_utils.apply import PUBLISHED, apply_quantization
+from fairq_utils.apply import (
+    ALIASES,
+    CONTROLLED,
+    FIELDS,
+    PUBLISHED,
+    QAT_CONTROL,
+    apply_quantization,
+    parsed,
+)
 from fairq_utils.data.batches import Batch, divided, gather, joined, read
 from fairq_utils.data.whole_files import written_whole
 from fairq_utils.errors import BadInput
@@ -25,8 +32,10 @@ from fairq_utils.metrics.gaps import LeftOutWarning, left_out
 from fairq_utils.metrics.model_metrics import paired_predictions
 from fairq_utils.metrics.rates import overall
 from fairq_utils.mitigation.task import attributes_of, balanced_size
+from fairq_utils.quantizers.copying import copied
 from fairq_utils.quantizers.layers import Quantized
 from fairq_utils.quantizers.methods import CONTROL, METHODS
+from fairq_utils.quantizers.precision import full_precision
 from fairq_utils.quantizers.report import QuantReport
 from fairq_utils.quantizers.sizes import size_mebibytes
 from fairq_utils.stats.floors import exchange_floors
@@ -36,8 +45,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GAPS = ("demographic_parity_difference", "equalized_odds_difference")
-ALIASES = {"bias_aware": PUBLISHED, "mixed_precision": "mixed"}
-QAT_CONTROL = "QAT_FP32"
 CROSSED = " x "  # joins attributes in the name of a scope
 Statistic = Callable[[NDArray[Any]], NDArray[Any]]
 
@@ -93,6 +100,7 @@ class Comparison:
         return Path(path)
 
 
+@full_precision()
 def compare_quantization_methods(
     model: nn.Module,
     methods: Sequence[str] = ("PTQ_INT8", "PTQ_INT4", "QAT_INT8", "bias_aware"),
@@ -153,7 +161,7 @@ def compare_quantization_methods(
         An unknown method (the known ones are listed), an attribute that the loader does not have,
         or one with a single value.
     """
-    parsed = {name: _parsed(name) for name in dict.fromkeys(methods) if name.upper() != "FP32"}
+    asked = {name: _parsed(name) for name in dict.fromkeys(methods) if name.upper() != "FP32"}
     if test_loader is None:
         raise BadInput(
             "compare_quantization_methods: test_loader is missing; give a loader of (images, "
@@ -166,27 +174,29 @@ def compare_quantization_methods(
     else:
         pool, rest = _taken(test_loader, calibration_images, attributes)
     size = min(calibration_images, len(pool.images))
-    if any(method == PUBLISHED for method, _ in parsed.values()):
+    if any(method == PUBLISHED for method, _ in asked.values()):
         size = min(size, balanced_size(attributes_of(pool, attributes)))
-    if train_loader is None and any(name == "qat" for name, _ in parsed.values()):
+    if train_loader is None and any(name == "qat" for name, _ in asked.values()):
         warnings.warn(
             f"compare_quantization_methods: without train_loader, QAT trains on the "
             f"{len(pool.images)} calibration images, which is few; give train_loader, a loader of "
             "the training images and labels",
             UserWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     given = [tuple(p for p in (pool.images, pool.labels, pool.groups) if p is not None)]
+    model = copied(model, "compare_quantization_methods")
     models: dict[str, nn.Module] = {"FP32": model}
     reports: dict[str, QuantReport] = {}
-    for name, (method, bits) in parsed.items():
+    for name, (method, bits) in asked.items():
+        idle = set(FIELDS) - set(CONTROLLED) if method == CONTROL else set()
         settings: dict[str, Any] = {
             "calibration_data": given,
             "train_data": train_loader,
             "pool_images": len(pool.images),
             "seed": seed,
             "outputs": outputs,
-            **options,
+            **{option: value for option, value in options.items() if option not in idle},
         }
         models[name] = apply_quantization(
             model,
@@ -256,18 +266,16 @@ def _accuracy(table: NDArray[Any]) -> NDArray[Any]:
 
 def _parsed(name: str) -> tuple[str, int | str]:
     """The method and the bits of a name such as ``PTQ_INT8``."""
-    found = re.fullmatch(r"(.+?)(?:_(?:INT(\d+)|(W\d+(?:A\d+)?)))?", name, re.IGNORECASE)
-    if name.upper() == QAT_CONTROL:
-        return CONTROL, 8
-    method = found[1].lower() if found else ""
-    method = ALIASES.get(method, method)
-    if found is None or method not in {*METHODS, PUBLISHED}:
-        every = ", ".join(sorted({*map(str.upper, METHODS), *ALIASES, PUBLISHED}, key=str.lower))
+    found = parsed(name)
+    if found is None:
+        names = {*map(str.upper, METHODS), *ALIASES, PUBLISHED} - {QAT_CONTROL.lower()}
+        every = ", ".join(sorted(names, key=str.lower))
         raise BadInput(
             f"methods: {name!r} is not known; a name is one of {every}, and its bits: PTQ_INT8, "
             f"bias_aware_INT4, BLOCK_W4A8; or {QAT_CONTROL}, the FP32 fine-tuning control of QAT"
         )
-    return method, int(found[2]) if found[2] else found[3].upper() if found[3] else 8
+    method, bits = found
+    return method, 8 if bits is None else bits
 
 
 def _names(sensitive_attrs: Sequence[str]) -> list[str]:
@@ -297,7 +305,7 @@ def _taken(
         "test_loader are calibrated on and left out of the measurement; give calibration_data, a "
         "loader of other images, to measure on all of the test",
         UserWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
     others = (
         (batch.images, batch.labels, batch.groups) for batch in itertools.chain([ahead], rest)
@@ -324,7 +332,7 @@ def _check_groups(counts: Counts) -> None:
             cells = left_out(part.compared, FAIRNESS[gap].rates, groups=part.groups)
             if len(cells):
                 name = f"{gap} by {CROSSED.join(scope)}"
-                warnings.warn(LeftOutWarning(name, cells), stacklevel=3)
+                warnings.warn(LeftOutWarning(name, cells), stacklevel=4)
 
 
 def _effects(

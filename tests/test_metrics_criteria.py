@@ -18,7 +18,7 @@ from fairq_utils.errors import BadInput
 from fairq_utils.metrics.criteria import FAIRNESS
 
 ROOT = Path(__file__).resolve().parents[1]
-EVERY = ["sensitive_features", "method", "agg", "min_cell", "pos_label"]
+EVERY = ["sensitive_features", "method", "agg", "min_cell", "pos_label", "sample_weight"]
 PLUGIN = '''
 """Criteria of somebody else: one of a known rate, one of a rate of its own."""
 from fairq_utils.metrics import Rate, criterion, difference, row_metric, standard_deviation

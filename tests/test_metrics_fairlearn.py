@@ -230,3 +230,112 @@ def test_where_fairlearn_differs() -> None:
     # One group: a difference of 0 in both.
     for module in (metrics, peer):
         assert module.demographic_parity_difference([0], [1], sensitive_features=["a"]) == 0
+
+
+def weighted_rows(seed: int) -> tuple[Any, Any, Any, Any]:
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(20, 60))
+    y_true, y_pred = rng.integers(2, size=(2, n))
+    groups = np.arange(n) % int(rng.integers(2, GROUPS))
+    y_true[:8], y_pred[:8] = [0, 0, 0, 0, 1, 1, 1, 1], [0, 1, 0, 1, 0, 1, 0, 1]
+    weights = rng.choice([0.0, 0.25, 1.0, 3.7], n)
+    weights[:12] += 0.1
+    return y_true, y_pred, groups, weights
+
+
+SAME_NAME = (
+    "demographic_parity_difference", "demographic_parity_ratio",
+    "equalized_odds_difference", "equalized_odds_ratio", "equal_opportunity_difference",
+    "equal_opportunity_ratio", "selection_rate_difference", "selection_rate_ratio",
+    "true_positive_rate_difference", "false_positive_rate_ratio",
+)  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::fairq_utils.metrics.LeftOutWarning")
+@pytest.mark.parametrize("seed", range(15))
+def test_weights_of_rows_are_those_of_fairlearn(seed: int) -> None:
+    y_true, y_pred, groups, weights = weighted_rows(seed)
+    named = {"sensitive_features": groups, "sample_weight": weights}
+    theirs = peer.MetricFrame(
+        metrics=PEERS,
+        y_true=y_true,
+        y_pred=y_pred,
+        sensitive_features=groups,
+        sample_params={name: {"sample_weight": weights} for name in PEERS},
+    )
+    ours = metrics.metric_frame(y_true, y_pred, metrics=list(PEERS), **named)
+    here = ours.by_group.notna().to_numpy()  # where fairlearn has 0 for 0 / 0
+    worst("weighted", ours.by_group.to_numpy()[here], theirs.by_group.to_numpy(float)[here])
+    worst("weighted", ours.overall, theirs.overall.to_numpy(float))
+    for name in PEERS:
+        worst(
+            "weighted",
+            getattr(metrics, name)(y_true, y_pred, sample_weight=weights),
+            PEERS[name](y_true, y_pred, sample_weight=weights),
+        )
+    assert ours.counts.images.sum() == (weights > 0).sum()
+    assert ours.counts[["TN", "FP", "FN", "TP"]].to_numpy().sum() == pytest.approx(weights.sum())
+    if not here.all():
+        return
+    for name in SAME_NAME:
+        for method in ("between_groups", "to_overall"):
+            worst(
+                "weighted",
+                getattr(metrics, name)(y_true, y_pred, method=method, **named),
+                getattr(peer, name)(y_true, y_pred, method=method, **named),
+            )
+
+
+def test_whole_weights_are_repeated_rows() -> None:
+    y_true, y_pred, groups, weights = weighted_rows(3)
+    whole = np.ceil(weights).astype(int)
+    named = {"sensitive_features": groups, "sample_weight": whole}
+    again = {"sensitive_features": np.repeat(groups, whole)}
+    rows = np.repeat(y_true, whole), np.repeat(y_pred, whole)
+    for name in metrics.FAIRNESS:
+        ask = metrics.row_metric(name)
+        assert ask(y_true, y_pred, **named) == pytest.approx(ask(*rows, **again))
+    assert metrics.four_fifths_rule(y_true, y_pred, **named) == metrics.four_fifths_rule(
+        *rows, **again
+    )
+    assert metrics.rate_gap("f1_score", y_true, y_pred, **named) == pytest.approx(
+        metrics.rate_gap("f1_score", *rows, **again)
+    )
+    assert metrics.theil_index(y_true, y_pred, sample_weight=whole) == pytest.approx(
+        metrics.theil_index(*rows)
+    )
+    sides = {"privileged": 0}
+    assert metrics.average_odds_difference(y_true, y_pred, **named, **sides) == pytest.approx(
+        metrics.average_odds_difference(*rows, **again, **sides)
+    )
+    classes = metrics.one_vs_rest(y_true, y_pred, **named)
+    assert classes[1].table.tolist() == metrics.count(*rows, **again).table.tolist()
+
+
+def test_without_weights_counts_are_whole() -> None:
+    counts = metrics.count([1, 0], [1, 1], sensitive_features=["a", "b"])
+    assert counts.table.dtype == np.int64 and counts.images is None
+    small = {"sensitive_features": ["a", "b"], "sample_weight": [0.25, 0.5]}
+    with np.errstate(all="raise"):
+        assert metrics.demographic_parity_difference([1, 0], [1, 0], **small) == 1.0
+    crossed = metrics.count(
+        [1, 0], [1, 1], sensitive_features={"g": ["a", "b"], "h": ["c", "c"]},
+        sample_weight=[0.25, 0.5],
+    )  # fmt: skip
+    assert crossed.by("h").table.sum() == 0.75 and crossed.by("h").sizes.tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("weights", "options", "sentence"),
+    [
+        ([1, -1], {}, "sample_weight: row 1 is -1; give weights of 0 or more"),
+        ([1, np.nan], {}, "sample_weight: row 1 is nan"),
+        ([1], {}, "sample_weight has 1 rows but y_true has 2"),
+        ([0, 0], {}, "every row weighs 0"),
+        ([1, 1], {"min_cell": 2}, "min_cell: 2 is a number of images"),
+    ],
+)
+def test_weights_that_cannot_be_used(weights: Any, options: Any, sentence: str) -> None:
+    for ask in (metrics.demographic_parity_difference, metrics.selection_rate):
+        with pytest.raises(ValueError, match=sentence):
+            ask([1, 0], [1, 0], sensitive_features=["a", "b"], sample_weight=weights, **options)

@@ -367,7 +367,7 @@ women = (*rows()[:2], {"gender": ["woman"] * N})
     ("arguments", "sentence"),
     [
         ({"method": "pqt"}, "'pqt' is unknown; did you mean"),
-        ({"method": "bias_aware"}, r"did you mean 'bias_aware_calibration'\?"),
+        ({"method": "bias_aware_calibratoin"}, r"did you mean 'bias_aware_calibration'\?"),
         ({"method": "ranges_mean", "budget": 0.1}, "ranges_mean has no budget"),
         ({"method": "channels_worst", "budget": "5%"}, "budget: '5%' is no number"),
         *(

@@ -298,3 +298,11 @@ def test_bca_needs_accelerations() -> None:
     )
     with pytest.raises(ValueError, match="without accelerations"):
         found["a"].intervals(0.95, "bca")
+
+
+def test_sums_of_weights_are_no_counts() -> None:
+    weighted = metrics.count(
+        [1, 0], [1, 1], sensitive_features=["a", "b"], sample_weight=[0.5, 0.2]
+    )
+    with pytest.raises(ValueError, match=r"sums of weights .* give counts without weights"):
+        stats.paired_bootstrap([weighted.table], {"size": lambda t: t.sum(axis=(-1, -2, -3))})

@@ -24,7 +24,7 @@ from fairq_utils.bench.subjects import (
     trained_models,
 )
 from fairq_utils.deploy.engines.registry import ENGINES, load, write
-from fairq_utils.quantizers.calibrate import Observed, observe
+from fairq_utils.quantizers.calibrate import Observed, observe_for
 from fairq_utils.quantizers.methods import METHODS
 from fairq_utils.quantizers.post_training import quantize_observed
 from fairq_utils.study import planning
@@ -160,15 +160,7 @@ def _deployed(
 
 
 def _observed(model: nn.Module, batches: Sequence[Tensor]) -> Observed:
-    spec = METHODS["gates"].spec("W8A8")
-    return observe(
-        model,
-        batches,
-        [spec.activation_range],
-        residuals=spec.residuals,
-        attention_products=spec.attention_products,
-        gates=spec.gates,
-    )
+    return observe_for(model, batches, METHODS["gates"].spec("W8A8"))
 
 
 def worst(changed: NDArray[np.bool_], groups: pd.DataFrame) -> tuple[str, float, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -65,8 +66,8 @@ def read(
                 f"{place} is {described(batch)}; it must be (images, labels, groups), (images, "
                 "labels), (images,) or images alone, with images a tensor (N, ...)"
             )
-        images, rows = parts[0], len(parts[0])
-        labels = None if len(parts) < 2 else _labels(parts[1], rows, place)
+        images, rows = _usable(parts[0]), len(parts[0])
+        labels = None if len(parts) < 2 else whole_labels(parts[1], rows, place)
         groups = None if len(parts) < 3 else by_attribute(parts[2], attributes, rows, what)
         yield Batch(images, labels, groups)
 
@@ -83,19 +84,54 @@ def described(batch: Any) -> str:
     return f"{type(batch).__name__}{size}"
 
 
-def _labels(values: Any, rows: int, place: str) -> Tensor:
+def whole_labels(values: Any, rows: int, place: str) -> Tensor:
+    """Labels of a batch as whole numbers, int64 (N,).
+
+    Parameters
+    ----------
+    values : numbers in any usual form
+    rows : int
+        N.
+    place : the batch, for errors
+
+    Raises
+    ------
+    BadInput
+        Another number of labels, or one that is no whole number.
+
+    Examples
+    --------
+    >>> whole_labels(pd.Series([True, False]), 2, "batch 0")
+    tensor([1, 0])
+    """
     try:
-        labels = torch.as_tensor(values)
+        labels = torch.as_tensor(np.array(values) if isinstance(values, pd.Series) else values)
     except (TypeError, ValueError, RuntimeError):
-        raise BadInput(f"{place} has labels that are no numbers; number the classes") from None
+        given = np.asarray(values, dtype=object).reshape(-1).tolist()
+        wrong = [at for at, x in enumerate(given) if not isinstance(x, Number) or pd.isna(x)]
+        if wrong:
+            raise BadInput(
+                f"{place} has labels that are no numbers (row {wrong[0]} is {given[wrong[0]]!r}); "
+                "number the classes 0, 1, ..., and leave out rows without a label"
+            ) from None
+        labels = torch.tensor(given)
     if labels.numel() != rows:
         raise BadInput(
             f"{place} has {labels.numel()} labels for {rows} images; each image needs one"
         )
     labels = labels.reshape(-1)
-    if labels.is_floating_point() and bool((labels != labels.round()).any()):
-        raise BadInput(f"{place} has labels between whole numbers; number the classes 0, 1, ...")
-    return labels.to(torch.int64)
+    if labels.is_floating_point() and bool((odd := labels.frac() != 0).any()):
+        row = int(odd.nonzero()[0])
+        raise BadInput(
+            f"{place} has labels between whole numbers (row {row} is {float(labels[row]):g}); "
+            "number the classes 0, 1, ..., and leave out rows without a label"
+        )
+    return _usable(labels.to(torch.int64))
+
+
+def _usable(x: Tensor) -> Tensor:
+    """A tensor that can be trained on; one that was made in inference mode cannot."""
+    return x.clone() if x.is_inference() else x
 
 
 def by_attribute(

@@ -25,6 +25,9 @@ class Counts:
         Group x true label x reference prediction x compared prediction.
     attributes : names of the sensitive attributes that the groups cross
     groups : G names, values joined by ``|`` in the order of ``attributes``
+    images : int64 (G, 2, 2, 2), optional
+        Where rows have weights: how many of them weigh anything. ``table`` is then their sums of
+        weights, float64, which no bootstrap can draw from.
 
     Examples
     --------
@@ -36,9 +39,10 @@ class Counts:
     [[[0, 1], [0, 1]], [[1, 0], [0, 1]]]
     """
 
-    table: NDArray[np.int64]
+    table: NDArray[Any]
     attributes: tuple[str, ...]
     groups: tuple[str, ...]
+    images: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         if self.table.shape != (len(self.groups), 2, 2, 2):
@@ -60,29 +64,40 @@ class Counts:
         at = [self.attributes.index(a) for a in attributes]
         names = ["|".join(group.split("|")[i] for i in at) for group in self.groups]
         kept = tuple(dict.fromkeys(names))
-        table = np.zeros((len(kept), 2, 2, 2), np.int64)
-        np.add.at(table, [kept.index(name) for name in names], self.table)
-        return Counts(table, attributes, kept)
+        place = [kept.index(name) for name in names]
+
+        def summed(whole: NDArray[Any]) -> NDArray[Any]:
+            table = np.zeros((len(kept), 2, 2, 2), whole.dtype)
+            np.add.at(table, place, whole)
+            return table
+
+        images = None if self.images is None else summed(self.images)
+        return Counts(summed(self.table), attributes, kept, images)
 
     @property
-    def reference(self) -> NDArray[np.int64]:
+    def seen(self) -> NDArray[np.int64]:
+        """Images in each cell, whatever they weigh, (G, 2, 2, 2)."""
+        return self.table if self.images is None else self.images
+
+    @property
+    def reference(self) -> NDArray[Any]:
         """Table (G, 2, 2) of the reference prediction."""
         return self.table.sum(axis=3)
 
     @property
-    def compared(self) -> NDArray[np.int64]:
+    def compared(self) -> NDArray[Any]:
         """Table (G, 2, 2) of the compared prediction."""
         return self.table.sum(axis=2)
 
     @property
     def sizes(self) -> NDArray[np.int64]:
         """Images per group, (G,)."""
-        return self.table.sum(axis=(1, 2, 3))
+        return self.seen.sum(axis=(1, 2, 3))
 
     @property
     def flips(self) -> NDArray[np.int64]:
         """Images per group whose two predictions differ, (G,)."""
-        return self.table[:, :, 0, 1].sum(axis=1) + self.table[:, :, 1, 0].sum(axis=1)
+        return self.seen[:, :, 0, 1].sum(axis=1) + self.seen[:, :, 1, 0].sum(axis=1)
 
     @property
     def index(self) -> pd.Index:
@@ -97,6 +112,7 @@ def count(
     sensitive_features: Features,
     reference: ArrayLike | None = None,
     pos_label: Any = None,
+    sample_weight: ArrayLike | None = None,
 ) -> Counts:
     """Count images over group x label x reference prediction x prediction.
 
@@ -111,6 +127,8 @@ def count(
         Another model's predictions; ``y_pred`` itself if not given.
     pos_label : optional
         The label that counts as 1, against all others.
+    sample_weight : (N,), optional
+        Weight of each row, 0 or more: the cells are then sums of weights.
 
     Raises
     ------
@@ -131,11 +149,23 @@ def count(
     before, n = others[0] if others else prediction, len(truth)
     groups = rows.groups(sensitive_features, rows=n)
     joint = ((groups.codes * 2 + truth) * 2 + before) * 2 + prediction
-    table = np.bincount(joint, minlength=len(groups.names) * 8)
-    return Counts(table.reshape(-1, 2, 2, 2), groups.attributes, groups.names)
+    cells, shape = len(groups.names) * 8, (-1, 2, 2, 2)
+    if sample_weight is None:
+        table = np.bincount(joint, minlength=cells).reshape(shape)
+        return Counts(table, groups.attributes, groups.names)
+    weights = rows.weights(sample_weight, n)
+    table = np.bincount(joint, weights, cells).reshape(shape)
+    images = np.bincount(joint[weights > 0], minlength=cells).reshape(shape)
+    return Counts(table, groups.attributes, groups.names, images)
 
 
-def everyone(y_true: ArrayLike, y_pred: ArrayLike, *, pos_label: Any = None) -> NDArray[np.int64]:
+def everyone(
+    y_true: ArrayLike,
+    y_pred: ArrayLike,
+    *,
+    pos_label: Any = None,
+    sample_weight: ArrayLike | None = None,
+) -> NDArray[Any]:
     """Counts (1, 2, 2) of label x prediction, whatever the group.
 
     Parameters and errors as in :func:`count`.
@@ -147,7 +177,8 @@ def everyone(y_true: ArrayLike, y_pred: ArrayLike, *, pos_label: Any = None) -> 
             [1, 1]]])
     """
     truth, prediction = _labels({"y_true": y_true, "y_pred": y_pred}, pos_label)
-    return np.bincount(truth * 2 + prediction, minlength=4).reshape(1, 2, 2)
+    weights = None if sample_weight is None else rows.weights(sample_weight, len(truth))
+    return np.bincount(truth * 2 + prediction, weights, 4).reshape(1, 2, 2)
 
 
 def one_vs_rest(
@@ -157,12 +188,13 @@ def one_vs_rest(
     sensitive_features: Features,
     classes: Sequence[Hashable] | None = None,
     reference: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
 ) -> dict[Hashable, Counts]:
     """Counts of every class against all others, for targets of more than two classes.
 
     Parameters
     ----------
-    y_true, y_pred, reference, sensitive_features
+    y_true, y_pred, reference, sensitive_features, sample_weight
         As in :func:`count`, with any labels.
     classes : optional
         The labels there are; those of ``y_true``, sorted, if not given.
@@ -196,6 +228,7 @@ def one_vs_rest(
         label: count(
             **{name: [value == label for value in values] for name, values in given.items()},
             sensitive_features=sensitive_features,
+            sample_weight=sample_weight,
         )
         for label in known
     }

@@ -77,6 +77,8 @@ sensitive_features : DataFrame, mapping of name to values, Series, or array (N,)
     Groups whose denominator rests on fewer images take no part.
 pos_label : optional
     The label that counts as 1, against all others.
+sample_weight : (N,), optional
+    Weight of each row, 0 or more, as fairlearn's; not beside ``min_cell``.
 
 Returns
 -------

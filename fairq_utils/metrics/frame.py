@@ -23,7 +23,7 @@ from fairq_utils.metrics.gaps import (
     standard_deviation,
     worst_group,
 )
-from fairq_utils.metrics.rates import RATES, named, overall, rate
+from fairq_utils.metrics.rates import RATES, named, overall, rate, refuse_least
 from fairq_utils.metrics.rows import Features
 
 
@@ -44,6 +44,7 @@ class MetricFrame:
         Each group's rate minus the overall one.
     fairness : Series over :data:`~fairq_utils.metrics.FAIRNESS`
     counts : DataFrame, groups x (``images``, ``TN``, ``FP``, ``FN``, ``TP``)
+        The last four are sums of weights where rows have weights.
     left_out : DataFrame
         The cells that are NaN above, with their counts; see :func:`~fairq_utils.metrics.left_out`.
     """
@@ -95,9 +96,10 @@ def frame_of(
     names = list(RATES) if metrics is None else list(metrics)
     if not names:
         raise BadInput("metrics is empty: name at least one rate")
+    refuse_least(min_cell, counts.images is not None)
     table, index = counts.compared, counts.index
     values = {name: rate(table, name, min_cell=min_cell) for name in names}
-    cells = left_out(table, names, groups=counts.groups, min_cell=min_cell)
+    cells = left_out(counts.seen.sum(axis=2), names, groups=counts.groups, min_cell=min_cell)
     by_group = pd.DataFrame(values, index=index)
     if by_group.isna().all(axis=None):
         raise BadInput(
@@ -148,6 +150,7 @@ def metric_frame(
     method: Method = "between_groups",
     min_cell: int = 1,
     pos_label: Any = None,
+    sample_weight: ArrayLike | None = None,
 ) -> MetricFrame:
     """Many rates of labelled rows: by group, overall, gaps.
 
@@ -166,7 +169,13 @@ def metric_frame(
     >>> frame.gaps["difference"].to_dict()
     {'accuracy': 0.5, 'selection_rate': 0.5}
     """
-    counts = count(y_true, y_pred, sensitive_features=sensitive_features, pos_label=pos_label)
+    counts = count(
+        y_true,
+        y_pred,
+        sensitive_features=sensitive_features,
+        pos_label=pos_label,
+        sample_weight=sample_weight,
+    )
     return frame_of(counts, metrics=metrics, method=method, min_cell=min_cell)
 
 

@@ -92,7 +92,12 @@ INEQUALITY: dict[str, Callable[[Table], Floats]] = {
 
 
 def generalized_entropy_index(
-    y_true: ArrayLike, y_pred: ArrayLike, *, alpha: float = 2, pos_label: Any = None
+    y_true: ArrayLike,
+    y_pred: ArrayLike,
+    *,
+    alpha: float = 2,
+    pos_label: Any = None,
+    sample_weight: ArrayLike | None = None,
 ) -> float:
     """Inequality E_a of benefits over people; 0 where everyone benefits alike.
 
@@ -106,10 +111,18 @@ def generalized_entropy_index(
     0.25
     """
     index = partial(between_people, alpha=alpha)
-    return _measured("generalized_entropy_index", index, y_true, y_pred, None, pos_label)
+    return _measured(
+        "generalized_entropy_index", index, y_true, y_pred, None, pos_label, sample_weight
+    )
 
 
-def theil_index(y_true: ArrayLike, y_pred: ArrayLike, *, pos_label: Any = None) -> float:
+def theil_index(
+    y_true: ArrayLike,
+    y_pred: ArrayLike,
+    *,
+    pos_label: Any = None,
+    sample_weight: ArrayLike | None = None,
+) -> float:
     """Theil index E_1 over people, in nats; as AIF360's metric of this name.
 
     Examples
@@ -118,11 +131,15 @@ def theil_index(y_true: ArrayLike, y_pred: ArrayLike, *, pos_label: Any = None) 
     0.346574
     """
     index = INEQUALITY["theil_index"]
-    return _measured("theil_index", index, y_true, y_pred, None, pos_label)
+    return _measured("theil_index", index, y_true, y_pred, None, pos_label, sample_weight)
 
 
 def coefficient_of_variation(
-    y_true: ArrayLike, y_pred: ArrayLike, *, pos_label: Any = None
+    y_true: ArrayLike,
+    y_pred: ArrayLike,
+    *,
+    pos_label: Any = None,
+    sample_weight: ArrayLike | None = None,
 ) -> float:
     """Standard deviation over mean of the benefits, sqrt(2 E_2); as AIF360 defines it.
 
@@ -131,7 +148,9 @@ def coefficient_of_variation(
     >>> round(coefficient_of_variation([0, 0, 1, 1], [0, 1, 0, 1]), 6)
     0.707107
     """
-    return _measured("coefficient_of_variation", variation, y_true, y_pred, None, pos_label)
+    return _measured(
+        "coefficient_of_variation", variation, y_true, y_pred, None, pos_label, sample_weight
+    )
 
 
 def between_group_generalized_entropy_index(
@@ -141,6 +160,7 @@ def between_group_generalized_entropy_index(
     sensitive_features: Features,
     alpha: float = 2,
     pos_label: Any = None,
+    sample_weight: ArrayLike | None = None,
 ) -> float:
     """Part of the inequality that lies between groups, not within them.
 
@@ -156,7 +176,7 @@ def between_group_generalized_entropy_index(
     """
     index = partial(between_groups, alpha=alpha)
     name = "between_group_generalized_entropy_index"
-    return _measured(name, index, y_true, y_pred, sensitive_features, pos_label)
+    return _measured(name, index, y_true, y_pred, sensitive_features, pos_label, sample_weight)
 
 
 def _measured(
@@ -166,11 +186,13 @@ def _measured(
     y_pred: ArrayLike,
     features: Features | None,
     pos_label: Any,
+    sample_weight: ArrayLike | None,
 ) -> float:
+    read: dict[str, Any] = {"pos_label": pos_label, "sample_weight": sample_weight}
     if features is None:
-        table = everyone(y_true, y_pred, pos_label=pos_label)
+        table = everyone(y_true, y_pred, **read)
     else:
-        counts = count(y_true, y_pred, sensitive_features=features, pos_label=pos_label)
+        counts = count(y_true, y_pred, sensitive_features=features, **read)
         table = counts.compared
     value = float(index(table))
     if np.isnan(value):

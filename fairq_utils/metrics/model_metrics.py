@@ -12,12 +12,18 @@ import pandas as pd
 import torch
 from torch import nn
 
-from fairq_utils.data.batches import by_attribute, described
+from fairq_utils.data.batches import by_attribute, described, whole_labels
 from fairq_utils.errors import BadInput
 from fairq_utils.metrics.counts import Counts, count
 from fairq_utils.metrics.frame import MetricFrame, frame_of
+from fairq_utils.metrics.rows import labels as labels_of_rows
 from fairq_utils.quantizers.sizes import size_mebibytes
 from fairq_utils.training.inference import Margins, device_of, evaluating
+
+TWO_CLASSES = (
+    "let the loader yield 0 and 1; of more classes labels == c, beside a model that returns the "
+    "logits of c and of all others"
+)
 
 
 def compute_fairness_metrics(
@@ -189,13 +195,9 @@ def paired_predictions(
                     margins[name].add(produced, len(images))
                 except ValueError as error:
                     raise BadInput(f"{what}: batch {at}: {error}") from None
-            given = np.asarray(torch.as_tensor(labels).cpu()).reshape(-1).tolist()
-            if len(given) != len(images):
-                raise BadInput(
-                    f"{what}: batch {at} has {len(given)} labels for {len(images)} images; "
-                    "each image needs one"
-                )
-            truth += given
+            given = whole_labels(labels, len(images), f"{what}: batch {at}").cpu().numpy()
+            labels_of_rows(given, f"{what}: batch {at}: y_true", otherwise=TWO_CLASSES)
+            truth += given.tolist()
             for name, column in values.items():
                 groups.setdefault(name, []).extend(column)
     if not groups:

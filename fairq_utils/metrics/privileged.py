@@ -4,7 +4,7 @@ AIF360 defines its group metrics this way. The groups named are pooled into the 
 others into the unprivileged side; differences are unprivileged minus privileged, so that a negative
 selection rate difference is a disadvantage, and ratios can exceed 1. Parameters of all functions:
 
-y_true, y_pred, sensitive_features, pos_label
+y_true, y_pred, sensitive_features, pos_label, sample_weight
     See :func:`~fairq_utils.metrics.count`.
 privileged : group name, or several
     Crossed groups are named by their values joined by ``|``.
@@ -27,6 +27,7 @@ from fairq_utils.errors import BadInput
 from fairq_utils.metrics.counts import Counts, count
 from fairq_utils.metrics.gaps import described, left_out
 from fairq_utils.metrics.rates import rate as rate_of_table
+from fairq_utils.metrics.rates import refuse_least
 from fairq_utils.metrics.rows import Features
 
 SIDES = ("unprivileged", "privileged")
@@ -41,6 +42,7 @@ def directed_difference(
     privileged: Any,
     min_cell: int = 1,
     pos_label: Any = None,
+    sample_weight: ArrayLike | None = None,
 ) -> float:
     """Unprivileged minus privileged rate, any of :data:`~fairq_utils.metrics.RATES`.
 
@@ -50,7 +52,13 @@ def directed_difference(
     ...                     sensitive_features=["f", "f", "m", "m"], privileged="m")
     -0.5
     """
-    counts = count(y_true, y_pred, sensitive_features=sensitive_features, pos_label=pos_label)
+    counts = count(
+        y_true,
+        y_pred,
+        sensitive_features=sensitive_features,
+        pos_label=pos_label,
+        sample_weight=sample_weight,
+    )
     name = f"directed_difference of {rate}"
     ((outside, inside),) = _sides(name, (rate,), counts, privileged, min_cell)
     return outside - inside
@@ -65,6 +73,7 @@ def directed_ratio(
     privileged: Any,
     min_cell: int = 1,
     pos_label: Any = None,
+    sample_weight: ArrayLike | None = None,
 ) -> float:
     """Unprivileged over privileged rate; with ``selection_rate``, AIF360's disparate impact.
 
@@ -79,7 +88,13 @@ def directed_ratio(
     ...                sensitive_features=["f", "f", "m", "m"], privileged="m")
     2.0
     """
-    counts = count(y_true, y_pred, sensitive_features=sensitive_features, pos_label=pos_label)
+    counts = count(
+        y_true,
+        y_pred,
+        sensitive_features=sensitive_features,
+        pos_label=pos_label,
+        sample_weight=sample_weight,
+    )
     name = f"directed_ratio of {rate}"
     ((outside, inside),) = _sides(name, (rate,), counts, privileged, min_cell)
     if inside == 0:
@@ -98,6 +113,7 @@ def statistical_parity_difference(
     privileged: Any,
     min_cell: int = 1,
     pos_label: Any = None,
+    sample_weight: ArrayLike | None = None,
 ) -> float:
     """Unprivileged minus privileged selection rate, as AIF360's metric of this name.
 
@@ -115,6 +131,7 @@ def statistical_parity_difference(
         privileged=privileged,
         min_cell=min_cell,
         pos_label=pos_label,
+        sample_weight=sample_weight,
     )
 
 
@@ -126,6 +143,7 @@ def average_odds_difference(
     privileged: Any,
     min_cell: int = 1,
     pos_label: Any = None,
+    sample_weight: ArrayLike | None = None,
 ) -> float:
     """Mean of the signed differences in true and in false positive rate, as AIF360 defines it.
 
@@ -138,14 +156,22 @@ def average_odds_difference(
     ...                         sensitive_features=["f", "f", "m", "m"])
     -0.5
     """
-    counts = count(y_true, y_pred, sensitive_features=sensitive_features, pos_label=pos_label)
+    counts = count(
+        y_true,
+        y_pred,
+        sensitive_features=sensitive_features,
+        pos_label=pos_label,
+        sample_weight=sample_weight,
+    )
     odds = ("true_positive_rate", "false_positive_rate")
     sides = _sides("average_odds_difference", odds, counts, privileged, min_cell)
     return sum(outside - inside for outside, inside in sides) / 2
 
 
-def pooled(counts: Counts, privileged: Any) -> NDArray[np.int64]:
+def pooled(counts: Counts, privileged: Any, table: NDArray[Any] | None = None) -> NDArray[Any]:
     """Counts (2, 2, 2) of the compared predictions: unprivileged side, privileged side.
+
+    Of another table (G, 2, 2) of these groups, where one is given.
 
     Raises
     ------
@@ -172,7 +198,7 @@ def pooled(counts: Counts, privileged: Any) -> NDArray[np.int64]:
             f"privileged: {len(names)} of {len(counts.groups)} groups leave one side empty; "
             "name at least one, and not all"
         )
-    table = counts.compared
+    table = counts.compared if table is None else table
     return np.stack([table[~inside].sum(axis=0), table[inside].sum(axis=0)])
 
 
@@ -181,7 +207,9 @@ def _sides(
 ) -> list[tuple[float, float]]:
     """Each rate of the unprivileged and of the privileged side."""
     table = pooled(counts, privileged)
-    cells = left_out(table, names, groups=SIDES, min_cell=min_cell)
+    refuse_least(min_cell, counts.images is not None)
+    seen = pooled(counts, privileged, counts.seen.sum(axis=2))
+    cells = left_out(seen, names, groups=SIDES, min_cell=min_cell)
     if len(cells):
         raise BadInput(
             f"{metric} is not defined: left out {described(cells)}; give more rows of these, or "

@@ -174,6 +174,15 @@ def check_min_cell(min_cell: int) -> None:
         raise BadInput(f"min_cell: {min_cell} is not at least 1; leave it out for 1")
 
 
+def refuse_least(min_cell: int, weighted: bool) -> None:
+    """Refuse a least number of images where rates are of weights."""
+    if weighted and min_cell > 1:
+        raise BadInput(
+            f"min_cell: {min_cell} is a number of images, and sample_weight weighs them; leave one "
+            "of the two out"
+        )
+
+
 def rate(table: Table, name: str, *, min_cell: int = 1) -> Floats:
     """A rate of :data:`RATES` for every group.
 

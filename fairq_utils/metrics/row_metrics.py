@@ -22,7 +22,7 @@ from fairq_utils.metrics.counts import Counts, count, everyone
 from fairq_utils.metrics.criteria import FAIRNESS, Aggregate, Criterion
 from fairq_utils.metrics.docstrings import criterion_docstring, rate_docstring
 from fairq_utils.metrics.gaps import COMPARISONS, LeftOutWarning, Method, described, left_out
-from fairq_utils.metrics.rates import named, overall, rate
+from fairq_utils.metrics.rates import named, overall, rate, refuse_least
 from fairq_utils.metrics.rows import Features
 from fairq_utils.registry import unknown
 
@@ -42,6 +42,7 @@ class RowMetric(Protocol):
         agg: Aggregate = "worst_case",
         min_cell: int = 1,
         pos_label: Any = None,
+        sample_weight: ArrayLike | None = None,
     ) -> float:
         """See :func:`row_metric`."""
 
@@ -59,6 +60,7 @@ class RowRate(Protocol):
         sensitive_features: Features | None = None,
         min_cell: int = 1,
         pos_label: Any = None,
+        sample_weight: ArrayLike | None = None,
     ) -> Any:
         """See :func:`row_rate`."""
 
@@ -111,9 +113,12 @@ def row_rate(name: str) -> RowRate:
         sensitive_features: Features | None = None,
         min_cell: int = 1,
         pos_label: Any = None,
+        sample_weight: ArrayLike | None = None,
     ) -> Any:
+        read: dict[str, Any] = {"pos_label": pos_label, "sample_weight": sample_weight}
         if sensitive_features is None:
-            table = everyone(y_true, y_pred, pos_label=pos_label)
+            refuse_least(min_cell, sample_weight is not None)
+            table = everyone(y_true, y_pred, **read)
             value = float(overall(table, name, min_cell=min_cell))
             if np.isnan(value):
                 raise BadInput(
@@ -121,10 +126,11 @@ def row_rate(name: str) -> RowRate:
                     f"{chosen.among}, at least {min_cell} needed; give more rows of these"
                 )
             return value
-        counts = count(y_true, y_pred, sensitive_features=sensitive_features, pos_label=pos_label)
-        table = counts.compared
-        values = pd.Series(rate(table, name, min_cell=min_cell), index=counts.index, name=name)
-        cells = left_out(table, [name], groups=counts.groups, min_cell=min_cell)
+        counts = count(y_true, y_pred, sensitive_features=sensitive_features, **read)
+        refuse_least(min_cell, counts.images is not None)
+        values = rate(counts.compared, name, min_cell=min_cell)
+        values = pd.Series(values, index=counts.index, name=name)
+        cells = left_out(counts.seen.sum(axis=2), [name], groups=counts.groups, min_cell=min_cell)
         if values.isna().all():
             raise BadInput(
                 f"{name} is not defined in any group: left out {described(cells)}; give more rows "
@@ -147,6 +153,7 @@ def rate_gap(
     sensitive_features: Features,
     compare: str = "difference",
     pos_label: Any = None,
+    sample_weight: ArrayLike | None = None,
     **options: Any,
 ) -> float:
     """Any rate of :data:`~fairq_utils.metrics.RATES`, compared over groups.
@@ -157,7 +164,7 @@ def rate_gap(
     compare : str
         ``difference``, ``ratio``, ``worst_group`` or ``standard_deviation``: the functions of these
         names on tables.
-    y_true, y_pred, sensitive_features, pos_label, method, min_cell
+    y_true, y_pred, sensitive_features, pos_label, sample_weight, method, min_cell
         As in :func:`equalized_odds_difference`; ``method`` for the first two only.
 
     Raises
@@ -171,7 +178,13 @@ def rate_gap(
     ...          compare="worst_group")
     0.6666666666666666
     """
-    counts = count(y_true, y_pred, sensitive_features=sensitive_features, pos_label=pos_label)
+    counts = count(
+        y_true,
+        y_pred,
+        sensitive_features=sensitive_features,
+        pos_label=pos_label,
+        sample_weight=sample_weight,
+    )
     return value_of(_of_rate(rate, compare), counts, **options)
 
 
@@ -183,9 +196,10 @@ def value_of(criterion: Criterion, counts: Counts, *, min_cell: int = 1, **optio
     BadInput
         Fewer than two groups for which it is defined, or 0 / 0.
     """
-    table = counts.compared
-    value = float(criterion(table, min_cell=min_cell, **options))
-    cells = left_out(table, criterion.rates, groups=counts.groups, min_cell=min_cell)
+    refuse_least(min_cell, counts.images is not None)
+    value = float(criterion(counts.compared, min_cell=min_cell, **options))
+    seen = counts.seen.sum(axis=2)
+    cells = left_out(seen, criterion.rates, groups=counts.groups, min_cell=min_cell)
     if np.isnan(value):
         if len(cells):
             reason = (
@@ -210,6 +224,7 @@ def four_fifths_rule(
     sensitive_features: Features,
     min_cell: int = 1,
     pos_label: Any = None,
+    sample_weight: ArrayLike | None = None,
 ) -> bool:
     """Four-fifths rule: every group's selection rate is at least 0.8 of the highest.
 
@@ -224,15 +239,24 @@ def four_fifths_rule(
     >>> four_fifths_rule([1, 1, 0, 0], [1, 1, 1, 0], sensitive_features=["a", "a", "b", "b"])
     False
     """
-    counts = count(y_true, y_pred, sensitive_features=sensitive_features, pos_label=pos_label)
+    counts = count(
+        y_true,
+        y_pred,
+        sensitive_features=sensitive_features,
+        pos_label=pos_label,
+        sample_weight=sample_weight,
+    )
     # Its warning and its errors for groups that are too small.
     parity = replace(FAIRNESS["demographic_parity_difference"], name="four_fifths_rule")
     value_of(parity, counts, min_cell=min_cell)
-    selected = counts.compared[:, :, 1].sum(axis=1)
+    table = counts.compared
+    selected, whole = table[:, :, 1].sum(axis=1), table.sum(axis=(1, 2))
     rates = [
-        Fraction(int(k), int(n))
-        for k, n in zip(selected, counts.sizes, strict=True)
-        if n >= min_cell
+        Fraction(k) / Fraction(n)  # a sum of weights too is a fraction of whole numbers
+        for k, n, images in zip(
+            selected.tolist(), whole.tolist(), counts.sizes.tolist(), strict=True
+        )
+        if images >= min_cell
     ]
     return min(rates) >= Fraction(4, 5) * max(rates)
 
@@ -262,12 +286,19 @@ def _of_rows(criterion: Criterion) -> RowMetric:
         *,
         sensitive_features: Features,
         pos_label: Any = None,
+        sample_weight: ArrayLike | None = None,
         **options: Any,
     ) -> float:
         for option in options:
             if option not in (*chosen, "min_cell"):
                 raise TypeError(f"{criterion.name}() got an unexpected keyword argument {option!r}")
-        counts = count(y_true, y_pred, sensitive_features=sensitive_features, pos_label=pos_label)
+        counts = count(
+            y_true,
+            y_pred,
+            sensitive_features=sensitive_features,
+            pos_label=pos_label,
+            sample_weight=sample_weight,
+        )
         return value_of(criterion, counts, **options)
 
     absent = {"method", "agg"} - set(chosen)

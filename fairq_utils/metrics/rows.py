@@ -66,6 +66,12 @@ def _distinct(values: ArrayLike) -> list[Any]:
     return list(dict.fromkeys(_array(values).tolist()))
 
 
+def _shown(label: Any) -> str:
+    """A label in a sentence; a text that looks like a number, such as "1", with its quotes."""
+    text = isinstance(label, str | bytes) and isinstance(_plain(label), float)
+    return repr(str(label)) if text else str(label)
+
+
 def _plain(label: Any) -> str | float:
     """A label as a number if it can be one, else as text without case or space at its ends."""
     text = (label.decode() if isinstance(label, bytes) else str(label)).strip().casefold()
@@ -83,7 +89,12 @@ def group_index(attributes: Sequence[str], names: Sequence[str]) -> pd.Index:
 
 
 def labels(
-    values: ArrayLike, name: str, *, rows: int | None = None, pos_label: Any = None
+    values: ArrayLike,
+    name: str,
+    *,
+    rows: int | None = None,
+    pos_label: Any = None,
+    otherwise: str = "",
 ) -> NDArray[np.int64]:
     """Labels as 0 and 1, int64 (N,).
 
@@ -97,6 +108,8 @@ def labels(
         How many rows there must be.
     pos_label : optional
         The label that counts as 1; every other label is 0 (one against the rest).
+    otherwise : str, optional
+        What to do about other labels, where the call has no ``pos_label``.
 
     Raises
     ------
@@ -113,15 +126,21 @@ def labels(
     fairq_utils.errors.BadInput: y_true: row 2 is 2, neither 0 nor 1; for other labels ...
     """
     array = _column(values, name, rows)
-    wrong = pd.isna(array) if pos_label is not None else ~np.isin(array, (0, 1))
+    missing = pd.isna(array)
+    if pos_label is not None:
+        if pd.isna(pos_label):
+            raise BadInput(f"pos_label: {pos_label} is no label; name one of {name}")
+        wrong, reason = missing, "which is no label"
+    else:
+        wrong, reason = missing.copy(), "neither 0 nor 1"
+        wrong[~missing] = ~np.isin(array[~missing], (0, 1))
     if wrong.any():
         row = int(np.argmax(wrong))
-        reason = (
-            "which is no label; leave the row out, or name its label"
-            if pos_label is not None
-            else "neither 0 nor 1; for other labels name one as pos_label"
-        )
-        raise BadInput(f"{name}: row {row} is {array[row]}, {reason}")
+        if missing[row]:
+            way = "leave the row out, or name its label"
+        else:
+            way = otherwise or "for other labels name one as pos_label"
+        raise BadInput(f"{name}: row {row} is {_shown(array[row])}, {reason}; {way}")
     # Objects, because NumPy compares an array of strings with a number as a whole.
     positive = array.astype(object) == pos_label if pos_label is not None else array
     return np.asarray(positive).astype(np.int64)
@@ -170,6 +189,28 @@ def scores(
             "pass logits through a sigmoid or softmax first"
         )
     return numbers
+
+
+def weights(values: ArrayLike, rows: int) -> NDArray[np.float64]:
+    """Weights of rows as float64 (N,).
+
+    Raises
+    ------
+    BadInput
+        As in :func:`scores`; a weight below 0, or none above.
+
+    Examples
+    --------
+    >>> weights([2, 0.5], 2)
+    array([2. , 0.5])
+    """
+    found = scores(values, "sample_weight", rows=rows)
+    if (found < 0).any():
+        row = int(np.argmax(found < 0))
+        raise BadInput(f"sample_weight: row {row} is {found[row]:g}; give weights of 0 or more")
+    if not found.any():
+        raise BadInput("sample_weight: every row weighs 0; give at least one row a weight")
+    return found
 
 
 def groups(sensitive_features: Features, *, rows: int | None = None) -> Groups:

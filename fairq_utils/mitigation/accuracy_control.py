@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +16,9 @@ from fairq_utils.errors import BadInput
 from fairq_utils.mitigation.group_sensitivity import Floats
 from fairq_utils.mitigation.sample import Sample, chosen, logits_of, refuse_few, refuse_labels
 from fairq_utils.quantizers.calibrate import Observed
+from fairq_utils.quantizers.copying import copied
 from fairq_utils.quantizers.methods import MSE, Fit, Result, Size, Task, method
+from fairq_utils.quantizers.modes import usual_modes
 from fairq_utils.quantizers.post_training import layer_specs, quantize_observed
 from fairq_utils.quantizers.report import QuantReport
 from fairq_utils.quantizers.sensitivity import noise_over_signal, squares
@@ -84,6 +85,7 @@ RANKED = 300  # images that layers are ranked by
 ROUNDING = 1e-12  # of a difference of rates; one prediction is more
 
 
+@usual_modes()
 def control_accuracy(
     observed: Observed,
     spec: QuantSpec,
@@ -268,7 +270,7 @@ class _Working:
             self.model = replace(self.model, name, held)
 
     def _float(self, name: str) -> nn.Module:
-        return copy.deepcopy(self._observed.model.get_submodule(name))
+        return copied(self._observed.model.get_submodule(name), WHAT)
 
     def _renew(self, name: str, layer: nn.Module) -> None:
         if self._spec.bias_correction:  # what a layer is corrected by depends on those before it
@@ -301,8 +303,7 @@ def _check(
     if spec.rounding != "nearest":
         raise BadInput(
             f"{WHAT}: spec.rounding is {spec.rounding!r}, learnt with all layers quantized, so "
-            "that every step would have to learn anew; control with 'nearest', then give "
-            "quantize_observed the learnt rounding with the reverted layers as None"
+            "that every step would have to learn anew; leave rounding out"
         )
     layer_specs(observed, spec)
     if criterion not in CRITERIA:

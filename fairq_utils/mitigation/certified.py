@@ -29,6 +29,7 @@ from fairq_utils.mitigation.sequential_test import (
     in_words,
 )
 from fairq_utils.quantizers.checks import check_model
+from fairq_utils.quantizers.copying import copied
 from fairq_utils.quantizers.precision import full_precision
 from fairq_utils.quantizers.report import QuantReport
 from fairq_utils.quantizers.spec import WIDTHS, QuantSpec
@@ -145,6 +146,7 @@ class FairnessAwareQuantizer:
             )
         ranges = {"weight_range": "mse", "activation_range": "mse"}
         self.spec = QuantSpec.parse(bits, **{**ranges, **self.options})
+        self.spec.refuse_idle(self.options)
         if self.spec.activation != "static":
             raise BadInput(
                 f"FairnessAwareQuantizer: bit_width {self.bit_width!r} with inputs in "
@@ -216,6 +218,7 @@ class FairnessAwareQuantizer:
         if calibration_data is None:
             raise BadInput("calibration_data: is None; give a loader of (images, labels, groups)")
         check_model(model, "FairnessAwareQuantizer")
+        model = copied(model, "FairnessAwareQuantizer")
         sample, rest = split(calibration_data, certification_data, self._named, self.making_images)
         images = (x.to(device_of(model)) for x, _, _ in sample.batches())
         refuse_probabilities(model, images, self.outputs, "FairnessAwareQuantizer")

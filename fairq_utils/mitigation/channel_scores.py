@@ -17,7 +17,6 @@ derivative of ``l_i`` by a factor ``t`` before what ``dw`` alone would add to th
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -33,7 +32,9 @@ from fairq_utils.mitigation.group_sensitivity import REDUCERS
 from fairq_utils.mitigation.precision import Kept, channel_costs, plainly
 from fairq_utils.mitigation.sample import Sample, refuse_few
 from fairq_utils.quantizers.calibrate import Observed
+from fairq_utils.quantizers.copying import copied
 from fairq_utils.quantizers.layers import Quantized
+from fairq_utils.quantizers.modes import usual_modes
 from fairq_utils.quantizers.sensitivity import classification_loss
 from fairq_utils.quantizers.spec import QuantSpec
 from fairq_utils.quantizers.tracing import first_input, removed_after
@@ -46,6 +47,7 @@ MEASURES: dict[str, Callable[[Tensor], Tensor]] = {
 BY = ("worst_group", "overall")  # of the reducers, those that need no setting and weigh images
 
 
+@usual_modes()
 def channel_scores(
     observed: Observed,
     spec: QuantSpec,
@@ -92,7 +94,7 @@ def channel_scores(
         raise BadInput(f"channel_scores: measure {measure!r} is not one of {', '.join(MEASURES)}")
     costs, _ = channel_costs(observed, spec, kept)
     plain, _ = plainly(observed, spec)
-    work = copy.deepcopy(observed.model).requires_grad_(False)
+    work = copied(observed.model, "channel_scores").requires_grad_(False)
     with torch.no_grad():
         rounding = {
             name: _quantized(plain, name).weight() - _weight(work, name)

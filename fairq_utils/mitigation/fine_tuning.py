@@ -19,6 +19,7 @@ from fairq_utils.mitigation.group_facts import GroupFacts, counted, facts, group
 from fairq_utils.mitigation.sample import Sample
 from fairq_utils.quantizers.calibrate import Observed
 from fairq_utils.quantizers.methods import MSE, Fit, Result, Task, method
+from fairq_utils.quantizers.modes import usual_modes
 from fairq_utils.quantizers.qat import finish_qat, folded_float, prepare_qat
 from fairq_utils.quantizers.report import QuantReport, float_bytes
 from fairq_utils.quantizers.spec import QuantSpec
@@ -86,6 +87,7 @@ class OnLoader(nn.Module):
         return loss
 
 
+@usual_modes()
 def fine_tune(
     observed: Observed,
     spec: QuantSpec | None,
@@ -163,6 +165,7 @@ def fine_tune(
     return module, dataclasses.replace(report, corrections=corrections)
 
 
+@usual_modes()
 def train_under(
     constraint: str,
     network: nn.Module,

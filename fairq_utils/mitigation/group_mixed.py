@@ -48,6 +48,7 @@ from fairq_utils.quantizers.mixed_precision import (
     weight_widths,
     within_budget,
 )
+from fairq_utils.quantizers.modes import usual_modes
 from fairq_utils.quantizers.post_training import edge_spec
 from fairq_utils.quantizers.report import QuantReport
 from fairq_utils.quantizers.spec import WIDTHS, QuantSpec
@@ -154,6 +155,7 @@ def _tail(values: Floats, alpha: float) -> Further:
     )
 
 
+@usual_modes()
 def quantize_mixed_for_groups(
     observed: Observed,
     budget: int | float,

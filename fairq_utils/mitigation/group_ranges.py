@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fairq_utils.errors import BadInput
 from fairq_utils.mitigation.group_statistics import RULES, GroupedStatistics, Turn, Weighting
 from fairq_utils.mitigation.sample import Sample
-from fairq_utils.quantizers.calibrate import Observed, observe
+from fairq_utils.quantizers.calibrate import Observed, observe, what_to_observe
 from fairq_utils.quantizers.grids import input_grid
 from fairq_utils.quantizers.methods import MSE, Fit, Result, Task, method
 from fairq_utils.quantizers.post_training import edge_spec, quantize_observed
@@ -87,7 +87,7 @@ def observe_groups(
         if rule not in RULES:
             raise BadInput(
                 f"observe_groups: the rule {rule!r} cannot weigh groups; give of "
-                f"{', '.join(RULES)}, or observe without groups"
+                f"{', '.join(RULES)} as activation_range"
             )
     turn = Turn(
         {sample.name(code): int(np.sum(sample.groups.codes == code)) for code in sample.present}
@@ -232,12 +232,11 @@ def _check(observed: Observed, ranges: Ranges) -> None:
 
 def _fit(weighting: Weighting) -> Fit:
     def fit(task: Task) -> Result:
-        spec = task.spec
-        options = {"equalization": spec.equalization, "keep": spec.bias_correction}
+        rules, options = [task.spec.activation_range], what_to_observe(task.spec)
         observed = observe_groups(
-            task.model, task.calibration(), [spec.activation_range], weighting=weighting, **options
+            task.model, task.calibration(), rules, weighting=weighting, **options
         )
-        return quantize_observed(observed, spec)
+        return quantize_observed(observed, task.spec)
 
     return fit
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fairq_utils.errors import BadInput
 from fairq_utils.mitigation.sample import CHUNK, Sample, checked, refuse_labels
 from fairq_utils.quantizers.calibrate import Observed
+from fairq_utils.quantizers.modes import usual_modes
 from fairq_utils.quantizers.sensitivity import (
     Found,
     classification_loss,
@@ -198,6 +199,7 @@ COLUMNS = ["layer", "bits", "group", "images", "sensitivity", "bytes"]
 WHAT = "group_sensitivities"
 
 
+@usual_modes()
 def group_sensitivities(
     observed: Observed,
     specs: Sequence[QuantSpec],

@@ -15,7 +15,7 @@ from torch import Tensor
 from fairq_utils.data.batches import Batch, divided, joined, read
 from fairq_utils.errors import BadInput
 from fairq_utils.metrics.counts import count
-from fairq_utils.metrics.model_metrics import Predictions
+from fairq_utils.metrics.model_metrics import TWO_CLASSES, Predictions
 from fairq_utils.mitigation.sample import Sample, of_batch
 
 LEAST = 20  # images of every group, among those that make the candidates, and among the others
@@ -77,7 +77,7 @@ def two_groups(
     found = of_batch(joined(parts, what), attributes, least=LEAST, what=what)
     wrong = sorted(set(found.labels.tolist()) - {0, 1})
     if wrong:
-        raise BadInput(f"{what}: label {wrong[0]} is neither 0 nor 1; gaps are of two classes")
+        raise BadInput(f"{what}: label {wrong[0]} is neither 0 nor 1; {TWO_CLASSES}")
     if len(found.present) < 2:
         which, way = "every image", "give images of others too"
         if first is not None and len(found) == first:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,14 +10,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fairq_utils.data.batches import whole_labels
 from fairq_utils.errors import BadInput
-from fairq_utils.mitigation.sample import CHUNK, labels_of
+from fairq_utils.mitigation.sample import CHUNK
+from fairq_utils.quantizers.copying import copied
+from fairq_utils.quantizers.modes import usual_modes
 from fairq_utils.quantizers.sensitivity import classification_loss
 from fairq_utils.quantizers.tracing import first_input, removed_after
 from fairq_utils.training.architectures import Inputs
 from fairq_utils.training.inference import device_of
 
 
+@usual_modes()
 def pool_features(model: nn.Module, images: Inputs) -> NDArray[np.float32]:
     """Features of each image: the input of the linear or convolution layer called last.
 
@@ -47,7 +50,7 @@ def pool_features(model: nn.Module, images: Inputs) -> NDArray[np.float32]:
     >>> pool_features(model, torch.zeros(5, 1, 4, 4)).shape
     (5, 3)
     """
-    work = copy.deepcopy(model).eval()
+    work = copied(model, "pool_features").eval()
     last: dict[str, Any] = {}
 
     def keep(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -73,6 +76,7 @@ def pool_features(model: nn.Module, images: Inputs) -> NDArray[np.float32]:
     return _finite(torch.cat(parts), "pool_features: a feature")
 
 
+@usual_modes()
 def pool_losses(model: nn.Module, images: Inputs, labels: Any) -> NDArray[np.float32]:
     """Cross-entropy of a classifier on each image.
 
@@ -97,12 +101,10 @@ def pool_losses(model: nn.Module, images: Inputs, labels: Any) -> NDArray[np.flo
     >>> pool_losses(nn.Flatten(), torch.tensor([[0.0, 0.0], [0.0, 9.0]]), [0, 1]).round(3).tolist()
     [0.6930000185966492, 0.0]
     """
-    truth = labels_of(labels)
-    if len(truth) != len(images):
-        raise BadInput(f"pool_losses: {len(truth)} labels for {len(images)} images; each needs one")
+    truth = whole_labels(labels, len(images), "pool_losses")
     parts = []
     done = 0
-    for batch, logits in _outputs(copy.deepcopy(model).eval(), images, "pool_losses"):
+    for batch, logits in _outputs(copied(model, "pool_losses").eval(), images, "pool_losses"):
         own = truth[done : done + len(batch)].to(logits.device)
         classes = 2 if logits.ndim == 1 or logits.shape[1:] == (1,) else logits.shape[1]
         wrong = ((own < 0) | (own >= classes)).nonzero()

@@ -31,6 +31,7 @@ from fairq_utils.mitigation.precision import (
 from fairq_utils.mitigation.sample import Sample
 from fairq_utils.quantizers.calibrate import Observed
 from fairq_utils.quantizers.methods import MSE, Fit, Result, Size, Task, method
+from fairq_utils.quantizers.modes import usual_modes
 from fairq_utils.quantizers.report import QuantReport
 from fairq_utils.quantizers.spec import QuantSpec
 
@@ -130,6 +131,7 @@ UNITS = ("layers", "channels")
 RANDOM = "random"
 
 
+@usual_modes()
 def preserve(
     observed: Observed,
     spec: QuantSpec,

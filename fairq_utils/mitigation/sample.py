@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fairq_utils.data.batches import Batch, gather
+from fairq_utils.data.batches import Batch, gather, whole_labels
 from fairq_utils.errors import BadInput
 from fairq_utils.metrics import rows
 from fairq_utils.metrics.rows import Features, Groups
@@ -113,9 +113,7 @@ def as_sample(
     >>> found.groups.names, found.present
     (('f', 'm'), [0, 1])
     """
-    truth = labels_of(labels)
-    if len(truth) != len(images):
-        raise BadInput(f"{what}: {len(truth)} labels for {len(images)} images; each needs one")
+    truth = whole_labels(labels, len(images), what).cpu()
     try:
         found = rows.groups(groups)
     except ValueError as error:
@@ -126,12 +124,6 @@ def as_sample(
         )
     refuse_few(found, least, what)
     return Sample(images, truth, found)
-
-
-def labels_of(labels: Any) -> Tensor:
-    """Labels (N,) of any usual form, on any device, as int64 on the CPU."""
-    given = labels.cpu() if isinstance(labels, Tensor) else labels
-    return torch.as_tensor(np.asarray(given)).reshape(-1).to(torch.int64)
 
 
 def of_batch(

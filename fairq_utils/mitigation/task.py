@@ -28,6 +28,7 @@ from fairq_utils.mitigation.pool import pool_features, pool_losses
 from fairq_utils.mitigation.sample import CHUNK, Sample, of_batch
 from fairq_utils.quantizers.calibrate import observe_for
 from fairq_utils.quantizers.checks import check_model
+from fairq_utils.quantizers.copying import copied
 from fairq_utils.quantizers.methods import Method, Task
 from fairq_utils.quantizers.sensitivity import classification_loss
 from fairq_utils.quantizers.spec import QuantSpec
@@ -85,11 +86,7 @@ def task_of(
         See :func:`fairq_utils.quantizers.checks.check_model`.
     """
     check_model(model, "apply_quantization")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise BadInput(
-            f"apply_quantization: this model is scripted ({type(model).__name__}), and "
-            "its layers cannot be replaced; give the module that it was made from"
-        )
+    model = copied(model, "apply_quantization")  # which keeps what a forward pass leaves behind
     if isinstance(data.train, Iterator):  # gone through more than once
         data = dataclasses.replace(data, train=list(data.train))
     device, pool, recipe = device_of(model), data.pool, data.recipe
@@ -213,7 +210,7 @@ def _drawn(pool: Batch, data: UserData, model: nn.Module) -> NDArray[np.int64]:
                 f"apply_quantization: the group {cells.idxmin()!r} has {cells.min()} images, so "
                 f"that no more than {most} are drawn, as many of each group; add images of it, or "
                 "leave an attribute out of sensitive_attrs",
-                stacklevel=4,
+                stacklevel=5,
             )
     labels = None if pool.labels is None else pool.labels.cpu().numpy()
     if labels is None and (data.sampler == "label_balanced" or sampler.needs == "losses"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fairq_utils.quantizers.checks import check_batch, check_finite, check_model
+from fairq_utils.quantizers.copying import copied
 from fairq_utils.quantizers.corrections import equalize
 from fairq_utils.quantizers.folding import fold_batch_norms
 from fairq_utils.quantizers.layers import (
@@ -21,7 +21,7 @@ from fairq_utils.quantizers.layers import (
     quantized,
     refuse_quantized,
 )
-from fairq_utils.quantizers.operations import Operations
+from fairq_utils.quantizers.operations import OPTIONS, Operations
 from fairq_utils.quantizers.precision import full_precision
 from fairq_utils.quantizers.ranges import InputStatistics, Statistics
 from fairq_utils.quantizers.report import float_bytes
@@ -146,7 +146,7 @@ def observe(
         ) from None
     check_batch(first, "quantize_static: calibration batch 0")
     before = float_bytes(model)
-    work = copy.deepcopy(model).eval()
+    work = copied(model, "quantize_static").eval()
     leave_fast_paths(work)
     example = first[:2].clone()  # what is asked of the structure needs no more
     folded, left = fold_batch_norms(work, example)
@@ -204,16 +204,23 @@ def observe_for(
     rules : range rules besides the spec's
     keep : whether images are kept even if neither bias correction nor rounding looks at them again
     """
-    return observe(
-        model,
-        batches,
-        [spec.activation_range, *rules],
-        equalization=spec.equalization,
-        residuals=spec.residuals,
-        attention_products=spec.attention_products,
-        gates=spec.gates,
-        keep=keep or spec.bias_correction or spec.rounding != "nearest",
-    )
+    asked = what_to_observe(spec)
+    asked["keep"] |= keep
+    return observe(model, batches, [spec.activation_range, *rules], **asked)
+
+
+def what_to_observe(*specs: QuantSpec) -> dict[str, Any]:
+    """Options of :func:`observe` that any of these specs needs.
+
+    Examples
+    --------
+    >>> [option for option, asked in what_to_observe(QuantSpec(gates=True)).items() if asked]
+    ['gates']
+    """
+    options = ("equalization", *dict.fromkeys(OPTIONS.values()))
+    asked = {option: any(getattr(spec, option) for spec in specs) for option in options}
+    again = any(spec.bias_correction or spec.rounding != "nearest" for spec in specs)
+    return {**asked, "keep": again}
 
 
 def _observing(name: str, statistics: Statistics, order: list[str]) -> Any:

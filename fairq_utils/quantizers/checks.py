@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.ao.nn.quantized import FloatFunctional
+
+from fairq_utils.errors import BadInput
+
+ELSEWHERE = (".quantized", ".qat", ".fake_quantize", ".observer")  # in names of torch.ao's modules
+OTHERS = ("torchao", "bitsandbytes", "quanto", "optimum.quanto")
 
 
 def check_finite(x: Tensor, what: str) -> None:
@@ -14,12 +20,51 @@ def check_finite(x: Tensor, what: str) -> None:
         raise ValueError(f"{what}: a value is NaN or infinite; check the images and the model")
 
 
-def check_model(model: nn.Module, what: str) -> None:
-    """Refuse what is no module, and floating-point weights that are not finite float32."""
+def check_module(model: nn.Module, what: str) -> None:
+    """Refuse what is no module, and modules whose layers cannot be replaced."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"{what}: model is {type(model).__name__}, not a torch module")
+        exported = isinstance(model, torch.export.ExportedProgram)
+        way = "; give the module that it was exported from" if exported else ""
+        raise TypeError(f"{what}: model is {type(model).__name__}, not a torch module{way}")
+    for name, module in model.named_modules():
+        place = f"layer {name}" if name else "this model"
+        if isinstance(module, torch.jit.ScriptModule) and not name:
+            raise BadInput(
+                f"{what}: {place} is scripted ({type(module).__name__}), and its layers cannot be "
+                "replaced; give the module that it was made from"
+            )
+        if any(base.__module__.startswith("torch.export") for base in type(module).__mro__):
+            raise BadInput(
+                f"{what}: {place} comes from torch.export, and has no layers left that could be "
+                "replaced; give the module that it was exported from"
+            )
+        if _quantized_elsewhere(module):
+            kind = f"{type(module).__module__.partition('.nn.')[0]} {type(module).__name__}"
+            raise BadInput(
+                f"{what}: {place} is quantized already, or prepared for it ({kind}); give the "
+                "float model"
+            )
+
+
+def _quantized_elsewhere(module: nn.Module) -> bool:
+    """True for layers, observers and weights of torch.ao, torchao and the like."""
+    home = type(module).__module__
+    if isinstance(module, FloatFunctional):  # of a model that may be prepared, and is not
+        return False
+    values = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    return (
+        (home.startswith("torch.ao.") and any(part in home for part in ELSEWHERE))
+        or home.startswith(OTHERS)
+        or any(type(x).__module__.startswith(OTHERS) or x.is_quantized for x in values)
+    )
+
+
+def check_model(model: nn.Module, what: str) -> None:
+    """Refuse as :func:`check_module`, and floating-point weights that are not finite float32."""
+    check_module(model, what)
     buffers = {name for name, _ in model.named_buffers()}
     for name, value in (*model.named_parameters(), *model.named_buffers()):
+        value = value.detach()
         if value.is_floating_point() and value.dtype != torch.float32:
             raise ValueError(
                 f"{what}: {name} is {value.dtype}; quantize the float32 model, model.float()"

@@ -20,6 +20,9 @@ from fairq_utils.quantizers.weights import (
     quantize_weight,
 )
 
+# What spectral_norm, prune and weight_norm leave of a layer whose weight or bias they compute.
+COMPUTED = ("weight_orig", "weight_g", "bias_orig", "bias_g")
+
 
 class Quantized(nn.Module):
     """Integers of the weight, scales, and the grid of the input.
@@ -223,9 +226,8 @@ def quantizable(module: nn.Module) -> bool:
 
 def why_not(module: nn.Module) -> str | None:
     """Reason why a layer has no quantized counterpart here; None where it has one."""
-    computed = ("weight_orig", "weight_g")  # what spectral_norm, prune and weight_norm leave
-    if getattr(module, "parametrizations", None) or any(hasattr(module, n) for n in computed):
-        return "its weight is parametrized; remove the parametrization first"
+    if getattr(module, "parametrizations", None) or any(hasattr(module, n) for n in COMPUTED):
+        return "its weight or bias is parametrized; remove the parametrization first"
     if type(module) is nn.Linear:
         return None
     own = type(module)

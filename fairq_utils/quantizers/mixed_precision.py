@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import nn
 
+from fairq_utils.errors import BadInput
 from fairq_utils.quantizers.calibrate import Observed
 from fairq_utils.quantizers.methods import MSE, Result, Task, method
+from fairq_utils.quantizers.modes import usual_modes
 from fairq_utils.quantizers.post_training import edge_spec, quantize_observed
 from fairq_utils.quantizers.report import QuantReport
 from fairq_utils.quantizers.sensitivity import (
@@ -31,6 +33,7 @@ from fairq_utils.quantizers.spec import WIDTHS, QuantSpec
 FEWER = 2  # bits below eight of the uniform model that sets the budget
 
 
+@usual_modes()
 def quantize_mixed(
     observed: Observed,
     budget: int | float,
@@ -116,7 +119,7 @@ def float_classifier(observed: Observed, spec: QuantSpec) -> tuple[nn.Module, Qu
         The classifier is the only layer that could be quantized.
     """
     if len(observed.order) < 2:
-        raise ValueError(
+        raise BadInput(
             f"float_classifier: {len(observed.order)} layers can be quantized, and the last of "
             "them is to stay in float; of such a model there is no backbone to quantize"
         )
@@ -295,7 +298,7 @@ def within_budget(
         rest += over
         smallest = rest + smallest_size(table)
         if allowed < smallest:
-            raise ValueError(
+            raise BadInput(
                 f"{what}: budget: {allowed} bytes are fewer than the {smallest} that the "
                 f"model takes at the fewest bits ({rest} of them outside the quantized layers); "
                 f"raise the budget to at least {smallest} bytes, or allow fewer bits"
@@ -327,7 +330,7 @@ def in_bytes(budget: int | float, float_bytes: int, what: str) -> int:
         return int(budget)
     if isinstance(budget, float) and 0 < budget <= 1:
         return int(budget * float_bytes)
-    raise ValueError(
+    raise BadInput(
         f"{what}: budget: {budget!r} is neither a whole number of bytes nor a fraction in "
         "(0, 1] of the float model's size, such as 0.2"
     )
@@ -351,7 +354,7 @@ def smallest_size(table: pd.DataFrame) -> int:
 def _affordable(table: pd.DataFrame, budget: int) -> None:
     smallest = smallest_size(table)
     if budget < smallest:
-        raise ValueError(
+        raise BadInput(
             f"allocate: budget: {budget} bytes are fewer than the {smallest} that these layers "
             "take at the fewest bits; raise it, or allow fewer bits"
         )

@@ -180,7 +180,7 @@ def quantize_operations(model: nn.Module, observed: Operations, spec: QuantSpec)
         for statistics in observed.statistics[operation.site]:
             low, high = torch.tensor(statistics.range(rule, bits, scheme, spec.percentile))
             grids.append(torch.stack(input_grid(low, high, bits, scheme)))
-    scales, zeros = torch.stack(grids).T.contiguous()
+    scales, zeros = (part.clone() for part in torch.stack(grids).T)  # saved each on its own
     held = next((t.device for t in (*model.parameters(), *model.buffers())), None)
     model.register_buffer("operation_scales", scales.to(held))
     model.register_buffer("operation_zero_points", zeros.to(held, torch.int32))

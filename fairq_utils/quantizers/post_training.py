@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace as replace_fields
 from typing import Any
@@ -10,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fairq_utils.errors import BadInput
 from fairq_utils.quantizers.calibrate import Observed, observe_for
 from fairq_utils.quantizers.checks import check_model, refuse_not_finite
+from fairq_utils.quantizers.copying import copied
 from fairq_utils.quantizers.corrections import correct_biases
 from fairq_utils.quantizers.folding import fold_batch_norms
 from fairq_utils.quantizers.layers import quantizable, quantized, refuse_quantized
@@ -83,7 +84,7 @@ def quantize_static(
     ({'0': 'W8A8', '2': 'W8A8'}, torch.Size([5, 2]))
     """
     if spec.activation == "dynamic":
-        raise ValueError("quantize_static: spec.activation is dynamic; use quantize_dynamic")
+        raise BadInput("quantize_static: spec.activation is dynamic; use quantize_dynamic")
     rules = [own.activation_range for own in (layers or {}).values() if own]
     observed = observe_for(model, batches, spec, rules=rules)
     return quantize_observed(observed, spec, layers)
@@ -137,7 +138,7 @@ def quantize_observed(
         work, errors = reconstruct(observed.model, specs, observed.range, observed.batches)
         notes["reconstruction"] = {name: list(pair) for name, pair in errors.items()}
     else:
-        work = copy.deepcopy(observed.model)
+        work = copied(observed.model, "quantize_observed")
         for name, own in specs.items():
             work = replace(work, name, observed.quantized(name, own, kept.get(name)))
     work, left = restore_bypassed(work, observed, specs, left)
@@ -188,13 +189,13 @@ def quantize_dynamic(
     {'0': 'W8A8', '2': 'W8A8'}
     """
     if spec.activation != "dynamic":
-        raise ValueError(
+        raise BadInput(
             f"quantize_dynamic: spec.activation is {spec.activation}; use quantize_static"
         )
     check_model(model, "quantize_dynamic")
     refuse_quantized(model, "quantize_dynamic")
     before = float_bytes(model)
-    work = copy.deepcopy(model).eval()
+    work = copied(model, "quantize_dynamic").eval()
     leave_fast_paths(work)
     folded: list[str] = []
     left = {"operations between layers": "are in float; give an example to have them named"}
@@ -224,15 +225,15 @@ def layer_specs(
         See :func:`quantize_observed`.
     """
     if spec.activation == "dynamic":
-        raise ValueError("quantize_static: spec.activation is dynamic; use quantize_dynamic")
+        raise BadInput("quantize_static: spec.activation is dynamic; use quantize_dynamic")
     if spec.equalization != (observed.equalized is not None):
         wanted, found = ("with", "without") if spec.equalization else ("without", "with")
-        raise ValueError(
+        raise BadInput(
             f"quantize_observed: {wanted} equalization is asked for, but it was observed {found}; "
             f"give observe equalization={spec.equalization}"
         )
     if (spec.rounding != "nearest" or spec.bias_correction) and not observed.batches:
-        raise ValueError(
+        raise BadInput(
             "quantize_observed: learnt rounding and bias correction look at the calibration images "
             "again, and they were not kept; give observe keep=True"
         )
@@ -240,7 +241,7 @@ def layer_specs(
     layers = layers or {}
     unknown = [name for name in layers if name not in observed.order]
     if unknown:
-        raise ValueError(
+        raise BadInput(
             f"quantize_observed: {unknown[0]!r} is no quantizable layer that calibration reached; "
             f"these are {', '.join(observed.order[:5])}{' ...' if len(observed.order) > 5 else ''}"
         )
@@ -275,7 +276,8 @@ def restore_bypassed(
     """Put float layers back where the model calls them by a reference that was not replaced."""
     left = dict(left)
     for name in bypassed(work, layers, observed.example):
-        work = replace(work, name, copy.deepcopy(observed.model.get_submodule(name)))
+        layer = observed.model.get_submodule(name)
+        work = replace(work, name, copied(layer, "quantize_observed"))
         left[name] = BYPASSED
     return work, left
 
@@ -304,7 +306,7 @@ def finished(
 def _check_operations(operations: Operations, spec: QuantSpec) -> None:
     for option in dict.fromkeys(OPTIONS.values()):
         if getattr(spec, option) and option not in operations.observed:
-            raise ValueError(
+            raise BadInput(
                 f"quantize_observed: {option} were not observed; give observe {option}=True"
             )
     _check_rule(spec, [s for op in operations.chosen(spec) for s in operations.statistics[op.site]])
@@ -312,7 +314,7 @@ def _check_operations(operations: Operations, spec: QuantSpec) -> None:
 
 def _check_rule(spec: QuantSpec, statistics: Sequence[Statistics]) -> None:
     if not all(own.has(spec.activation_range) for own in statistics):
-        raise ValueError(
+        raise BadInput(
             f"quantize_observed: ranges by {spec.activation_range!r} were not observed; name the "
             "rule in the rules of observe"
         )

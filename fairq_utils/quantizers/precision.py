@@ -9,6 +9,8 @@ from typing import Any, cast
 
 import torch
 
+from fairq_utils.quantizers.modes import usual_modes
+
 SHORT = "tf32"
 _lock = threading.Lock()
 _inside = 0  # how many contexts are open, in all threads
@@ -23,7 +25,8 @@ def full_precision() -> Iterator[None]:
     matrix products do if the user asks for it. That is enough to train with, and too coarse to tell
     what a quantizer did: an integer of eight bits times its scale is no value of TF32, and a batch
     norm that is folded computes a little differently. The setting is the process's; the last to
-    leave, of contexts within each other and of threads, restores it.
+    leave, of contexts within each other and of threads, restores it. The other modes are the usual
+    ones within; see :func:`~fairq_utils.quantizers.modes.usual_modes`.
 
     Examples
     --------
@@ -37,7 +40,8 @@ def full_precision() -> Iterator[None]:
             _put_back[:] = [*_convolutions(), *_products()]
         _inside += 1
     try:
-        yield
+        with usual_modes():
+            yield
     finally:
         with _lock:
             _inside -= 1

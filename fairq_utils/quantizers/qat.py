@@ -10,15 +10,17 @@ belongs to it trains :func:`folded_float`, the same folded network without the g
 
 from __future__ import annotations
 
-import copy
 from typing import cast
 
 from torch import nn
 
+from fairq_utils.errors import BadInput
 from fairq_utils.quantizers.calibrate import Observed
 from fairq_utils.quantizers.checks import check_model
+from fairq_utils.quantizers.copying import copied
 from fairq_utils.quantizers.learned import LearnedLayer, StepWeight
 from fairq_utils.quantizers.methods import MSE, Result, Task, method
+from fairq_utils.quantizers.modes import usual_modes
 from fairq_utils.quantizers.operations import quantize_operations
 from fairq_utils.quantizers.post_training import (
     LayerSpecs,
@@ -31,6 +33,7 @@ from fairq_utils.quantizers.spec import QuantSpec
 from fairq_utils.quantizers.tracing import BYPASSED, replace
 
 
+@usual_modes()
 def prepare_qat(observed: Observed, spec: QuantSpec, layers: LayerSpecs | None = None) -> nn.Module:
     """Make a trainable model on the grids of calibration; ``observed`` stays as it is.
 
@@ -60,7 +63,7 @@ def prepare_qat(observed: Observed, spec: QuantSpec, layers: LayerSpecs | None =
     {'0': 'W4A4'}
     """
     if spec.rounding != "nearest" or spec.bias_correction:
-        raise ValueError(
+        raise BadInput(
             "prepare_qat: rounding and bias_correction are what training replaces; leave them out"
         )
     specs, _ = layer_specs(observed, spec, layers)
@@ -74,6 +77,7 @@ def prepare_qat(observed: Observed, spec: QuantSpec, layers: LayerSpecs | None =
     return work
 
 
+@usual_modes()
 def finish_qat(
     model: nn.Module, observed: Observed, spec: QuantSpec, layers: LayerSpecs | None = None
 ) -> tuple[nn.Module, QuantReport]:
@@ -95,16 +99,17 @@ def finish_qat(
             )
     asked |= {name: BYPASSED for name in specs if name not in learnt}
     notes = {"equalization": dict(observed.equalized)} if observed.equalized is not None else {}
-    work = copy.deepcopy(model).eval().requires_grad_(False)
+    work = copied(model, "finish_qat").eval().requires_grad_(False)
     for name, module in list(work.named_modules()):
         if isinstance(module, LearnedLayer):
             work = replace(work, name, module.settled())
     return finished(work, observed, spec, asked, notes)
 
 
+@usual_modes()
 def folded_float(observed: Observed) -> nn.Module:
     """The float model with folded batch norms, all weights trainable: FP32 fine-tuning control."""
-    return copy.deepcopy(observed.model).requires_grad_(True)
+    return copied(observed.model, "prepare_qat").requires_grad_(True)
 
 
 def _trained(task: Task) -> Result:

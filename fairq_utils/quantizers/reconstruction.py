@@ -13,7 +13,6 @@ if it had that power: otherwise a single odd image would decide for all.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
@@ -22,6 +21,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from fairq_utils.quantizers.copying import copied
 from fairq_utils.quantizers.layers import Quantized, use_integers
 from fairq_utils.quantizers.learned import LearnedLayer, SoftRounding
 from fairq_utils.quantizers.spec import QuantSpec
@@ -62,7 +62,7 @@ def reconstruct(
         Unit -> mean squared error of its output with nearest and with learnt rounding, per value.
         Layers that are called several times are rounded to nearest and are in no unit.
     """
-    work = copy.deepcopy(model).requires_grad_(False)
+    work = copied(model, "quantize_observed").requires_grad_(False)
     order, block = list(specs), next(iter(specs.values())).rounding == "block"
     blocks = units(model, order, batches[0], LARGEST_BLOCK)
     single = {n for u in units(model, order, batches[0], 1) for n in u.layers}

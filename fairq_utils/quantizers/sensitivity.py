@@ -8,7 +8,6 @@ noises of several layers are independent and add up, so both are summed over lay
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fairq_utils.quantizers.calibrate import Observed
+from fairq_utils.quantizers.copying import copied
 from fairq_utils.quantizers.layers import Quantized
+from fairq_utils.quantizers.modes import usual_modes
 from fairq_utils.quantizers.post_training import edge_spec, layer_specs, quantize_observed
 from fairq_utils.quantizers.sizes import packed_bytes
 from fairq_utils.quantizers.spec import QuantSpec
@@ -56,6 +57,7 @@ def classification_loss(logits: Tensor, labels: Tensor, reduction: str = "mean")
     return F.cross_entropy(logits.float(), labels.long(), reduction=reduction)
 
 
+@usual_modes()
 def sensitivities(
     observed: Observed,
     specs: Sequence[QuantSpec],
@@ -211,7 +213,7 @@ def one_at_a_time(observed: Observed, specs: Sequence[QuantSpec]) -> Found[nn.Mo
 
     It is one working copy: what is yielded is another model once the next is asked for.
     """
-    work = copy.deepcopy(observed.model)
+    work = copied(observed.model, "sensitivities")
     for name in observed.order:
         kept = work.get_submodule(name)
         for layer in _candidates(observed, specs, name):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
+
+from fairq_utils.errors import BadInput
 
 WIDTHS = (2, 3, 4, 6, 8)
 RANGE_RULES = ("minmax", "moving_average", "percentile", "mse", "entropy")
@@ -87,37 +90,43 @@ class QuantSpec:
         for name in ("weight_bits", "activation_bits", "first_last_bits"):
             value = getattr(self, name)
             if value not in WIDTHS and not (name == "first_last_bits" and value is None):
-                raise ValueError(
+                raise BadInput(
                     f"QuantSpec.{name}: {value!r} is not one of {', '.join(map(str, WIDTHS))}"
                 )
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
             if value not in allowed:
-                raise ValueError(f"QuantSpec.{name}: {value!r} is not one of {', '.join(allowed)}")
-        if not 50 < self.percentile <= 100:
-            raise ValueError(f"QuantSpec.percentile: {self.percentile} is not in (50, 100]")
+                raise BadInput(f"QuantSpec.{name}: {value!r} is not one of {', '.join(allowed)}")
+        if not isinstance(self.percentile, int | float) or not 50 < self.percentile <= 100:
+            raise BadInput(f"QuantSpec.percentile: {self.percentile!r} is not in (50, 100]")
         for name in ("group_size", "iterations"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"QuantSpec.{name}: {value!r} is not a whole number above 0")
+                raise BadInput(f"QuantSpec.{name}: {value!r} is not a whole number above 0")
         if self.activation == "dynamic" and self.activation_bits != 8:
-            raise ValueError(
+            raise BadInput(
                 f"QuantSpec.activation_bits: dynamic quantization is defined at 8 bits, not "
                 f"{self.activation_bits}; use static ranges, or 8"
             )
-        operations = ("residuals", "attention_products", "gates")
-        calibrated = (*operations, "bias_correction", "equalization")
-        asked = [name for name in calibrated if getattr(self, name)]
+        switches = ("residuals", "attention_products", "gates", "bias_correction", "equalization")
+        for name in switches:
+            if not isinstance(getattr(self, name), bool):
+                raise BadInput(
+                    f"QuantSpec.{name}: {getattr(self, name)!r} is neither True nor False"
+                )
+        asked = [name for name in switches if getattr(self, name)]
+        operations = ", ".join(name for name in asked if name in switches[:3])
         asked += ["rounding"] if self.rounding != "nearest" else []
         if self.activation == "dynamic" and asked:
-            raise ValueError(
-                f"QuantSpec.{asked[0]}: needs a calibration set, which activation='dynamic' does "
-                "without; use activation='static' or 'float'"
+            raise BadInput(
+                f"QuantSpec.{asked[0]}: needs a calibration set, which dynamic inputs do without; "
+                "leave it out, or take static inputs (method 'ptq')"
             )
-        if self.activation == "float" and any(getattr(self, name) for name in operations):
-            raise ValueError(
-                f"QuantSpec.activation: 'float' leaves all inputs in float, so that "
-                f"{', '.join(operations)} cannot be quantized; take them out, or use 'static'"
+        if self.activation == "float" and operations:
+            raise BadInput(
+                f"QuantSpec.activation: weights only leave all inputs in float, so that "
+                f"{operations} cannot be quantized; set them to False, or take static inputs "
+                "(activation='static')"
             )
 
     @classmethod
@@ -133,7 +142,7 @@ class QuantSpec:
         """
         found = re.fullmatch(r"W(\d+)(?:A(\d+))?", text)
         if found is None:
-            raise ValueError(f"bits: {text!r} is not of the form W8A8, or W8 for weights only")
+            raise BadInput(f"bits: {text!r} is not of the form W8A8, or W8 for weights only")
         if found[2] is None:
             return cls(weight_bits=int(found[1]), **{"activation": "float", **options})
         return cls(weight_bits=int(found[1]), activation_bits=int(found[2]), **options)
@@ -143,6 +152,29 @@ class QuantSpec:
         """The bits in short: ``W4A8``, or ``W4`` where only weights are quantized."""
         inputs = "" if self.activation == "float" else f"A{self.activation_bits}"
         return f"W{self.weight_bits}{inputs}"
+
+    def refuse_idle(self, given: Collection[str]) -> None:
+        """Refuse options that were given, and that say nothing beside the others.
+
+        Raises
+        ------
+        BadInput
+            Names what the option belongs to.
+
+        Examples
+        --------
+        >>> QuantSpec(percentile=99.0, weight_range="percentile").refuse_idle(["percentile"])
+        """
+        belongs = {
+            "percentile": ("weight_range", "activation_range", "percentile"),
+            "group_size": ("weight_granularity", "group"),
+        }
+        for option, (*others, value) in belongs.items():
+            if option in given and value not in [getattr(self, other) for other in others]:
+                raise BadInput(
+                    f"QuantSpec.{option}: is of {' or '.join(others)}={value!r}, which is not "
+                    f"asked for; give that too, or leave {option} out"
+                )
 
     def at_edge(self) -> QuantSpec:
         """The spec of the first and the last layer."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from fairq_utils.errors import BadInput
 from fairq_utils.quantizers.checks import check_finite
 from fairq_utils.quantizers.grids import to_integers, weight_codes, weight_grid
 from fairq_utils.quantizers.ranges import weight_limits
@@ -193,28 +194,28 @@ def check_kept(
         place = f"quantize_observed: kept: layer {name!r}"
         if name not in specs:
             known = f"{', '.join(list(specs)[:5])}{' ...' if len(specs) > 5 else ''}"
-            raise ValueError(
+            raise BadInput(
                 f"{place} is no layer that would be quantized, so that no channel of it can be "
                 f"kept; these are {known}"
             )
         spec = specs[name]
         if spec.weight_granularity != "channel":
-            raise ValueError(
+            raise BadInput(
                 f"{place} has one scale per {spec.weight_granularity}; channels can be kept where "
                 "each has a scale of its own: use weight_granularity='channel'"
             )
         if spec.rounding != "nearest":
-            raise ValueError(
+            raise BadInput(
                 f"{place}: rounding={spec.rounding!r} learns to make up for errors that its kept "
                 "channels would no longer make; use rounding='nearest', or keep whole layers"
             )
         if own.bits not in (KEPT_BITS, None):
-            raise ValueError(
+            raise BadInput(
                 f"{place}: channels are kept at {KEPT_BITS} bits or in float (None), not at "
                 f"{own.bits!r}"
             )
         if own.bits is not None and spec.weight_bits >= own.bits:
-            raise ValueError(
+            raise BadInput(
                 f"{place} has weights of {spec.weight_bits} bits; {own.bits} are no more: keep "
                 "its channels in float (None), or leave it out"
             )

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Counts = NDArray[Any]
+ROUNDING = 1e-6  # of a number of images that fractions add up to
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,12 @@ def resample(
         return _draw_shared(tables, replicates, rng, stratify)
     stacked = stack(tables)
     seeds, draws = stacked.shape[:2]
+    whole = stacked.sum(axis=(2, 3, 4, 5), dtype=float)
+    if np.abs(whole - np.rint(whole)).max() > ROUNDING:
+        raise ValueError(
+            "tables: hold sums of weights (sample_weight), and images are drawn one by one; give "
+            "counts without weights"
+        )
     # (S, C, strata, cells): without strata all groups are one.
     cells = stacked.reshape(seeds, draws, stacked.shape[2] if stratify else 1, -1)
     # Null models put fractions of images into cells; how many images are drawn stays whole.

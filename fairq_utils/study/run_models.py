@@ -22,7 +22,7 @@ from fairq_utils.mitigation.fine_tuning import OnFaces
 from fairq_utils.mitigation.group_facts import facts_of_faces
 from fairq_utils.mitigation.pool import pool_features, pool_losses
 from fairq_utils.mitigation.sample import CHUNK, Sample, as_sample
-from fairq_utils.quantizers.calibrate import Observed, observe
+from fairq_utils.quantizers.calibrate import Observed, observe, what_to_observe
 from fairq_utils.quantizers.methods import METHODS, Task
 from fairq_utils.quantizers.precision import full_precision
 from fairq_utils.quantizers.spec import QuantSpec
@@ -299,14 +299,6 @@ def calibrated(
     rows = torch.from_numpy(calibration_rows(study, first, pool, model))
     batches = architectures.Normalized(pool.images, device_of(model)).take(rows).split(CHUNK)
     specs = [_spec(run) for run in runs]
-    return observe(
-        model,
-        batches,
-        [spec.activation_range for spec in specs],
-        equalization=specs[0].equalization,
-        residuals=any(spec.residuals for spec in specs),
-        attention_products=any(spec.attention_products for spec in specs),
-        gates=any(spec.gates for spec in specs),
-        keep=any(spec.bias_correction or spec.rounding != "nearest" for spec in specs)
-        or any("kept" in METHODS[run.method].needs for run in runs),
-    )
+    asked = what_to_observe(*specs)
+    asked["keep"] |= any("kept" in METHODS[run.method].needs for run in runs)
+    return observe(model, batches, [spec.activation_range for spec in specs], **asked)

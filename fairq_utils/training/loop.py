@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fairq_utils.data.faces import FaceData, Images
 from fairq_utils.errors import BadInput
+from fairq_utils.quantizers.modes import usual_modes
 from fairq_utils.training.architectures import normalize
 from fairq_utils.training.resume import Checkpoints, Keeper, Learner, Place
 
@@ -161,6 +162,7 @@ def fit(
     return history
 
 
+@usual_modes()
 def optimise(
     model: nn.Module,
     objective: Objective,

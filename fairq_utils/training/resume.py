@@ -232,6 +232,6 @@ def _set_aside(path: Path, reason: str) -> None:
     warnings.warn(
         f"{path}: this checkpoint {reason}; it is set aside as {aside.name} and the training "
         "begins again",
-        stacklevel=4,
+        stacklevel=5,
     )
     path.replace(aside)

@@ -7,7 +7,6 @@ every rounded value would: a sum on the edge between two integers falls on eithe
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from fairq_utils.deploy.engines.loaded_model import LoadedModel, NotExact, Satur
 from fairq_utils.deploy.engines.qdq import to_qdq
 from fairq_utils.errors import BadInput, Fault
 from fairq_utils.quantizers import onednn
+from fairq_utils.quantizers.copying import copied
 from fairq_utils.quantizers.layers import Quantized
 from fairq_utils.training.inference import device_of, evaluating
 
@@ -198,7 +198,7 @@ def _moved(qdq: nn.Module, images: Tensor) -> float:
 
 def _seven_bits(model: nn.Module) -> nn.Module:
     """A model of the same layers whose sums of two products fit into 16 bits."""
-    halved = copy.deepcopy(model)
+    halved = copied(model, "engines.write")
     for layer in halved.modules():
         if isinstance(layer, Quantized):
             for integers in (layer.weight_integers, layer.weight_zero_point):

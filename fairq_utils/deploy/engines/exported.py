@@ -18,6 +18,7 @@ from torch.fx import Graph, Node
 
 from fairq_utils.deploy.engines.loaded_model import NotRunning, first_line
 from fairq_utils.deploy.engines.qdq import to_qdq
+from fairq_utils.quantizers.modes import usual_modes
 
 _ops = torch.ops.quantized_decomposed
 QUANTIZE = _ops.quantize_per_tensor.default
@@ -35,6 +36,7 @@ COMMUTING = (CONCATENATE, torch.ops.aten.max_pool2d.default)
 LARGEST_BATCH = 1 << 16
 
 
+@usual_modes()
 def export(
     model: nn.Module, example: Tensor, *, any_batch: bool, signed_products: bool
 ) -> ExportedProgram:
@@ -59,25 +61,30 @@ def export(
     if any_batch:
         shapes = ({0: torch.export.Dim("batch", min=1, max=LARGEST_BATCH)},)
     prepared = to_qdq(model, signed_products=signed_products)
-    with torch.no_grad():
-        try:
+    try:
+        with torch.no_grad():
             program = torch.export.export(prepared, (example,), dynamic_shapes=shapes)
-        except Exception as error:  # what is raised depends on what it cannot follow
-            raise NotRunning(
-                f"{type(model).__name__}: torch.export cannot follow this model on images "
-                f"{tuple(example.shape)} ({first_line(error)}); what it computes may not depend on "
-                "values"
-            ) from error
-        module = program.module(check_guards=False)
-        node: Any
-        for node in module.graph.find_nodes(op="call_function", target=DROPOUT):
-            node.replace_all_uses_with(node.args[0])  # the model is in evaluation mode
-            module.graph.erase_node(node)
-        _round_once(module.graph)
-        _round_before(module.graph)
-        _leave_out_clips(module.graph)
-        module.recompile()
-        return torch.export.export(module, (example,), dynamic_shapes=shapes)
+            module = program.module(check_guards=False)
+            _simplify(module.graph)
+            module.recompile()
+            return torch.export.export(module, (example,), dynamic_shapes=shapes)
+    except Exception as error:  # what is raised depends on what it cannot follow
+        raise NotRunning(
+            f"{type(model).__name__}: torch.export cannot follow this model on images "
+            f"{tuple(example.shape)} ({first_line(error)}); what it computes may not depend on "
+            "values"
+        ) from error
+
+
+def _simplify(graph: Graph) -> None:
+    """Take out, in place, what changes no value."""
+    node: Any
+    for node in graph.find_nodes(op="call_function", target=DROPOUT):
+        node.replace_all_uses_with(node.args[0])  # the model is in evaluation mode
+        graph.erase_node(node)
+    _round_once(graph)
+    _round_before(graph)
+    _leave_out_clips(graph)
 
 
 def _round_once(graph: Graph) -> None:

@@ -7,7 +7,6 @@ float. A package takes batches of one size, on processors like the one that wrot
 
 from __future__ import annotations
 
-import copy
 import errno
 import os
 import re
@@ -70,6 +69,7 @@ def write(model: nn.Module, example: Tensor, path: Path, weight_bits: int) -> No
     from torch._inductor import aoti_compile_and_package
 
     from fairq_utils.deploy.engines.exported import export
+    from fairq_utils.quantizers.copying import copied
     from fairq_utils.quantizers.layers import Quantized
 
     for name, layer in model.named_modules():  # its kernels leave these zero-points out of account
@@ -82,7 +82,7 @@ def write(model: nn.Module, example: Tensor, path: Path, weight_bits: int) -> No
     with silence():  # registers the patterns that find integer kernels
         import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer  # noqa: F401
 
-    model = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    model = copied(model, "write").to(memory_format=torch.channels_last)
     images = example.contiguous(memory_format=torch.channels_last)
     with temporary_folder() as folder, torch.no_grad(), silence():
         package = folder / "model.pt2"

@@ -34,7 +34,7 @@ class SaturationWarning(KernelsWarning):
     """A file is right, and this processor's integer kernels do not compute what it says."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Reason that an engine's own error gives, for a sentence of ours."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 

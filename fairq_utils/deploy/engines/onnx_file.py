@@ -25,9 +25,10 @@ from torch import Tensor, nn
 
 from fairq_utils.data.whole_files import written_whole
 from fairq_utils.deploy.engines.exported import export
-from fairq_utils.deploy.engines.loaded_model import NotExact
+from fairq_utils.deploy.engines.loaded_model import NotExact, NotRunning, first_line
 from fairq_utils.deploy.quiet import silence
 from fairq_utils.quantizers.layers import Quantized
+from fairq_utils.quantizers.modes import usual_modes
 
 OPSET = 21  # the first with four-bit integers
 INPUT, OUTPUT = "images", "logits"
@@ -64,21 +65,31 @@ def to_onnx(
         The model's quantization has no counterpart in integer engines, or its inputs are too coarse
         for fine biases.
     NotRunning
-        torch.export cannot follow the model.
+        torch.export cannot follow the model, or ONNX has no counterpart of an operation.
     """
     if fine_biases:
         _refuse_coarse_inputs(model)
-    with torch.no_grad(), silence():
-        program = torch.onnx.export(
-            export(model, example.contiguous(), any_batch=True, signed_products=signed_products),
-            dynamo=True,
-            verbose=False,
-            opset_version=OPSET,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-        )
-    assert program is not None
-    proto = program.model_proto
+    followed = export(model, example.contiguous(), any_batch=True, signed_products=signed_products)
+    try:
+        with usual_modes(), torch.no_grad(), silence():
+            program = torch.onnx.export(
+                followed,
+                dynamo=True,
+                verbose=False,
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+            )
+        assert program is not None
+        proto = program.model_proto
+    except Exception as error:  # what is raised depends on what it cannot write
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise NotRunning(
+            f"{type(model).__name__}: torch.onnx cannot write this model ({first_line(cause)}); "
+            "compute it by other operations, or use the engine inductor"
+        ) from error
     del proto.metadata_props[:]
     for node in proto.graph.node:
         del node.metadata_props[:]  # paths of source files, for one

@@ -34,7 +34,13 @@ def write(model: nn.Module, example: Tensor, path: Path, weight_bits: int) -> No
 
     proto = to_onnx(model, example, weight_bits, signed_products=True)
     with temporary_folder() as folder:
-        read = openvino.Core().read_model(write_onnx(proto, folder / "model.onnx"))
+        try:
+            read = openvino.Core().read_model(write_onnx(proto, folder / "model.onnx"))
+        except RuntimeError as error:
+            raise NotRunning(
+                f"{path}: OpenVINO cannot take this model ({_reason(error)}); write it for another "
+                "engine"
+            ) from error
         try:
             openvino.save_model(read, folder / path.name, compress_to_fp16=False)
         except RuntimeError as error:  # what it read it can write, where there is room

@@ -8,14 +8,13 @@ are the simulation. Grids of fewer than eight bits get their own clamp on the in
 
 from __future__ import annotations
 
-import copy
-
 import torch
 import torch.ao.quantization.fx._decomposed  # registers the operators
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fairq_utils.deploy.engines.loaded_model import NotExact
+from fairq_utils.quantizers.copying import copied
 from fairq_utils.quantizers.layers import QuantConv2d, Quantized
 from fairq_utils.quantizers.operations import Forward
 from fairq_utils.quantizers.tracing import ATTENTION, PRODUCT, Site, replace
@@ -48,7 +47,7 @@ def to_qdq(model: nn.Module, *, signed_products: bool = False) -> nn.Module:
         A layer is dynamic (a range per sample), its weights have scales by group, or some of its
         channels are kept in float.
     """
-    model = copy.deepcopy(model).eval()
+    model = copied(model, "write").eval()
     for name, module in list(model.named_modules()):
         if isinstance(module, Quantized):
             model = replace(model, name, _Layer(name, module))

@@ -164,7 +164,9 @@ def write(
     found = ENGINES[engine]
     _check_example(example, 1 if found.compiled else 2)
     from fairq_utils.deploy.engines import agreement
+    from fairq_utils.quantizers.copying import copied
 
+    model = copied(model, "engines.write")
     agreement.outputs_of(model, example)
     folder = Path(folder)
     with says_place(folder):
