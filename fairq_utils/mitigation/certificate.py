@@ -43,7 +43,7 @@ WIDEST_SHARE = 0.1  # of delta, for how wide the float model's widest pair is at
 MOST = 1e5  # times the images at hand; more are called out of reach
 PRECISION = 1e-4  # of a bound
 CHANCE = 0.8  # that the images said to be needed certify
-SAMPLES, ENDS = 20, (0.1, 0.9)  # of the range that is said, bootstrap samples and their quantiles
+SAMPLES = 20  # bootstrap samples over which the range that is said goes
 STEP = 0.02  # of the images said to be needed, relative
 COARSE = 1e-3  # of the bound on the float model's gap, which is on the safe side
 
@@ -324,26 +324,21 @@ def images_needed(
     Returns
     -------
     low, high : float
-        The 10th and 90th percentile over bootstrap samples; infinite where none is found up to
+        The least and the largest over bootstrap samples; infinite where none is found up to
         :data:`MOST` times the images at hand.
     """
     images = int(table.sum())
     drawn = np.random.default_rng(0).multinomial(images, (table / images).ravel(), size=SAMPLES)
     samples = drawn.reshape(-1, *table.shape)
     expected = [_doublings(partial(_as_expected, s, how, question)) for s in samples]
-    low, high = np.quantile(expected, ENDS, method="inverted_cdf")
-    # Chance asks for more than what is expected: how much more is found at one of the samples.
-    start = least(partial(_as_expected, table, how, question), 1 / images, MOST)
-    chosen = table
-    if start is None:
-        at = int(np.argmin(expected))
-        chosen, start = samples[at], expected[at]
-    if not math.isfinite(start):
+    low, high = min(expected), max(expected)
+    if not math.isfinite(low):
         return math.inf, math.inf
-    often = least(partial(_often, chosen, how, question, draws), start, MOST)
-    more = 1.0 if often is None else often / start
-    ends = [float(end) * more * images for end in (low, high)]
-    return ends[0], ends[1]
+    # Chance asks for more than what is expected: how much more is found where the range begins.
+    first = samples[expected.index(low)]
+    often = least(partial(_often, first, how, question, draws), low, MOST)
+    more = 1.0 if often is None else often / low
+    return low * more * images, high * more * images
 
 
 def _doublings(enough: Callable[[float], bool]) -> float:
