@@ -336,9 +336,9 @@ def images_needed(
         return math.inf, math.inf
     # Chance asks for more than what is expected: how much more is found where the range begins.
     first = samples[expected.index(low)]
-    often = least(partial(_often, first, how, question, draws), low, MOST)
-    more = 1.0 if often is None else often / low
-    return low * more * images, high * more * images
+    start = least(partial(_as_expected, first, how, question), low / 2, MOST) or low
+    often = least(partial(_often, first, how, question, draws), start, MOST) or start
+    return often * images, often * images * high / low
 
 
 def _doublings(enough: Callable[[float], bool]) -> float:
