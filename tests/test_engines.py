@@ -732,17 +732,13 @@ def test_no_place_for_temporary_files_is_said(
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
 
     monkeypatch.setattr(tempfile, "mkdtemp", nowhere)
-    tried = 0
-    for does in (
-        lambda: write(model, engine, tmp_path / "again", example),
-        lambda: load(engine, tmp_path / "written", 1),
-    ):
-        try:
-            does()
-        except NotWritten as error:
-            tried += 1
-            assert "No usable temporary directory" in str(error) and "TMPDIR" in str(error)
-    assert tried == 1  # one writes through such a folder, the other loads through it
+    said = "No usable temporary directory.*TMPDIR"
+    with pytest.raises(NotWritten, match=said):
+        write(model, engine, tmp_path / "again", example)
+    assert not list((tmp_path / "again").iterdir())
+    if engine == "onnxruntime":  # loads through such a folder too
+        with pytest.raises(NotWritten, match=said):
+            load(engine, tmp_path / "written", 1)
 
 
 def test_a_full_disk_leaves_no_half_of_a_model(

@@ -240,8 +240,13 @@ def test_a_run_is_named_by_the_code_of_its_toys(studied: tuple[Study, str, str])
     if home == "my_module":
         assert "fairq_utils.quantizers.methods" in made
         assert "fairq_utils.cli" not in made
-    codes = {run.method: run.code for run in planning.plan(study)}
-    assert len(set(codes.values())) == 3  # FP32, plain quantization, and the toy
+    codes = {
+        name: planning.code_of(name, None, "squeezenet1_1", {}) for name in ("fp32", "ptq", method)
+    }
+    assert len(set(codes.values())) == 3
+    for run in planning.plan(study):  # of an architecture that stands there too
+        entries, _ = planning.modules_of(run.method, run.sampler, run.architecture, run.data)
+        assert home in entries
 
 
 def test_toys_are_compared_with_plain_quantization(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import tempfile
+import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from fairq_utils.data.whole_files import says_place
+from fairq_utils.data.whole_files import says_place, temporary_folder, written_whole
 from fairq_utils.deploy.engines.loaded_model import (
     FloatKernelsWarning,
     LoadedModel,
@@ -168,14 +168,13 @@ def write(
 
     model = copied(model, "engines.write")
     agreement.outputs_of(model, example)
-    folder = Path(folder)
     with says_place(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        held = tempfile.TemporaryDirectory(dir=folder, prefix=".")
-    with needs(f"writing for {found.label}", "engines"), held:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    with needs(f"writing for {found.label}", "engines"), temporary_folder() as held:
 
         def written(model: nn.Module, example: Tensor) -> Path:
-            place = Path(tempfile.mkdtemp(dir=held.name))
+            place = held / str(len(list(held.iterdir())))
+            place.mkdir()
             found.write(model, example, place / found.file, weight_bits)
             return place
 
@@ -187,9 +186,9 @@ def write(
             loaded = load(engine, place, 1)
             agreement.check(model, loaded, example, again, f"engines.write, {found.label}")
             _say_what_stays_float(model, loaded, found)
-        with says_place(folder):
-            for path in files(engine, folder):
-                os.replace(place / path.name, path)
+        for path in reversed(files(engine, folder)):  # the one that is loaded first at last
+            with written_whole(path) as whole:
+                shutil.copyfile(place / path.name, whole)
     return files(engine, folder)
 
 
