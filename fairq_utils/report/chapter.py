@@ -7,6 +7,7 @@ missing there through the same function as the command line.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -134,5 +135,6 @@ def open_chapter(
     if shell is not None:
         refuse_unknown_in(shell.user_ns.get("In", []))
     use_style()
+    warnings.filterwarnings("ignore", message="IProgress not found")  # no cell shows progress
     pd.set_option("display.precision", 3)
     return Chapter(Study(load_params(params_file, overrides)))
