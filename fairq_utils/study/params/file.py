@@ -35,17 +35,16 @@ WRITTEN = ("execution", "tracking")
 def load_params(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> Params:
     """Read and check a params file.
 
+    Relative paths in ``execution`` and ``tracking``, of ``data.root`` and of a scheduler file are
+    taken from the repository's root where the file is in its ``params/`` folder, else from the
+    file's own folder; but see :func:`fairq_utils.study.work_folder.work_folder`.
+
     Parameters
     ----------
     path : path of a YAML file
     overrides : mapping, optional
         Values by dotted key, such as ``{"data.test": 500}``, that take the place of
         the file's. A mapping given as a value replaces the file's mapping whole.
-
-    Relative paths in ``execution`` and ``tracking``, of ``data.root`` and of a scheduler file are
-    taken from the repository's root where the file is in its ``params/`` folder, else from the
-    file's own folder; but see
-    :func:`fairq_utils.study.work_folder.work_folder`.
 
     Raises
     ------
