@@ -131,7 +131,7 @@ instrument.planted_table()
 # Parts whose right answer can be computed by hand are checked whenever this chapter is executed;
 # {glue:text}`checks_right:.0f` of {glue:text}`checks:.0f` find what is known.
 
-# %% tags=["nbval-check-output", "hide-output"]
+# %% tags=["nbval-check-output"]
 known = instrument.checks(chapter)
 instrument.glue_checks(known)
 tables.html_table(known)

@@ -28,7 +28,7 @@ from fairq_utils.quantizers.grids import (
 from fairq_utils.report import effects
 from fairq_utils.report.chapter import Chapter, glue
 from fairq_utils.report.rows import PARITY, quantized_rows
-from fairq_utils.report.tables import LABELS, html_table, intervals, points
+from fairq_utils.report.tables import LABELS, RATIOS, html_table, intervals
 from fairq_utils.stats.verdicts import judge
 from fairq_utils.study import planning, runs
 from fairq_utils.study.ledger import RunRecord
@@ -134,14 +134,22 @@ def planted_table() -> HTML:
         {
             "bits": rows.bits,
             "statistic": rows.statistic.map(LABELS),
-            "FP32": intervals(rows, "reference"),
+            "FP32": _scaled(rows, "reference", 1),
             "change (points)": intervals(rows, "change"),
-            "floor": points(rows.floor, ".2f"),
+            "floor": _scaled(rows, "floor", 2),
             "p": [f"{value:.4f}" for value in rows.p_value],
             "verdict": np.where(rows.shown, "shown", "not shown"),
         }
     )
     return html_table(table)
+
+
+def _scaled(rows: pd.DataFrame, column: str, digits: int) -> list[str]:
+    """Values in points; of ratios as they are."""
+    return [
+        f"{value:.2f}" if name in RATIOS else f"{100 * value:.{digits}f}"
+        for name, value in zip(rows.statistic, rows[column], strict=True)
+    ]
 
 
 @lru_cache(maxsize=1)
