@@ -304,12 +304,10 @@ def test_dynamic_answers_do_not_depend_on_the_batch() -> None:
     assert torch.equal(layer.quantized_input(x)[:3], layer.quantized_input(rival)[:3])
     with torch.no_grad():
         together = quantized(x)
-        # Batches of another size are summed in another order: a few inputs round the other way,
-        # which the layers behind them magnify in one image or another.
+        # Batches of another size are summed in another order: a few inputs round the other way.
         alone = torch.cat([quantized(x[i : i + 1]) for i in range(6)])
-        for first, second in ((together, alone), (together[:3], quantized(rival)[:3])):
-            alike = [sqnr(a, b) > 30 for a, b in zip(first, second, strict=True)]
-            assert sum(alike) >= len(alike) - 1
+        assert sqnr(together, alone) > 30
+        assert sqnr(together[:3], quantized(rival)[:3]) > 30
 
 
 def test_calibration_is_one_pass_over_a_stream() -> None:
