@@ -40,13 +40,14 @@ from fairq_utils.study import cluster, execution, planning, schedule
 from fairq_utils.study import weights as checkpoints
 from fairq_utils.study import worker as remote
 from fairq_utils.study.cluster import ClusterError
-from fairq_utils.study.ledger import Ledger, Run
+from fairq_utils.study.ledger import Ledger
 from fairq_utils.study.params.cluster import Cluster
 from fairq_utils.study.params.file import load_params
 from fairq_utils.study.params.study import Params
 from fairq_utils.study.planning import plan
 from fairq_utils.study.progress import Progress
 from fairq_utils.study.run_models import trained
+from fairq_utils.study.run_record import Run
 from fairq_utils.study.study import Study
 
 STUDY: dict[str, Any] = {

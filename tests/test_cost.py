@@ -13,10 +13,10 @@ from fairq_utils.quantizers.methods import CONTROL, METHODS, Method, Size
 from fairq_utils.report import cost as cost_chapter
 from fairq_utils.report.baselines import PUBLISHED_SIZES
 from fairq_utils.study import cost, planning, recorded, workload
-from fairq_utils.study.ledger import Run
 from fairq_utils.study.params.file import load_params
 from fairq_utils.study.params.study import Params
 from fairq_utils.study.progress import Progress
+from fairq_utils.study.run_record import Run
 from fairq_utils.study.study import Study
 from fairq_utils.study.workload import Rates
 from fairq_utils.training.loop import SETTLING

@@ -16,9 +16,9 @@ from fairq_utils.data.population import Population, demographics, draw
 from fairq_utils.report import dials
 from fairq_utils.study import feasibility, planning
 from fairq_utils.study.dials import attribute_of, worlds
-from fairq_utils.study.ledger import Run, RunRecord
 from fairq_utils.study.params.file import load_params
 from fairq_utils.study.params.study import Params, ParamsError
+from fairq_utils.study.run_record import Run, RunRecord
 from fairq_utils.study.study import Study
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -29,9 +29,9 @@ from fairq_utils.calibration import SAMPLERS
 from fairq_utils.quantizers import onednn, use_integers
 from fairq_utils.quantizers.methods import CONTROL, METHODS
 from fairq_utils.study import execution, planning, run_models, runs
-from fairq_utils.study.ledger import RunRecord
 from fairq_utils.study.params.data import CELLS
 from fairq_utils.study.params.file import load_params
+from fairq_utils.study.run_record import RunRecord
 from fairq_utils.study.study import Study
 from fairq_utils.training import loop
 from fairq_utils.training.inference import device_of

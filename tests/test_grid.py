@@ -13,9 +13,9 @@ import yaml
 from fairq_utils.calibration import SAMPLERS
 from fairq_utils.quantizers.methods import CONTROL, METHODS
 from fairq_utils.study import planning
-from fairq_utils.study.ledger import Run
 from fairq_utils.study.params.file import load_params
 from fairq_utils.study.params.study import Params, ParamsError
+from fairq_utils.study.run_record import Run
 from fairq_utils.study.study import Study
 
 PROFILES = Path(__file__).resolve().parents[1] / "params"

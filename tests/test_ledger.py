@@ -23,7 +23,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from fairq_utils.study.ledger import Ledger, LedgerError, Run, RunRecord
+from fairq_utils.study.ledger import Ledger, LedgerError
+from fairq_utils.study.run_record import Run, RunRecord
 
 
 def a_run(seed: int = 0, **changes: object) -> Run:

@@ -212,6 +212,9 @@ def test_an_interruption_while_it_loads_is_one_line(loading: str) -> None:
         f"""
         import os, signal, sys
 
+        # A shell lets what it runs in the background ignore interruptions.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
         class Interrupts:
             def find_spec(self, name, path=None, target=None):
                 if name == {loading!r}:

@@ -21,10 +21,10 @@ from fairq_utils.data.population import SPLITS
 from fairq_utils.report import effects
 from fairq_utils.study import cost, execution, planning, run_models
 from fairq_utils.study.feasibility import check
-from fairq_utils.study.ledger import RunRecord
 from fairq_utils.study.params.data import Photographs
 from fairq_utils.study.params.file import load_params
 from fairq_utils.study.params.study import ParamsError
+from fairq_utils.study.run_record import RunRecord
 from fairq_utils.study.study import Study
 
 ROOT = Path(__file__).resolve().parents[1]

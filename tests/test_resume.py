@@ -31,9 +31,9 @@ from fairq_utils.mitigation.fine_tuning import OnFaces
 from fairq_utils.mitigation.group_facts import facts_of_faces
 from fairq_utils.quantizers import QuantSpec, observe, prepare_qat
 from fairq_utils.study import planning, runs
-from fairq_utils.study.ledger import Run
 from fairq_utils.study.params.file import load_params
 from fairq_utils.study.progress import Progress
+from fairq_utils.study.run_record import Run
 from fairq_utils.study.study import Study
 from fairq_utils.training import architectures, loop, objectives
 from fairq_utils.training.resume import Checkpoints

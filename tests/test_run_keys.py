@@ -12,8 +12,8 @@ import pytest
 
 from fairq_utils import fingerprint
 from fairq_utils.study import planning, runs
-from fairq_utils.study.ledger import Run
 from fairq_utils.study.params.study import Params
+from fairq_utils.study.run_record import Run
 from fairq_utils.study.study import Study
 
 # What runs pass through and what cannot change a prediction: where things are kept and shown, how
@@ -21,7 +21,8 @@ from fairq_utils.study.study import Study
 BESIDE = {
     *("errors", "fingerprint", "registry"),
     *("data.whole_files", "data.pixel_cache", "data.files"),
-    *("study.ledger", "study.planning", "study.progress", "study.study", "study.tracking"),
+    *("study.ledger", "study.run_file", "study.run_record"),
+    *("study.planning", "study.progress", "study.study", "study.tracking"),
     *("study.weights", "study.environment", "training.checkpoints"),
     *("study.params.data", "study.params.grid", "study.params.section", "study.params.study"),
 }

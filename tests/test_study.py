@@ -49,9 +49,10 @@ from fairq_utils.study import (
     runs,
     statistics,
 )
-from fairq_utils.study.ledger import Ledger, RunRecord
+from fairq_utils.study.ledger import Ledger
 from fairq_utils.study.params.file import load_params
 from fairq_utils.study.params.study import Params
+from fairq_utils.study.run_record import RunRecord
 from fairq_utils.study.study import Study
 
 AGES = ("old", "young")

@@ -24,10 +24,10 @@ from fairq_utils.report import record as report_record
 from fairq_utils.report.chapter import Chapter
 from fairq_utils.report.rows import PARITY
 from fairq_utils.study import execution, planning, recorded, run_models, statistics
-from fairq_utils.study.ledger import RunRecord
 from fairq_utils.study.params.data import CELLS
 from fairq_utils.study.params.file import load_params
 from fairq_utils.study.params.study import Dials, Params
+from fairq_utils.study.run_record import RunRecord
 from fairq_utils.study.study import Study
 from fairq_utils.training import architectures
 

@@ -14,9 +14,9 @@ import yaml
 from fairq_utils import metrics
 from fairq_utils.errors import Fault
 from fairq_utils.study import planning, runs, tracking
-from fairq_utils.study.ledger import RunRecord
 from fairq_utils.study.params.file import load_params
 from fairq_utils.study.params.study import Params
+from fairq_utils.study.run_record import RunRecord
 from fairq_utils.study.study import Study
 
 GROUPS = tuple(f"{g}|{a}" for g in ("female", "male") for a in ("old", "young"))

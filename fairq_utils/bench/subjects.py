@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from fairq_utils import calibration
 from fairq_utils.study import weights as checkpoints
-from fairq_utils.study.ledger import Ledger, Run
+from fairq_utils.study.ledger import Ledger
 from fairq_utils.study.params.study import Params
 from fairq_utils.study.planning import plan
 from fairq_utils.study.run_models import trained
+from fairq_utils.study.run_record import Run
 from fairq_utils.study.study import Study
 from fairq_utils.training import architectures
 

@@ -32,10 +32,11 @@ from fairq_utils.quantizers.layers import quantizable, use_integers
 from fairq_utils.quantizers.post_training import quantize_observed
 from fairq_utils.quantizers.spec import QuantSpec
 from fairq_utils.study.execution import execute
-from fairq_utils.study.ledger import Ledger, Run
+from fairq_utils.study.ledger import Ledger
 from fairq_utils.study.params.study import Params
 from fairq_utils.study.planning import PHASES, baseline_of, plan
 from fairq_utils.study.run_models import trained
+from fairq_utils.study.run_record import Run
 from fairq_utils.study.runs import EVALUATED
 from fairq_utils.study.study import Study
 from fairq_utils.training import architectures

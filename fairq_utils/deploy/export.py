@@ -28,7 +28,7 @@ from fairq_utils.errors import BadInput, Fault
 from fairq_utils.quantizers.spec import QuantSpec
 from fairq_utils.study import planning, run_models
 from fairq_utils.study.feasibility import check
-from fairq_utils.study.ledger import Run
+from fairq_utils.study.run_record import Run
 from fairq_utils.study.study import Study
 from fairq_utils.training import architectures, loop
 

@@ -26,10 +26,10 @@ from fairq_utils.deploy.engines.registry import ENGINES, files
 from fairq_utils.quantizers.report import float_bytes
 from fairq_utils.quantizers.spec import QuantSpec
 from fairq_utils.study import run_models, runs, statistics
-from fairq_utils.study.ledger import Run, RunRecord
 from fairq_utils.study.params.data import Data, Photographs
 from fairq_utils.study.params.study import Params
 from fairq_utils.study.planning import baseline_of
+from fairq_utils.study.run_record import Run, RunRecord
 from fairq_utils.study.study import Study
 from fairq_utils.training import architectures
 from fairq_utils.training.zoo import display_name

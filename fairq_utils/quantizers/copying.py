@@ -97,7 +97,7 @@ def _not_copied(model: nn.Module, shared: dict[int, Any]) -> str:
         for attribute, value in vars(module).items():
             try:
                 copy.deepcopy(value, dict(rest))
-            except Exception:
+            except Exception:  # whatever its class's own way of copying raises; told by the caller
                 place = f"{name}.{attribute}" if name else attribute
                 return f"the attribute {place}, {type(value).__name__}, cannot be copied, {way}"
     return f"{type(model).__name__} cannot be copied, {way}"

@@ -32,8 +32,8 @@ from fairq_utils.report.chapter import Chapter, glue
 from fairq_utils.report.figures import BESIDE, finished
 from fairq_utils.report.rows import width
 from fairq_utils.report.tables import note, range_label, title
-from fairq_utils.study.ledger import RunRecord
 from fairq_utils.study.run_models import trained
+from fairq_utils.study.run_record import RunRecord
 from fairq_utils.training import architectures
 
 IMAGES = 64

@@ -21,9 +21,9 @@ from fairq_utils.report.figures import BELOW, COLOURS, draw_change, finished, na
 from fairq_utils.report.rows import ODDS, PARITY, rows_of, static_rows
 from fairq_utils.report.tables import LABELS, floors, html_table, intervals, named, points, title
 from fairq_utils.stats.verdicts import judge
-from fairq_utils.study.ledger import RunRecord
 from fairq_utils.study.planning import TRAINING
 from fairq_utils.study.run_models import trained
+from fairq_utils.study.run_record import RunRecord
 from fairq_utils.training.architectures import Normalized
 
 NEAR = 5.0  # points within which an axis is linear where some go far beyond

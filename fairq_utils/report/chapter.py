@@ -24,10 +24,10 @@ from fairq_utils.report import effects
 from fairq_utils.report.notebooks import refuse_unknown_in
 from fairq_utils.report.style import use_style
 from fairq_utils.study import execution, statistics
-from fairq_utils.study.ledger import RunRecord
 from fairq_utils.study.params.data import Data
 from fairq_utils.study.params.file import load_params
 from fairq_utils.study.params.study import Params
+from fairq_utils.study.run_record import RunRecord
 from fairq_utils.study.study import Study
 
 DEFAULT = Path(__file__).resolve().parents[2] / "params" / "default.yaml"  # whose models are timed

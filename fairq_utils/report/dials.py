@@ -31,10 +31,10 @@ from fairq_utils.stats.verdicts import LEVEL, judge
 from fairq_utils.study import execution
 from fairq_utils.study.dials import LABELS as DIALS
 from fairq_utils.study.dials import attribute_of, worlds
-from fairq_utils.study.ledger import RunRecord
 from fairq_utils.study.params.study import Params
 from fairq_utils.study.planning import baseline_of
 from fairq_utils.study.recorded import Recorded
+from fairq_utils.study.run_record import RunRecord
 from fairq_utils.study.statistics import Pair, records
 from fairq_utils.study.study import Study
 

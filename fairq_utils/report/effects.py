@@ -19,9 +19,9 @@ from fairq_utils.quantizers.methods import CONTROL, METHODS, MSE
 from fairq_utils.stats import floors
 from fairq_utils.stats.paired import paired_bootstrap
 from fairq_utils.stats.significance import flips_by_group
-from fairq_utils.study.ledger import Run, RunRecord
 from fairq_utils.study.params.study import Params
 from fairq_utils.study.planning import baseline_of, beside_random
+from fairq_utils.study.run_record import Run, RunRecord
 from fairq_utils.study.statistics import (
     CONFIGURATION,
     Pair,

@@ -31,8 +31,8 @@ from fairq_utils.report.rows import PARITY, quantized_rows
 from fairq_utils.report.tables import LABELS, RATIOS, html_table, intervals
 from fairq_utils.stats.verdicts import judge
 from fairq_utils.study import planning, runs
-from fairq_utils.study.ledger import RunRecord
 from fairq_utils.study.params.study import Params
+from fairq_utils.study.run_record import RunRecord
 from fairq_utils.study.statistics import STATISTICS
 from fairq_utils.study.study import Study
 from fairq_utils.training import loop, objectives

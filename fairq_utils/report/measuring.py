@@ -23,10 +23,10 @@ from fairq_utils.stats.power import change_sd, detectable_change
 from fairq_utils.stats.significance import adjusted
 from fairq_utils.stats.verdicts import judge
 from fairq_utils.study import statistics
-from fairq_utils.study.ledger import RunRecord
 from fairq_utils.study.params.study import Params
 from fairq_utils.study.planning import baseline_of
 from fairq_utils.study.recorded import read_benchmark
+from fairq_utils.study.run_record import RunRecord
 from fairq_utils.study.statistics import CONFIGURATION, STATISTICS
 
 # Rates whose gaps are drawn over their null band, and the label that their denominators count; all

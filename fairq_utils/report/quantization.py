@@ -36,8 +36,8 @@ from fairq_utils.report.tables import (
     wide_table,
 )
 from fairq_utils.stats.verdicts import judge
-from fairq_utils.study.ledger import RunRecord
 from fairq_utils.study.params.study import Params
+from fairq_utils.study.run_record import RunRecord
 from fairq_utils.study.statistics import CONFIGURATION
 
 KEYS = ["architecture", "bits"]

@@ -10,9 +10,9 @@ import pandas as pd
 from fairq_utils.data.whole_files import written_whole
 from fairq_utils.report import dials, effects
 from fairq_utils.study import statistics
-from fairq_utils.study.ledger import RunRecord
 from fairq_utils.study.planning import beside_random, mitigations, plan, with_dials
 from fairq_utils.study.recorded import FOLDER, RecordError, _paths
+from fairq_utils.study.run_record import RunRecord
 from fairq_utils.study.study import Study
 
 KEPT = (

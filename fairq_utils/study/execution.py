@@ -19,10 +19,11 @@ from dask import delayed
 
 from fairq_utils.study import run_models, runs, tracking
 from fairq_utils.study.feasibility import check, check_decoded
-from fairq_utils.study.ledger import Ledger, Run
+from fairq_utils.study.ledger import Ledger
 from fairq_utils.study.params.data import Photographs
 from fairq_utils.study.planning import PHASES, baseline_of, with_dials
 from fairq_utils.study.progress import Progress
+from fairq_utils.study.run_record import Run
 from fairq_utils.study.study import Study
 
 

@@ -7,25 +7,18 @@ which is atomic on a local disk and one put on an object store.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import posixpath
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import fsspec
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from fairq_utils.data.whole_files import (
     NotRead,
@@ -37,9 +30,10 @@ from fairq_utils.data.whole_files import (
 )
 from fairq_utils.errors import Fault
 from fairq_utils.fingerprint import fingerprint
+from fairq_utils.study import run_file
+from fairq_utils.study.run_file import Damaged, Foreign
+from fairq_utils.study.run_record import RunRecord
 
-FORMAT = 2  # of the files; a file of another format is not read
-FORMAT_KEY, CHECKSUM = b"fairq_format", b"fairq_checksum"  # in a file's metadata
 WAY_OUT = (
     "free some space or name another place in execution.ledger. The runs that are there are whole"
 )
@@ -47,97 +41,6 @@ WAY_OUT = (
 
 class LedgerError(Fault):
     """The ledger cannot be read or written; names the file and the way out."""
-
-
-class _Damaged(ValueError):
-    """A file's content is not what was written; says why, without the path."""
-
-
-class _Foreign(ValueError):
-    """A sound Parquet file that is no run of this format."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """Everything that decides a result, and nothing else.
-
-    Attributes
-    ----------
-    data : population parameters and split sizes that matter to the run
-    architecture : name that :func:`fairq_utils.training.zoo.find` knows
-    training : seed and hyperparameters
-    method : ``fp32``, or a name in :data:`fairq_utils.quantizers.methods.METHODS`
-    bits : such as ``W4A8``; None for FP32
-    ranges, percentile, sampler, calibration_images, calibration_seed : of static quantization
-    settings : of the method, and ``attributes`` where groups have a say
-    code : version of the code that the run depends on
-    """
-
-    data: dict[str, Any]
-    architecture: str
-    training: dict[str, Any]
-    method: str
-    bits: str | None
-    ranges: str | None
-    percentile: float | None
-    sampler: str | None
-    calibration_images: int | None
-    calibration_seed: int | None
-    settings: dict[str, Any]
-    code: str
-
-    @cached_property
-    def key(self) -> str:
-        """Twenty hex digits: the hash of the run's content."""
-        return fingerprint({entry.name: getattr(self, entry.name) for entry in fields(self)})
-
-    @property
-    def setting(self) -> str:
-        """Images and settings that runs of one method may differ in, in words."""
-        images = [f"{self.calibration_images} images"] if self.calibration_images else []
-        named = {k: v for k, v in sorted(self.settings.items()) if k != "attributes"}
-        own = [f"{name} {value}" for name, value in named.items() if value is not None]
-        return ", ".join(images + own)
-
-    def __str__(self) -> str:
-        parts = (self.method, self.bits, self.ranges, self.sampler, self.setting)
-        return " ".join(part for part in parts if part)
-
-    def __hash__(self) -> int:
-        return int(self.key, 16)
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """Record of a run: predictions, counts, sizes and provenance.
-
-    Attributes
-    ----------
-    counts : int64 (G, 2, 2, 2)
-        Group x label x FP32 prediction x this run's prediction.
-    scores : float16 (N,)
-        Margin of every test image; its sign is the prediction.
-    cells : int16 (N,)
-        Group number x 2 + label of every test image.
-    size_bytes : int
-        Weights as they would be stored.
-    seconds : float
-        Wall time of the run.
-    measures, provenance, report : mappings
-        Further figures, where they came from, and what the quantizer did.
-    """
-
-    run: Run
-    attributes: tuple[str, ...]
-    groups: tuple[str, ...]
-    counts: NDArray[np.int64]
-    scores: NDArray[np.float16]
-    cells: NDArray[np.int16]
-    size_bytes: int
-    seconds: float
-    measures: dict[str, float] = field(default_factory=dict)
-    provenance: dict[str, str] = field(default_factory=dict)
-    report: dict[str, Any] = field(default_factory=dict)
 
 
 class Ledger:
@@ -212,10 +115,10 @@ class Ledger:
             self._run(key)
         except FileNotFoundError:
             return False
-        except _Damaged as error:
+        except Damaged as error:
             self._set_aside(path, str(error))
             return False
-        except _Foreign:
+        except Foreign:
             return False
         return True
 
@@ -236,43 +139,8 @@ class Ledger:
             raise LedgerError(f"execution.ledger: {error}") from error
 
     def _run(self, key: str) -> pa.Table:
-        """One run's table, checked: of this format, whole, and of the run that its name says."""
-        table = self._table(self.path(key))
-        metadata = table.schema.metadata or {}
-        form = metadata.get(FORMAT_KEY)
-        if form is None:
-            raise _Damaged("it is a table of something else")
-        if form != str(FORMAT).encode():
-            raise _Foreign(f"its format is {form.decode(errors='replace')}, not {FORMAT}")
-        missing = SCHEMA.keys() - set(table.column_names)
-        if missing or table.num_rows != 1:
-            raise _Damaged("it does not hold the columns of one run")
-        found, content = table["key"][0].as_py(), table["run"][0].as_py()
-        if found != key:
-            raise _Damaged(f"it holds run {found}")
-        try:
-            run = json.loads(content)
-            named = fingerprint(run)  # written before there was a checksum, its name is one
-        except ValueError as error:
-            raise _Damaged(str(error)) from None
-        if set(run) != {entry.name for entry in fields(Run)}:
-            raise _Foreign("it was written by another version of fairq_utils")
-        if named != key:
-            raise _Damaged(f"it holds run {named}")
-        return table
-
-    def _table(self, path: str) -> pa.Table:
-        """A file's table, checked where it has a checksum."""
-        content = self.content(path)
-        try:
-            table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
-            expected = (table.schema.metadata or {}).get(CHECKSUM)
-            found = expected and _checksum(table)
-        except Exception as error:  # what is raised depends on which byte is another
-            raise _Damaged(next(iter(str(error).splitlines()), type(error).__name__)) from error
-        if found != expected:
-            raise _Damaged("it does not match its checksum")
-        return table
+        """One run's table, checked."""
+        return run_file.run_of(self.content(self.path(key)), key)
 
     def _set_aside(self, path: str, damage: str) -> None:
         aside = f"{path}.damaged"
@@ -326,28 +194,7 @@ class Ledger:
         LedgerError
             The disk is full or the place cannot be written; names the file.
         """
-        run = asdict(record.run)
-        row = {
-            "key": record.run.key,
-            "run": json.dumps(run, sort_keys=True),
-            **{k: run[k] for k in FLAT},
-            "training_seed": run["training"].get("seed"),
-            "attributes": list(record.attributes),
-            "groups": list(record.groups),
-            "counts": np.asarray(record.counts, np.int64).ravel(),
-            "scores": np.asarray(record.scores, np.float16),
-            "cells": np.asarray(record.cells, np.int16),
-            "size_bytes": record.size_bytes,
-            "seconds": record.seconds,
-            "measures": json.dumps(record.measures, sort_keys=True),
-            "provenance": json.dumps(record.provenance, sort_keys=True),
-            "report": json.dumps(record.report, sort_keys=True),
-        }
-        table = pa.table({name: pa.array([value], SCHEMA[name]) for name, value in row.items()})
-        self._put(
-            self.path(record.run.key),
-            table.replace_schema_metadata({FORMAT_KEY: str(FORMAT).encode()}),
-        )
+        self._put(self.path(record.run.key), run_file.to_table(record))
 
     def read(self, key: str) -> RunRecord:
         """Read one run.
@@ -359,28 +206,14 @@ class Ledger:
         """
         path = self.path(key)
         try:
-            row = self._run(key).to_pylist()[0]
+            return run_file.to_record(self._run(key))
         except FileNotFoundError:
             raise LedgerError(f"{path}: the ledger has no such run; run the study first") from None
-        except (_Damaged, _Foreign) as error:
-            what = "is damaged" if isinstance(error, _Damaged) else "is none of this version"
+        except (Damaged, Foreign) as error:
+            what = "is damaged" if isinstance(error, Damaged) else "is none of this version"
             raise LedgerError(
                 f"{path}: this run's file {what} ({error}); delete it and the run is computed again"
             ) from error
-        groups = tuple(row["groups"])
-        return RunRecord(
-            run=Run(**json.loads(row["run"])),
-            attributes=tuple(row["attributes"]),
-            groups=groups,
-            counts=np.array(row["counts"], np.int64).reshape(len(groups), 2, 2, 2),
-            scores=np.array(row["scores"], np.float16),
-            cells=np.array(row["cells"], np.int16),
-            size_bytes=row["size_bytes"],
-            seconds=row["seconds"],
-            measures=json.loads(row["measures"]),
-            provenance=json.loads(row["provenance"]),
-            report=json.loads(row["report"]),
-        )
 
     def frame(self) -> pd.DataFrame:
         """One row per run of any number of studies, with its parameters as columns.
@@ -401,24 +234,14 @@ class Ledger:
         >>> Ledger("memory://empty").frame().empty
         True
         """
-        rows = []
-        for table in self._tables():
-            row = table.select([c for c in SCHEMA if c not in ("scores", "cells")]).to_pylist()[0]
-            rows.append(
-                {
-                    "key": row["key"],
-                    **_flat(json.loads(row["run"])),
-                    **{name: row[name] for name in ("attributes", "groups", "counts")},
-                    "size_bytes": row["size_bytes"],
-                    "seconds": row["seconds"],
-                    **_flat({name: json.loads(row[name]) for name in ("measures", "provenance")}),
-                }
-            )
-        return pd.DataFrame(rows)
+        return pd.DataFrame([run_file.to_row(table) for table in self._tables()])
 
     def compact(self, target: str | os.PathLike[str]) -> None:
         """Write all runs as one Parquet file, per-image columns included."""
-        tables = [table.select(list(SCHEMA)).replace_schema_metadata() for table in self._tables()]
+        tables = [
+            table.select(list(run_file.SCHEMA)).replace_schema_metadata()
+            for table in self._tables()
+        ]
         if not tables:
             raise LedgerError(f"{self.url}: the ledger holds no run to compact")
         other = Ledger(posixpath.dirname(os.fspath(target)) or ".")
@@ -434,7 +257,7 @@ class Ledger:
                 yield self._run(key)
             except FileNotFoundError:  # set aside by another process since it was listed
                 continue
-            except (_Damaged, _Foreign) as error:
+            except (Damaged, Foreign) as error:
                 warnings.warn(
                     f"{self.path(key)}: left out, since this is no whole run ({error}); remove it, "
                     "or run its study again",
@@ -445,10 +268,10 @@ class Ledger:
         """A table kept beside the runs, or None where there is none that can be read."""
         path = posixpath.join(self.root, "tables", f"{name}.parquet")
         try:
-            return self._table(path).to_pandas()
+            return run_file.table_of(self.content(path)).to_pandas()
         except FileNotFoundError:
             return None
-        except _Damaged as error:
+        except Damaged as error:
             self._set_aside(path, str(error))
             return None
 
@@ -506,8 +329,7 @@ class Ledger:
 
     def _put(self, path: str, table: pa.Table) -> None:
         """Write a table with its checksum: whole, or not at all."""
-        metadata = dict(table.schema.metadata or {})
-        table = table.replace_schema_metadata(metadata | {CHECKSUM: _checksum(table)})
+        table = run_file.with_checksum(table)
         if self.local:
             try:
                 with written_whole(path, way_out=WAY_OUT) as place, place.open("wb") as stream:
@@ -529,75 +351,3 @@ class Ledger:
         finally:
             if self.fs.exists(temporary):
                 self.fs.rm(temporary)
-
-
-def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Values by their paths, lists in words.
-
-    Examples
-    --------
-    >>> _flat({"training": {"seed": 1}, "attributes": ["gender", "age"]})
-    {'training.seed': 1, 'attributes': 'gender, age'}
-    """
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{path}{name}.")
-        else:
-            words = isinstance(value, list)
-            found[f"{path}{name}"] = ", ".join(map(str, value)) if words else value
-    return found
-
-
-def _checksum(table: pa.Table) -> bytes:
-    """SHA-256 of a table's values, with their names and types, and of what is said of them."""
-    found = hashlib.sha256()
-    metadata = {k: v for k, v in (table.schema.metadata or {}).items() if k != CHECKSUM}
-    found.update(repr(sorted(metadata.items())).encode())
-    for name in sorted(table.column_names):
-        column = table[name].combine_chunks()
-        listed = pa.types.is_list(column.type)
-        values = column.flatten() if listed else column
-        lengths = column.value_lengths().to_pylist() if listed else []
-        numeric = not values.null_count and pa.types.is_primitive(values.type)
-        content = values.to_numpy(zero_copy_only=False).tobytes() if numeric else values.to_pylist()
-        found.update(repr((name, str(values.type), lengths, content)).encode())
-    return found.hexdigest().encode()
-
-
-FLAT = (
-    "architecture",
-    "method",
-    "bits",
-    "ranges",
-    "percentile",
-    "sampler",
-    "calibration_images",
-    "calibration_seed",
-    "code",
-)
-
-SCHEMA: dict[str, pa.DataType] = {
-    "key": pa.string(),
-    "run": pa.string(),
-    "architecture": pa.string(),
-    "method": pa.string(),
-    "bits": pa.string(),
-    "ranges": pa.string(),
-    "percentile": pa.float64(),
-    "sampler": pa.string(),
-    "calibration_images": pa.int64(),
-    "calibration_seed": pa.int64(),
-    "code": pa.string(),
-    "training_seed": pa.int64(),
-    "attributes": pa.list_(pa.string()),
-    "groups": pa.list_(pa.string()),
-    "counts": pa.list_(pa.int64()),
-    "scores": pa.list_(pa.float16()),
-    "cells": pa.list_(pa.int16()),
-    "size_bytes": pa.int64(),
-    "seconds": pa.float64(),
-    "measures": pa.string(),
-    "provenance": pa.string(),
-    "report": pa.string(),
-}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pandas as pd
 
 from fairq_utils.quantizers.methods import METHODS
-from fairq_utils.study.ledger import Ledger, Run
+from fairq_utils.study.ledger import Ledger
 from fairq_utils.study.planning import with_dials
+from fairq_utils.study.run_record import Run
 from fairq_utils.study.study import Study
 from fairq_utils.study.workload import seconds_on_two_cores
 

@@ -15,9 +15,9 @@ from fairq_utils.data.loading import RENDERER
 from fairq_utils.fingerprint import code_version
 from fairq_utils.quantizers.methods import CONTROL, METHODS
 from fairq_utils.study.dials import worlds
-from fairq_utils.study.ledger import Run
 from fairq_utils.study.params.grid import Configuration, Entry, expanded
 from fairq_utils.study.params.study import Params
+from fairq_utils.study.run_record import Run
 from fairq_utils.study.study import Study
 from fairq_utils.training.zoo import ARCHITECTURES
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TextIO
 
 from fairq_utils.quantizers.methods import METHODS
-from fairq_utils.study.ledger import Run
+from fairq_utils.study.run_record import Run
 from fairq_utils.study.workload import seconds_on_two_cores
 from fairq_utils.training.loop import REPORTED
 from fairq_utils.training.zoo import display_name

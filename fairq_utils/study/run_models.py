@@ -27,9 +27,9 @@ from fairq_utils.quantizers.methods import METHODS, Task
 from fairq_utils.quantizers.precision import full_precision
 from fairq_utils.quantizers.spec import QuantSpec
 from fairq_utils.study import tracking, weights
-from fairq_utils.study.ledger import Run
 from fairq_utils.study.planning import baseline_of
 from fairq_utils.study.progress import Listener
+from fairq_utils.study.run_record import Run
 from fairq_utils.study.study import Study
 from fairq_utils.training import architectures, checkpoints, loop, objectives
 from fairq_utils.training.inference import device_of

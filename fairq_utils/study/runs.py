@@ -20,8 +20,8 @@ from fairq_utils.errors import Fault
 from fairq_utils.quantizers.layers import use_integers
 from fairq_utils.quantizers.precision import full_precision
 from fairq_utils.study import run_models, tracking, weights
-from fairq_utils.study.ledger import Run, RunRecord
 from fairq_utils.study.progress import Listener
+from fairq_utils.study.run_record import Run, RunRecord
 from fairq_utils.study.study import Study
 from fairq_utils.training import architectures, checkpoints, loop, objectives
 

@@ -22,11 +22,11 @@ from distributed import Client, KilledWorker, as_completed
 
 from fairq_utils.study import cluster, worker
 from fairq_utils.study.cluster import ClusterError
-from fairq_utils.study.ledger import Run
 from fairq_utils.study.params.data import Data, Photographs
 from fairq_utils.study.params.study import Params
 from fairq_utils.study.planning import baseline_of
 from fairq_utils.study.progress import Progress, Tick
+from fairq_utils.study.run_record import Run
 from fairq_utils.study.study import Study
 
 PIECES = 4  # per worker: small enough to end together, large enough to share a calibration

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from fairq_utils import metrics, stats
 from fairq_utils.metrics.criteria import FAIRNESS
-from fairq_utils.study.ledger import Run, RunRecord
 from fairq_utils.study.params.study import Params
 from fairq_utils.study.planning import PHASES, plan
+from fairq_utils.study.run_record import Run, RunRecord
 from fairq_utils.study.study import Study
 
 Statistic = Callable[[NDArray[Any]], NDArray[Any]]

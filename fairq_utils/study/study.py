@@ -22,9 +22,10 @@ from fairq_utils.data.whole_files import in_the_way
 from fairq_utils.errors import BadInput, Fault
 from fairq_utils.fingerprint import fingerprint
 from fairq_utils.study import people
-from fairq_utils.study.ledger import Ledger, Run
+from fairq_utils.study.ledger import Ledger
 from fairq_utils.study.params.data import Data, Photographs
 from fairq_utils.study.params.study import Params, ParamsError
+from fairq_utils.study.run_record import Run
 from fairq_utils.training.resume import Checkpoints
 
 

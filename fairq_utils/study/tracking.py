@@ -22,9 +22,9 @@ from typing import Any, Protocol
 
 from fairq_utils.errors import Fault
 from fairq_utils.study import statistics
-from fairq_utils.study.ledger import Run, RunRecord
 from fairq_utils.study.params.study import Params, Tracking
 from fairq_utils.study.progress import Listener
+from fairq_utils.study.run_record import Run, RunRecord
 
 
 class Sink(Protocol):

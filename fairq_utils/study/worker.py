@@ -21,10 +21,11 @@ from distributed import get_worker
 from fairq_utils.errors import Fault
 from fairq_utils.registry import load_plugins
 from fairq_utils.study import runs
-from fairq_utils.study.ledger import Ledger, Run
+from fairq_utils.study.ledger import Ledger
 from fairq_utils.study.params.study import Params
 from fairq_utils.study.planning import code_of
 from fairq_utils.study.progress import Tick
+from fairq_utils.study.run_record import Run
 from fairq_utils.study.study import Study
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3

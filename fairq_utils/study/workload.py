@@ -12,7 +12,7 @@ from fairq_utils.calibration import SAMPLERS
 from fairq_utils.quantizers.layers import quantizable
 from fairq_utils.quantizers.methods import CONTROL, METHODS, Size
 from fairq_utils.quantizers.reconstruction import BATCH
-from fairq_utils.study.ledger import Run
+from fairq_utils.study.run_record import Run
 from fairq_utils.training import architectures
 from fairq_utils.training.loop import SETTLING
 
