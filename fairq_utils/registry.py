@@ -176,6 +176,16 @@ def unknown(name: object, known: Iterable[str]) -> str:
     return f"{name!r} is unknown; {hint}"
 
 
+def name_of(module: str) -> str:
+    """Name by which a plugin is imported, of a name or of a path that ends in ``.py``.
+
+    >>> name_of("folder/my_module.py"), name_of("my_package.part")
+    ('my_module', 'my_package.part')
+    """
+    path = Path(module)
+    return path.stem if path.suffix == ".py" else module
+
+
 def load_plugins(modules: Iterable[str]) -> None:
     """Import modules that add entries of their own.
 
@@ -189,11 +199,9 @@ def load_plugins(modules: Iterable[str]) -> None:
         One cannot be found, is no Python, or raises while it is imported; names the line.
     """
     for module in modules:
-        path, name = Path(module), module
-        if path.suffix == ".py":
-            name = path.stem
-            if str(path.parent) not in sys.path:
-                sys.path.append(str(path.parent))
+        path, name = Path(module), name_of(module)
+        if name != module and str(path.parent) not in sys.path:
+            sys.path.append(str(path.parent))
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:

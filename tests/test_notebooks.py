@@ -17,6 +17,7 @@ import plotly.graph_objects as go
 import pytest
 from typer.testing import CliRunner
 
+from fairq_utils import fingerprint
 from fairq_utils.cli import app
 from fairq_utils.errors import Fault
 from fairq_utils.report import book, notebooks
@@ -469,6 +470,17 @@ def test_a_second_book_computes_nothing(
     assert build() == (chapters, 0)  # and came out as before
     (tmp_path / "books" / "small" / "html" / "index.html").unlink()
     assert build() == (0, 1)
+    plugin = tmp_path / "elsewhere" / "plugin_of_a_book.py"  # named as a module, not as a file
+    plugin.parent.mkdir()
+    monkeypatch.syspath_prepend(str(plugin.parent))
+    plugin.write_text("LIMIT = 1\n")
+    params.write_text(f"{text}plugins: [plugin_of_a_book]\n", encoding="utf-8")
+    assert build()[0] == chapters
+    assert build() == (0, 0)
+    plugin.write_text("LIMIT = 2\n")
+    for kept in (fingerprint._version, fingerprint._tree):  # another process keeps nothing
+        kept.cache_clear()
+    assert build()[0] == chapters
 
 
 def test_a_book_is_written_below_the_work_folder(

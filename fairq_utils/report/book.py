@@ -21,6 +21,8 @@ import nbformat
 
 from fairq_utils.data.whole_files import says_place
 from fairq_utils.errors import Fault
+from fairq_utils.fingerprint import code_version
+from fairq_utils.registry import name_of
 from fairq_utils.report.notebooks import ROOT, Progress, digest_of, execute_notebooks
 from fairq_utils.study.params.data import Photographs
 from fairq_utils.study.params.file import load_params
@@ -132,11 +134,11 @@ def build_book(
 
 
 def _results(study: Study) -> list[Any]:
-    """What chapters read: the params, the ledger, recorded tables, and photographs."""
+    """What chapters read: params, the code of plugins, the ledger, recorded tables, photographs."""
     photographs = study.listing.state if isinstance(study.params.data, Photographs) else None
     return [
         study.params.model_dump(mode="json"),
-        digest_of(*(path for path in map(Path, study.params.plugins) if path.is_file())),
+        code_version(*(name_of(plugin) for plugin in study.params.plugins)),
         study.ledger.state(),
         digest_of(FOLDER),
         photographs() if photographs else None,
