@@ -138,10 +138,12 @@ def compare_quantization_methods(
         As for :func:`~fairq_utils.apply_quantization`; other images than the test's.
     train_loader : iterable of (images, labels), optional
         For QAT.
-    calibration_images, pool_images, seed, outputs, options
+    calibration_images, pool_images, seed, outputs
         As for :func:`~fairq_utils.apply_quantization`.
     replicates, confidence
         Of the bootstrap; see :func:`~fairq_utils.stats.paired_bootstrap`.
+    **options
+        As for :func:`~fairq_utils.apply_quantization`; each reaches the methods that have it.
 
     Returns
     -------
@@ -167,12 +169,15 @@ def compare_quantization_methods(
             "compare_quantization_methods: test_loader is missing; give a loader of (images, "
             "labels, groups)"
         )
+    taken = {name: _taken(method, options) for name, (method, _) in asked.items()}
+    nobodys = set(options).difference(*taken.values())  # which is refused by the first method
+    taken = {name: own | nobodys for name, own in taken.items()}
     attributes = _names(sensitive_attrs)
     rest: Iterable[Any] = test_loader
     if calibration_data is not None:
         pool = gather(calibration_data, pool_images, "calibration_data", attributes)
     else:
-        pool, rest = _taken(test_loader, calibration_images, attributes)
+        pool, rest = _first_taken(test_loader, calibration_images, attributes)
     size = min(calibration_images, len(pool.images))
     if any(method == PUBLISHED for method, _ in asked.values()):
         size = min(size, balanced_size(attributes_of(pool, attributes)))
@@ -189,14 +194,13 @@ def compare_quantization_methods(
     models: dict[str, nn.Module] = {"FP32": model}
     reports: dict[str, QuantReport] = {}
     for name, (method, bits) in asked.items():
-        idle = set(FIELDS) - set(CONTROLLED) if method == CONTROL else set()
         settings: dict[str, Any] = {
             "calibration_data": given,
             "train_data": train_loader,
             "pool_images": len(pool.images),
             "seed": seed,
             "outputs": outputs,
-            **{option: value for option, value in options.items() if option not in idle},
+            **{option: value for option, value in options.items() if option in taken[name]},
         }
         models[name] = apply_quantization(
             model,
@@ -278,6 +282,16 @@ def _parsed(name: str) -> tuple[str, int | str]:
     return method, 8 if bits is None else bits
 
 
+def _taken(method: str, options: Mapping[str, Any]) -> set[str]:
+    """Those options that say something to a method."""
+    chosen = METHODS["ptq" if method == PUBLISHED else method]
+    own = {option for option in options if option in chosen.settings}
+    if method == CONTROL:
+        return own | set(options).intersection(CONTROLLED)
+    of_specs = {option: value for option, value in options.items() if option in FIELDS}
+    return own | set(of_specs).difference(chosen.spec("W8A8", **of_specs).idle(of_specs))
+
+
 def _names(sensitive_attrs: Sequence[str]) -> list[str]:
     names = [sensitive_attrs] if isinstance(sensitive_attrs, str) else list(sensitive_attrs)
     if not names or len(set(names)) < len(names):
@@ -287,7 +301,7 @@ def _names(sensitive_attrs: Sequence[str]) -> list[str]:
     return names
 
 
-def _taken(
+def _first_taken(
     loader: Iterable[Any], images: int, attributes: Sequence[str]
 ) -> tuple[Batch, Iterator[Any]]:
     """The first images of a test loader, and the others; one pass, in whatever order it comes."""

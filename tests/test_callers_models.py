@@ -71,10 +71,15 @@ def rows() -> tuple[Tensor, Tensor, dict[str, list[str]]]:
     return images, (images[:, 0].mean((1, 2)) > 0).long(), {"gender": ["f", "m"] * (N // 2)}
 
 
+def steps(method: str) -> dict[str, int]:
+    """Few, where roundings are learnt."""
+    return {"iterations": 2} if method == "block" else {}
+
+
 def applied(model: nn.Module, method: str = "ptq", **options: Any) -> nn.Module:
     own = {"budget": 0.9} if method.startswith("channels") else {}
     return apply_quantization(
-        model, method, 8, [rows()], iterations=2, first_last_bits=None, **own, **options
+        model, method, 8, [rows()], first_last_bits=None, **own, **steps(method), **options
     )
 
 
@@ -260,7 +265,7 @@ def test_a_callers_mode_changes_nothing(mode: str, method: str, usual: dict[str,
     with MODES[mode]():
         before = state()
         found: Any = apply_quantization(
-            model, method, 8, [batch], iterations=2, first_last_bits=None, **own
+            model, method, 8, [batch], first_last_bits=None, **own, **steps(method)
         )
         assert state() == before
     assert torch.equal(found(batch[0]).detach(), usual[method])
@@ -296,7 +301,7 @@ def test_a_model_and_images_made_in_inference_mode(method: str, usual: dict[str,
     data = [(images[half], labels[half], {"gender": groups["gender"][half]})] * 2
     for given, train in (([(images, labels, groups)], None), (data, data)):
         found = apply_quantization(
-            model, method, 8, given, train_data=train, iterations=2, first_last_bits=None, **own
+            model, method, 8, given, train_data=train, first_last_bits=None, **own, **steps(method)
         )
         if train is None:
             assert torch.equal(found(rows()[0]).detach(), usual[method])

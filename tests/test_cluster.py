@@ -643,6 +643,7 @@ def test_a_slurm_job_has_what_the_section_says(monkeypatch: pytest.MonkeyPatch) 
         "#SBATCH --gres=gpu:1",
         "#SBATCH --exclusive",
         "export OMP_NUM_THREADS=4",
+        "export OMP_WAIT_POLICY=PASSIVE",
         "module load python",
     ):
         assert line in lines

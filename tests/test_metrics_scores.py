@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import fairlearn.metrics as peer
 import numpy as np
 import pytest
@@ -142,3 +144,65 @@ def test_groups_too_small_are_listed() -> None:
 def test_bad_scores_are_named(scores: list[object], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         metrics.calibration_error_difference([1, 0, 1], scores, sensitive_features=list("aab"))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_whole_weights_are_repeated_rows(seed: int) -> None:
+    truth, scores, group = sample(seed)
+    whole = np.random.default_rng(seed + 1).integers(0, 4, len(truth))
+    whole[(group == "c") & (truth == 1)] = 0  # a group of which only one label weighs anything
+    rows = np.repeat(truth, whole), np.repeat(scores, whole)
+    named = {"sensitive_features": group, "sample_weight": whole}
+    again = {"sensitive_features": np.repeat(group, whole)}
+    for name in metrics.SCORES:
+        ours = metrics.scores_by_group(name, truth, scores, **named)
+        theirs = metrics.scores_by_group(name, *rows, **again)
+        np.testing.assert_allclose(ours.by_group, theirs.by_group, rtol=0, atol=1e-12)
+        assert ours.overall == pytest.approx(theirs.overall)
+        assert ours.left_out.values.tolist() == theirs.left_out.values.tolist()
+    for maximise in ("accuracy", "balanced_accuracy"):
+        assert metrics.common_threshold(
+            truth, scores, maximise=maximise, sample_weight=whole
+        ) == metrics.common_threshold(*rows, maximise=maximise)
+    for equal in ("selection_rate", "true_positive_rate", "false_positive_rate"):
+        ours = metrics.rates_at_equal(equal, truth, scores, **named)
+        theirs = metrics.rates_at_equal(equal, *rows, **again)
+        rates = [name for name in ours if name != "count"]
+        np.testing.assert_allclose(ours[rates], theirs[rates], rtol=0, atol=1e-12)
+    assert metrics.calibration_error(truth, scores, sample_weight=whole) == pytest.approx(
+        metrics.calibration_error(*rows)
+    )
+    assert metrics.difference_at_common_threshold(truth, scores, **named) == pytest.approx(
+        metrics.difference_at_common_threshold(*rows, **again)
+    )
+    for ask in (
+        metrics.roc_auc_difference,
+        metrics.calibration_error_difference,
+        metrics.difference_at_equal_rate,
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", metrics.LeftOutWarning)
+            assert ask(truth, scores, **named) == pytest.approx(ask(*rows, **again))
+        with pytest.raises(ValueError, match="min_cell: 2 is a number of images"):
+            ask(truth, scores, min_cell=2, **named)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_weighted_areas_equal_scikit_learns(seed: int) -> None:
+    truth, scores, group = sample(seed)
+    weights = np.random.default_rng(seed).gamma(1.0, size=len(truth))
+    found = metrics.scores_by_group(
+        "roc_auc", truth, scores, sensitive_features=group, sample_weight=weights
+    )
+    for name, inside in ((g, group == g) for g in "abc"):
+        assert found.by_group[name] == roc_auc_score(
+            truth[inside], scores[inside], sample_weight=weights[inside]
+        )
+    best = metrics.common_threshold(truth, scores, sample_weight=weights)
+    reached = accuracy_score(truth, scores >= best, sample_weight=weights)
+    assert reached == pytest.approx(
+        max(
+            accuracy_score(truth, scores >= t, sample_weight=weights)
+            for t in [*np.unique(scores), np.inf]
+        )
+    )

@@ -56,8 +56,11 @@ def rows() -> tuple[Tensor, Tensor, dict[str, list[str]]]:
 
 
 def quantized(model: nn.Module, method: str, **options: Any) -> nn.Module:
-    quick = {"iterations": 2, "weight_range": "minmax", "activation_range": "minmax"}
+    quick = {"weight_range": "minmax", "activation_range": "minmax"}
     own: dict[str, Any] = quick if method != CONTROL else {}
+    rounding = options.get("rounding", METHODS[method].options.get("rounding", "nearest"))
+    if rounding != "nearest" and method != CONTROL:
+        own = {**own, "iterations": 2}
     if METHODS[method].settings.get("budget", 0) != 0:
         own["budget"] = 0.9
     bits = "W4A8" if method == "dynamic" else 4
@@ -167,6 +170,7 @@ def test_every_option_is_tried() -> None:
     [
         ({"percentile": 99.0}, "percentile: is of weight_range or activation_range='percentile'"),
         ({"group_size": 4}, "group_size: is of weight_granularity='group'"),
+        ({"iterations": 50}, "iterations: is of rounding='adaround' or 'block'"),
         ({"residuals": "yes"}, "residuals: 'yes' is neither True nor False"),
         ({"percentile": "99"}, r"percentile: '99' is not in \(50, 100\]"),
     ],
@@ -202,8 +206,8 @@ def test_direct_calls(option: str, model: nn.Module) -> None:
 @pytest.mark.parametrize("candidate", list(CANDIDATES))
 @pytest.mark.parametrize("option", [*OPERATIONS, "equalization", "bias_correction", "rounding"])
 def test_candidates_of_the_certified_model(candidate: str, option: str, model: nn.Module) -> None:
-    value = "adaround" if option == "rounding" else True
-    asked = FairnessAwareQuantizer(bit_width=4, options={option: value, "iterations": 2})
+    chosen = {"rounding": "adaround", "iterations": 2} if option == "rounding" else {option: True}
+    asked = FairnessAwareQuantizer(bit_width=4, options=chosen)
     sample = as_sample(*rows())
     task = candidate_task(model, asked.spec, sample, sample, 0.1, 0)
     learnt = candidate == "preserved channels" and option == "rounding"
@@ -241,3 +245,21 @@ def test_one_rule_for_names_of_methods(model: nn.Module) -> None:
     assert apply_quantization(model, "PTQ_INT4", 4, [rows()]).report == found.report
     with pytest.raises(BadInput, match="'PTQ_INT4' and bit_width=8 say different bits; leave"):
         apply_quantization(model, "PTQ_INT4", 8, [rows()])
+
+
+def test_an_option_reaches_the_compared_methods_that_have_it(model: nn.Module) -> None:
+    def compared(*methods: str, **options: Any) -> Any:
+        return compare_quantization_methods(
+            model, methods, [rows()], ["gender"], [rows()], [rows()], replicates=20, **options
+        )
+
+    found = compared("PTQ_INT4", "ADAROUND_INT4", "mixed_INT4", iterations=2, budget=0.9)
+    specs = {
+        name: {m.spec.iterations for m in quantized.modules() if isinstance(m, Quantized)}
+        for name, quantized in found.models.items()
+    }
+    assert specs["ADAROUND_INT4"] == {2} and specs["PTQ_INT4"] == {QuantSpec().iterations}
+    with pytest.raises(BadInput, match="iterations: is of rounding='adaround' or 'block'"):
+        compared("PTQ_INT4", iterations=2)
+    with pytest.raises(BadInput, match="ptq has no budget"):
+        compared("PTQ_INT4", budget=0.5)

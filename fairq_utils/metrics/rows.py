@@ -213,6 +213,28 @@ def weights(values: ArrayLike, rows: int) -> NDArray[np.float64]:
     return found
 
 
+def scored(
+    y_true: ArrayLike,
+    y_score: ArrayLike,
+    sample_weight: ArrayLike | None,
+    *,
+    pos_label: Any = None,
+    probability: bool = False,
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Labels as 0 and 1, scores and weights, each (N,); every row weighs 1 if none are given.
+
+    Raises
+    ------
+    BadInput
+        As in :func:`labels`, :func:`scores` and :func:`weights`.
+    """
+    truth = labels(y_true, "y_true", pos_label=pos_label)
+    found = scores(y_score, "y_score", rows=len(truth), probability=probability)
+    if sample_weight is None:
+        return truth, found, np.ones(len(truth))
+    return truth, found, weights(sample_weight, len(truth))
+
+
 def groups(sensitive_features: Features, *, rows: int | None = None) -> Groups:
     """Cross all attributes.
 

@@ -17,24 +17,24 @@ from numpy.typing import ArrayLike, NDArray
 from fairq_utils.errors import BadInput
 from fairq_utils.metrics import rows
 from fairq_utils.metrics.gaps import LeftOutWarning, Method, described, difference_of
-from fairq_utils.metrics.rates import Floats, check_min_cell
+from fairq_utils.metrics.rates import Floats, check_min_cell, refuse_least
 from fairq_utils.metrics.rows import Features
 from fairq_utils.registry import unknown
 
 BINS = 15  # as in Guo et al. 2017
 
 
-def _auc(truth: NDArray[np.int64], scores: Floats, **_: Any) -> float:
+def _auc(truth: NDArray[np.int64], scores: Floats, weights: Floats, **_: Any) -> float:
     from sklearn.metrics import roc_auc_score  # here, because it takes a second
 
-    return float(roc_auc_score(truth, scores))
+    return float(roc_auc_score(truth, scores, sample_weight=weights))
 
 
-def _ece(truth: NDArray[np.int64], scores: Floats, *, bins: int = BINS) -> float:
+def _ece(truth: NDArray[np.int64], scores: Floats, weights: Floats, *, bins: int = BINS) -> float:
     # Bins are open on the left: a score on an edge belongs to the bin below it.
     at = np.clip(np.ceil(scores * bins).astype(np.int64) - 1, 0, bins - 1)
-    excess = np.bincount(at, weights=truth - scores, minlength=bins)
-    return float(np.abs(excess).sum() / len(truth))
+    excess = np.bincount(at, weights=weights * (truth - scores), minlength=bins)
+    return float(np.abs(excess).sum() / weights.sum())
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class ScoreMetric:
     Attributes
     ----------
     of_rows : function
-        From labels (n,) and scores (n,) to a value.
+        From labels (n,), scores (n,) and weights above 0 (n,) to a value.
     support : function
         How many images it rests on, from labels.
     among : what ``support`` counts
@@ -97,6 +97,7 @@ def scores_by_group(
     sensitive_features: Features,
     min_cell: int = 1,
     pos_label: Any = None,
+    sample_weight: ArrayLike | None = None,
     **options: Any,
 ) -> ScoresByGroup:
     """A metric of :data:`SCORES` for every group.
@@ -110,6 +111,8 @@ def scores_by_group(
         Score of label 1; for ``calibration_error`` a probability.
     sensitive_features, min_cell
         As in :func:`~fairq_utils.metrics.equalized_odds_difference`.
+    sample_weight : (N,), optional
+        Weight of each row, 0 or more; not together with ``min_cell``.
     bins : int
         For ``calibration_error``.
 
@@ -129,16 +132,19 @@ def scores_by_group(
     if name not in SCORES:
         raise BadInput(f"scores_by_group: {unknown(name, SCORES)}")
     metric = SCORES[name]
-    truth = rows.labels(y_true, "y_true", pos_label=pos_label)
-    scores = rows.scores(y_score, "y_score", rows=len(truth), probability=metric.probability)
+    refuse_least(min_cell, sample_weight is not None)
+    truth, scores, weights = rows.scored(
+        y_true, y_score, sample_weight, pos_label=pos_label, probability=metric.probability
+    )
     groups = rows.groups(sensitive_features, rows=len(truth))
+    counted = weights > 0
     values = np.full(len(groups.names), np.nan)
     missing = []
     for at, group in enumerate(groups.names):
-        inside = groups.codes == at
+        inside = counted & (groups.codes == at)
         n = metric.support(truth[inside])
         if n >= min_cell:
-            values[at] = metric.of_rows(truth[inside], scores[inside], **options)
+            values[at] = metric.of_rows(truth[inside], scores[inside], weights[inside], **options)
         else:
             missing.append((name, group, metric.among, n, min_cell))
     cells = pd.DataFrame(missing, columns=["rate", "group", "among", "count", "min_cell"])
@@ -147,7 +153,7 @@ def scores_by_group(
             f"{name} is not defined in any group: left out {described(cells)}; give more rows of "
             "these, or lower min_cell"
         )
-    together = metric.of_rows(truth, scores, **options)
+    together = metric.of_rows(truth[counted], scores[counted], weights[counted], **options)
     by_group = pd.Series(values, index=groups.index, name=name)
     return ScoresByGroup(by_group, together, cells)
 
@@ -160,6 +166,7 @@ def roc_auc_difference(
     method: Method = "between_groups",
     min_cell: int = 1,
     pos_label: Any = None,
+    sample_weight: ArrayLike | None = None,
 ) -> float:
     """Difference in area under the ROC curve over groups, a fraction.
 
@@ -180,12 +187,18 @@ def roc_auc_difference(
         sensitive_features=sensitive_features,
         min_cell=min_cell,
         pos_label=pos_label,
+        sample_weight=sample_weight,
     )
     return gap_of("roc_auc_difference", found, method)
 
 
 def calibration_error(
-    y_true: ArrayLike, y_score: ArrayLike, *, bins: int = BINS, pos_label: Any = None
+    y_true: ArrayLike,
+    y_score: ArrayLike,
+    *,
+    bins: int = BINS,
+    pos_label: Any = None,
+    sample_weight: ArrayLike | None = None,
 ) -> float:
     """Expected calibration error of the probability of label 1, a fraction.
 
@@ -202,11 +215,10 @@ def calibration_error(
     >>> round(calibration_error([1, 0, 1, 1], [0.9, 0.1, 0.9, 0.9]), 6)
     0.1
     """
-    truth = rows.labels(y_true, "y_true", pos_label=pos_label)
-    scores = rows.scores(y_score, "y_score", rows=len(truth), probability=True)
+    read = rows.scored(y_true, y_score, sample_weight, pos_label=pos_label, probability=True)
     if bins < 1:
         raise BadInput(f"bins: {bins} is not at least 1; 15 is usual")
-    return _ece(truth, scores, bins=bins)
+    return _ece(*read, bins=bins)
 
 
 def calibration_error_difference(
@@ -218,6 +230,7 @@ def calibration_error_difference(
     bins: int = BINS,
     min_cell: int = 1,
     pos_label: Any = None,
+    sample_weight: ArrayLike | None = None,
 ) -> float:
     """Difference in :func:`calibration_error` over groups, a fraction.
 
@@ -238,6 +251,7 @@ def calibration_error_difference(
         sensitive_features=sensitive_features,
         min_cell=min_cell,
         pos_label=pos_label,
+        sample_weight=sample_weight,
         bins=bins,
     )
     return gap_of("calibration_error_difference", found, method)

@@ -24,10 +24,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from fairq_utils.errors import BadInput
 from fairq_utils.metrics import rows
-from fairq_utils.metrics.counts import count
+from fairq_utils.metrics.counts import count, everyone
 from fairq_utils.metrics.criteria import Criterion
 from fairq_utils.metrics.gaps import difference
-from fairq_utils.metrics.rates import Floats, check_min_cell, named
+from fairq_utils.metrics.rates import Floats, check_min_cell, named, refuse_least
 from fairq_utils.metrics.row_metrics import value_of
 from fairq_utils.metrics.rows import Features
 from fairq_utils.metrics.scores import ScoresByGroup, gap_of
@@ -37,7 +37,12 @@ EQUAL = ("selection_rate", "true_positive_rate", "false_positive_rate")
 
 
 def common_threshold(
-    y_true: ArrayLike, y_score: ArrayLike, *, maximise: str = "accuracy", pos_label: Any = None
+    y_true: ArrayLike,
+    y_score: ArrayLike,
+    *,
+    maximise: str = "accuracy",
+    pos_label: Any = None,
+    sample_weight: ArrayLike | None = None,
 ) -> float:
     """The threshold t for which predicting 1 where score >= t is best over all rows.
 
@@ -49,6 +54,8 @@ def common_threshold(
     maximise : str
         A rate of :data:`~fairq_utils.metrics.RATES` that is better when high. With
         ``balanced_accuracy`` it is Youden's threshold (Youden 1950).
+    sample_weight : (N,), optional
+        Weight of each row, 0 or more.
 
     Returns
     -------
@@ -66,8 +73,9 @@ def common_threshold(
     >>> common_threshold([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8], maximise="true_negative_rate")
     0.6000000000000001
     """
-    truth = rows.labels(y_true, "y_true", pos_label=pos_label)
-    scores = rows.scores(y_score, "y_score", rows=len(truth))
+    truth, scores, weights = rows.scored(y_true, y_score, sample_weight, pos_label=pos_label)
+    counted = weights > 0
+    truth, scores, weights = truth[counted], scores[counted], weights[counted]
     objective = named(maximise)
     if objective.better != "high":
         raise BadInput(
@@ -75,8 +83,8 @@ def common_threshold(
         )
     levels, at = np.unique(scores, return_inverse=True)
     # Images below each candidate, by label: (candidates, 2). Candidate k selects levels[k:].
-    below = np.zeros((len(levels) + 1, 2), np.int64)
-    np.add.at(below, (at + 1, truth), 1)
+    below = np.zeros((len(levels) + 1, 2))
+    np.add.at(below, (at + 1, truth), weights)
     below = below.cumsum(axis=0)
     table = np.stack([below, below[-1] - below], axis=-1)[:, None]  # (candidates, 1, 2, 2)
     values = objective(table)[:, 0]
@@ -101,6 +109,7 @@ def difference_at_common_threshold(
     maximise: str = "accuracy",
     min_cell: int = 1,
     pos_label: Any = None,
+    sample_weight: ArrayLike | None = None,
 ) -> float:
     """Difference in a rate over groups, max_g r_g - min_g r_g, at the best common threshold.
 
@@ -110,6 +119,8 @@ def difference_at_common_threshold(
         As in :func:`common_threshold`.
     sensitive_features, min_cell
         As in :func:`~fairq_utils.metrics.equalized_odds_difference`.
+    sample_weight : (N,), optional
+        Weight of each row, 0 or more; not together with ``min_cell``.
     rate : str
         Any of :data:`~fairq_utils.metrics.RATES`.
     threshold : float, optional
@@ -126,11 +137,16 @@ def difference_at_common_threshold(
     ...                                sensitive_features=["a", "a", "b", "b"])
     0.5
     """
+    refuse_least(min_cell, sample_weight is not None)
+    truth, scores, _ = rows.scored(y_true, y_score, sample_weight, pos_label=pos_label)
     if threshold is None:
-        threshold = common_threshold(y_true, y_score, maximise=maximise, pos_label=pos_label)
-    truth = rows.labels(y_true, "y_true", pos_label=pos_label)
-    predicted = rows.scores(y_score, "y_score", rows=len(truth)) >= threshold
-    counts = count(truth, predicted, sensitive_features=sensitive_features)
+        threshold = common_threshold(truth, scores, maximise=maximise, sample_weight=sample_weight)
+    counts = count(
+        truth,
+        scores >= threshold,
+        sensitive_features=sensitive_features,
+        sample_weight=sample_weight,
+    )
     name = f"{named(rate).name} difference at threshold {threshold:.4g}"
     return value_of(Criterion(name, (rate,), difference), counts, min_cell=min_cell)
 
@@ -144,6 +160,7 @@ def rates_at_equal(
     at: float | None = None,
     min_cell: int = 1,
     pos_label: Any = None,
+    sample_weight: ArrayLike | None = None,
 ) -> pd.DataFrame:
     """Rates of each group at its own threshold, where the rate ``equal`` is the same for all.
 
@@ -154,7 +171,7 @@ def rates_at_equal(
     Parameters
     ----------
     equal : ``selection_rate``, ``true_positive_rate`` or ``false_positive_rate``
-    y_true, y_score, sensitive_features, min_cell, pos_label
+    y_true, y_score, sensitive_features, min_cell, pos_label, sample_weight
         As in :func:`~fairq_utils.metrics.scores_by_group`.
     at : float, optional
         The rate, a fraction; that of all rows at :func:`common_threshold` if not given.
@@ -180,27 +197,26 @@ def rates_at_equal(
     check_min_cell(min_cell)
     if equal not in EQUAL:
         raise BadInput(f"equal: {equal!r} is not one of {', '.join(EQUAL)}")
-    truth = rows.labels(y_true, "y_true", pos_label=pos_label)
-    scores = rows.scores(y_score, "y_score", rows=len(truth))
+    refuse_least(min_cell, sample_weight is not None)
+    truth, scores, weights = rows.scored(y_true, y_score, sample_weight, pos_label=pos_label)
     groups = rows.groups(sensitive_features, rows=len(truth))
-    if truth.min() == truth.max():
+    counted = weights > 0
+    if truth[counted].min() == truth[counted].max():
         raise BadInput(
-            f"y_true: every row is {truth[0]}; a threshold needs both labels: give "
+            f"y_true: every row is {truth[counted][0]}; a threshold needs both labels: give "
             "rows of the other"
         )
     if at is None:
-        predicted = scores >= common_threshold(truth, scores)
-        everyone = np.zeros((1, 2, 2), np.int64)
-        np.add.at(everyone[0], (truth, predicted.astype(np.int64)), 1)
-        at = float(named(equal)(everyone)[0])
+        predicted = scores >= common_threshold(truth, scores, sample_weight=weights)
+        at = float(named(equal)(everyone(truth, predicted, sample_weight=weights))[0])
     if not 0 <= at <= 1:
         raise BadInput(f"at: {at} is not between 0 and 1; give a rate, a fraction")
     found = []
     for code in range(len(groups.names)):
-        inside = groups.codes == code
+        inside = counted & (groups.codes == code)
         n = int(min((truth[inside] == 1).sum(), (truth[inside] == 0).sum()))
         rates = (
-            _on_curve(truth[inside], scores[inside], equal, at)
+            _on_curve(truth[inside], scores[inside], weights[inside], equal, at)
             if n >= min_cell
             else dict.fromkeys(EQUAL, np.nan)
         )
@@ -218,6 +234,7 @@ def difference_at_equal_rate(
     at: float | None = None,
     min_cell: int = 1,
     pos_label: Any = None,
+    sample_weight: ArrayLike | None = None,
 ) -> float:
     """Difference in ``rate`` over groups, each at its own threshold where ``equal`` is the same.
 
@@ -243,6 +260,7 @@ def difference_at_equal_rate(
         at=at,
         min_cell=min_cell,
         pos_label=pos_label,
+        sample_weight=sample_weight,
     )
     small = found[found[rate].isna()]
     cells = pd.DataFrame(
@@ -257,12 +275,14 @@ def difference_at_equal_rate(
     return gap_of(f"{rate} difference at equal {equal}", ScoresByGroup(found[rate], np.nan, cells))
 
 
-def _on_curve(truth: NDArray[np.int64], scores: Floats, equal: str, at: float) -> dict[str, float]:
+def _on_curve(
+    truth: NDArray[np.int64], scores: Floats, weights: Floats, equal: str, at: float
+) -> dict[str, float]:
     """The rates of one group at the point of its ROC curve where ``equal`` is ``at``."""
     from sklearn.metrics import roc_curve  # here, because it takes a second
 
-    false, true, _ = roc_curve(truth, scores, drop_intermediate=False)
-    share = truth.mean()
+    false, true, _ = roc_curve(truth, scores, sample_weight=weights, drop_intermediate=False)
+    share = np.average(truth, weights=weights)
     selected = share * true + (1 - share) * false
     curve = {
         "selection_rate": selected,

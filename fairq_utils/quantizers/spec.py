@@ -21,6 +21,13 @@ CHOICES = {
     "rounding": ("nearest", "adaround", "block"),
 }
 
+# What an option belongs to: it says nothing unless one of these attributes has one of these values.
+BELONGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "percentile": (("weight_range", "activation_range"), ("percentile",)),
+    "group_size": (("weight_granularity",), ("group",)),
+    "iterations": (("rounding",), ("adaround", "block")),
+}
+
 
 @dataclass(frozen=True)
 class QuantSpec:
@@ -153,28 +160,35 @@ class QuantSpec:
         inputs = "" if self.activation == "float" else f"A{self.activation_bits}"
         return f"W{self.weight_bits}{inputs}"
 
+    def idle(self, given: Collection[str]) -> list[str]:
+        """Options that were given and say nothing beside the others.
+
+        Examples
+        --------
+        >>> QuantSpec(percentile=99.0).idle(["percentile"])
+        ['percentile']
+        """
+        return [
+            option
+            for option, (others, values) in BELONGS.items()
+            if option in given and not any(getattr(self, other) in values for other in others)
+        ]
+
     def refuse_idle(self, given: Collection[str]) -> None:
-        """Refuse options that were given, and that say nothing beside the others.
+        """Refuse options that were given and say nothing beside the others.
 
         Raises
         ------
         BadInput
             Names what the option belongs to.
-
-        Examples
-        --------
-        >>> QuantSpec(percentile=99.0, weight_range="percentile").refuse_idle(["percentile"])
         """
-        belongs = {
-            "percentile": ("weight_range", "activation_range", "percentile"),
-            "group_size": ("weight_granularity", "group"),
-        }
-        for option, (*others, value) in belongs.items():
-            if option in given and value not in [getattr(self, other) for other in others]:
-                raise BadInput(
-                    f"QuantSpec.{option}: is of {' or '.join(others)}={value!r}, which is not "
-                    f"asked for; give that too, or leave {option} out"
-                )
+        for option in self.idle(given):
+            others, values = BELONGS[option]
+            raise BadInput(
+                f"QuantSpec.{option}: is of {' or '.join(others)}="
+                f"{' or '.join(map(repr, values))}, which is not asked for; give that too, or "
+                f"leave {option} out"
+            )
 
     def at_edge(self) -> QuantSpec:
         """The spec of the first and the last layer."""

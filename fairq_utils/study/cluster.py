@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -66,9 +67,9 @@ def _configuration(settings: Cluster) -> dict[str, Any]:
 
 
 def _threads(settings: Cluster) -> dict[str, str]:
-    return dict.fromkeys(
-        ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(settings.threads)
-    )
+    numbers = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    asleep = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}  # as in cli.py
+    return {**dict.fromkeys(numbers, str(settings.threads)), **asleep}
 
 
 def _environment(settings: Cluster) -> dict[str, str]:
