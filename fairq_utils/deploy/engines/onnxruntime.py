@@ -1,4 +1,10 @@
-"""ONNX Runtime, on ONNX files."""
+"""ONNX Runtime, on ONNX files.
+
+Its rewriting ``WeightBiasQuantization``, which its integer kernels need, rounds every bias to a
+multiple of the input's step times the weight's. The simulation does not, and networks without
+additions around their layers magnify it: of a ShuffleNetV2 at W8A8 about one prediction in a
+hundred, half as many as quantization itself changes, falls on the other side.
+"""
 
 from __future__ import annotations
 
