@@ -347,3 +347,18 @@ def test_certificates_are_drawn(glued: dict[str, float | str]) -> None:
     assert glued["certificate_delta"] == 5
     assert glued["certificate_price"] == pytest.approx(5 / 3)
     assert glued["certificate_chance"] == 80
+
+
+def test_the_benchmark_leaves_out_what_other_architectures_are_for(params: Params) -> None:
+    given = params.model_dump()
+    recipe = next(iter(given["training"]["models"].values()))
+    given["training"]["models"] = {"squeezenet1_1": recipe, "mobilenet_v2": recipe}
+    given["grid"] = [
+        {"method": "ptq", "bits": "W8A8", "sampler": "random"},
+        {"method": "ptq", "bits": "W4A4", "sampler": "random", "models": "mobilenet_v2"},
+    ]
+    given["dials"] = {"models": []}
+    both = Params.model_validate(given)
+    for name, bits in (("squeezenet1_1", {"W8A8"}), ("mobilenet_v2", {"W8A8", "W4A4"})):
+        alone = Study(throughput.static_runs(both, name))
+        assert {run.bits for run in planning.plan(alone, planning.PHASES[1:])} == bits

@@ -121,7 +121,11 @@ def static_runs(params: Params, architecture: str) -> Params:
     """Same study of one architecture, with nothing but the static runs of every sampler."""
     given = params.model_dump()
     given["training"]["models"] = {architecture: given["training"]["models"][architecture]}
-    given["grid"] = [entry for entry in given["grid"] if entry["method"] == (METHOD,)]
+    given["grid"] = [
+        {**entry, "models": ()}
+        for entry in given["grid"]
+        if entry["method"] == (METHOD,) and (not entry["models"] or architecture in entry["models"])
+    ]
     given["dials"] = {"models": []}
     return type(params).model_validate(given)
 
