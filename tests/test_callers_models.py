@@ -520,3 +520,17 @@ def test_outputs_of_a_certified_model() -> None:
     asked.outputs = "odds"
     with pytest.raises(BadInput, match="outputs: 'odds' is neither of logits, probabilities"):
         asked.quantize(body, [rows()])
+
+
+@pytest.mark.parametrize("replaced", ["forward", "_conv_forward"])
+@pytest.mark.parametrize("call", ["quantize_static", "quantize_dynamic", "ptq"])
+def test_a_layer_whose_forward_was_replaced_stays_in_float(call: str, replaced: str) -> None:
+    model = net()
+    own = getattr(model.stem, replaced)
+    setattr(model.stem, replaced, lambda *given: 2 * own(*given))
+    found = CALLS[call](model)
+    assert isinstance(found, tuple | nn.Module)
+    quantized, report = found if isinstance(found, tuple) else (found, found.report)
+    assert "stem" not in report.layers and "replaced" in report.left_float["stem"]
+    images = rows()[0]
+    torch.testing.assert_close(quantized(images), model(images), rtol=0.1, atol=0.1)

@@ -209,6 +209,8 @@ def record(run: Run, answers: np.ndarray[Any, Any], who: np.ndarray[Any, Any]) -
         counts=counts,
         scores=np.where(answers, 1, -1).astype(np.float16),
         cells=cells.astype(np.int16),
+        validation_scores=np.empty(0, np.float16),
+        validation_cells=np.empty(0, np.int16),
         size_bytes=1,
         seconds=0.0,
         measures={},

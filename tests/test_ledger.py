@@ -54,6 +54,8 @@ def a_record(seed: int = 0, images: int = 50) -> RunRecord:
         counts=rng.integers(0, 9, (2, 2, 2, 2)),
         scores=rng.standard_normal(images).astype(np.float16),
         cells=rng.integers(0, 4, images).astype(np.int16),
+        validation_scores=rng.standard_normal(20).astype(np.float16),
+        validation_cells=rng.integers(0, 4, 20).astype(np.int16),
         size_bytes=1234,
         seconds=1.5,
         measures={"loss": 0.25},
@@ -73,7 +75,7 @@ def test_a_run_comes_back_as_it_was(store: Ledger) -> None:
     store.write(record)
     found = store.read(record.run.key)
     assert found.run == record.run
-    for name in ("counts", "scores", "cells"):
+    for name in ("counts", "scores", "cells", "validation_scores", "validation_cells"):
         value = getattr(found, name)
         np.testing.assert_array_equal(value, getattr(record, name))
         assert value.dtype == getattr(record, name).dtype
@@ -249,7 +251,7 @@ def test_a_run_of_another_version_is_said_to_be_one(tmp_path: Path) -> None:
     del old["settings"]
     place = table.column_names.index("run")
     table = table.set_column(place, "run", [[json.dumps(old)]])
-    pq.write_table(table.replace_schema_metadata({"fairq_format": "2"}), path)
+    pq.write_table(table.replace_schema_metadata({"fairq_format": "3"}), path)
     with pytest.raises(LedgerError, match=r"written by another version of .*; delete it"):
         store.read(record.run.key)
 
@@ -274,11 +276,11 @@ def test_no_bit_can_be_another_and_go_unnoticed(tmp_path: Path) -> None:
             assert str(path) in str(error)
             continue
         assert found.run == record.run
-        for name in ("counts", "scores", "cells"):
+        arrays = ("counts", "scores", "cells", "validation_scores", "validation_cells")
+        for name in arrays:
             np.testing.assert_array_equal(getattr(found, name), getattr(record, name))
-        assert replace(found, counts=0, scores=0, cells=0) == replace(
-            record, counts=0, scores=0, cells=0
-        )
+        none = dict.fromkeys(arrays, 0)
+        assert replace(found, **none) == replace(record, **none)
     assert noticed > 100
 
 
@@ -324,7 +326,7 @@ def test_a_ledger_from_before_there_was_a_checksum_is_read(tmp_path: Path) -> No
     record = a_record()
     store.write(record)
     path = Path(store.path(record.run.key))
-    table = pq.read_table(path).replace_schema_metadata({"fairq_format": "2"})
+    table = pq.read_table(path).replace_schema_metadata({"fairq_format": "3"})
     pq.write_table(table, path)
     assert store.contains(record.run.key)
     assert store.read(record.run.key).run == record.run
@@ -339,7 +341,7 @@ def _foreign(path: Path) -> None:
 
 def _marked(path: Path) -> None:
     table = pq.read_table(path).select(["key", "run"])
-    pq.write_table(table.replace_schema_metadata({"fairq_format": "2"}), path)
+    pq.write_table(table.replace_schema_metadata({"fairq_format": "3"}), path)
 
 
 def _text(path: Path) -> None:

@@ -220,3 +220,42 @@ def test_the_umask_says_who_may_read_the_faces(tmp_path: Path) -> None:
         os.umask(before)
     for path in tmp_path.rglob("*"):
         assert path.stat().st_mode & 0o777 == (0o750 if path.is_dir() else 0o640)
+
+
+@pytest.mark.parametrize("even", [("gender", "age"), ("age",), ("gender", "race"), ("race",)])
+def test_an_even_population_has_as_many_of_each_cell_and_is_else_the_same(even) -> None:
+    who = Population(even=even)
+    drawn = people(who, "test", np.arange(6000))
+    groups, whole = drawn.groups, sum(CELEBA_JOINT.values())
+    counts = groups[list(even)].value_counts()
+    assert len(counts) == len(who.turns) and set(counts) == {6000 // len(who.turns)}
+    assert sum(who.shares.values()) == pytest.approx(1)
+    target, again = demographics(who, "test", np.arange(6000))
+    assert np.array_equal(target, drawn.target) and again.equals(groups)
+    # Weighed by the shares, everybody is there as often as by joint and race.
+    cell = list(zip(*(groups[name] for name in even), strict=True))
+    weight = np.array([who.shares[tuple(c)] * len(who.turns) for c in cell])
+    assert weight.mean() == pytest.approx(1)
+    for name, mass in CELEBA_JOINT.items():
+        gender, age, y = name.split("|")
+        there = (groups.gender == gender) & (groups.age == age) & (drawn.target == int(y))
+        error = np.std(there * weight) / np.sqrt(6000)
+        assert abs(np.mean(there * weight) - mass / whole) < 4 * error
+    few = people(who, "test", np.array([17, 5]))
+    assert list(few.groups.race) == list(groups.race[[17, 5]])
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"even": ("gender", "hair")}, "even: gender, hair must be some of gender, age, race"),
+        ({"even": ("age", "age")}, "each once"),
+        (
+            {"even": ("race",), "race": {"african": 1.0, "asian": 0.0, "caucasian": 1.0}},
+            "even: nobody is asian",
+        ),
+    ],
+)
+def test_an_even_population_that_cannot_be(options, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Population(**options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -60,8 +62,10 @@ def test_symmetric_inputs_by_hand() -> None:
 def test_groups_of_input_channels_have_scales_of_their_own() -> None:
     weight = torch.tensor([[7.0, 3.5, 0.7, -0.35, 70.0]])  # groups of two, the last of one
     spec = QuantSpec.parse("W4", weight_granularity="group", group_size=2)
-    rows = torch.tensor([[7.0, 3.5], [0.7, -0.35], [70.0, 70.0]])
-    assert torch.equal(to_rows(weight, spec), rows)
+    rows = [[[7.0, 3.5], [0.7, -0.35]], [[70.0]]]
+    assert [part.tolist() for part in to_rows(weight, spec)] == [
+        torch.tensor(part).tolist() for part in rows
+    ]
     found = quantize_weight(weight, spec)
     torch.testing.assert_close(found.scale, torch.tensor([[1.0, 0.1, 10.0]]))
     assert found.integers.tolist() == [[7, 4, 7, -4, 7]]  # 3.5 and -3.5 are ties
@@ -344,3 +348,76 @@ def test_a_short_last_group_has_the_range_of_its_own_weights() -> None:
     )
     found = quantize_weight(weight, grouped).scale[:, 1]
     torch.testing.assert_close(found, quantize_weight(weight[:, 32:], alone).scale)
+
+
+@pytest.mark.parametrize("scheme", ["symmetric", "affine"])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("granularity", ["tensor", "channel", "group"])
+def test_the_smallest_squared_error_is_no_larger_than_that_of_the_whole_range(
+    granularity: str, bits: int, scheme: str
+) -> None:
+    size = {"group_size": 4} if granularity == "group" else {}
+    for seed, shape in enumerate([(8, 3), (8, 3, 1, 1), (4, 6, 3, 3), (2, 9), (3, 4, 2, 2)] * 3):
+        weight = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        off = {}
+        for rule in ("minmax", "mse"):
+            spec = QuantSpec.parse(
+                f"W{bits}", weight_granularity=granularity, weight_scheme=scheme,
+                weight_range=rule, **size,
+            )  # fmt: skip
+            found = dequantize_weight(quantize_weight(weight, spec), spec)
+            off[rule] = float((found - weight).square().sum())
+        assert off["mse"] <= off["minmax"] * (1 + 1e-5)
+
+
+MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+
+
+@pytest.mark.parametrize("bits", ["W8A8", "W4A4"])
+@pytest.mark.parametrize("images", [8, 64])
+@pytest.mark.parametrize(
+    "normalized",
+    [
+        lambda x: (x - MEAN[:, None, None]) / STD[:, None, None],
+        lambda x: x,
+        lambda x: 2 * x - 1,
+        lambda x: 255 * x,
+    ],
+)
+def test_entropy_keeps_the_range_of_photographs(
+    normalized: Callable[[torch.Tensor], torch.Tensor], images: int, bits: str
+) -> None:
+    """Values of 256 levels leave most bins of a histogram empty."""
+    torch.manual_seed(0)
+    bytes_ = (torch.distributions.Beta(2.0, 3.0).sample((images, 3, 16, 16)) * 255).round()
+    x = normalized(bytes_ / 255)
+    layer = nn.Conv2d(3, 8, 3)
+    spec = QuantSpec.parse(bits, activation_range="entropy", first_last_bits=None)
+    model, _ = quantize_static(nn.Sequential(layer), spec, [x])
+    scale, _, top = model[0].input_grid()
+    assert float(scale) * top > 0.6 * float(x.max() - x.clamp(max=0).min())
+
+
+@pytest.mark.parametrize("rows", [16, 64, 200])
+@pytest.mark.parametrize("seed", range(5))
+def test_entropy_keeps_the_range_of_a_small_calibration_set(seed: int, rows: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    statistics = InputStatistics(["entropy"])
+    x = torch.randn(rows, 10, generator=generator).relu()
+    statistics.update(x)
+    low, high = statistics.range("entropy", 8)
+    assert low == 0 and high > 0.5 * float(x.max())
+
+
+@pytest.mark.parametrize("granularity", ["channel", "group"])
+@pytest.mark.parametrize("seed", range(3))
+def test_entropy_keeps_the_range_of_few_weights(seed: int, granularity: str) -> None:
+    weight = torch.randn(8, 3, 1, 1, generator=torch.Generator().manual_seed(seed))
+    size = {"group_size": 2} if granularity == "group" else {}
+    whole, found = (
+        quantize_weight(
+            weight, QuantSpec.parse("W8", weight_range=rule, weight_granularity=granularity, **size)
+        ).scale
+        for rule in ("minmax", "entropy")
+    )
+    assert torch.equal(found, whole)

@@ -49,6 +49,8 @@ def record(params: Params, method: str = "ptq", seed: int = 0) -> RunRecord:
         counts=counts,
         scores=rng.standard_normal(images).astype(np.float16),
         cells=np.zeros(images, np.int16),
+        validation_scores=np.empty(0, np.float16),
+        validation_cells=np.empty(0, np.int16),
         size_bytes=12345,
         seconds=1.5,
         measures={"loss_1": 0.75, "loss_2": 0.5, "odd": float("nan")},

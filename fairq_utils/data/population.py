@@ -65,6 +65,9 @@ class Population:
     of_group : mapping of a value of an attribute, such as ``female``, to :class:`GroupDials`
         For whom the images differ. Who is in two such groups gets both factors, and the largest
         difficulty.
+    even : names of attributes
+        Crossed, they take turns: the same number of images in each of their cells, which ``joint``
+        and ``race`` else decide. What else a person is, is drawn as in that cell.
     """
 
     seed: int = 2026
@@ -74,6 +77,7 @@ class Population:
         default_factory=lambda: {"african": 0.2, "asian": 0.2, "caucasian": 0.6}
     )
     of_group: Mapping[str, GroupDials] = field(default_factory=dict)
+    even: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         cells = [f"{g}|{a}|{y}" for g, a, y in product(*_gender_age(), (0, 1))]
@@ -92,6 +96,37 @@ class Population:
         unknown = [name for name in self.of_group if name not in known]
         if unknown:
             raise ValueError(f"of_group: {unknown[0]!r} is not one of {', '.join(known)}")
+        odd = [name for name in self.even if name not in ATTRIBUTES]
+        if odd or len(set(self.even)) < len(self.even):
+            listed = ", ".join(ATTRIBUTES)
+            raise ValueError(f"even: {', '.join(self.even)} must be some of {listed}, each once")
+        none = [cell for cell in self.turns if not self.shares[cell] > 0]
+        if none:
+            raise ValueError(f"even: nobody is {' '.join(none[0])} by joint and race")
+
+    @property
+    def turns(self) -> tuple[tuple[str, ...], ...]:
+        """Cells of ``even``, in the order in which they take turns; the empty one if it is."""
+        return tuple(product(*(ATTRIBUTES[name] for name in self.even)))
+
+    @property
+    def shares(self) -> dict[tuple[str, ...], float]:
+        """Share of each cell of ``even`` among the people of ``joint`` and ``race``."""
+        return {
+            cell: sum(self._chances(dict(zip(self.even, cell, strict=True))).values())
+            for cell in self.turns
+        }
+
+    def _chances(self, given: Mapping[str, str]) -> dict[tuple[str, str, int, str], float]:
+        """Chance of each gender, age, target and race of which ``given`` is true."""
+        found = {}
+        weight, races = sum(self.joint.values()), sum(self.race.values())
+        for gender, age, target, race in product(*_gender_age(), (0, 1), ATTRIBUTES["race"]):
+            who = {"gender": gender, "age": age, "race": race}
+            if all(who[name] == value for name, value in given.items()):
+                chance = self.joint[f"{gender}|{age}|{target}"] * self.race[race]
+                found[gender, age, target, race] = chance / (weight * races)
+        return found
 
     @property
     def bayes_accuracy(self) -> float:
@@ -164,7 +199,8 @@ def demographics(
         Categorical columns ``gender``, ``age``, ``race``.
     """
     first = [_generator(key).random(2) for key in keys(population.seed, split, indices)]
-    female, old, target, race = _labels(population, np.array(first).reshape(-1, 2))
+    u = np.array(first).reshape(-1, 2)
+    female, old, target, race = _labels(population, indices, u)
     return target, _groups(female, old, race)
 
 
@@ -185,7 +221,8 @@ def draw(
     People
         Row i is the same person whatever the other indices are.
     """
-    key = keys(population.seed, split, np.asarray(indices, np.int64))
+    indices = np.asarray(indices, np.int64)
+    key = keys(population.seed, split, indices)
     n = len(key)
     u = np.empty((n, UNIFORMS))
     z = np.empty((n, NORMALS))
@@ -193,7 +230,7 @@ def draw(
         generator = _generator(key[i])
         u[i] = generator.random(UNIFORMS)
         z[i] = generator.standard_normal(NORMALS)
-    female, old, target, race = _labels(population, u)
+    female, old, target, race = _labels(population, indices, u)
     groups = _groups(female, old, race)
     difficulty = difficulties(population.difficulty, population.of_group, groups)
     # latent = +-SEPARATION + difficulty * normal; a logistic curve maps it to (0, 1).
@@ -222,16 +259,27 @@ def _generator(key: NDArray[np.uint64]) -> np.random.Generator:
 
 
 def _labels(
-    population: Population, u: Floats
+    population: Population, indices: NDArray[np.int64], u: Floats
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.int8], NDArray[np.int64]]:
     """Female, old, target and ancestry, each (N,), from two uniforms a person."""
     cells = list(product(*_gender_age(), (0, 1)))
     weights = np.array([population.joint[f"{g}|{a}|{y}"] for g, a, y in cells], float)
-    cell = _choose(weights, u[:, 0])
+    ancestry = np.array([population.race[r] for r in ATTRIBUTES["race"]], float)
+    cell, race = np.empty(len(u), np.int64), np.empty(len(u), np.int64)
+    turn = indices % len(population.turns)
+    for number, values in enumerate(population.turns):
+        mine = turn == number
+        given = dict(zip(population.even, values, strict=True))
+        fits = [
+            given.get("gender", gender) == gender and given.get("age", age) == age
+            for gender, age, _ in cells
+        ]
+        of_race = [given.get("race", name) == name for name in ATTRIBUTES["race"]]
+        cell[mine] = _choose(weights * fits, u[mine, 0])
+        race[mine] = _choose(ancestry * of_race, u[mine, 1])
     female = np.array([c[0] == "female" for c in cells])[cell]
     old = np.array([c[1] == "old" for c in cells])[cell]
     target = np.array([c[2] for c in cells], np.int8)[cell]
-    race = _choose(np.array([population.race[r] for r in ATTRIBUTES["race"]], float), u[:, 1])
     return female, old, target, race
 
 

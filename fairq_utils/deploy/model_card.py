@@ -245,7 +245,7 @@ def _answered(test: FaceData, margins: Margins) -> dict[str, float]:
 def _record(
     run: Run, data: FaceData, reference: NDArray[np.float32], scores: NDArray[np.float32]
 ) -> RunRecord:
-    return runs.record(run, data, runs.kept(reference), runs.kept(scores), 0, 0.0, {}, {})
+    return runs.record(run, data, runs.kept(reference), {"test": runs.kept(scores)}, 0, 0.0, {}, {})
 
 
 def _bootstrap(

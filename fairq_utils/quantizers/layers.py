@@ -219,6 +219,9 @@ def quantized(
     raise TypeError(f"{type(module).__name__} has no quantized counterpart")
 
 
+REPLACEABLE = {"forward", "_conv_forward"}  # what a layer may have been given in place of its own
+
+
 def quantizable(module: nn.Module) -> bool:
     """Check that a layer has a quantized counterpart here."""
     return why_not(module) is None
@@ -228,6 +231,8 @@ def why_not(module: nn.Module) -> str | None:
     """Reason why a layer has no quantized counterpart here; None where it has one."""
     if getattr(module, "parametrizations", None) or any(hasattr(module, n) for n in COMPUTED):
         return "its weight or bias is parametrized; remove the parametrization first"
+    if REPLACEABLE & vars(module).keys():
+        return "its forward was replaced by another function; it is computed in float"
     if type(module) is nn.Linear:
         return None
     own = type(module)

@@ -332,14 +332,17 @@ def _row_histograms(rows: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Te
 def _divergence_of(values: Tensor, counts: Tensor, grid: MakeGrid) -> Error:
     """Divergence of every row's quantized distribution from the real one.
 
-    The reference keeps the bins inside and adds what is clipped to the outermost of them; the
-    candidate spreads each code's mass evenly over the occupied bins of that code.
+    The reference keeps the bins inside and adds what is clipped to the outermost of them that is
+    occupied; the candidate spreads each code's mass evenly over the occupied bins of that code. A
+    range that holds fewer occupied bins than there are codes could be told from all the others by
+    nothing, however much it clips, and is no candidate (Migacz begins at as many bins as codes).
     """
     occupied = counts > 0
+    every = occupied.sum(dim=1)
 
     def divergence(left: Tensor, right: Tensor) -> Tensor:
         scale, zero, lowest, highest = grid(left, right)
-        inside = (values >= left[:, None]) & (values <= right[:, None])
+        held = occupied & (values >= left[:, None]) & (values <= right[:, None])
         code = to_integers(values, scale[:, None], zero[:, None], lowest, highest) - lowest
         code = code.long()
 
@@ -347,23 +350,23 @@ def _divergence_of(values: Tensor, counts: Tensor, grid: MakeGrid) -> Error:
             out = torch.zeros(len(x), highest - lowest + 1, dtype=x.dtype, device=x.device)
             return out.scatter_add_(1, code, x).gather(1, code)
 
-        mass = per_code(counts * inside)
-        bins = per_code((occupied & inside).to(counts.dtype))
-        candidate = torch.where(occupied & inside, mass / bins.clamp(min=1), 0.0)
-        return _divergence(_clipped(counts, inside, values, left, right), candidate)
+        mass, bins = per_code(counts * held), per_code(held.to(counts.dtype))
+        candidate = torch.where(held, mass / bins.clamp(min=1), 0.0)
+        found = _divergence(_clipped(counts, held, values, left, right), candidate)
+        enough = held.sum(dim=1) >= every.clamp(max=highest - lowest + 1)
+        return torch.where(enough, found, torch.inf)
 
     return divergence
 
 
-def _clipped(counts: Tensor, inside: Tensor, values: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Counts inside, with what lies outside added to the outermost bin on its side."""
-    out = counts * inside
+def _clipped(counts: Tensor, held: Tensor, values: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Counts of bins held, with what lies outside added to the outermost of them on its side."""
     below = (counts * (values < left[:, None])).sum(dim=1)
     above = (counts * (values > right[:, None])).sum(dim=1)
-    number = torch.arange(values.shape[1], device=values.device).expand_as(values)
-    first = torch.where(inside, number, values.shape[1] - 1).amin(dim=1, keepdim=True)
-    last = torch.where(inside, number, 0).amax(dim=1, keepdim=True)
-    out = out.scatter_add(1, first, below[:, None])
+    number = torch.arange(values.shape[1], device=values.device).expand_as(held)
+    first = torch.where(held, number, values.shape[1] - 1).amin(dim=1, keepdim=True)
+    last = torch.where(held, number, 0).amax(dim=1, keepdim=True)
+    out = (counts * held).scatter_add(1, first, below[:, None])
     return out.scatter_add(1, last, above[:, None])
 
 

@@ -83,33 +83,38 @@ def dequantize_weight(found: WeightIntegers, spec: QuantSpec) -> Tensor:
 def find_grid(weight: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
     """Scale and zero-point, float32 (O,) or (O, groups), by the spec's rule for weights."""
     check_finite(weight, "weights")
-    weight = weight.detach()
     bits, scheme = spec.weight_bits, spec.weight_scheme
-    limits = weight_limits(to_rows(weight, spec), spec.weight_range, bits, scheme, spec.percentile)
-    scale, zero = weight_grid(*limits, bits, scheme)
-    shape = (weight.shape[0], _groups(weight, spec))
+    parts = [
+        weight_grid(
+            *weight_limits(rows, spec.weight_range, bits, scheme, spec.percentile), bits, scheme
+        )
+        for rows in to_rows(weight.detach(), spec)
+    ]
+    out = len(weight)
     if spec.weight_granularity == "tensor":
-        scale, zero = scale.expand(shape[0]), zero.expand(shape[0])
+        scale, zero = (found.expand(out) for found in parts[0])
     elif spec.weight_granularity == "group":
-        scale, zero = scale.reshape(shape), zero.reshape(shape)
+        scale, zero = (
+            torch.cat([f.reshape(out, -1) for f in each], 1) for each in zip(*parts, strict=True)
+        )
+    else:
+        scale, zero = parts[0]
     return scale.float().contiguous(), zero.float().contiguous()
 
 
-def to_rows(weight: Tensor, spec: QuantSpec) -> Tensor:
-    """Weights that share a scale as rows: (1, N), (O, K) or (O x groups, K).
+def to_rows(weight: Tensor, spec: QuantSpec) -> list[Tensor]:
+    """Weights that share a scale as rows: (1, N), (O, K), or (O x groups, K) of groups.
 
-    A last group that the input channels do not fill repeats its own, which moves no range.
+    Where the input channels do not fill the last group, it has rows (O, K') of its own.
     """
     if spec.weight_granularity == "tensor":
-        return weight.reshape(1, -1)
+        return [weight.reshape(1, -1)]
     if spec.weight_granularity == "channel":
-        return weight.reshape(weight.shape[0], -1)
-    count = _groups(weight, spec)
-    flat = weight.reshape(*weight.shape[:2], -1)
-    place = torch.arange(count * spec.group_size, device=weight.device)
-    first = place // spec.group_size * spec.group_size
-    width = (weight.shape[1] - first).clamp(max=spec.group_size)
-    return flat[:, first + (place - first) % width].reshape(weight.shape[0] * count, -1)
+        return [weight.reshape(len(weight), -1)]
+    whole = weight.shape[1] // spec.group_size * spec.group_size
+    flat = weight.flatten(2) if weight.ndim > 2 else weight[..., None]
+    filled = flat[:, :whole].reshape(-1, spec.group_size * flat.shape[2])
+    return [rows for rows in (filled, flat[:, whole:].flatten(1)) if rows.numel()]
 
 
 def spread(values: Tensor, weight: Tensor, spec: QuantSpec) -> Tensor:
@@ -220,13 +225,6 @@ def check_kept(
                 "its channels in float (None), or leave it out"
             )
         _check_rows(place, len(_weight(model, name)), own.rows)
-
-
-def _groups(weight: Tensor, spec: QuantSpec) -> int:
-    """Scales per output channel."""
-    if spec.weight_granularity != "group":
-        return 1
-    return -(-weight.shape[1] // spec.group_size)
 
 
 def _check_rows(place: str, count: int, rows: tuple[int, ...]) -> None:

@@ -82,11 +82,11 @@ def planted() -> tuple[list[RunRecord], Params]:
         split=np.full(len(frame), "test"),
     )
     margins = {name: runs.kept(_margins(frame[name])) for name in ("fp32", MANY, FEW)}
+    began = time.perf_counter()
     found = [
-        runs.record(
-            run, data, margins["fp32"], margins[run.bits or "fp32"], 1, time.perf_counter(), {}, {}
-        )
+        runs.record(run, data, margins["fp32"], {"test": margins[name]}, 1, began, {}, {})
         for run in planning.plan(study)
+        for name in [run.bits or "fp32"]
     ]
     return found, study.params
 

@@ -66,4 +66,5 @@ def population(data: Data, split: str) -> Population:
         of_group={
             value: GroupDials(**dials.model_dump()) for value, dials in data.of_group.items()
         },
+        even=data.even_over if split == "test" and data.test_design == "even" else (),
     )

@@ -32,6 +32,7 @@ STEPS = (
     "fairq_utils.quantizers.precision",
 )
 QUANTIZATION = "fairq_utils.study.run_models"
+LOOKED_AT = ("train", "validation", "test")  # splits that every run is trained or measured on
 ONE_GROUP = "one_group="  # a run's sampler begins so, and the group's name follows
 
 
@@ -202,10 +203,8 @@ def _run(study: Study, architecture: str, seed: int, found: Configuration | None
     """The run of a configuration, or without one of the FP32 model."""
     params = study.params
     sampler = None if found is None else found.sampler
-    validates = found is not None and "validation" in METHODS[found.method].needs
-    # Calibration and validation images matter only to runs that look at them.
-    looked_at = {"train": True, "test": True, "calibration": sampler, "validation": validates}
-    data = study.described([split for split, looks in looked_at.items() if looks])
+    # Calibration images matter only to runs that look at them.
+    data = study.described([*LOOKED_AT, *(["calibration"] if sampler else [])])
     # Photographs come without the coefficients that an auxiliary loss would tell.
     auxiliary = 0.0 if _listed(data) else params.training.auxiliary
     method = "fp32" if found is None else found.method
@@ -234,10 +233,10 @@ def _run(study: Study, architecture: str, seed: int, found: Configuration | None
 
 def baseline_of(run: Run) -> Run:
     """The FP32 run that a quantized run is compared with."""
-    data = {k: v for k, v in run.data.items() if k not in ("calibration", "validation")}
+    data = {k: v for k, v in run.data.items() if k != "calibration"}
     if _listed(data):
         for key in ("people", "images"):
-            data[key] = {split: data[key][split] for split in ("train", "test")}
+            data[key] = {split: data[key][split] for split in LOOKED_AT}
     return Run(
         data=data,
         architecture=run.architecture,

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from fairq_utils.fingerprint import fingerprint
 from fairq_utils.study.run_record import Run, RunRecord
 
-FORMAT = 2  # of the files; a file of another format is not read
+FORMAT = 3  # of the files; a file of another format is not read
 FORMAT_KEY, CHECKSUM = b"fairq_format", b"fairq_checksum"  # in a file's metadata
 FLAT = (
     "architecture",
@@ -51,12 +51,15 @@ SCHEMA: dict[str, pa.DataType] = {
     "counts": pa.list_(pa.int64()),
     "scores": pa.list_(pa.float16()),
     "cells": pa.list_(pa.int16()),
+    "validation_scores": pa.list_(pa.float16()),
+    "validation_cells": pa.list_(pa.int16()),
     "size_bytes": pa.int64(),
     "seconds": pa.float64(),
     "measures": pa.string(),
     "provenance": pa.string(),
     "report": pa.string(),
 }
+PER_IMAGE = ("scores", "cells", "validation_scores", "validation_cells")
 
 
 class Damaged(ValueError):
@@ -80,6 +83,8 @@ def to_table(record: RunRecord) -> pa.Table:
         "counts": np.asarray(record.counts, np.int64).ravel(),
         "scores": np.asarray(record.scores, np.float16),
         "cells": np.asarray(record.cells, np.int16),
+        "validation_scores": np.asarray(record.validation_scores, np.float16),
+        "validation_cells": np.asarray(record.validation_cells, np.int16),
         "size_bytes": record.size_bytes,
         "seconds": record.seconds,
         "measures": json.dumps(record.measures, sort_keys=True),
@@ -101,6 +106,8 @@ def to_record(table: pa.Table) -> RunRecord:
         counts=np.array(row["counts"], np.int64).reshape(len(groups), 2, 2, 2),
         scores=np.array(row["scores"], np.float16),
         cells=np.array(row["cells"], np.int16),
+        validation_scores=np.array(row["validation_scores"], np.float16),
+        validation_cells=np.array(row["validation_cells"], np.int16),
         size_bytes=row["size_bytes"],
         seconds=row["seconds"],
         measures=json.loads(row["measures"]),
@@ -111,7 +118,7 @@ def to_record(table: pa.Table) -> RunRecord:
 
 def to_row(table: pa.Table) -> dict[str, Any]:
     """A run as a row of figures: parameters by their paths, without per-image columns."""
-    row = table.select([c for c in SCHEMA if c not in ("scores", "cells")]).to_pylist()[0]
+    row = table.select([c for c in SCHEMA if c not in PER_IMAGE]).to_pylist()[0]
     return {
         "key": row["key"],
         **_flat(json.loads(row["run"])),

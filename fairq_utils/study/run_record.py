@@ -74,6 +74,8 @@ class RunRecord:
         Margin of every test image; its sign is the prediction.
     cells : int16 (N,)
         Group number x 2 + label of every test image.
+    validation_scores, validation_cells : float16 (V,), int16 (V,)
+        The same of the validation images: thresholds are placed there.
     size_bytes : int
         Weights as they would be stored.
     seconds : float
@@ -88,6 +90,8 @@ class RunRecord:
     counts: NDArray[np.int64]
     scores: NDArray[np.float16]
     cells: NDArray[np.int16]
+    validation_scores: NDArray[np.float16]
+    validation_cells: NDArray[np.int16]
     size_bytes: int
     seconds: float
     measures: dict[str, float] = field(default_factory=dict)

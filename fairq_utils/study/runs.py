@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +26,7 @@ from fairq_utils.study.study import Study
 from fairq_utils.training import architectures, checkpoints, loop, objectives
 
 INITIAL_IMAGES = 2000  # training images that a data-dependent initialisation looks at
+KEPT = ("test", "validation")  # splits whose margins a record holds
 EVALUATED = 64  # test images at a time: what more of them leave behind is slow to allocate
 
 
@@ -51,9 +52,9 @@ def train_baseline(study: Study, run: Run, bars: Listener | None = None) -> str:
         weights.keep(store, run.key)
         checkpoints.load_checkpoint(model, path, run.key)
     measures["parameters"] = float(sum(p.numel() for p in model.parameters()))
-    scores = _scores(model, data, study.device)
+    scores = margins(model, data, study.device)
     size = round(architectures.float_megabytes(model) * 2**20)
-    answered = record(run, data, scores, scores, size, began, measures, {})
+    answered = record(run, data, scores["test"], scores, size, began, measures, {})
     _finish(study, answered, bars)
     return run.key
 
@@ -138,7 +139,7 @@ def evaluate_quantized(
         layers = use_integers(quantized)
         # What runs share is counted in full for each: it is what the method costs alone.
         seconds = calibrating + time.perf_counter() - began
-        scores = _scores(quantized, data, study.device)
+        scores = margins(quantized, data, study.device)
         measures |= {
             "integer_layers": float(layers),
             "quantize_seconds": seconds,
@@ -167,34 +168,42 @@ def pictures_of(study: Study, wanted: Sequence[Run]) -> FaceData:
     return data
 
 
-def _scores(model: torch.nn.Module, data: FaceData, target: str) -> NDArray[np.float16]:
-    """Margins on the test split as they are kept; a prediction is the sign of the kept margin."""
-    test = data.subset("test").images
+def margins(model: torch.nn.Module, data: FaceData, target: str) -> dict[str, NDArray[np.float16]]:
+    """Margins by split as they are kept; a prediction is the sign of the kept margin.
+
+    Parameters
+    ----------
+    target : device
+    """
+    found = {}
     with full_precision():
-        return kept(loop.predict(model, test, batch_size=EVALUATED, device=target))
+        for split in KEPT:
+            images = data.subset(split).images
+            found[split] = kept(loop.predict(model, images, batch_size=EVALUATED, device=target))
+    return found
 
 
-def kept(margins: NDArray[np.float32]) -> NDArray[np.float16]:
+def kept(found: NDArray[np.float32]) -> NDArray[np.float16]:
     """Margins as a record holds them."""
     limit = float(np.finfo(np.float16).max)
-    return np.clip(margins, -limit, limit).astype(np.float16)
+    return np.clip(found, -limit, limit).astype(np.float16)
 
 
 def cells(data: FaceData) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """Names of the group cells, and the cell of each image: all attributes crossed."""
+    """Names of the groups, all attributes crossed, and group number x 2 + label of each image."""
     names, code = [""], np.zeros(len(data), np.int64)
     for attribute in data.groups:
         column = data.groups[attribute].cat
         names = [f"{n}|{v}".lstrip("|") for n in names for v in column.categories]
         code = code * len(column.categories) + column.codes.to_numpy()
-    return tuple(names), code
+    return tuple(names), code * 2 + data.target
 
 
 def record(
     run: Run,
     data: FaceData,
     reference: NDArray[np.float16],
-    scores: NDArray[np.float16],
+    scores: Mapping[str, NDArray[np.float16]],
     size_bytes: int,
     began: float,
     measures: dict[str, float],
@@ -205,26 +214,30 @@ def record(
     Parameters
     ----------
     data : all splits; what counts is the test split
-    reference, scores : margins on the test split, of the FP32 model and of this run's
+    reference : margins of the FP32 model on the test split
+    scores : margins of this run's model, as of :func:`margins`; those of validation may be left out
     began : when the run began, in seconds of :func:`time.perf_counter`
     """
-    test = data.subset("test")
-    if not len(reference) == len(scores) == len(test):
+    test, answers = data.subset("test"), scores["test"]
+    validated = scores.get("validation", np.empty(0, np.float16))
+    validation = cells(data.subset("validation"))[1] if len(validated) else np.empty(0)
+    if not len(reference) == len(answers) == len(test):
         raise Fault(
-            f"run {run.key}: {len(reference)} answers of the FP32 model and {len(scores)} of this "
+            f"run {run.key}: {len(reference)} answers of the FP32 model and {len(answers)} of this "
             f"one do not belong to {len(test)} test pictures; name a new folder in execution.ledger"
         )
-    names, cell = cells(test)
-    label = cell * 2 + test.target
-    joint = (label * 2 + (reference > 0)) * 2 + (scores > 0)
+    names, label = cells(test)
+    joint = (label * 2 + (reference > 0)) * 2 + (answers > 0)
     counts = np.bincount(joint, minlength=len(names) * 8).reshape(len(names), 2, 2, 2)
     return RunRecord(
         run=run,
         attributes=tuple(map(str, data.groups)),
         groups=names,
         counts=counts,
-        scores=scores,
+        scores=answers,
         cells=label.astype(np.int16),
+        validation_scores=validated,
+        validation_cells=validation.astype(np.int16),
         size_bytes=size_bytes,
         seconds=time.perf_counter() - began,
         measures=measures,

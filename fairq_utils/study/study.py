@@ -173,6 +173,8 @@ class Study:
         data = self.params.data.model_dump(mode="json")
         joints = {split: dict(self.population(split).joint) for split in splits}
         del data["joint_of"]
+        if data["test_design"] == "population":
+            del data["even_over"]
         data["joint"] = {split: joints[split] for split in ("train", "test") if split in splits}
         for split in ("calibration", "validation"):
             images = data.pop(split)

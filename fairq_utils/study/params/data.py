@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import product
+from math import prod
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from fairq_utils.data.photographs.registry import COLLECTIONS
+from fairq_utils.data.questions import ATTRIBUTES
 from fairq_utils.errors import BadInput
 from fairq_utils.registry import unknown
-from fairq_utils.study.params.section import Section, Weight
+from fairq_utils.study.params.section import Section, Weight, unique
 
 CELLS = tuple(f"{g}|{a}|{y}" for g, a, y in product(("female", "male"), ("old", "young"), "01"))
 Joint = Literal["celeba"] | dict[str, Weight]
@@ -33,7 +35,9 @@ class Data(Section):
     """Rendered people: who is in the images, and how many of them.
 
     ``joint_of`` gives single splits a distribution of their own; ``of_group`` says what is
-    different in the images of a group.
+    different in the images of a group. With ``test_design: even`` the test split has the same
+    number of images in each cell of the attributes ``even_over``; what is said of the population
+    weighs them by its make-up.
     """
 
     name: Literal["population"] = "population"
@@ -48,6 +52,10 @@ class Data(Section):
     joint_of: dict[Split, Joint] = Field(default={})
     race: dict[str, Weight] = Field(default={"african": 0.2, "asian": 0.2, "caucasian": 0.6})
     of_group: dict[Value, OfGroup] = Field(default={})
+    test_design: Literal["population", "even"] = "population"
+    even_over: Annotated[
+        tuple[Literal["gender", "age", "race"], ...], Field(min_length=1), AfterValidator(unique)
+    ] = ("gender", "age")
 
     @model_validator(mode="after")
     def _shares(self) -> Data:
@@ -63,6 +71,24 @@ class Data(Section):
             )
         if sum(self.race.values()) <= 0:
             raise ValueError("race: all weights are zero; give one ancestry a positive weight")
+        return self
+
+    @model_validator(mode="after")
+    def _evenly(self) -> Data:
+        if self.test_design == "population":
+            if self.even_over != ("gender", "age"):
+                raise ValueError("even_over: is of test_design: even; give that too, or leave it")
+            return self
+        turns = prod(len(ATTRIBUTES[name]) for name in self.even_over)
+        if self.test % turns:
+            raise ValueError(
+                f"test: {self.test} images are not the same number in each of {turns} cells; give "
+                f"a multiple of {turns}"
+            )
+        if "race" in self.even_over and not all(self.race.values()):
+            raise ValueError(
+                "even_over: race has an ancestry without weight; give it one, or leave race out"
+            )
         return self
 
 
