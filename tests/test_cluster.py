@@ -334,9 +334,9 @@ def test_a_machine_whose_copy_is_damaged_evaluates_the_stores(place: Place, tmp_
     where = {"execution.ledger": f"memory://{tmp_path.name}", "execution.cache": str(tmp_path)}
     params = load_params(place.file(tmp_path / "ledger"), where)
     (base,) = plan(Study(params), ("baseline",))
-    good = place.store.checkpoint_path(base.key).read_bytes()
+    good = place.store.checkpoint_path(base.weights).read_bytes()
     put(Study(params).ledger, good, base.key)
-    path = Study(params).ledger.checkpoint_path(base.key)
+    path = Study(params).ledger.checkpoint_path(base.weights)
     path.write_bytes(broken(good))
     with pytest.warns(UserWarning, match="is fetched again"):
         trained(Study(params), base.architecture, base.key)
@@ -424,7 +424,7 @@ def test_what_a_task_cannot_do_is_the_same_sentence(
     params = load_params(place.file(tmp_path / "damaged"))
     execution.execute(on(params, address), ("baseline",), stream=io.StringIO())
     base = plan(Study(params), ("baseline",))[0]
-    weights = Study(params).ledger.checkpoint_path(base.key)
+    weights = Study(params).ledger.checkpoint_path(base.weights)
     other = torch.nn.Linear(2, 2).state_dict()
     save_file(other, weights)
     sentences = []

@@ -61,11 +61,11 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     study = Study(load_params(path))
     execution.execute(study, ("baseline",))
     run = planning.plan(study, ("baseline",))[0]
-    model = run_models.trained(study, MODEL, run.key)
+    model = run_models.trained(study, run)
     margins = loop.predict(model, study.faces.subset("test").images)
     with torch.no_grad():  # so short a training ends in one answer for everybody
         architectures.classifier(model).bias[1] -= float(np.median(margins))  # type: ignore[index]
-    checkpoint = study.ledger.checkpoint_path(run.key)
+    checkpoint = study.ledger.checkpoint_path(run.weights)
     checkpoint.unlink()
     checkpoints.save_checkpoint(model, checkpoint)
     return path

@@ -149,9 +149,9 @@ def _studied(
     if trained is not None:
         other = _study(trained, name).ledger
         for run in planning.plan(study, ["baseline"]):
-            weights = study.ledger.checkpoint_path(run.key)
+            weights = study.ledger.checkpoint_path(run.weights)
             weights.parent.mkdir(parents=True)
-            shutil.copy(other.checkpoint_path(run.key), weights)
+            shutil.copy(other.checkpoint_path(run.weights), weights)
     execution.execute(study)
     store = study.ledger
     return [store.read(key) for key in sorted(store.keys())], PRECISIONS

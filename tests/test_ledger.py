@@ -40,6 +40,7 @@ def a_run(seed: int = 0, **changes: object) -> Run:
         calibration_images=8,
         calibration_seed=0,
         settings={},
+        weights="def",
         code="abc",
     )
     return replace(run, **changes)  # type: ignore[arg-type]

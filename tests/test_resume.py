@@ -395,7 +395,7 @@ def test_a_study_goes_on_within_a_training(tmp_path: Path, monkeypatch: pytest.M
         np.testing.assert_array_equal(one.scores, other.scores)
         for name in ("loss_1", "loss_2") if method == "fp32" else ("loss_1",):
             assert one.measures[name] == other.measures[name]
-    key = planned(whole, "fp32").key
+    key = planned(whole, "fp32").weights
     mine, theirs = (load_file(s.ledger.checkpoint_path(key)) for s in (whole, stopped))
     assert all(torch.equal(mine[name], value) for name, value in theirs.items())
     assert not list((tmp_path / "whole").rglob("*.unfinished"))
@@ -416,6 +416,6 @@ def test_what_a_stopped_training_left_goes_once_its_run_is_there(tmp_path: Path)
     found.remove_abandoned([base, tuned])
     assert [places[run].exists() for run in (base, tuned)] == [True, False]  # no weights yet
     store = found.ledger
-    store.fs.pipe_file(store.kept_checkpoint(base.key), b"weights")
+    store.fs.pipe_file(store.kept_checkpoint(base.weights), b"weights")
     found.remove_abandoned([base, tuned])
     assert not places[base].exists()

@@ -126,6 +126,53 @@ def test_every_module_in_a_key_moves_it(
     assert len(codes) == len(modules)
 
 
+def test_the_evaluation_does_not_move_the_name_of_the_weights(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = fingerprint._tree
+    before = {run.weights for run in planning.plan(study)}
+    assert len(before) == 1
+    for changed, moves in (
+        *(("study.runs", False), ("quantizers.ranges", False), ("training.inference", False)),
+        *(("study.baseline", True), ("training.loop", True), ("data.render", True)),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                fingerprint,
+                "_tree",
+                lambda name, changed=changed: (
+                    really(name) + "changed" * (name == f"fairq_utils.{changed}")
+                ),
+            )
+            fingerprint._version.cache_clear()
+            assert ({run.weights for run in planning.plan(study)} != before) == moves, changed
+    fingerprint._version.cache_clear()
+
+
+def test_another_test_split_trains_nothing_again(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = study.params.model_dump()
+    given["data"] |= {"test": 128, "validation": 96, "test_design": "even"}
+    other = Study(Params.model_validate(given))
+    run, again = (planning.plan(each, ("baseline",))[0] for each in (study, other))
+    assert run.weights == again.weights and run.key != again.key
+    runs.train_baseline(study, run)
+
+    def refused(*_: object) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(runs.baseline, "train", refused)
+    runs.train_baseline(other, again)
+    record = other.ledger.read(again.key)
+    assert len(record.scores) == 128 and len(record.validation_scores) == 96
+    who = {group.rpartition("|")[0] for group in record.groups}
+    codes = record.cells // 2
+    held = {g: sum(n == g for n in codes) for g in range(len(record.groups))}
+    each = {w: sum(held[i] for i, n in enumerate(record.groups) if n.startswith(w)) for w in who}
+    assert set(each.values()) == {32}
+
+
 def test_words_and_places_do_not_move_a_key() -> None:
     for method in ("fp32", "ptq", "mixed_worst", "qat_group_dro"):
         entries, alone = planning.modules_of(method, "random", "squeezenet1_1", {})

@@ -314,7 +314,7 @@ def test_all_runs_are_one_table_with_their_parameters_as_columns(
     assert set(table.key) == set(records)
     assert table.groupby("key").size().eq(7).all()  # three alone, three pairs, all crossed
     assert set(table["training.seed"]) == {0}
-    assert set(table["data.train"]) == {64}
+    assert set(table["data.train.images"]) == {64}
     crossed = table[table.scope == "gender x age"].set_index("key")
     base = next(r for r in records.values() if r.run.method == "fp32")
     frame = effects.by_configuration([base], study.params)
@@ -446,7 +446,7 @@ def test_render_benchmark_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_damaged_checkpoint_is_set_aside_and_trained_again(study: Study) -> None:
     store = study.ledger
     base, quantized = planning.plan(study)[:2]
-    path = store.checkpoint_path(base.key)
+    path = store.checkpoint_path(base.weights)
     before = store.read(base.key).scores
     path.write_bytes(path.read_bytes()[:1000])
     Path(store.path(quantized.key)).unlink()
@@ -459,7 +459,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_trained_again(study: Study) -> No
 
 def test_what_a_stopped_training_left_is_gone_after_the_study(study: Study) -> None:
     store = study.ledger
-    left = store.checkpoint_path(planning.plan(study)[0].key).with_suffix(".unfinished")
+    left = store.checkpoint_path(planning.plan(study)[0].weights).with_suffix(".unfinished")
     left.touch()
     execution.execute(study)
     assert not left.exists()

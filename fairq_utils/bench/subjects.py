@@ -35,7 +35,7 @@ def trained_models(study: Study) -> dict[str, nn.Module]:
     """
     seed = study.params.training.seeds[0]
     return {
-        run.architecture: trained(study, run.architecture, run.key)
+        run.architecture: trained(study, run)
         for run in plan(study, ("baseline",))
         if run.training["seed"] == seed
     }
@@ -52,9 +52,9 @@ def with_trained(store: Ledger, fresh: Ledger, baselines: Iterable[Run]) -> Ledg
     fresh.prepare()
     for run in dict.fromkeys(baselines):
         fresh.write(store.read(run.key))
-        weights = fresh.checkpoint_path(run.key)
+        weights = fresh.checkpoint_path(run.weights)
         weights.parent.mkdir(parents=True, exist_ok=True)
-        weights.symlink_to(checkpoints.fetch(store, run.key).resolve())
+        weights.symlink_to(checkpoints.fetch(store, run.weights).resolve())
     return fresh
 
 

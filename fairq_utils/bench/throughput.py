@@ -70,7 +70,7 @@ def bench_study(subject: Subject) -> Outcome:
     for architecture in study.params.training.models:
         alone = Study(static_runs(study.params, architecture))
         wanted = plan(alone, PHASES[1:])
-        model = trained(study, architecture, baseline_of(wanted[0]).key)
+        model = trained(study, wanted[0])
         ours = _by_the_study(alone, study.ledger, wanted)
         plain = [run for run in wanted if run.sampler == "random"]
         loop = sum(_plainly(study, run, data) for run in plain) / len(plain)
@@ -159,7 +159,7 @@ def _plainly(study: Study, run: Run, data: FaceData) -> float:
     images = pool.images[torch.from_numpy(rows)]
     with silence():
         model = fake_quantized(
-            trained(study, run.architecture, baseline_of(run).key),
+            trained(study, run),
             QuantSpec.parse(str(run.bits)),
             run.ranges,
         )

@@ -80,7 +80,7 @@ def specimen(chapter: Chapter) -> Specimen:
     """Calibrate MobileNetV2 where the study has it, the first of its models where it has not."""
     baselines = [record.run for record in chapter.runs if record.run.method == "fp32"]
     run = next((run for run in baselines if run.architecture == "mobilenet_v2"), baselines[0])
-    model = trained(chapter.study, run.architecture, run.key)
+    model = trained(chapter.study, run)
     pool = chapter.faces().subset("calibration")
     count = min(IMAGES, len(pool))
     rows = calibration.draw("random", pool.groups, pool.target, count, seed=0)

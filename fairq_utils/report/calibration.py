@@ -52,7 +52,7 @@ def clipping(chapter: Chapter, bits: str) -> pd.DataFrame:
     def compute() -> pd.DataFrame:
         pool = chapter.faces().subset("calibration")
         groups = pool.groups[list(chapter.params.analysis.attributes)]
-        model = trained(chapter.study, record.run.architecture, record.run.key)
+        model = trained(chapter.study, record.run)
         observed = observe_groups(
             model, as_sample(Normalized(pool.images), pool.target, groups), [RANGES, "percentile"]
         )

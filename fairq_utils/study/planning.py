@@ -12,7 +12,7 @@ import pandas as pd
 from fairq_utils import calibration
 from fairq_utils.calibration import SAMPLERS
 from fairq_utils.data.loading import RENDERER
-from fairq_utils.fingerprint import code_version
+from fairq_utils.fingerprint import code_version, fingerprint
 from fairq_utils.quantizers.methods import CONTROL, METHODS
 from fairq_utils.study.dials import worlds
 from fairq_utils.study.params.grid import Configuration, Entry, expanded
@@ -23,10 +23,13 @@ from fairq_utils.training.zoo import ARCHITECTURES
 
 PHASES = ("baseline", "quantization", "mitigation")
 TRAINING = ("fairq_utils.training.loop", "fairq_utils.training.objectives")
-# What puts a run together: its pictures, its training and evaluation; its quantization.
-STEPS = (
+# What puts a run together: its pictures and its training; its evaluation; its quantization.
+TRAINING_STEPS = (
     "fairq_utils.study.people",
     "fairq_utils.data.loading",
+    "fairq_utils.study.baseline",
+)
+STEPS = (
     "fairq_utils.study.runs",
     "fairq_utils.training.inference",
     "fairq_utils.quantizers.precision",
@@ -174,11 +177,8 @@ def modules_of(
     data : what :meth:`fairq_utils.study.study.Study.described` says
         Of photographs the renderer is no part; their contents stand there.
     """
-    entries = [*TRAINING, *(() if _listed(data) else RENDERER)]
-    entries.append("fairq_utils.training.architectures")
-    if architecture in ARCHITECTURES:
-        entries.append(ARCHITECTURES.home(architecture))
-    alone = [*STEPS]
+    entries, alone = training_modules_of(architecture, data)
+    alone += STEPS
     if method != "fp32":
         alone.append(QUANTIZATION)
         entries.append(METHODS.home(method))
@@ -188,6 +188,31 @@ def modules_of(
         if SAMPLERS[name].looks:  # at what the FP32 model makes of the pool
             entries.append("fairq_utils.mitigation.pool")
     return entries, alone
+
+
+def weights_of(study: Study, architecture: str, training: Mapping[str, Any]) -> str:
+    """Name of FP32 weights: a hash of the images, the recipe and the code that they are made by.
+
+    How a model is evaluated has no part in it, so that another test split, or another way to look
+    at it, trains nothing again.
+
+    Parameters
+    ----------
+    training : seed and hyperparameters, as :class:`Run` has them
+    """
+    data = study.described(["train"])
+    entries, alone = training_modules_of(architecture, data)
+    made = {"data": data, "architecture": architecture, "training": dict(training)}
+    return fingerprint({**made, "code": code_version(*entries, alone=alone)})
+
+
+def training_modules_of(architecture: str, data: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Modules whose code decides FP32 weights, as :func:`modules_of` those of a run."""
+    entries = [*TRAINING, *(() if _listed(data) else RENDERER)]
+    entries.append("fairq_utils.training.architectures")
+    if architecture in ARCHITECTURES:
+        entries.append(ARCHITECTURES.home(architecture))
+    return entries, [*TRAINING_STEPS]
 
 
 def _listed(data: Mapping[str, Any]) -> bool:
@@ -207,18 +232,19 @@ def _run(study: Study, architecture: str, seed: int, found: Configuration | None
     data = study.described([*LOOKED_AT, *(["calibration"] if sampler else [])])
     # Photographs come without the coefficients that an auxiliary loss would tell.
     auxiliary = 0.0 if _listed(data) else params.training.auxiliary
+    training = {
+        "seed": seed,
+        "pretrained": params.training.pretrained,
+        "auxiliary": auxiliary,
+        **params.training.models[architecture].model_dump(mode="json"),
+    }
     method = "fp32" if found is None else found.method
     ranges = None if found is None else found.range
     images = None if found is None else found.calibration_images
     return Run(
         data=data,
         architecture=architecture,
-        training={
-            "seed": seed,
-            "pretrained": params.training.pretrained,
-            "auxiliary": auxiliary,
-            **params.training.models[architecture].model_dump(mode="json"),
-        },
+        training=training,
         method=method,
         bits=None if found is None else found.bits,
         ranges=ranges,
@@ -227,6 +253,7 @@ def _run(study: Study, architecture: str, seed: int, found: Configuration | None
         calibration_images=(images or params.quantization.calibration_images) if sampler else None,
         calibration_seed=None if found is None else found.calibration_seed,
         settings={} if found is None else _settings(params, found),
+        weights=weights_of(study, architecture, training),
         code=code_of(method, sampler, architecture, data),
     )
 
@@ -249,6 +276,7 @@ def baseline_of(run: Run) -> Run:
         calibration_images=None,
         calibration_seed=None,
         settings={},
+        weights=run.weights,
         code=code_of("fp32", None, run.architecture, data),
     )
 

@@ -27,7 +27,6 @@ from fairq_utils.quantizers.methods import METHODS, Task
 from fairq_utils.quantizers.precision import full_precision
 from fairq_utils.quantizers.spec import QuantSpec
 from fairq_utils.study import tracking, weights
-from fairq_utils.study.planning import baseline_of
 from fairq_utils.study.progress import Listener
 from fairq_utils.study.run_record import Run
 from fairq_utils.study.study import Study
@@ -77,7 +76,7 @@ def rebuild(study: Study, run: Run) -> Rebuilt:
             f"run {run.key}: {run.method} trains on after the FP32 checkpoint, and a study keeps "
             "no weights of that; name a run of another method"
         )
-    model = trained(study, run.architecture, baseline_of(run).key)
+    model = trained(study, run)
     if run.method == "fp32":
         return Rebuilt(model, model, {})
     data = study.faces
@@ -89,8 +88,8 @@ def rebuild(study: Study, run: Run) -> Rebuilt:
     return Rebuilt(model.cpu(), quantized.eval().cpu(), report)
 
 
-def trained(study: Study, architecture: str, key: str) -> torch.nn.Module:
-    """The FP32 model of a run, in eval mode, on the CPU.
+def trained(study: Study, run: Run) -> torch.nn.Module:
+    """The FP32 model that a run starts from, in eval mode, on the CPU.
 
     Raises
     ------
@@ -99,16 +98,16 @@ def trained(study: Study, architecture: str, key: str) -> torch.nn.Module:
     ValueError
         Its checkpoint is damaged.
     """
-    store = study.ledger
+    store, key = study.ledger, run.weights
     path = weights.fetch(store, key)
     if not store.local and path.exists():
         weights.sound(store, key)
     if not path.exists():
         raise Fault(
-            f"{path}: there is no FP32 {display_name(architecture)} of this "
+            f"{path}: there is no FP32 {display_name(run.architecture)} of this "
             "study yet; run `fairq run --params ... --phase baseline` first, with the same params"
         )
-    model = architectures.build(architecture, image_size=study.params.data.size)
+    model = architectures.build(run.architecture, image_size=study.params.data.size)
     return checkpoints.load_checkpoint(model, path, key).eval()
 
 

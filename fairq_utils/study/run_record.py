@@ -25,6 +25,7 @@ class Run:
     bits : such as ``W4A8``; None for FP32
     ranges, percentile, sampler, calibration_images, calibration_seed : of static quantization
     settings : of the method, and ``attributes`` where groups have a say
+    weights : name of the FP32 weights that the run starts from, a hash of what decides them
     code : version of the code that the run depends on
     """
 
@@ -39,6 +40,7 @@ class Run:
     calibration_images: int | None
     calibration_seed: int | None
     settings: dict[str, Any]
+    weights: str
     code: str
 
     @cached_property

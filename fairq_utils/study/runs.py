@@ -19,13 +19,12 @@ from fairq_utils.data.faces import FaceData
 from fairq_utils.errors import Fault
 from fairq_utils.quantizers.layers import use_integers
 from fairq_utils.quantizers.precision import full_precision
-from fairq_utils.study import run_models, tracking, weights
+from fairq_utils.study import baseline, run_models, tracking, weights
 from fairq_utils.study.progress import Listener
 from fairq_utils.study.run_record import Run, RunRecord
 from fairq_utils.study.study import Study
-from fairq_utils.training import architectures, checkpoints, loop, objectives
+from fairq_utils.training import architectures, checkpoints, loop
 
-INITIAL_IMAGES = 2000  # training images that a data-dependent initialisation looks at
 KEPT = ("test", "validation")  # splits whose margins a record holds
 EVALUATED = 64  # test images at a time: what more of them leave behind is slow to allocate
 
@@ -33,71 +32,30 @@ EVALUATED = 64  # test images at a time: what more of them leave behind is slow 
 def train_baseline(study: Study, run: Run, bars: Listener | None = None) -> str:
     """Train one FP32 model unless its checkpoint is there, evaluate it, and return its key."""
     store = study.ledger
-    path = weights.fetch(store, run.key)
-    there = path.exists() and weights.sound(store, run.key)
+    path = weights.fetch(store, run.weights)
+    there = path.exists() and weights.sound(store, run.weights)
     if there:
-        weights.keep(store, run.key)
+        weights.keep(store, run.weights)
         if store.contains(run.key):
             return run.key
     data = pictures_of(study, [run])
     began = time.perf_counter()
     measures: dict[str, float] = {}
     if there:
-        model = checkpoints.load_checkpoint(_built(study, run), path, run.key)
+        model = checkpoints.load_checkpoint(baseline.built(study, run), path, run.weights)
     else:
-        model, history = _trained(study, run, tracking.reporting(study.params, run, bars))
+        model, history = baseline.train(study, run, tracking.reporting(study.params, run, bars))
         measures["train_seconds"] = history.seconds
         measures |= {f"loss_{i + 1}": value for i, value in enumerate(history.loss)}
-        checkpoints.save_checkpoint(model, path, {"run": run.key})
-        weights.keep(store, run.key)
-        checkpoints.load_checkpoint(model, path, run.key)
+        checkpoints.save_checkpoint(model, path, {"run": run.weights})
+        weights.keep(store, run.weights)
+        checkpoints.load_checkpoint(model, path, run.weights)
     measures["parameters"] = float(sum(p.numel() for p in model.parameters()))
     scores = margins(model, data, study.device)
     size = round(architectures.float_megabytes(model) * 2**20)
     answered = record(run, data, scores["test"], scores, size, began, measures, {})
     _finish(study, answered, bars)
     return run.key
-
-
-def _built(study: Study, run: Run) -> torch.nn.Module:
-    pretrained = study.params.training.pretrained
-    return architectures.build(
-        run.architecture, image_size=study.params.data.size, pretrained=pretrained
-    )
-
-
-def _trained(
-    study: Study, run: Run, progress: loop.Progress | None = None
-) -> tuple[torch.nn.Module, loop.History]:
-    """A trained FP32 model, and its losses."""
-    training = study.params.training
-    seed = int(run.training["seed"])
-    torch.manual_seed(seed)
-    model = _built(study, run)
-    recipe = loop.Recipe(**training.models[run.architecture].model_dump())
-    train = study.faces.subset("train")
-    if not training.pretrained:
-        architectures.initialise(model, train.images[:INITIAL_IMAGES])
-    weight = training.auxiliary
-    if weight and train.factors is not None:
-        objective: objectives.Classification = objectives.WithFactors(
-            train, model, weight, recipe.label_smoothing
-        )
-    else:
-        objective = objectives.Classification(train, recipe.label_smoothing)
-    history = loop.fit(
-        model,
-        train,
-        recipe,
-        objective,
-        seed=seed,
-        device=study.device,
-        progress=progress,
-        checkpoints=study.unfinished(run),
-    )
-    if isinstance(objective, objectives.WithFactors):
-        objective.close()
-    return model, history
 
 
 def _finish(study: Study, answered: RunRecord, bars: Listener | None) -> None:
@@ -113,7 +71,7 @@ def _finish(study: Study, answered: RunRecord, bars: Listener | None) -> None:
 
 @full_precision()
 def evaluate_quantized(
-    study: Study, runs: Sequence[Run], baseline: str, bars: Listener | None = None
+    study: Study, runs: Sequence[Run], reference: str, bars: Listener | None = None
 ) -> None:
     """Quantize one trained model in several ways that share a calibration, and evaluate each.
 
@@ -125,8 +83,8 @@ def evaluate_quantized(
     if not runs:
         return
     data = pictures_of(study, runs)
-    model = run_models.trained(study, runs[0].architecture, baseline).to(study.device)
-    reference = store.read(baseline).scores
+    model = run_models.trained(study, runs[0]).to(study.device)
+    before = store.read(reference).scores
     began = time.perf_counter()
     observes = run_models.observes(runs[0].method)
     seen = run_models.calibrated(study, runs, model, data) if observes else None
@@ -145,7 +103,7 @@ def evaluate_quantized(
             "quantize_seconds": seconds,
             "calibrate_seconds": calibrating,
         }
-        answered = record(run, data, reference, scores, size, began, measures, report)
+        answered = record(run, data, before, scores, size, began, measures, report)
         _finish(study, answered, bars)
 
 

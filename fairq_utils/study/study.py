@@ -171,16 +171,14 @@ class Study:
         if isinstance(self.params.data, Photographs):
             return self._photographed(self.params.data, splits)
         data = self.params.data.model_dump(mode="json")
-        joints = {split: dict(self.population(split).joint) for split in splits}
-        del data["joint_of"]
-        if data["test_design"] == "population":
-            del data["even_over"]
-        data["joint"] = {split: joints[split] for split in ("train", "test") if split in splits}
-        for split in ("calibration", "validation"):
-            images = data.pop(split)
-            if split in splits:
-                data[split] = {"images": images, "joint": joints[split]}
-        return data
+        common = ("name", "seed", "size", "difficulty", "race", "of_group")
+        found: dict[str, Any] = {key: data[key] for key in common}
+        for split in splits:
+            who = self.population(split)
+            found[split] = {"images": data[split], "joint": dict(who.joint)}
+            if who.even:
+                found[split]["even"] = list(who.even)
+        return found
 
     def _photographed(self, data: Photographs, splits: Sequence[str]) -> dict[str, Any]:
         there = self.faces
@@ -300,7 +298,7 @@ class Study:
     def unfinished(self, run: Run) -> Checkpoints | None:
         """Checkpoints of a run's training, or None where none are kept."""
         minutes = self.params.training.checkpoint_minutes
-        return Checkpoints(self._unfinished(run), minutes, run.key) if minutes else None
+        return Checkpoints(self._unfinished(run), minutes, _trained_as(run)) if minutes else None
 
     def remove_abandoned(self, finished: Iterable[Run]) -> None:
         """Remove what is kept here of stopped trainings that were finished elsewhere or otherwise.
@@ -314,9 +312,14 @@ class Study:
         for run in finished:
             path = self._unfinished(run)
             if path.exists() and (
-                run.method != "fp32" or store.fs.exists(store.kept_checkpoint(run.key))
+                run.method != "fp32" or store.fs.exists(store.kept_checkpoint(run.weights))
             ):
                 path.unlink(missing_ok=True)
 
     def _unfinished(self, run: Run) -> Path:
-        return self.ledger.checkpoint_path(run.key).with_suffix(".unfinished")
+        return self.ledger.checkpoint_path(_trained_as(run)).with_suffix(".unfinished")
+
+
+def _trained_as(run: Run) -> str:
+    """Name of what a run trains: FP32 weights, which other evaluations share, or its own."""
+    return run.weights if run.method == "fp32" else run.key

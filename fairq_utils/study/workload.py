@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -101,8 +100,8 @@ def structure(architecture: str) -> Structure:
 
 def images(run: Run, split: str) -> int:
     """Images of a split that a run looks at."""
-    found = run.data.get("images", run.data)[split]
-    return int(found["images"] if isinstance(found, Mapping) else found)
+    photographs = run.data.get("images")
+    return int(photographs[split] if photographs else run.data[split]["images"])
 
 
 def work(run: Run) -> Work:
