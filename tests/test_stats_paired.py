@@ -282,7 +282,7 @@ def test_simulated_worlds_are_what_they_say() -> None:
         (lambda: stats.share_images([0, 1], [1, 0], [[0, 1]], [[0, 2]]), "compared: some values"),
         (
             lambda: stats.share_images([0, 1], [1, 0], [[0, 1]], [[0, 1]] * 2),
-            "compared has 2 seeds",
+            r"compared has shape \(2, 2\), reference has \(1, 2\)",
         ),
         (lambda: stats.share_images([-1, 1], [1, 0], [[0, 1]], [[0, 1]]), "group: must"),
     ],

@@ -22,13 +22,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from fairq_utils.errors import BadInput
 from fairq_utils.metrics.gaps import difference, ratio, worst_group
-from fairq_utils.metrics.rates import Floats, MeanRate, Rate, Table, add_rate, named
+from fairq_utils.metrics.rates import Floats, MeanRate, Rate, Table, add_rate, named, rate
 from fairq_utils.registry import Registry
 
 Aggregate = Literal["worst_case", "mean"]
@@ -80,12 +82,44 @@ class Criterion:
         out: Floats = worst.reduce(parts, axis=0)
         return out
 
+    def parts(self, groups: int) -> list[Callable[[Table], Floats]]:
+        """Signed quantities that this one is the extreme of, and moves no further than.
+
+        Of a difference those of all pairs of groups, in each rate; of the worst group every
+        group's rate; none where it is neither. Where all of them are shown to stay put, so is it;
+        the extreme itself hides a change where groups are nearly equal.
+
+        Parameters
+        ----------
+        groups : how many groups a table has
+
+        Examples
+        --------
+        >>> len(FAIRNESS["equalized_odds_difference"].parts(4))
+        12
+        """
+        if self.compare is worst_group:
+            return [partial(_rate_of, name, i) for name in self.rates for i in range(groups)]
+        if self.compare is not difference:
+            return []
+        pairs = combinations(range(groups), 2)
+        return [partial(_rate_less, name, *pair) for pair in pairs for name in self.rates]
+
     @property
     def options(self) -> tuple[str, ...]:
         """Keywords that can be chosen besides ``min_cell``: ``method``, ``agg``."""
         compared = "method" in inspect.signature(self.compare).parameters
         joined = len(self.rates) > 1 and self.agg == "worst_case"
         return ("method",) * compared + ("agg",) * joined
+
+
+def _rate_of(name: str, group: int, table: Table) -> Floats:
+    out: Floats = rate(table, name)[..., group]
+    return out
+
+
+def _rate_less(name: str, first: int, second: int, table: Table) -> Floats:
+    return _rate_of(name, first, table) - _rate_of(name, second, table)
 
 
 FAIRNESS: Registry[Criterion] = Registry("criterion", "fairq_utils.metrics.criteria")

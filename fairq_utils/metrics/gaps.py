@@ -146,6 +146,34 @@ COMPARISONS: dict[str, Callable[..., Floats]] = {
 }
 
 
+def difference_to_rest(table: Table, name: str, group: int) -> Floats:
+    """Rate of one group less that of all others together, signed; a fraction.
+
+    A group that is named before the data are seen has no kink where groups are equal, as the
+    largest of several differences has, and nothing pushes it upwards.
+
+    Parameters
+    ----------
+    table : counts (..., G, 2, 2)
+    name : str
+        One of :data:`~fairq_utils.metrics.RATES`.
+    group : int
+        Its place, 0 to G - 1.
+
+    Examples
+    --------
+    >>> table = [[[3, 1], [0, 4]], [[2, 2], [1, 3]], [[2, 2], [2, 2]]]
+    >>> float(difference_to_rest(table, "accuracy", 0))
+    0.3125
+    """
+    counts = np.asarray(table)
+    others = np.delete(counts, group, axis=-3)
+    both = np.stack([counts[..., group, :, :], others.sum(axis=-3)], axis=-3)
+    values = rate(both, name)
+    out: Floats = values[..., 0] - values[..., 1]
+    return out
+
+
 class LeftOutWarning(UserWarning):
     """Some groups took no part in a metric, because its denominator was too small there.
 

@@ -6,6 +6,8 @@ module            contents
 ``resampling``    bootstrap replicates: images, seeds, calibration draws
 ``intervals``     percentile and BCa intervals from replicates
 ``paired``        metrics of two models, and the difference between them
+``crossed``       the same over seeds, calibration draws and images that are crossed
+``group_blind``   changes that flips make which do not know the group
 ``floors``        gaps and changes that chance, or another training seed, makes
 ``significance``  predictions lost and won by group; many tests as one family
 ``disagreement``  images on which populations of models part ways, and their groups
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
         equivalence,
         paired_tests,
     )
+    from fairq_utils.stats.crossed import Components, components, crossed_changes
     from fairq_utils.stats.disagreement import (
         Exemplars,
         churn,
@@ -47,8 +50,8 @@ if TYPE_CHECKING:
         noise_floor,
         null_gaps,
         seed_floors,
-        seed_pairs,
     )
+    from fairq_utils.stats.group_blind import group_blind_tables
     from fairq_utils.stats.paired import Replicates, Statistic, paired_bootstrap, replicate
     from fairq_utils.stats.power import change_sd, detectable_change, power_to_detect, seeds_needed
     from fairq_utils.stats.resampling import SharedImages, resample, share_images
@@ -70,6 +73,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ArmTests",
     "Claim",
+    "Components",
     "Effect",
     "Equivalence",
     "Exemplars",
@@ -90,6 +94,8 @@ __all__ = [
     "cliffs_delta",
     "cohens_d",
     "cohens_dz",
+    "components",
+    "crossed_changes",
     "detectable_change",
     "differs",
     "equal_errors",
@@ -97,6 +103,7 @@ __all__ = [
     "exchange_floors",
     "exemplars",
     "flips_by_group",
+    "group_blind_tables",
     "judge",
     "mcnemar_mid_p",
     "modal",
@@ -110,7 +117,6 @@ __all__ = [
     "replicate",
     "resample",
     "seed_floors",
-    "seed_pairs",
     "seeds_needed",
     "share_images",
     "together",

@@ -101,15 +101,15 @@ def deletions(source: Source, *, stratify: bool = False) -> Deletions:
     """
     if isinstance(source, SharedImages):
         width = source.groups * 8
-        left = source.tables.reshape(1, len(source.cells), width) - np.moveaxis(
-            np.eye(width, dtype=np.int64)[source.cells], 0, 1
-        )
-        group = source.cells[0] // 8
+        runs = source.cells.reshape(-1, len(source.images))
+        mass = np.ones(len(source.images), np.int64) if source.weights is None else source.weights
+        gone = np.eye(width)[runs] * mass[:, None]
+        left = source.tables.reshape(1, len(runs), width) - np.moveaxis(gone, 0, 1)
+        block = np.zeros(len(mass), np.int64) if source.strata is None else source.strata
+        if stratify:
+            block = block * source.groups + runs[0] // 8
         return Deletions(
-            left.reshape(*left.shape[:2], source.groups, 2, 2, 2),
-            source.images,
-            group if stratify else np.zeros_like(group),
-            1.0,
+            left.reshape(*left.shape[:2], source.groups, 2, 2, 2), source.images, block, 1.0
         )
     stacked = stack(source)
     groups = stacked.shape[2]

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fairq_utils.stats.intervals import Deletions, acceleration, deletions, interval
-from fairq_utils.stats.resampling import SharedImages, Source, resample, stack
+from fairq_utils.stats.resampling import Source, resample, stack
 
 Statistic = Callable[[NDArray[Any]], NDArray[Any]]
 Method = Literal["percentile", "bca"]
@@ -145,7 +145,7 @@ def replicate(
     array([10.,  9., -1.])
     """
     drawn = resample(tables, replicates, seed, stratify=stratify)
-    observed = tables.tables[:, None] if isinstance(tables, SharedImages) else stack(tables)
+    observed = stack(tables)
     left_out = deletions(tables, stratify=stratify) if accelerate else None
     drawn_sides = [drawn.sum(axis=axis) for axis in SIDES.values()]
     observed_sides = [observed.sum(axis=axis) for axis in SIDES.values()]

@@ -231,7 +231,10 @@ def judge(
     frame : DataFrame, a row per change
         ``change``, ``low``, ``high`` (its interval), ``floor`` (what chance alone makes of it) and
         ``p_value``, two-sided against 0. The family is all rows: leave none out that one looks at.
-        What is not defined (NaN) is not shown, and counts in the correction.
+        What is not defined (NaN) is not shown, and counts in the correction. ``bound``, where it
+        is there, is how far from 0 the change can be: of a largest-minus-smallest gap the furthest
+        end of the intervals of all pairs of groups (:meth:`fairq_utils.metrics.Criterion.parts`),
+        since its own interval hides changes where groups are nearly equal.
     margin : float, optional
         How near 0 counts as none, fraction.
     replicates : int, optional
@@ -244,7 +247,7 @@ def judge(
     -------
     DataFrame
         The rows with ``p_adjusted`` and ``shown``; with a ``margin`` also ``equivalent``: the whole
-        interval lies within it (TOST, see :func:`verdict`; each row by itself).
+        interval, or ``bound``, lies within it (TOST, see :func:`verdict`; each row by itself).
 
     Raises
     ------
@@ -276,6 +279,8 @@ def judge(
     if margin is None:
         return found
     none = [verdict(near(0, margin), *interval).outcome == "supported" for *interval, _, _ in rows]
+    if "bound" in frame:
+        none = [within and bound < margin for within, bound in zip(none, frame.bound, strict=True)]
     return found.assign(equivalent=pd.Series(none, frame.index, dtype=bool))
 
 
