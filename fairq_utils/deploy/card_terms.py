@@ -22,6 +22,7 @@ from fairq_utils.deploy import processor
 from fairq_utils.deploy.engines.loaded_model import LoadedModel, first_line
 from fairq_utils.deploy.engines.registry import ENGINES, installed
 from fairq_utils.errors import BadInput, printable
+from fairq_utils.given import each_name
 from fairq_utils.registry import unknown
 
 FORMAT = 1  # of a folder; one of another format is not read
@@ -300,7 +301,7 @@ def write_card(
     from fairq_utils.data.whole_files import written_whole
     from fairq_utils.deploy.engines.registry import files, load
 
-    paths = files(engine, folder)
+    classes, paths = each_name(classes), files(engine, folder)
     loaded = load(engine, folder, threads)
     shape = loaded.shape or ()
     if len(shape) != 3 or shape[0] != len(CHANNELS) or shape[1] != shape[2]:
