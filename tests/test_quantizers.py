@@ -467,6 +467,7 @@ def test_one_observation_serves_several_specs() -> None:
         alone, expected = quantize_static(model, spec, batches)
         assert torch.equal(shared(batches[0]), alone(batches[0]))
         assert report == expected
+    assert observe(model, batches, "percentile").statistics["0"].has("percentile")
     only = observe(model, batches)
     with pytest.raises(ValueError, match="ranges by 'percentile' were not observed"):
         quantize_observed(only, QuantSpec(activation_range="percentile"))
