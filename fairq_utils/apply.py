@@ -13,6 +13,7 @@ from torch import nn
 from fairq_utils.calibration import SAMPLERS
 from fairq_utils.data.batches import gather
 from fairq_utils.errors import BadInput
+from fairq_utils.given import each_name
 from fairq_utils.mitigation.task import UserData, task_of
 from fairq_utils.quantizers.methods import CONTROL, METHODS
 from fairq_utils.quantizers.precision import full_precision
@@ -122,8 +123,7 @@ def apply_quantization(
     """
     name, bits = _named(method, bit_width)
     name, drawn_by = _drawn_by(name, sampler)
-    if isinstance(sensitive_attrs, str):
-        sensitive_attrs = (sensitive_attrs,)
+    sensitive_attrs = each_name(sensitive_attrs)
     chosen = METHODS[name]
     _check_options(name, options)
     settings = {**chosen.settings, **{k: v for k, v in options.items() if k in chosen.settings}}

@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from fairq_utils.errors import BadInput
+from fairq_utils.given import each_name, numbers
 from fairq_utils.registry import Registry
 
 __all__ = ["SAMPLERS", "Pool", "Sampler", "draw", "sampler"]
@@ -46,7 +47,7 @@ class Pool:
 
     def cells(self, attributes: Sequence[str] | None = None) -> NDArray[np.str_]:
         """Name of the cell of each image (N,): its values joined by a space."""
-        names = self.attributes if attributes is None else attributes
+        names = self.attributes if attributes is None else each_name(attributes)
         missing = [name for name in names if name not in self.groups]
         if missing or not len(names):
             wrong = f"there is no attribute {missing[0]!r}" if missing else "no attribute is named"
@@ -347,7 +348,7 @@ def draw(
         target,
         count,
         np.random.default_rng(seed),
-        attributes,
+        each_name(attributes),
         group,
         _of_pool(losses, "losses", 1, len(target)) if need == "losses" else None,
         _of_pool(features, "features", 2, len(target)) if need == "features" else None,
@@ -388,7 +389,7 @@ def _distinct(rows: object, sampler: str, count: int, images: int) -> Indices:
 
 def _of_pool(values: ArrayLike | None, name: str, ndim: int, images: int) -> NDArray[np.float64]:
     """Finite numbers, a row for each image of the pool."""
-    found = np.asarray(values, np.float64)
+    found = numbers(values, f"calibration: {name}")
     if found.ndim != ndim or len(found) != images:
         wanted = f"({images},)" if ndim == 1 else f"({images}, D)"
         raise ValueError(

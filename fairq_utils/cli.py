@@ -165,14 +165,16 @@ def results(
 ) -> None:
     """Print every run of any number of studies as one CSV table, its parameters as columns.
 
-    A row is a run and the attributes that its gaps are taken over, which may be crossed.
+    A row is a run and the attributes that its gaps are taken over, which may be crossed. A ledger
+    that is named twice is listed once.
     """
     from fairq_utils.data.whole_files import written_whole
     from fairq_utils.report.results import by_run
     from fairq_utils.study.ledger import Ledger
     from fairq_utils.study.params.study import Execution
 
-    text = by_run(map(Ledger, ledgers or [Execution().ledger])).to_csv(index=False)
+    named = {each.root: each for each in map(Ledger, ledgers or [Execution().ledger])}
+    text = by_run(named.values()).to_csv(index=False)
     if out is None:
         typer.echo(text, nl=False)
         return

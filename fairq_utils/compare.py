@@ -26,6 +26,7 @@ from fairq_utils.apply import (
 from fairq_utils.data.batches import Batch, divided, gather, joined, read
 from fairq_utils.data.whole_files import written_whole
 from fairq_utils.errors import BadInput
+from fairq_utils.given import each_name
 from fairq_utils.metrics.counts import Counts, count
 from fairq_utils.metrics.criteria import FAIRNESS
 from fairq_utils.metrics.gaps import LeftOutWarning, left_out
@@ -163,7 +164,8 @@ def compare_quantization_methods(
         An unknown method (the known ones are listed), an attribute that the loader does not have,
         or one with a single value.
     """
-    asked = {name: _parsed(name) for name in dict.fromkeys(methods) if name.upper() != "FP32"}
+    wanted = dict.fromkeys(each_name(methods))
+    asked = {name: _parsed(name) for name in wanted if name.upper() != "FP32"}
     if test_loader is None:
         raise BadInput(
             "compare_quantization_methods: test_loader is missing; give a loader of (images, "
@@ -293,7 +295,7 @@ def _taken(method: str, options: Mapping[str, Any]) -> set[str]:
 
 
 def _names(sensitive_attrs: Sequence[str]) -> list[str]:
-    names = [sensitive_attrs] if isinstance(sensitive_attrs, str) else list(sensitive_attrs)
+    names = list(each_name(sensitive_attrs))
     if not names or len(set(names)) < len(names):
         raise BadInput(
             f"sensitive_attrs: {names} must be names of one or more attributes, each once"

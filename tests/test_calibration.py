@@ -192,6 +192,8 @@ def test_a_sampler_without_what_it_needs_is_refused(sampler, pool, options) -> N
         ("matched", {"population": {}}, "no weight above 0"),
         ("group_balanced", {"attributes": ["race"]}, "no attribute 'race'; the pool has gender"),
         ("group_balanced", {"attributes": []}, "no attribute is named"),
+        ("group_balanced", {"attributes": "race"}, "no attribute 'race'; the pool has gender"),
+        ("worst_group", {"losses": ["a"] * 1000}, "losses: some values are no numbers"),
     ],
 )
 def test_impossible_options_are_refused(sampler, given, sentence, pool) -> None:

@@ -76,15 +76,54 @@ def test_a_model_of_one_s_own_predicts(
     assert answer.exit_code == 0 and f"yes: {expected:.3f}"[:9] in answer.stdout
 
 
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("end", [nn.Identity(), nn.Flatten(0)])
+def test_a_model_of_one_logit_predicts(
+    model: nn.Module, end: nn.Module, engine: str, image: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    one = nn.Sequential(*model[:4], nn.Linear(4, 1), end).eval()
+    engines.write(one, engine, tmp_path, torch.randn(2, 3, 16, 16))
+    write_card(tmp_path, engine, **OWN)
+    (found,) = classify(open_deployable(tmp_path), [image])
+    assert isinstance(found, Prediction)
+    pixels = torch.from_numpy(np.asarray(Image.open(image)).copy()).permute(2, 0, 1) / 255
+    expected = one(((pixels - 0.5) / 0.25)[None]).sigmoid().item()
+    assert found.probability == pytest.approx(expected, abs=1e-4)
+    assert (found.target, found.label) == ("yes", "yes" if expected > 0.5 else "no")
+    write_card(tmp_path, engine, **OWN, target=0)
+    (other,) = classify(open_deployable(tmp_path), [image])
+    assert isinstance(other, Prediction) and other.label == found.label
+    assert other.probability == pytest.approx(1 - expected, abs=1e-4)
+    with pytest.raises(BadInput, match=r"names 3 classes, and .* gives outputs of shape \(1,"):
+        write_card(tmp_path, engine, **OWN | {"classes": list("abc")})
+
+
+def test_one_output_that_may_be_a_probability_gets_no_card(
+    model: nn.Module, tmp_path: Path
+) -> None:
+    ended = nn.Sequential(*model[:4], nn.Linear(4, 1), nn.Sigmoid()).eval()
+    engines.write(ended, "onnxruntime", tmp_path, torch.randn(2, 3, 16, 16))
+    with pytest.raises(BadInput, match="lies between 0 and 1 for noise of any size, as probab"):
+        write_card(tmp_path, "onnxruntime", **OWN)
+    assert not (tmp_path / CARD).exists()
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
         ({"classes": ["a", "b", "c"]}, r"names 3 classes, and model\.onnx gives .* \(1, 2\)"),
         ({"classes": ["a"]}, "task.classes is .*, not two names or more"),
+        ({"classes": "no"}, r"task.classes is \['no'\], not two names or more"),
+        ({"classes": ["a", "b\nc"]}, "task.classes is .*, not two names or more"),
         ({"classes": []}, "target: -1 is none of the 0 classes"),
         ({"classes": ["a", "a"]}, "names one twice"),
         ({"target": 2}, "target: 2 is none of the 2 classes"),
-        ({"std": (1e-300, 1, 1)}, "input.std is .*, not three numbers from 0.0001 to 10000"),
+        ({"target": "yes"}, "target: 'yes' is none of the 2 classes"),
+        ({"threads": 0}, "threads: 0 is no number of threads; name 1 or more"),
+        ({"mean": (127, 127, 127)}, "input.mean is .*, not .* from -1 to 2, of pixels over 255"),
+        ({"std": (58.4, 57.1, 57.4)}, "input.std is .*, not three numbers from 0.001 to 10"),
+        ({"std": (1e-300, 1, 1)}, "input.std is .*, not three numbers from 0.001 to 10"),
         ({"std": (1, 1)}, "input.std is"),
         ({"mean": (float("nan"), 0, 0)}, "input.mean is"),
         ({"mean": "abc"}, "mean and std are not three numbers each"),

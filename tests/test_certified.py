@@ -221,6 +221,7 @@ def test_images_are_streamed_once(model: nn.Module) -> None:
         ({"max_dp_gap": 2}, {}, "max_dp_gap: 2"),
         ({"max_dp_gap": "0.01"}, {}, "max_dp_gap: '0.01' is not a number"),
         ({"sensitive_attributes": None}, {}, "at least one attribute"),
+        ({"candidates": "statics"}, {}, "candidates: 'statics' is not one of"),
         ({"sensitive_attributes": ["age", "age"]}, {}, "'age' is named twice"),
         ({"making_images": 0}, {}, "making_images: 0 is not a whole number of 1 or more"),
         ({"making_images": 2.5}, {}, "making_images: 2.5"),

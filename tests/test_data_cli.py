@@ -57,7 +57,7 @@ def test_damage_and_loss(celeba: Path, tmp_path: Path) -> None:
     whole = (images / "000001.jpg").read_bytes()
     (images / "000001.jpg").write_bytes(whole[: len(whole) // 2])
     (images / "000002.jpg").unlink()
-    (images / "000009.jpg").write_bytes((images / "000024.jpg").read_bytes())
+    (images / "000016.jpg").write_bytes((images / "000024.jpg").read_bytes())
     found = tmp_path / "findings.csv"
     answer = data("check", "celeba", celeba, "--findings", str(found))
     assert answer.exit_code == 1

@@ -15,6 +15,7 @@ from fairq_utils.bench import photograph_folders
 from fairq_utils.data import load, splits
 from fairq_utils.data.listing import Listing
 from fairq_utils.data.photographs.reading import listing
+from fairq_utils.data.vouch import vouch
 from fairq_utils.errors import BadInput
 
 
@@ -90,17 +91,36 @@ def test_numbers_in_names_of_groups_are_in_order(tmp_path: Path) -> None:
 
 def test_damage_and_duplicates_are_found_as_in_any_collection(tmp_path: Path) -> None:
     root = photograph_folders.folder(tmp_path / "faces", 1, "split")
-    rows = table(root, listing("folder", root)).split
-    train, test = (rows.index[rows == split] for split in ("train", "test"))
+    rows = table(root, listing("folder", root))
+    train, test = (rows.index[rows.split == split] for split in ("train", "test"))
     (root / train[0]).write_bytes((root / train[0]).read_bytes()[:200])
-    (root / train[1]).write_bytes((root / test[0]).read_bytes())
+    labels = rows.drop(columns="split").agg(tuple, axis=1)
+    copy, of = next((a, b) for a in train[1:] for b in test if labels[a] == labels[b])
+    (root / copy).write_bytes((root / of).read_bytes())
     options = {"root": root, "size": 16, "cache": tmp_path / "cache"}
     with pytest.raises(BadInput, match=f"2 images or labels of .*{train[0]}: cannot be decoded"):
         load("folder", **options)
     data = load("folder", max_bad=2, **options)
     assert len(data) == 30
     problems = {one["place"]: one["problem"] for one in data.meta["findings"]}
-    assert problems[train[1]].startswith(f"is the same image as {test[0]}, which is in test")
+    assert problems[copy].startswith(f"is the same image as {of}, which is in test")
+
+
+def test_of_one_image_with_contradicting_labels_neither_row_is_used(tmp_path: Path) -> None:
+    root = photograph_folders.folder(tmp_path / "faces", 1, "split")
+    rows = table(root, listing("folder", root))
+    labels = rows.drop(columns="split").agg(tuple, axis=1)
+    train = rows.index[rows.split == "train"]
+    copy, of = next((a, b) for a in train for b in train if labels[a] != labels[b])
+    (root / copy).write_bytes((root / of).read_bytes())
+    options = {"root": root, "size": 16, "cache": tmp_path / "cache"}
+    with pytest.raises(BadInput, match=r"2 images or labels .* with other labels; .* with other"):
+        load("folder", **options)
+    report = vouch(listing("folder", root))
+    assert not report.ok and report.lost == 2
+    data = load("folder", max_bad=report.lost, **options)
+    assert len(data) == len(rows) - 2
+    assert {one["place"] for one in data.meta["findings"]} == {copy, of}
 
 
 def test_other_files_are_told_and_links_to_folders_are_not_followed(tmp_path: Path) -> None:

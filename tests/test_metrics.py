@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from fairq_utils import metrics
 from fairq_utils.errors import BadInput
@@ -224,6 +225,9 @@ def test_rates_over_replicates_are_rates_of_each() -> None:
         )
 
 
+masked = np.ma.masked_array([1, 0, 1], mask=[False, True, False])
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -240,6 +244,16 @@ def test_rates_over_replicates_are_rates_of_each() -> None:
         ({"sensitive_features": [1, "1", 2]}, "must differ as text"),
         ({"sensitive_features": ["a|b", "a", "b"]}, "no '|', which joins"),
         ({"sensitive_features": pd.DataFrame(index=range(3))}, "has no columns"),
+        ({"y_true": masked}, "y_true: row 1 is nan, neither 0 nor 1; leave the row out"),
+        ({"y_pred": masked}, "y_pred: row 1 is nan, neither 0 nor 1; leave the row out"),
+        ({"sensitive_features": masked}, "sensitive_features: row 1 has no value for 'group'"),
+        ({"sensitive_features": {"a": masked}}, "sensitive_features: row 1 has no value for 'a'"),
+        ({"sensitive_features": {"a": ["x", None, "y"]}}, "row 1 has no value for 'a'"),
+        ({"sensitive_features": [["x", "q"], [None, "q"], ["y", "q"]]}, "row 1 has no value"),
+        ({"sensitive_features": {"a": np.zeros((3, 1))}}, "['a'] must have one dimension, not 2"),
+        ({"sensitive_features": [1, {2}, 3]}, "sensitive_features: row 1 is a set; give one"),
+        ({"sensitive_features": pd.DataFrame({"a": [{1}, 2, 3]})}, "'a': row 0 is a set"),
+        ({"y_true": [[1], [1, 0], [0]]}, "y_true: list is read as no array"),
     ],
 )
 def test_bad_rows_are_named(change: dict[str, object], sentence: str) -> None:
@@ -248,6 +262,61 @@ def test_bad_rows_are_named(change: dict[str, object], sentence: str) -> None:
         metrics.count(
             given_["y_true"], given_["y_pred"], sensitive_features=given_["sensitive_features"]
         )
+
+
+def test_masked_weights_and_classes_are_named() -> None:
+    with pytest.raises(BadInput, match="sample_weight: row 1 is nan, which is no finite number"):
+        metrics.accuracy([1, 0, 1], [1, 0, 0], sample_weight=masked)
+    with pytest.raises(BadInput, match="y_true: row 1 is nan, not one of 1; leave the row out"):
+        metrics.one_vs_rest(masked, [1, 0, 1], sensitive_features=list("aab"))
+    whole = np.ma.masked_array([1, 0, 1], mask=False)
+    assert metrics.accuracy(whole, [1, 1, 1]) == 2 / 3
+
+
+def test_tensors_and_halves_are_read_as_what_they_hold() -> None:
+    truth, guess, group = (torch.tensor(values) for values in (TRUTH, GUESS, [0] * 4 + [1] * 6))
+    expected = demographic_parity_difference(TRUTH, GUESS, sensitive_features=GROUP)
+    for kind in (torch.bfloat16, torch.float16, torch.float32):
+        found = demographic_parity_difference(
+            truth.to(kind),
+            guess.to(kind).requires_grad_(),
+            sensitive_features=group.to(kind),
+            sample_weight=torch.ones(10, dtype=kind),
+        )
+        assert found == pytest.approx(expected)
+    halves = np.array([0.5] * 4 + [1.5] * 6, np.float16)
+    for form in (halves, {"g": halves}, pd.Series(halves), pd.DataFrame({"g": halves})):
+        assert count(TRUTH, GUESS, sensitive_features=form).groups == ("0.5", "1.5")
+    some = metrics.one_vs_rest(truth.bfloat16(), guess, sensitive_features=GROUP)
+    assert list(some) == [0, 1]
+
+
+def test_categories_of_an_attribute_among_several_are_kept() -> None:
+    values = pd.Categorical(["x", "y"], categories=["z", "y", "x"])
+    for form in (values, {"a": values}, pd.DataFrame({"a": values})):
+        assert count([0, 1], [0, 1], sensitive_features=form).groups == ("z", "y", "x")
+
+
+@pytest.mark.parametrize("least", ["5", None, 2.5, 0])
+def test_a_least_number_of_images_is_a_whole_number(least: Any) -> None:
+    sentence = re.escape(f"min_cell: {least!r} is no whole number of at least 1")
+    with pytest.raises(BadInput, match=sentence):
+        demographic_parity_difference(TRUTH, GUESS, sensitive_features=GROUP, min_cell=least)
+    with pytest.raises(BadInput, match=sentence):
+        metrics.metric_frame(
+            TRUTH, GUESS, sensitive_features=GROUP, min_cell=least, sample_weight=TRUTH
+        )
+
+
+def test_one_name_is_not_its_letters() -> None:
+    counts = count(TRUTH, GUESS, sensitive_features=GROUP)
+    assert list(metrics.frame_of(counts, metrics="accuracy").by_group) == ["accuracy"]
+    found = metrics.marginal_and_intersectional(counts, metrics="disparate_impact")
+    assert found.columns[0] == "disparate_impact"
+    with pytest.raises(BadInput, match="y_true: row 0 is 'n', not one of no"):
+        metrics.one_vs_rest(["n"], ["o"], sensitive_features=["a"], classes="no")
+    with pytest.raises(BadInput, match="but 1 groups need"):
+        metrics.left_out(counts.compared, "accuracy", groups="ab")
 
 
 @pytest.mark.parametrize(

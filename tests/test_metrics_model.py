@@ -104,13 +104,16 @@ def test_forms_of_groups_and_outputs() -> None:
 
 
 IMAGES, LABELS = torch.zeros(2, 2), torch.tensor([0, 1])
+MASKED = np.ma.masked_array([0, 1], mask=[False, True])
 
 
 @pytest.mark.parametrize(
     ("batch", "sentence"),
     [
-        ((IMAGES, LABELS), r"batch 0 is not \(images, labels, groups\) but tuple of 2"),
-        (IMAGES, "batch 0 is not .* but Tensor"),
+        ((IMAGES, LABELS), r"batch 0 is not \(images, labels, groups\) but has no groups"),
+        (IMAGES, "batch 0 is not .* but has no labels"),
+        (None, "loader: batch 0 is NoneType; it must be"),
+        ((IMAGES.numpy(), LABELS, {"gender": [0, 1]}), "batch 0 has images of NumPy; give tensors"),
         ((IMAGES, LABELS, torch.zeros(2, 40)), r"it is Tensor of shape \(2, 40\)"),
         ((IMAGES, LABELS, {"age": [0, 1]}), "sensitive_attr: 'gender' is not among age"),
         ((IMAGES, LABELS, {"gender": [0]}), r"groups\['gender'\] has shape \(1,\) in a batch of 2"),
@@ -118,6 +121,13 @@ IMAGES, LABELS = torch.zeros(2, 2), torch.tensor([0, 1])
         ((IMAGES, LABELS + 1, {"gender": [0, 1]}), "y_true: row 1 is 2, neither 0 nor 1"),
         ((IMAGES * torch.nan, LABELS, {"gender": [0, 1]}), "returned NaN for image 0"),
         ((torch.zeros(2, 5), LABELS, {"gender": [0, 1]}), r"returned shape \(2, 5\)"),
+        (
+            (torch.tensor([[0.0, torch.inf], [torch.inf] * 2]), LABELS, {"gender": [0, 1]}),
+            "returned two logits of inf for image 1",
+        ),
+        ((IMAGES, MASKED, {"gender": [0, 1]}), r"labels that are no numbers \(row 1 is nan\)"),
+        ((IMAGES, LABELS, {"gender": MASKED}), "row 1 of a batch has no value for 'gender'"),
+        ((IMAGES, LABELS, {"gender": [{0}, {1}]}), "'gender': row 0 is a set"),
     ],
 )
 def test_other_forms_are_refused(batch: Any, sentence: str) -> None:
@@ -125,7 +135,16 @@ def test_other_forms_are_refused(batch: Any, sentence: str) -> None:
         metrics.compute_fairness_metrics(nn.Identity(), [batch])
 
 
+def test_one_infinite_logit_decides_and_halves_are_read() -> None:
+    logits = torch.tensor([[0.0, torch.inf], [-torch.inf, torch.inf]])
+    labels, gender = torch.tensor([1, 0]).bfloat16(), torch.tensor([0, 1]).bfloat16()
+    found = metrics.compute_fairness_metrics(nn.Identity(), [(logits, labels, gender)])
+    assert found["accuracy"] == 0.5
+
+
 def test_no_batch_and_no_module() -> None:
+    with pytest.raises(ValueError, match="loader is NoneType, which gives no batches"):
+        metrics.compute_fairness_metrics(nn.Identity(), None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="loader gave no batch"):
         metrics.compute_fairness_metrics(nn.Identity(), [])
     with pytest.raises(TypeError, match="model is function, not a torch module"):

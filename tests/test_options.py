@@ -243,6 +243,8 @@ def test_one_rule_for_names_of_methods(model: nn.Module) -> None:
     again: Any = apply_quantization(model, "ptq", 4, [rows()])
     assert found.report.layers == again.report.layers
     assert apply_quantization(model, "PTQ_INT4", 4, [rows()]).report == found.report
+    some: Any = compare_quantization_methods(model, "PTQ_INT4", [rows()], "gender", [rows()])
+    assert list(some.models) == ["PTQ_INT4"]
     with pytest.raises(BadInput, match="'PTQ_INT4' and bit_width=8 say different bits; leave"):
         apply_quantization(model, "PTQ_INT4", 8, [rows()])
 

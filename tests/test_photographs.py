@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -250,6 +250,7 @@ def test_line_ends_and_a_byte_order_mark_are_harmless(tmp_path: Path) -> None:
         ({}, "groups: none is named; name one, or leave groups out for all"),
         ([], "groups: none is named; name one, or leave groups out for all"),
         (["gender", "hair"], "groups: 'hair' is not one of gender, age, race"),
+        ("hair", "groups: 'hair' is not one of gender, age, race"),
         ({"a|b": "gender"}, "groups: 'a|b' is no name; use letters, digits and _"),
         ({"age": "old"}, "groups.age: 'old' is not one of {known}"),
     ],
@@ -262,6 +263,12 @@ def test_groups_that_cannot_be_are_refused(
     with pytest.raises(BadInput) as refusal:
         listing(name, kept(name, LAYOUTS[name][0]), groups=groups)
     assert str(refusal.value) == sentence.format(known=", ".join(fields))
+
+
+@pytest.mark.parametrize("groups", ["gender", ["gender"], {"gender": "Male"}])
+def test_celeba_takes_groups_by_their_names(groups: Any, kept: Callable[[str, str], Path]) -> None:
+    found = listing("celeba", kept("celeba", "text"), groups=groups).groups
+    assert list(found) == ["gender"] and set(found.gender) == {"female", "male"}
 
 
 def test_names_are_listed_without_a_reader() -> None:

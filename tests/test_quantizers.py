@@ -13,6 +13,7 @@ import torch
 from conftest import needs_kernels
 from torch import Tensor, nn
 
+from fairq_utils.errors import BadInput
 from fairq_utils.quantizers import (
     QuantSpec,
     observe,
@@ -375,8 +376,9 @@ def test_bad_calibration_is_refused() -> None:
 def test_bad_specs_are_refused(options: dict[str, object], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         QuantSpec(**options)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="'INT8' is not of the form"):
-        QuantSpec.parse("INT8")
+    for text in ("INT8", 8, None):
+        with pytest.raises(ValueError, match=f"bits: {text!r} is not of the form"):
+            QuantSpec.parse(text)  # type: ignore[arg-type]
 
 
 @needs_kernels
@@ -465,6 +467,7 @@ def test_one_observation_serves_several_specs() -> None:
         alone, expected = quantize_static(model, spec, batches)
         assert torch.equal(shared(batches[0]), alone(batches[0]))
         assert report == expected
+    assert observe(model, batches, "percentile").statistics["0"].has("percentile")
     only = observe(model, batches)
     with pytest.raises(ValueError, match="ranges by 'percentile' were not observed"):
         quantize_observed(only, QuantSpec(activation_range="percentile"))
@@ -487,8 +490,35 @@ def test_models_and_batches_of_another_kind_are_refused_before_anything_is_done(
         quantize_static(net, QuantSpec(), [(x, torch.zeros(8))])
     with pytest.raises(TypeError, match="batches is one tensor"):
         quantize_static(net, QuantSpec(), x)
+    with pytest.raises(TypeError, match="quantize_static: batches is NoneType; give a list"):
+        quantize_static(net, QuantSpec(), None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"quantize_static: spec is 'W8A8', no QuantSpec; give"):
+        quantize_static(net, "W8A8", [x])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="quantize_dynamic: example is ndarray, not a tensor"):
+        quantize_dynamic(net, QuantSpec(activation="dynamic"), x.numpy())  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="model is builtin_function_or_method, not a torch"):
         quantize_dynamic(len, QuantSpec(activation="dynamic"))
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.uint8])
+def test_a_batch_that_the_model_cannot_run_is_named(kind: torch.dtype) -> None:
+    x, net = torch.rand(8, 4), nn.Sequential(nn.Linear(4, 2))
+    for at, batches in enumerate(([x.to(kind)], [x, x.to(kind)])):
+        sentence = rf"calibration batch {at}, {kind} of shape \(8, 4\): the model cannot run it"
+        with pytest.raises(BadInput, match=sentence):
+            quantize_static(net, QuantSpec(), batches)
+    with pytest.raises(BadInput, match=f"quantize_dynamic: example, {kind} of shape"):
+        quantize_dynamic(net, QuantSpec(activation="dynamic"), x.to(kind))
+    tokens = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 2))
+    assert quantize_static(tokens, QuantSpec(), [torch.arange(9)])[1].layers == {"1": "W8A8"}
+
+
+def test_weights_without_values_are_refused() -> None:
+    x = torch.rand(8, 4)
+    with pytest.raises(BadInput, match="weight is on the device meta, without values"):
+        quantize_static(nn.Linear(4, 2, device="meta"), QuantSpec(), [x])
+    with pytest.raises(BadInput, match=r"0\.weight has no values before the model is run"):
+        quantize_static(nn.Sequential(nn.LazyLinear(2)), QuantSpec(), [x])
 
 
 def test_a_quantized_model_can_be_saved_whole(tmp_path: Path) -> None:

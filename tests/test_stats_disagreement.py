@@ -65,13 +65,19 @@ def test_over_representation_covers() -> None:
     ("call", "sentence"),
     [
         (lambda: stats.churn([0, 1], [0]), "first has shape"),
+        (lambda: stats.churn([0, np.nan], [0, np.nan]), "first: row 1 has no prediction"),
+        (lambda: stats.churn([0, 1], np.ma.masked_array([0, 1], [0, 1])), "second: row 1 has no"),
         (lambda: stats.modal([0, 1]), "predictions has shape"),
+        (lambda: stats.modal(np.ma.masked_array([[0, 1]], [[0, 1]])), "must be integers"),
         (lambda: stats.modal([[0.2, 0.9]]), "must be integers"),
         (lambda: stats.exemplars([[0, 1]], [[0]]), "about 2 images"),
         (lambda: stats.over_representation([0, 1], ["a", "b"]), "booleans"),
         (lambda: stats.over_representation([False, False], ["a", "b"]), "no image is chosen"),
         (lambda: stats.over_representation([True, False], ["a", "a"]), "at least two groups"),
         (lambda: stats.over_representation([True, False], ["a"]), "groups has shape"),
+        (lambda: stats.over_representation([True, False], ["a", None]), "row 1 has no group"),
+        (lambda: stats.over_representation([True, False], ["a", np.nan]), "row 1 has no group"),
+        (lambda: stats.over_representation([True, False], [0.5, np.nan]), "row 1 has no group"),
     ],
 )
 def test_bad_arguments_are_named(call: Callable[[], object], sentence: str) -> None:

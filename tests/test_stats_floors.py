@@ -143,9 +143,15 @@ def test_flips_by_group() -> None:
         (lambda: stats.change_noise_floor(np.ones((1, 2, 2)), 1.2, PARITY), "flips: 1.2"),
         (lambda: stats.change_noise_floor(np.zeros((1, 2, 2)), 0.2, PARITY), "no image"),
         (lambda: stats.exchange_floors([np.full((1, 2, 2, 2), 0.5)], {}), "not whole"),
-        (lambda: stats.mcnemar_mid_p(-1, 2), "cannot be negative"),
+        (lambda: stats.mcnemar_mid_p(-1, 2), "lost: -1 is no number of predictions"),
+        (lambda: stats.mcnemar_mid_p(np.nan, 3), "lost: nan is no number of predictions"),
+        (lambda: stats.mcnemar_mid_p(np.inf, 3), "lost: inf is no number of predictions"),
+        (lambda: stats.mcnemar_mid_p(3, 1.2), "won: 1.2 is no number of predictions"),
+        (lambda: stats.flips_by_group(np.full((1, 2, 2, 2), 2.5), ["a"]), "table: holds sums of w"),
+        (lambda: stats.flips_by_group(np.full((1, 2, 2, 2), -1), ["a"]), "table: has negative"),
         (lambda: stats.seed_pairs({1: np.ones((2, 2, 2))}, {}), "make no pair"),
         (lambda: stats.flips_by_group(np.ones((2, 2, 2, 2)), ["a"]), "1 groups need"),
+        (lambda: stats.flips_by_group(np.ones((2, 2, 2, 2)), "ab"), "1 groups need"),
     ],
 )
 def test_bad_arguments_are_named(call: Callable[[], object], sentence: str) -> None:

@@ -168,6 +168,12 @@ def test_no_change_needs_the_whole_interval_within_the_margin() -> None:
     assert "equivalent" not in judge(rows)
 
 
+@pytest.mark.parametrize("name", CLEAR)
+def test_a_column_that_is_not_there_is_named(name: str) -> None:
+    with pytest.raises(BadInput, match=f"frame: has no column {name}; it needs change, low, high,"):
+        judge(family({}).drop(columns=name))
+
+
 def test_an_empty_family_is_judged() -> None:
     found = judge(family({}).iloc[:0], margin=0.01, replicates=100)
     assert found.empty

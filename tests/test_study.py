@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -327,7 +328,9 @@ def test_all_runs_are_one_table_with_their_parameters_as_columns(
     ]
     assert crossed.loc[base.run.key, gap] == pytest.approx(expected.compared.item())
     assert crossed.loc[base.run.key, f"{gap}_change"] == 0.0
-    shown = CliRunner().invoke(app, ["results", "build/ledger", "build/ledger"])
+    shutil.copytree("build/ledger", tmp_path / "other")
+    ledgers = ["build/ledger", str(tmp_path / "other"), "build/ledger", "./build/ledger/"]
+    shown = CliRunner().invoke(app, ["results", *ledgers])
     assert shown.stdout.count("\n") == 1 + 2 * len(table)
     none = CliRunner().invoke(app, ["results", "nowhere"])
     assert (none.exit_code, none.stdout) == (1, "")

@@ -57,6 +57,27 @@ def test_a_device_is_written_to_and_stays_one() -> None:
         place.write_text("x")
 
 
+def test_a_file_that_nobody_may_write_stays(tmp_path: Path) -> None:
+    target, link = tmp_path / "a.csv", tmp_path / "link.csv"
+    target.write_text("before")
+    target.chmod(0o444)
+    link.symlink_to(target)
+    for path in (target, link):
+        sentence = rf"{path.name}: could not be written \(it is read-only\); name another --out"
+        with (
+            pytest.raises(NotWritten, match=sentence),
+            written_whole(path, way_out="name another --out") as place,
+        ):
+            place.write_text("after")
+    with written_whole(target, first_stays=True) as place:
+        place.write_text("after")
+    assert target.read_text() == "before" and len(list(tmp_path.iterdir())) == 2
+    target.chmod(0o644)
+    with written_whole(target) as place:
+        place.write_text("after")
+    assert target.read_text() == "after"
+
+
 def test_a_link_is_followed(tmp_path: Path) -> None:
     (tmp_path / "kept").mkdir()
     link = tmp_path / "link.csv"

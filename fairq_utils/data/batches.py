@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fairq_utils.errors import BadInput
+from fairq_utils.given import array
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,11 @@ def read(
     >>> batch.labels, batch.groups
     (tensor([0, 1]), {'gender': ['f', 'm']})
     """
-    for at, batch in enumerate(loader):
+    for at, batch in enumerate(_batches(loader, what)):
         place = f"{what}: batch {at}"
         parts = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
+        if parts and isinstance(parts[0], np.ndarray):
+            raise BadInput(f"{place} has images of NumPy; give tensors, torch.from_numpy(images)")
         if not 1 <= len(parts) <= 3 or not isinstance(parts[0], Tensor) or parts[0].ndim == 0:
             raise BadInput(
                 f"{place} is {described(batch)}; it must be (images, labels, groups), (images, "
@@ -70,6 +72,16 @@ def read(
         labels = None if len(parts) < 2 else whole_labels(parts[1], rows, place)
         groups = None if len(parts) < 3 else by_attribute(parts[2], attributes, rows, what)
         yield Batch(images, labels, groups)
+
+
+def _batches(loader: Iterable[Any], what: str) -> Iterator[Any]:
+    try:
+        return iter(loader)
+    except TypeError as error:
+        raise BadInput(
+            f"{what} is {type(loader).__name__}, which gives no batches; give a loader, or a list "
+            "of batches"
+        ) from error
 
 
 def described(batch: Any) -> str:
@@ -105,9 +117,9 @@ def whole_labels(values: Any, rows: int, place: str) -> Tensor:
     tensor([1, 0])
     """
     try:
-        labels = torch.as_tensor(np.array(values) if isinstance(values, pd.Series) else values)
-    except (TypeError, ValueError, RuntimeError):
-        given = np.asarray(values, dtype=object).reshape(-1).tolist()
+        labels = values if isinstance(values, Tensor) else torch.tensor(array(values, place))
+    except TypeError:  # objects
+        given = array(values, place).reshape(-1).tolist()
         wrong = [at for at, x in enumerate(given) if not isinstance(x, Number) or pd.isna(x)]
         if wrong:
             raise BadInput(
@@ -174,7 +186,7 @@ def by_attribute(
                 f"{what}: two attributes of its groups are called {name!r}; give each a name of "
                 "its own"
             )
-    out = {name: _column(values) for name, values in named.items()}
+    out = {name: array(values, f"{what}: groups[{name!r}]") for name, values in named.items()}
     for name, values in out.items():
         if values.shape != (rows,):
             raise BadInput(
@@ -188,13 +200,6 @@ def by_attribute(
                 "out, or give a value of its own to what is unknown"
             )
     return {name: values.tolist() for name, values in out.items()}
-
-
-def _column(values: Any) -> NDArray[Any]:
-    """Values as an array; a list that holds texts and other things stays as it is."""
-    array = np.asarray(values.cpu() if isinstance(values, Tensor) else values)
-    mixed = array.dtype.kind in "US" and isinstance(values, list | tuple)
-    return np.asarray(values, dtype=object) if mixed else array
 
 
 def _in_order(groups: Any, attributes: Sequence[str], what: str) -> dict[str, Any]:

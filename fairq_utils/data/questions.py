@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fairq_utils.errors import BadInput
+from fairq_utils.given import each_name
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "gender": ("female", "male"),
@@ -110,6 +111,7 @@ def chosen(
     """Our name -> what it is made from: all that are ``known`` unless some are named."""
     if groups is None:
         return dict(known)
+    groups = groups if isinstance(groups, Mapping) else each_name(groups)
     check_names(groups)
     if isinstance(groups, Mapping):
         return dict(groups)

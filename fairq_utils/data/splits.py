@@ -97,7 +97,8 @@ def duplicates(listing: Listing, digests: Mapping[int, str | bytes]) -> dict[int
 
     Of an image in several splits the copies in one of them stay: those in ``test`` if there are
     any, else in ``validation``, else in ``calibration``. The others count as lost, so that nobody
-    is tested, or calibrated, on an image that was trained on. Copies within one split stay.
+    is tested, or calibrated, on an image that was trained on. Copies within one split stay. Of
+    copies whose labels contradict each other none stays, as of such rows of a table of labels.
 
     Parameters
     ----------
@@ -120,29 +121,41 @@ def duplicates(listing: Listing, digests: Mapping[int, str | bytes]) -> dict[int
     >>> duplicates(faces, {0: "same", 1: "same"})[0].problem
     'is the same image as b.jpg, which is in test and this one in train'
     """
-    stays: dict[str | bytes, int] = {}
+    copies: dict[str | bytes, list[int]] = {}
     for row, digest in digests.items():
-        if digest not in stays or _held_out(listing, row) > _held_out(listing, stays[digest]):
-            stays[digest] = row
-    return {
-        row: _finding(listing, stays[digest], row)
-        for row, digest in digests.items()
-        if stays[digest] != row
-    }
+        copies.setdefault(digest, []).append(row)
+    found: dict[int, Finding] = {}
+    for rows in copies.values():
+        if len(rows) > 1:
+            found |= _of_copies(listing, rows)
+    return {row: found[row] for row in digests if row in found}
 
 
 def _held_out(listing: Listing, row: int) -> int:
     return SPLITS.index(str(listing.split[row]))
 
 
-def _finding(listing: Listing, stays: int, row: int) -> Finding:
-    other, here = str(listing.split[stays]), str(listing.split[row])
-    problem = f"is the same image as {listing.files[stays]}"
-    if other != here:
-        problem += f", which is in {other} and this one in {here}"
-    labels = [
-        (int(listing.target[i]), tuple(listing.groups.iloc[i].astype(str))) for i in (stays, row)
-    ]
-    if labels[0] != labels[1]:
+def _of_copies(listing: Listing, rows: Sequence[int]) -> dict[int, Finding]:
+    """Findings of the rows of one image."""
+    labels = [(int(listing.target[row]), *listing.groups.iloc[row].astype(str)) for row in rows]
+    first: dict[tuple[int | str, ...], int] = {}
+    for row, own in zip(rows, labels, strict=True):
+        first.setdefault(own, row)
+    stays = max(rows, key=lambda row: _held_out(listing, row))
+    found = {}
+    for row, own in zip(rows, labels, strict=True):
+        other = next((at for said, at in first.items() if said != own), stays)
+        if other != row:
+            found[row] = _finding(listing, other, row, contradicted=len(first) > 1)
+    return found
+
+
+def _finding(listing: Listing, other: int, row: int, *, contradicted: bool) -> Finding:
+    there, here = str(listing.split[other]), str(listing.split[row])
+    problem = f"is the same image as {listing.files[other]}"
+    if there != here:
+        problem += f", which is in {there} and this one in {here}"
+    if contradicted:
         problem += ", with other labels"
-    return Finding(str(listing.files[row]), "duplicate", problem, counts=other != here)
+    counts = contradicted or there != here
+    return Finding(str(listing.files[row]), "duplicate", problem, counts=counts)

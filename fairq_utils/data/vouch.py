@@ -72,8 +72,9 @@ def vouch(
 ) -> Report:
     """Compare a folder with the published collection and look for damage and duplicates.
 
-    An image that stands in two splits counts as lost to all but one of them, and one that stands
-    twice in a split does not: see :func:`~fairq_utils.data.splits.duplicates`.
+    An image that stands in two splits counts as lost to all but one of them, one that stands twice
+    in a split does not, and one that stands twice with other labels is lost to all: see
+    :func:`~fairq_utils.data.splits.duplicates`.
 
     Parameters
     ----------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import tempfile
@@ -13,6 +14,7 @@ from pathlib import Path
 from fairq_utils.errors import Fault
 
 TEMPORARY = "name a folder that can be written in TMPDIR"
+ANYBODY_WRITES = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 WAY_OUT = "free some space or name another place"
 
 
@@ -31,7 +33,8 @@ def written_whole(
     """Path to write to instead; renamed to ``path`` at the end, removed if anything is raised.
 
     Two processes, also of two hosts on one disk, write under names of their own. Who may read the
-    file is decided by the umask, whoever writes it. A link is followed, and a device written to.
+    file is decided by the umask, whoever writes it. A link is followed, and a device written to; a
+    file that nobody may write stays.
 
     Parameters
     ----------
@@ -43,7 +46,7 @@ def written_whole(
     Raises
     ------
     NotWritten
-        The disk is full, or the place cannot be written.
+        The disk is full, the file that is there is read-only, or the place cannot be written.
 
     Examples
     --------
@@ -60,6 +63,8 @@ def written_whole(
         if target.exists() and not (target.is_file() or target.is_dir()):
             yield target
             return
+        if target.is_file() and not first_stays and not target.stat().st_mode & ANYBODY_WRITES:
+            raise PermissionError(errno.EACCES, "it is read-only")
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             temporary.touch()

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fairq_utils.data.decoding import MOST_PIXELS
 from fairq_utils.deploy import processor
 from fairq_utils.deploy.engines.loaded_model import LoadedModel, first_line
 from fairq_utils.deploy.engines.registry import ENGINES, installed
 from fairq_utils.errors import BadInput, printable
+from fairq_utils.given import each_name
 from fairq_utils.registry import unknown
 
 FORMAT = 1  # of a folder; one of another format is not read
@@ -30,8 +32,8 @@ AGAIN = "export the model again (`fairq export`)"
 CHANNELS, SCALE = ["R", "G", "B"], 1 / 255
 MOST_BYTES = 2**24  # of a card, which has a few hundred for each layer
 LONGEST = 200  # letters of a name, and of what a sentence quotes
-# A std this side of them leaves float32 no contrast, or nothing but infinities.
-LEAST_STD, MOST_STD = 1e-4, 1e4
+# Of pixels over 255; means and stds of pixels from 0 to 255 are beyond them.
+MEANS, STDS = (-1.0, 2.0), (1e-3, 10.0)
 
 Fits = Callable[[Any], bool]
 
@@ -185,10 +187,10 @@ def terms_of(card: dict[str, Any]) -> Terms:
             raise BadInput(f"{'.'.join(keys)} is {_short(value)}, not {what}")
         return value
 
-    def three(name: str, least: float) -> tuple[float, ...]:
-        what = f"three numbers from {least:g} to {MOST_STD:g}"
+    def three(name: str, least: float, most: float) -> tuple[float, ...]:
+        what = f"three numbers from {least:g} to {most:g}, of pixels over 255"
         of_three = at(("input", name), what, lambda of: _all(of, _is_number) and len(of) == 3)
-        if not all(least <= value <= MOST_STD for value in of_three):
+        if not all(least <= value <= most for value in of_three):
             raise BadInput(f"input.{name} is {_short(of_three)}, not {what}")
         return tuple(map(float, of_three))
 
@@ -231,8 +233,8 @@ def terms_of(card: dict[str, Any]) -> Terms:
             "a number of pixels",
             lambda n: _is_count(n) and 1 <= n <= MOST_PIXELS**0.5,
         ),
-        mean=three("mean", -MOST_STD),
-        std=three("std", LEAST_STD),
+        mean=three("mean", *MEANS),
+        std=three("std", *STDS),
         classes=tuple(classes),
         target=target,
     )
@@ -250,14 +252,27 @@ def check_model(loaded: LoadedModel, terms: Terms) -> None:
     if loaded.shape not in (None, (3, size, size)):
         raise BadInput(f"the card says images of {size} pixels, and {file} takes {loaded.shape}")
     try:
-        found = loaded.in_batches(np.zeros((1, 3, size, size), np.float32), 1).shape
+        found = loaded.in_batches(np.zeros((1, 3, size, size), np.float32), 1)
     except Exception as error:  # an engine's, of its own types
         raise BadInput(f"{file} cannot run ({first_line(error)})") from error
-    if found != (1, len(terms.classes)):
+    if logits_of_classes(found).shape != (1, len(terms.classes)):
         raise BadInput(
             f"the card names {len(terms.classes)} classes, and {file} gives outputs of shape "
-            f"{found} for one image"
+            f"{found.shape} for one image; name as many, or let the model return as many logits"
         )
+
+
+def logits_of_classes(outputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logits (N, C) of each class; where a model has one logit, (N, 1) or (N,), those are 0 and it.
+
+    Examples
+    --------
+    >>> logits_of_classes(np.float32([3, -1])).tolist()
+    [[0.0, 3.0], [0.0, -1.0]]
+    """
+    if outputs.shape[1:] not in ((), (1,)):
+        return outputs
+    return np.stack([np.zeros(len(outputs), np.float32), outputs.reshape(-1)], axis=1)
 
 
 def write_card(
@@ -278,6 +293,7 @@ def write_card(
     engine : str
         The engine that it was written for.
     classes : names of the classes, the logits' order
+        Of a model with one logit, first the class below 0, then the one above.
     mean, std : of the three channels of the images that it was trained on, of values between 0
         and 1; ``(0, 0, 0)`` and ``(1, 1, 1)`` where they were not normalized
     target : int, optional
@@ -300,7 +316,7 @@ def write_card(
     from fairq_utils.data.whole_files import written_whole
     from fairq_utils.deploy.engines.registry import files, load
 
-    paths = files(engine, folder)
+    classes, paths = each_name(classes), files(engine, folder)
     loaded = load(engine, folder, threads)
     shape = loaded.shape or ()
     if len(shape) != 3 or shape[0] != len(CHANNELS) or shape[1] != shape[2]:
@@ -309,18 +325,33 @@ def write_card(
             "of three channels; write the model for such"
         )
     logit = len(classes) - 1 if target is None else target
-    if not 0 <= logit < len(classes):
-        raise BadInput(f"target: {logit} is none of the {len(classes)} classes; name one of them")
+    if not _is_count(logit) or logit >= len(classes):
+        raise BadInput(f"target: {logit!r} is none of the {len(classes)} classes; name one of them")
     try:
         mean, std = list(map(float, mean)), list(map(float, std))
     except (TypeError, ValueError) as error:
         raise BadInput(f"mean and std are not three numbers each ({error}); name them") from None
     card = sections(loaded, paths, size=shape[1], mean=mean, std=std, classes=classes, target=logit)
     check_model(loaded, terms_of(card))
+    _refuse_probabilities(loaded, shape, paths[0])
     place = Path(folder) / CARD
     with written_whole(place) as temporary:
         temporary.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     return place
+
+
+def _refuse_probabilities(loaded: LoadedModel, shape: tuple[int, ...], file: Path) -> None:
+    """Refuse one output per image that looks like a probability, for noise of any size too."""
+    noise = (
+        np.random.default_rng(0).normal(size=(8, *shape))
+        * np.logspace(0, 3, 8)[:, None, None, None]
+    )
+    found = loaded.in_batches(noise.astype(np.float32), len(noise))
+    if found.shape[1:] in ((), (1,)) and ((found >= 0) & (found <= 1)).all():
+        raise BadInput(
+            f"{file}: its one output lies between 0 and 1 for noise of any size, as probabilities "
+            "do (a sigmoid at its end?), and a logit is wanted; write the model without it"
+        )
 
 
 def onnx_opset(path: Path) -> int | None:
@@ -353,7 +384,8 @@ def _short(value: Any) -> str:
 
 
 def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= LONGEST
+    """A text of one line."""
+    return isinstance(value, str) and len(value) <= LONGEST and value.splitlines() == [value]
 
 
 def _is_number(value: Any) -> bool:

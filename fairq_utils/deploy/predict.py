@@ -25,6 +25,7 @@ from fairq_utils.deploy.card_terms import (
     Terms,
     check_model,
     checksum,
+    logits_of_classes,
     onnx_opset,
     read_terms,
 )
@@ -160,6 +161,7 @@ def _predictions(deployed: Deployed, images: NDArray[np.uint8]) -> list[tuple[st
             f"{ENGINES[terms.engine].file}: gives infinite numbers or none at all for these "
             f"images; compare the mean and std in {CARD} with those of its training, or {AGAIN}"
         )
+    logits = logits_of_classes(logits)
     shifted = np.exp(logits.astype(float) - logits.max(axis=1, keepdims=True))
     shares = shifted / shifted.sum(axis=1, keepdims=True)
     return [(terms.classes[row.argmax()], float(row[terms.target])) for row in shares]

@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from fairq_utils.errors import BadInput
+from fairq_utils.given import each_name
 from fairq_utils.metrics import rows
 from fairq_utils.metrics.rows import Features
 
@@ -211,11 +212,12 @@ def one_vs_rest(
     >>> {label: counts.compared.sum(axis=0).tolist() for label, counts in found.items()}
     {'cat': [[2, 0], [0, 1]], 'cow': [[1, 1], [0, 1]], 'dog': [[2, 0], [1, 0]]}
     """
-    truth = np.asarray(y_true).tolist()
-    known = list(classes) if classes is not None else sorted(set(truth), key=str)
-    given = {"y_true": truth, "y_pred": np.asarray(y_pred).tolist()}
+    truth = rows.column(y_true, "y_true").tolist()
+    there = {label for label in truth if not pd.isna(label)}
+    known = sorted(there, key=str) if classes is None else list(each_name(classes))
+    given = {"y_true": truth, "y_pred": rows.column(y_pred, "y_pred").tolist()}
     if reference is not None:
-        given["reference"] = np.asarray(reference).tolist()
+        given["reference"] = rows.column(reference, "reference").tolist()
     for name, values in given.items():
         for row, value in enumerate(values):
             if pd.isna(value) or value not in known:

@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from fairq_utils.errors import BadInput
+from fairq_utils.given import each_name
 from fairq_utils.metrics.counts import Counts, count
 from fairq_utils.metrics.criteria import FAIRNESS
 from fairq_utils.metrics.gaps import (
@@ -93,7 +94,7 @@ def frame_of(
     >>> float(frames["cow"].fairness["demographic_parity_difference"])
     0.5
     """
-    names = list(RATES) if metrics is None else list(metrics)
+    names = list(RATES if metrics is None else each_name(metrics))
     if not names:
         raise BadInput("metrics is empty: name at least one rate")
     refuse_least(min_cell, counts.images is not None)
@@ -212,7 +213,7 @@ def marginal_and_intersectional(
     >>> found["demographic_parity_difference"].to_dict()
     {'gender': 0.0, 'age': 0.0, 'gender x age': 1.0}
     """
-    asked = FAIRNESS if metrics is None else metrics
+    asked = FAIRNESS if metrics is None else each_name(metrics)
     names = [FAIRNESS.find(name, "metrics").name for name in asked]
     found = {}
     for size in range(1, len(counts.attributes) + 1):

@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fairq_utils.errors import BadInput
+from fairq_utils.given import each_name
 from fairq_utils.metrics.rates import Floats, Table, check_min_cell, named, overall, rate
 
 Method = Literal["between_groups", "to_overall"]
@@ -222,14 +223,14 @@ def left_out(
     0  true_positive_rate     a  images of label 1      0         1
     """
     check_min_cell(min_cell)
-    counts = np.asarray(table)
+    groups, counts = each_name(groups), np.asarray(table)
     if counts.shape != (len(groups), 2, 2):
         raise BadInput(
             f"table has shape {counts.shape}, but {len(groups)} groups need ({len(groups)}, 2, 2)"
         )
     found = [
         (name, groups[int(at)], named(name).among, int(support[at]), min_cell)
-        for name in names
+        for name in each_name(names)
         for support in [named(name).support(counts)]
         for at in np.flatnonzero(support < min_cell)
     ]

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from fairq_utils.data.batches import by_attribute, described, whole_labels
+from fairq_utils.data.batches import read
 from fairq_utils.errors import BadInput
 from fairq_utils.metrics.counts import Counts, count
 from fairq_utils.metrics.frame import MetricFrame, frame_of
@@ -170,14 +170,14 @@ def paired_predictions(
     with ExitStack() as stack, torch.inference_mode():
         for model in models.values():
             stack.enter_context(evaluating(model))
-        for at, batch in enumerate(loader):
-            if not isinstance(batch, tuple | list) or len(batch) != 3:
+        for at, batch in enumerate(read(loader, what, attributes)):
+            images, labels, values = batch.images, batch.labels, batch.groups
+            if labels is None or values is None:
+                lacking = "labels" if labels is None else "groups"
                 raise BadInput(
-                    f"{what}: batch {at} is not (images, labels, groups) but {described(batch)}; "
-                    "let the loader yield these three"
+                    f"{what}: batch {at} is not (images, labels, groups) but has no {lacking}; let "
+                    "the loader yield these three"
                 )
-            images, labels, batch_groups = batch
-            values = by_attribute(batch_groups, attributes, len(images), what)
             for name in attributes:
                 if name not in values:
                     raise BadInput(
@@ -195,7 +195,7 @@ def paired_predictions(
                     margins[name].add(produced, len(images))
                 except ValueError as error:
                     raise BadInput(f"{what}: batch {at}: {error}") from None
-            given = whole_labels(labels, len(images), f"{what}: batch {at}").cpu().numpy()
+            given = labels.cpu().numpy()
             labels_of_rows(given, f"{what}: batch {at}: y_true", otherwise=TWO_CLASSES)
             truth += given.tolist()
             for name, column in values.items():

@@ -7,6 +7,7 @@ bootstrap replicates. An empty denominator gives NaN, never 0 or 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -170,12 +171,15 @@ def add_rate(added: Rate | MeanRate) -> str:
 
 def check_min_cell(min_cell: int) -> None:
     """``min_cell`` is a count of at least one image: an empty denominator has no rate."""
-    if min_cell < 1:
-        raise BadInput(f"min_cell: {min_cell} is not at least 1; leave it out for 1")
+    if not isinstance(min_cell, Integral) or min_cell < 1:
+        raise BadInput(
+            f"min_cell: {min_cell!r} is no whole number of at least 1; leave it out for 1"
+        )
 
 
 def refuse_least(min_cell: int, weighted: bool) -> None:
     """Refuse a least number of images where rates are of weights."""
+    check_min_cell(min_cell)
     if weighted and min_cell > 1:
         raise BadInput(
             f"min_cell: {min_cell} is a number of images, and sample_weight weighs them; leave one "

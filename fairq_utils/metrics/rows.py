@@ -6,8 +6,7 @@ the first bad row.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -16,6 +15,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from fairq_utils.errors import BadInput
+from fairq_utils.given import array
 
 MOST = 4096  # groups that are crossed whether or not they occur
 # One column per attribute, or a single attribute's values.
@@ -63,7 +63,7 @@ def listed(values: ArrayLike) -> str:
 
 
 def _distinct(values: ArrayLike) -> list[Any]:
-    return list(dict.fromkeys(_array(values).tolist()))
+    return list(dict.fromkeys(column(values, "labels").tolist()))
 
 
 def _shown(label: Any) -> str:
@@ -125,24 +125,24 @@ def labels(
     Traceback (most recent call last):
     fairq_utils.errors.BadInput: y_true: row 2 is 2, neither 0 nor 1; for other labels ...
     """
-    array = _column(values, name, rows)
-    missing = pd.isna(array)
+    found = column(values, name, rows)
+    missing = pd.isna(found)
     if pos_label is not None:
         if pd.isna(pos_label):
             raise BadInput(f"pos_label: {pos_label} is no label; name one of {name}")
         wrong, reason = missing, "which is no label"
     else:
         wrong, reason = missing.copy(), "neither 0 nor 1"
-        wrong[~missing] = ~np.isin(array[~missing], (0, 1))
+        wrong[~missing] = ~np.isin(found[~missing], (0, 1))
     if wrong.any():
         row = int(np.argmax(wrong))
         if missing[row]:
             way = "leave the row out, or name its label"
         else:
             way = otherwise or "for other labels name one as pos_label"
-        raise BadInput(f"{name}: row {row} is {_shown(array[row])}, {reason}; {way}")
+        raise BadInput(f"{name}: row {row} is {_shown(found[row])}, {reason}; {way}")
     # Objects, because NumPy compares an array of strings with a number as a whole.
-    positive = array.astype(object) == pos_label if pos_label is not None else array
+    positive = found.astype(object) == pos_label if pos_label is not None else found
     return np.asarray(positive).astype(np.int64)
 
 
@@ -172,20 +172,20 @@ def scores(
     Traceback (most recent call last):
     fairq_utils.errors.BadInput: y_score: row 1 is nan, which is no finite number; leave ...
     """
-    array = _column(values, name, rows)
-    numbers = pd.to_numeric(pd.Series(array), errors="coerce").to_numpy(np.float64)
+    found = column(values, name, rows)
+    numbers = pd.to_numeric(pd.Series(found), errors="coerce").to_numpy(np.float64)
     wrong = ~np.isfinite(numbers)
     if wrong.any():
         row = int(np.argmax(wrong))
         raise BadInput(
-            f"{name}: row {row} is {array[row]}, which is no finite number; leave the row out, "
+            f"{name}: row {row} is {found[row]}, which is no finite number; leave the row out, "
             "or give its score"
         )
     outside = (numbers < 0) | (numbers > 1)
     if probability and outside.any():
         row = int(np.argmax(outside))
         raise BadInput(
-            f"{name}: row {row} is {array[row]}, not a probability from 0 to 1; "
+            f"{name}: row {row} is {found[row]}, not a probability from 0 to 1; "
             "pass logits through a sigmoid or softmax first"
         )
     return numbers
@@ -274,7 +274,7 @@ def groups(sensitive_features: Features, *, rows: int | None = None) -> Groups:
         )
     names, code, many = [""], np.zeros(len(frame), np.int64), False
     for at, attribute in enumerate(attributes):
-        values = frame.iloc[:, at].astype("category")
+        values = _categories(frame.iloc[:, at], attribute)
         missing = np.flatnonzero(values.isna())
         if len(missing):
             raise BadInput(
@@ -299,19 +299,30 @@ def groups(sensitive_features: Features, *, rows: int | None = None) -> Groups:
     return Groups(tuple(attributes), tuple(names), code)
 
 
-def _column(values: ArrayLike, name: str, rows: int | None) -> NDArray[Any]:
-    """One value per row, as many rows as ``y_true``."""
-    array = _array(values)
-    if array.dtype.kind in "US" and isinstance(values, list | tuple):
-        # NumPy made text of everything in a mixed list; the bad row must stay the one it was.
-        array = np.asarray(values, dtype=object)
-    if array.ndim != 1:
-        raise BadInput(f"{name} must have one dimension, not {array.ndim}; give (N,)")
-    if rows is not None and len(array) != rows:
-        raise BadInput(f"{name} has {len(array)} rows but y_true has {rows}; give one per row")
-    if not len(array):
+def column(values: ArrayLike, name: str, rows: int | None = None) -> NDArray[Any]:
+    """One value per row, as many rows as ``y_true``.
+
+    Raises
+    ------
+    BadInput
+        More or fewer than one dimension, no rows, another number of rows, or a value that is a
+        collection.
+
+    Examples
+    --------
+    >>> column(["cat", "dog"], "y_true").tolist()
+    ['cat', 'dog']
+    """
+    found = array(values, name)
+    if found.ndim != 1:
+        raise BadInput(f"{name} must have one dimension, not {found.ndim}; give (N,)")
+    if rows is not None and len(found) != rows:
+        raise BadInput(f"{name} has {len(found)} rows but y_true has {rows}; give one per row")
+    if not len(found):
         raise BadInput(f"{name} is empty; give at least one row")
-    return array
+    if found.dtype == object:
+        _refuse_unhashable(found, name)
+    return found
 
 
 def _frame(sensitive_features: Features) -> pd.DataFrame:
@@ -322,26 +333,38 @@ def _frame(sensitive_features: Features) -> pd.DataFrame:
         name = sensitive_features.name
         return sensitive_features.to_frame("group" if name is None else str(name))
     if isinstance(sensitive_features, Mapping):
-        return pd.DataFrame({k: pd.Series(_array(v)) for k, v in sensitive_features.items()})
-    array = _array(sensitive_features)
-    if array.ndim == 1:
-        # Not the array: NumPy makes the text "1" of the number 1 where a list holds text too.
-        kept = array if _is_tensor(sensitive_features) else sensitive_features
-        return pd.Series(kept).to_frame("group")
-    if array.ndim == 2:
-        return pd.DataFrame(array, columns=[f"group_{i}" for i in range(array.shape[1])])
-    raise BadInput(
-        f"sensitive_features must have one or two dimensions, not {array.ndim}; give (N,), or "
-        "(N, K) of K attributes"
-    )
+        each = {k: _series(v, f"sensitive_features[{k!r}]") for k, v in sensitive_features.items()}
+        return pd.DataFrame(each)
+    found = array(sensitive_features, "sensitive_features")
+    if found.ndim == 2:
+        return pd.DataFrame(found, columns=[f"group_{i}" for i in range(found.shape[1])])
+    if found.ndim != 1:
+        raise BadInput(
+            f"sensitive_features must have one or two dimensions, not {found.ndim}; give (N,), or "
+            "(N, K) of K attributes"
+        )
+    return _series(sensitive_features, "sensitive_features").to_frame("group")
 
 
-def _array(values: Any) -> NDArray[Any]:
-    """Values as an array, those of a tensor on any device."""
-    return np.asarray(values.cpu() if _is_tensor(values) else values)
+def _series(values: Any, name: str) -> pd.Series:
+    """Values of one attribute, with their categories where they have some."""
+    if isinstance(getattr(values, "dtype", None), pd.CategoricalDtype):
+        return pd.Series(values).reset_index(drop=True)
+    return pd.Series(column(values, name))
 
 
-def _is_tensor(values: Any) -> bool:
-    # There are tensors only where torch was imported, which takes seconds.
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(values, torch.Tensor)
+def _categories(values: pd.Series, attribute: str) -> pd.Series:
+    """Values of one attribute as categories."""
+    if values.dtype == object:
+        _refuse_unhashable(values, f"sensitive_features: {attribute!r}")
+    # pandas has no index of float16.
+    kept = values.astype(np.float32) if values.dtype == np.float16 else values
+    return kept.astype("category")
+
+
+def _refuse_unhashable(values: Iterable[Any], name: str) -> None:
+    for row, value in enumerate(values):
+        if not isinstance(value, Hashable):
+            raise BadInput(
+                f"{name}: row {row} is a {type(value).__name__}; give one name or number per row"
+            )

@@ -12,6 +12,7 @@ from torch import nn
 
 from fairq_utils.data.batches import read
 from fairq_utils.errors import BadInput
+from fairq_utils.given import each_name
 from fairq_utils.metrics.criteria import FAIRNESS
 from fairq_utils.metrics.model_metrics import Predictions, paired_predictions
 from fairq_utils.mitigation.candidates import CANDIDATES, candidate_task
@@ -153,9 +154,8 @@ class FairnessAwareQuantizer:
                 f"{self.spec.activation}; candidates differ in how inputs are calibrated: use "
                 "static inputs, such as 8 or 'W4A8'"
             )
-        if isinstance(self.sensitive_attributes, str):
-            self.sensitive_attributes = [self.sensitive_attributes]
-        self.sensitive_attributes = list(self.sensitive_attributes or ())
+        self.sensitive_attributes = list(each_name(self.sensitive_attributes or ()))
+        self.candidates = each_name(self.candidates)
         if not self.sensitive_attributes:
             raise BadInput("sensitive_attributes: name at least one attribute")
         for name in self.sensitive_attributes:

@@ -56,8 +56,8 @@ class OnFaces(nn.Module):
         if groups.names != wanted:
             raise BadInput(
                 f"OnFaces: the constraint was made for the groups {_shown(wanted)}, and "
-                f"{', '.join(attributes)} make {_shown(groups.names)}; use facts_of_faces with the "
-                "same attributes"
+                f"{', '.join(groups.attributes)} make {_shown(groups.names)}; use facts_of_faces "
+                "with the same attributes"
             )
         self.constraint = constraint
         self.target: Tensor

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from fairq_utils.data.faces import FaceData
 from fairq_utils.errors import BadInput
+from fairq_utils.given import each_name
 from fairq_utils.metrics.rows import Groups
 from fairq_utils.metrics.rows import groups as crossed
 from fairq_utils.mitigation.sample import Sample
@@ -182,6 +183,7 @@ def facts_of_faces(
 
 def groups_of(data: FaceData, attributes: Sequence[str]) -> Groups:
     """Groups of a data set, crossed; refuses a group without an image, and a single group."""
+    attributes = each_name(attributes)
     for name in attributes:
         if name not in data.groups:
             raise BadInput(

@@ -10,7 +10,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fairq_utils.quantizers.checks import check_batch, check_finite, check_model
+from fairq_utils.given import each_name
+from fairq_utils.quantizers.checks import check_batch, check_finite, check_model, running
 from fairq_utils.quantizers.copying import copied
 from fairq_utils.quantizers.corrections import equalize
 from fairq_utils.quantizers.folding import fold_batch_norms
@@ -130,6 +131,7 @@ def observe(
     ValueError
         No calibration batch, or a value that is not finite.
     """
+    rules = each_name(rules)
     check_model(model, "quantize_static")
     refuse_quantized(model, "quantize_static")
     if isinstance(batches, Tensor):
@@ -137,21 +139,28 @@ def observe(
             "quantize_static: batches is one tensor, which would be taken image by image; give a "
             "list of batches, [images]"
         )
-    stream = iter(batches)
+    try:
+        stream = iter(batches)
+    except TypeError as error:
+        raise TypeError(
+            f"quantize_static: batches is {type(batches).__name__}; give a list of batches"
+        ) from error
     try:
         first = next(stream)
     except StopIteration:
         raise ValueError(
             "quantize_static: the calibration set is empty; give at least one batch"
         ) from None
-    check_batch(first, "quantize_static: calibration batch 0")
+    place = "quantize_static: calibration batch"
+    check_batch(first, f"{place} 0")
     before = float_bytes(model)
     work = copied(model, "quantize_static").eval()
     leave_fast_paths(work)
     example = first[:2].clone()  # what is asked of the structure needs no more
-    folded, left = fold_batch_norms(work, example)
-    pairs = equalize(work, example) if equalization else None
-    looked = survey(work, example)
+    with running(first, f"{place} 0"):
+        folded, left = fold_batch_norms(work, example)
+        pairs = equalize(work, example) if equalization else None
+        looked = survey(work, example)
     left |= looked.direct | looked.read
     layers = {n: m for n, m in work.named_modules() if quantizable(m) and n not in looked.read}
     asked = {"residuals": residuals, "attention_products": attention_products, "gates": gates}
@@ -166,8 +175,9 @@ def observe(
     images, kept = 0, []
     with removed_after(hooks), torch.no_grad():
         for number, batch in enumerate(itertools.chain([first], stream)):
-            check_batch(batch, f"quantize_static: calibration batch {number}")
-            operations.observe(work, batch.clone())
+            check_batch(batch, f"{place} {number}")
+            with running(batch, f"{place} {number}"):
+                operations.observe(work, batch.clone())
             images += len(batch)
             if keep:
                 kept.append(batch)

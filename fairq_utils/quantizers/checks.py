@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.ao.nn.quantized import FloatFunctional
+from torch.nn.parameter import is_lazy
 
-from fairq_utils.errors import BadInput
+from fairq_utils.errors import BadInput, Fault
+from fairq_utils.quantizers.spec import QuantSpec
 
 ELSEWHERE = (".quantized", ".qat", ".fake_quantize", ".observer")  # in names of torch.ao's modules
 OTHERS = ("torchao", "bitsandbytes", "quanto", "optimum.quanto")
@@ -64,6 +69,14 @@ def check_model(model: nn.Module, what: str) -> None:
     check_module(model, what)
     buffers = {name for name, _ in model.named_buffers()}
     for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(value):
+            raise BadInput(
+                f"{what}: {name} has no values before the model is run; run it on a batch first"
+            )
+        if value.is_meta:
+            raise BadInput(
+                f"{what}: {name} is on the device meta, without values; load its weights"
+            )
         value = value.detach()
         if value.is_floating_point() and value.dtype != torch.float32:
             raise ValueError(
@@ -78,6 +91,14 @@ def check_model(model: nn.Module, what: str) -> None:
             )
 
 
+def check_spec(spec: object, what: str) -> None:
+    """Refuse what is no spec."""
+    if not isinstance(spec, QuantSpec):
+        raise TypeError(
+            f"{what}: spec is {spec!r}, no QuantSpec; give one, such as QuantSpec.parse('W8A8')"
+        )
+
+
 def check_batch(batch: object, what: str) -> None:
     """Refuse a batch that is no tensor of finite values."""
     if not isinstance(batch, Tensor):
@@ -88,6 +109,20 @@ def check_batch(batch: object, what: str) -> None:
     if not batch.numel():
         raise ValueError(f"{what} is empty; leave it out")
     check_finite(batch, what)
+
+
+@contextmanager
+def running(batch: Tensor, what: str) -> Iterator[None]:
+    """Say which batch it is that a model cannot run, where PyTorch says why."""
+    try:
+        yield
+    except Fault:
+        raise
+    except RuntimeError as error:
+        raise BadInput(
+            f"{what}, {batch.dtype} of shape {tuple(batch.shape)}: the model cannot run it "
+            f"({str(error).strip().partition(chr(10))[0]}); give batches as the model takes them"
+        ) from error
 
 
 def refuse_not_finite(

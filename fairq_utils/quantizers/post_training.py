@@ -11,7 +11,13 @@ from torch import Tensor, nn
 
 from fairq_utils.errors import BadInput
 from fairq_utils.quantizers.calibrate import Observed, observe_for
-from fairq_utils.quantizers.checks import check_model, refuse_not_finite
+from fairq_utils.quantizers.checks import (
+    check_batch,
+    check_model,
+    check_spec,
+    refuse_not_finite,
+    running,
+)
 from fairq_utils.quantizers.copying import copied
 from fairq_utils.quantizers.corrections import correct_biases
 from fairq_utils.quantizers.folding import fold_batch_norms
@@ -83,6 +89,7 @@ def quantize_static(
     >>> report.layers, quantized(torch.randn(5, 3)).shape
     ({'0': 'W8A8', '2': 'W8A8'}, torch.Size([5, 2]))
     """
+    check_spec(spec, "quantize_static")
     if spec.activation == "dynamic":
         raise BadInput("quantize_static: spec.activation is dynamic; use quantize_dynamic")
     rules = [own.activation_range for own in (layers or {}).values() if own]
@@ -188,6 +195,7 @@ def quantize_dynamic(
     >>> report.layers
     {'0': 'W8A8', '2': 'W8A8'}
     """
+    check_spec(spec, "quantize_dynamic")
     if spec.activation != "dynamic":
         raise BadInput(
             f"quantize_dynamic: spec.activation is {spec.activation}; use quantize_static"
@@ -201,8 +209,10 @@ def quantize_dynamic(
     left = {"operations between layers": "are in float; give an example to have them named"}
     layers = {n: m for n, m in work.named_modules() if quantizable(m)}
     if example is not None:
-        folded, left = fold_batch_norms(work, example)
-        looked = survey(work, example)
+        check_batch(example, "quantize_dynamic: example")
+        with running(example, "quantize_dynamic: example"):
+            folded, left = fold_batch_norms(work, example)
+            looked = survey(work, example)
         left |= looked.direct | looked.read | float_operations(work, looked.operations)
         layers = {n: m for n, m in layers.items() if n not in looked.read}
     order = list(layers) if example is None else order_of_execution(work, layers, example)
@@ -224,6 +234,7 @@ def layer_specs(
     ValueError
         See :func:`quantize_observed`.
     """
+    check_spec(spec, "quantize_observed")
     if spec.activation == "dynamic":
         raise BadInput("quantize_static: spec.activation is dynamic; use quantize_dynamic")
     if spec.equalization != (observed.equalized is not None):

@@ -147,7 +147,7 @@ class QuantSpec:
         >>> QuantSpec.parse("W4").activation
         'float'
         """
-        found = re.fullmatch(r"W(\d+)(?:A(\d+))?", text)
+        found = re.fullmatch(r"W(\d+)(?:A(\d+))?", text) if isinstance(text, str) else None
         if found is None:
             raise BadInput(f"bits: {text!r} is not of the form W8A8, or W8 for weights only")
         if found[2] is None:

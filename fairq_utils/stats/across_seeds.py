@@ -13,6 +13,11 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats as scipy_stats
 from statsmodels.stats.weightstats import DescrStatsW
 
+from fairq_utils.errors import BadInput
+from fairq_utils.given import numbers
+
+ROUNDING = 1e-12  # relative: values as near as this differ in how they were summed up, if at all
+
 
 @dataclass(frozen=True)
 class PairedTests:
@@ -51,8 +56,9 @@ def paired_tests(differences: ArrayLike, *, confidence: float = 0.95) -> PairedT
     """
     d = per_seed(differences, "differences")
     smallest = 2.0 ** (1 - len(d))
-    if np.ptp(d) == 0 and d[0] == 0:
+    if not d.any():
         return PairedTests(len(d), 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, smallest)
+    refuse_constant(d, "differences", "a t test has no denominator")
     student = scipy_stats.ttest_1samp(d, 0)
     low, high = student.confidence_interval(confidence)
     flipped = scipy_stats.permutation_test(
@@ -113,8 +119,7 @@ def equivalence(differences: ArrayLike, margin: float, *, level: float = 0.05) -
     d = per_seed(differences, "differences")
     if margin <= 0:
         raise ValueError(f"margin: {margin} is not positive")
-    if np.ptp(d) == 0:
-        raise ValueError("differences: all seeds agree to the last digit; are they replicates?")
+    refuse_constant(d, "differences", "are they replicates?")
     tested = DescrStatsW(d)
     p_value = float(tested.ttost_mean(-margin, margin)[0])
     low, high = tested.tconfint_mean(2 * level)
@@ -155,7 +160,7 @@ def arm_tests(first: ArrayLike, second: ArrayLike) -> ArmTests:
     # Two values are equally far from their median, so Levene's test has nothing to go by.
     a, b = per_seed(first, "first", 3), per_seed(second, "second", 3)
     apart = scipy_stats.mannwhitneyu(np.arange(len(a)), len(a) + np.arange(len(b)), method="exact")
-    spread = scipy_stats.levene(a, b, center="median").pvalue if np.ptp(a) + np.ptp(b) else 1.0
+    spread = scipy_stats.levene(a, b, center="median").pvalue if varies(a) or varies(b) else 1.0
     return ArmTests(
         float(a.mean() - b.mean()),
         float(scipy_stats.mannwhitneyu(a, b).pvalue),
@@ -172,7 +177,7 @@ def per_seed(values: ArrayLike, name: str, least: int = 2) -> NDArray[np.float64
     ValueError
         Names the argument, and the seed whose value is not finite.
     """
-    array = np.asarray(values, float)
+    array = numbers(values, name)
     if array.ndim != 1 or len(array) < least:
         raise ValueError(
             f"{name} has shape {array.shape}; it must be one row of at least {least} seeds"
@@ -181,3 +186,20 @@ def per_seed(values: ArrayLike, name: str, least: int = 2) -> NDArray[np.float64
     if len(wrong):
         raise ValueError(f"{name}: seed {wrong[0]} is {array[wrong[0]]}, which cannot be tested")
     return array
+
+
+def varies(values: NDArray[np.float64]) -> bool:
+    """Whether values differ by more than rounding.
+
+    Examples
+    --------
+    >>> varies(np.array([0.3, 0.1 + 0.2])), varies(np.array([0.3, 0.301]))
+    (False, True)
+    """
+    return bool(np.ptp(values) > ROUNDING * np.abs(values).max())
+
+
+def refuse_constant(values: NDArray[np.float64], name: str, why: str) -> None:
+    """Refuse seeds without a spread."""
+    if not varies(values):
+        raise BadInput(f"{name}: all seeds agree to the last digit; {why}")

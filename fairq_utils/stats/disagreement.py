@@ -9,6 +9,9 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from statsmodels.stats.proportion import confint_proportions_2indep
 
+from fairq_utils.errors import BadInput
+from fairq_utils.given import array
+
 
 def churn(first: ArrayLike, second: ArrayLike) -> float:
     """Share of images for which two models predict different classes (Milani Fard et al. 2016).
@@ -18,9 +21,15 @@ def churn(first: ArrayLike, second: ArrayLike) -> float:
     >>> churn([0, 1, 1, 0], [0, 1, 0, 0])
     0.25
     """
-    a, b = np.asarray(first), np.asarray(second)
+    a, b = array(first, "first"), array(second, "second")
     if a.shape != b.shape or not a.size:
         raise ValueError(f"first has shape {a.shape}, second {b.shape}; they must agree and hold")
+    for name, predicted in (("first", a), ("second", b)):
+        missing = np.argwhere(pd.isna(predicted))
+        if len(missing):
+            raise BadInput(
+                f"{name}: row {missing[0, 0]} has no prediction; leave the image out of both"
+            )
     return float((a != b).mean())
 
 
@@ -37,7 +46,7 @@ def modal(predictions: ArrayLike) -> NDArray[np.int64]:
     >>> modal([[0, 1, 1], [0, 1, 0], [1, 1, 1], [0, 0, 0]])
     array([ 0,  1, -1])
     """
-    predicted = np.asarray(predictions)
+    predicted = array(predictions, "predictions")
     if predicted.ndim != 2 or not predicted.size:
         raise ValueError(f"predictions has shape {predicted.shape}; it must be (models, images)")
     if predicted.dtype.kind not in "iub" or predicted.min() < 0:
@@ -121,7 +130,7 @@ def over_representation(
     Raises
     ------
     ValueError
-        No image is chosen, or there are fewer than two groups.
+        No image is chosen, an image has no group, or there are fewer than two groups.
 
     Examples
     --------
@@ -130,20 +139,27 @@ def over_representation(
     >>> found.ratio.round(2).tolist()
     [1.88, 0.42]
     """
-    marked, group_of = np.asarray(chosen), np.asarray(groups)
+    marked, group_of = array(chosen, "chosen"), array(groups, "groups")
     if marked.dtype != bool or marked.ndim != 1:
         raise ValueError("chosen: must be one row of booleans")
     if marked.shape != group_of.shape:
         raise ValueError(f"groups has shape {group_of.shape}, chosen {marked.shape}")
     if not marked.any():
         raise ValueError("chosen: no image is chosen, so no group is over-represented")
-    names = np.unique(group_of)
+    cells = pd.Series(group_of).astype("category")
+    missing = np.flatnonzero(cells.isna())
+    if len(missing):
+        raise BadInput(
+            f"groups: row {missing[0]} has no group; leave the image out, or give a value of its "
+            "own to what is unknown"
+        )
+    names = cells.cat.categories
     if len(names) < 2:
         raise ValueError("groups: over-representation needs at least two groups")
     total, everyone = int(marked.sum()), len(marked)
     rows = []
-    for name in names:
-        inside = group_of == name
+    for code, name in enumerate(names):
+        inside = (cells.cat.codes == code).to_numpy()
         a, n = int((marked & inside).sum()), int(inside.sum())
         with np.errstate(divide="ignore"):  # an infinite risk, where only this group is chosen
             low, high = confint_proportions_2indep(

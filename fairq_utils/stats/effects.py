@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from scipy.special import nctdtrinc
 from scipy.stats import norm
 
-from fairq_utils.stats.across_seeds import per_seed
+from fairq_utils.stats.across_seeds import per_seed, refuse_constant, varies
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,8 @@ def cohens_dz(differences: ArrayLike, *, confidence: float = 0.95) -> Effect:
     (2.1, 0.43, 3.73)
     """
     d = per_seed(differences, "differences")
-    spread = d.std(ddof=1)
-    if spread == 0:
-        raise ValueError("differences: all seeds agree to the last digit; d_z has no denominator")
-    return _from_t("d_z", float(d.mean() / spread), len(d) ** 0.5, len(d) - 1, confidence)
+    refuse_constant(d, "differences", "d_z has no denominator")
+    return _from_t("d_z", float(d.mean() / d.std(ddof=1)), len(d) ** 0.5, len(d) - 1, confidence)
 
 
 def cohens_d(first: ArrayLike, second: ArrayLike, *, confidence: float = 0.95) -> Effect:
@@ -63,10 +61,10 @@ def cohens_d(first: ArrayLike, second: ArrayLike, *, confidence: float = 0.95) -
     0.5
     """
     x, y = per_seed(first, "first"), per_seed(second, "second")
+    if not varies(x) and not varies(y):
+        raise ValueError("first and second: neither varies over seeds; d has no denominator")
     m, n = len(x), len(y)
     pooled = (((m - 1) * x.var(ddof=1) + (n - 1) * y.var(ddof=1)) / (m + n - 2)) ** 0.5
-    if pooled == 0:
-        raise ValueError("first and second: neither varies over seeds; d has no denominator")
     value = float((x.mean() - y.mean()) / pooled)
     return _from_t("d", value, (m * n / (m + n)) ** 0.5, m + n - 2, confidence)
 

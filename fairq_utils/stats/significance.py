@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 
 import numpy as np
 import pandas as pd
 from scipy.stats import binom
 
+from fairq_utils.errors import BadInput
+from fairq_utils.given import each_name
 from fairq_utils.stats.resampling import Counts
 
 # Column -> statsmodels' name. Holm is what verdicts use; Bonferroni is shown because the published
@@ -36,6 +39,11 @@ def flips_by_group(table: Counts, groups: Sequence[str]) -> pd.DataFrame:
         ``mcnemar_mid_p``. P-values are of one group each; correct them over the groups
         (:func:`~fairq_utils.stats.adjusted`).
 
+    Raises
+    ------
+    BadInput
+        The table has another shape, or holds no numbers of images but sums of weights.
+
     Examples
     --------
     >>> table = np.zeros((2, 2, 2, 2), int)
@@ -44,11 +52,18 @@ def flips_by_group(table: Counts, groups: Sequence[str]) -> pd.DataFrame:
     >>> flips_by_group(table, ["old", "young"])[["group", "lost", "won"]].values.tolist()
     [['old', 9, 1], ['young', 0, 8], ['all', 9, 9]]
     """
-    counts = np.asarray(table)
+    groups, counts = each_name(groups), np.asarray(table)
     if counts.shape != (len(groups), 2, 2, 2):
-        raise ValueError(
+        raise BadInput(
             f"table has shape {counts.shape}, {len(groups)} groups need ({len(groups)}, 2, 2, 2)"
         )
+    if not np.array_equal(counts, np.rint(counts)):
+        raise BadInput(
+            "table: holds sums of weights (sample_weight), and McNemar's test counts images; give "
+            "counts without weights"
+        )
+    if (counts < 0).any():
+        raise BadInput("table: has negative counts; give numbers of images")
     from statsmodels.stats.contingency_tables import mcnemar  # takes a second to import
 
     rows = []
@@ -95,8 +110,9 @@ def mcnemar_mid_p(lost: int, won: int) -> float:
     >>> mcnemar_mid_p(0, 0)
     1.0
     """
-    if lost < 0 or won < 0:
-        raise ValueError("lost and won are counts; they cannot be negative")
+    for name, count in (("lost", lost), ("won", won)):
+        if not isinstance(count, Real) or not 0 <= count < np.inf or count != np.rint(count):
+            raise BadInput(f"{name}: {count!r} is no number of predictions; count them, 0 or more")
     n, k = lost + won, min(lost, won)
     if n == 0:
         return 1.0
@@ -126,7 +142,7 @@ def adjusted(p_values: Mapping[str, float]) -> pd.DataFrame:
     if not p_values:
         raise ValueError("p_values is empty")
     for name, p in p_values.items():
-        if not 0 <= p <= 1:
+        if not isinstance(p, Real) or not 0 <= p <= 1:
             raise ValueError(f"p_values[{name!r}]: {p} is not between 0 and 1")
     from statsmodels.stats.multitest import multipletests  # takes a second to import
 

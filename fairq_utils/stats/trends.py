@@ -9,6 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats as scipy_stats
 
+from fairq_utils.given import numbers
+from fairq_utils.stats.across_seeds import varies
+
 
 @dataclass(frozen=True)
 class Trend:
@@ -55,9 +58,10 @@ def trend(
     >>> round(found.spearman, 3), round(found.spearman_p, 3), found.page_p < 0.001
     (-1.0, 0.017, True)
     """
-    size, table = np.asarray(capacity, float), np.asarray(values, float)
-    if size.ndim != 1 or len(np.unique(size)) != len(size) or len(size) < 3:
-        raise ValueError("capacity: must be one row of at least three different values")
+    size, table = numbers(capacity, "capacity"), numbers(values, "values")
+    known = size.ndim == 1 and np.isfinite(size).all()
+    if not known or len(np.unique(size)) != len(size) or len(size) < 3:
+        raise ValueError("capacity: must be one row of at least three different finite values")
     if table.ndim != 2 or table.shape[1] != len(size) or len(table) < 2:
         raise ValueError(
             f"values has shape {table.shape}; it must be (seeds, {len(size)}), at least two seeds"
@@ -72,7 +76,7 @@ def trend(
         ordered = ordered[:, ::-1]
     page = scipy_stats.page_trend_test(ordered)
     means = table.mean(axis=0)
-    if np.ptp(means) == 0:
+    if not varies(means):
         return Trend(0.0, 1.0, float(page.statistic), float(page.pvalue))
     rank = scipy_stats.permutation_test(
         (means,),

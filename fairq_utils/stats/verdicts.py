@@ -19,6 +19,7 @@ from fairq_utils.errors import BadInput
 from fairq_utils.stats.significance import adjusted
 
 LEVEL = 0.05  # of a family: the chance that any change of it is shown where there is none
+JUDGED = ("change", "low", "high", "floor", "p_value")
 Outcome = Literal["supported", "contradicted", "undecided"]
 
 
@@ -252,7 +253,8 @@ def judge(
     Raises
     ------
     BadInput
-        So many rows at so few replicates that Holm's correction could show none.
+        A column that is not there, or so many rows at so few replicates that Holm's correction
+        could show none.
 
     Examples
     --------
@@ -266,6 +268,9 @@ def judge(
             f"{replicates} replicates none could be shown; ask for at least "
             f"{2 * len(frame) / level:.0f} (analysis.replicates of a params file)"
         )
+    missing = [name for name in JUDGED if name not in getattr(frame, "columns", ())]
+    if missing:
+        raise BadInput(f"frame: has no column {missing[0]}; it needs {', '.join(JUDGED)}")
     p_values = frame.p_value.fillna(1.0).tolist()
     named = {str(place): p for place, p in enumerate(p_values)}
     holm = adjusted(named).holm.tolist() if named else []

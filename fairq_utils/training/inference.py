@@ -90,7 +90,7 @@ class Margins:
         Raises
         ------
         BadInput
-            Outputs of another form, or NaN.
+            Outputs of another form, NaN, or two that are infinite alike.
         """
         if not isinstance(outputs, Tensor):
             raise BadInput(
@@ -111,6 +111,14 @@ class Margins:
                 "image and in the model's weights"
             )
         self._single = found.shape[1:] != (2,)
+        alike = torch.zeros(rows) if self._single else found[:, 1] - found[:, 0]
+        if alike.isnan().any():
+            row = int(alike.isnan().nonzero()[0])
+            raise BadInput(
+                f"model returned two logits of {float(found[row, 0])} for image {row}, of which "
+                "neither is the larger; let it compute them in float32, in which they do not "
+                "overflow"
+            )
         # Not a difference, which is NaN of two that are infinite.
         self._parts.append(found.reshape(rows) if self._single else found.argmax(dim=1).float())
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from fairq_utils.data import questions
 from fairq_utils.data import splits as carving
 from fairq_utils.data.files import (
     FileBytes,
@@ -34,7 +35,6 @@ from fairq_utils.data.photographs.terms import (
 )
 from fairq_utils.data.population import CELEBA_JOINT
 from fairq_utils.data.questions import ATTRIBUTES as OURS
-from fairq_utils.data.questions import check_names
 from fairq_utils.errors import BadInput
 
 ATTRIBUTES = tuple(
@@ -78,16 +78,16 @@ META = {
 }
 
 
-def categories(groups: Mapping[str, str] | None = None) -> dict[str, tuple[str, ...]]:
+def categories(
+    groups: Mapping[str, str] | Sequence[str] | None = None,
+) -> dict[str, tuple[str, ...]]:
     """Names of each sensitive attribute's values, absent before present.
 
     >>> categories({"gender": "Male", "hat": "Wearing_Hat"})
     {'gender': ('female', 'male'), 'hat': ('no hat', 'hat')}
     """
-    groups = GROUPS if groups is None else groups
-    check_names(groups)
     found = {}
-    for name, attribute in groups.items():
+    for name, attribute in questions.chosen(groups, GROUPS).items():
         _known(attribute, f"groups.{name}")
         thing = attribute.removeprefix("Wearing_").replace("_", " ").lower()
         found[name] = SAYING.get(attribute, (f"no {thing}", thing))
@@ -98,7 +98,7 @@ def listing(
     root: Path,
     *,
     target: str | None = None,
-    groups: Mapping[str, str] | None = None,
+    groups: Mapping[str, str] | Sequence[str] | None = None,
     held_out: Mapping[str, float] | None = None,
 ) -> Listing:
     """List what a folder with CelebA holds.
@@ -117,7 +117,7 @@ def listing(
         halves unless named; train and test are the official ones
     """
     target = _known(target or TARGET, "target")
-    chosen = dict(GROUPS if groups is None else groups)
+    chosen = questions.chosen(groups, GROUPS)
     named = categories(chosen)
     columns = [target, *(c for c in dict.fromkeys(chosen.values()) if c != target)]
     parts = shares(held_out)

@@ -108,7 +108,8 @@ def load_photographs(
     -------
     FaceData
         Its images stay on disk and are read as they are used. Of an image that is in two splits
-        one is left out; see :func:`~fairq_utils.data.splits.duplicates`.
+        one is left out, and both where their labels contradict each other; see
+        :func:`~fairq_utils.data.splits.duplicates`.
         ``meta["contents"]`` has for each split the SHA-256 of names, pixels, targets and groups of
         the images that are in it.
     """

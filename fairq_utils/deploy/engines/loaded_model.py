@@ -61,7 +61,8 @@ class LoadedModel:
     Attributes
     ----------
     engine : name in :data:`fairq_utils.deploy.engines.registry.ENGINES`
-    logits : float32 (N, 3, H, W), normalized, contiguous -> float32 (N, classes)
+    logits : float32 (N, 3, H, W), normalized, contiguous -> float32 (N, classes);
+        of two classes also one logit, (N, 1) or (N,)
     threads : int
     kernels : Kernels, or None where the engine does not say
     batch : the only batch size that the file takes; None where any will do

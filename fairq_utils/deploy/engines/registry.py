@@ -22,7 +22,7 @@ from fairq_utils.deploy.engines.loaded_model import (
     LoadedModel,
     NotRunning,
 )
-from fairq_utils.errors import MissingExtra, needs
+from fairq_utils.errors import BadInput, MissingExtra, needs
 from fairq_utils.registry import Registry
 
 if TYPE_CHECKING:
@@ -236,11 +236,13 @@ def load(engine: str, folder: str | os.PathLike[str], threads: int) -> LoadedMod
     Raises
     ------
     BadInput, NotInstalled
-        See :func:`installed`.
+        See :func:`installed`; or fewer than one thread.
     NotRunning
         A file is missing, damaged, or of another version.
     """
     installed(engine)
+    if not isinstance(threads, int) or threads < 1:
+        raise BadInput(f"threads: {threads!r} is no number of threads; name 1 or more")
     found, paths = ENGINES[engine], files(engine, folder)
     for path in paths:
         if not path.is_file():
