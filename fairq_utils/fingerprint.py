@@ -12,6 +12,11 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = __name__.partition(".")[0]
+# They read what is given, say what is wrong, find by name and keep in files: no value is theirs.
+BESIDE = frozenset(
+    f"{PACKAGE}.{name}"
+    for name in ("errors", "given", "registry", "data.whole_files", "training.checkpoints")
+)
 
 
 def fingerprint(value: Any, length: int = 20) -> str:
@@ -23,7 +28,8 @@ def fingerprint(value: Any, length: int = 20) -> str:
 def code_version(*entries: str, alone: Iterable[str] = ()) -> str:
     """Hash of what modules compute, with all that they import of this package and of their own.
 
-    A comment, a docstring or a line break changes nothing; a changed constant or branch does.
+    A comment, a docstring or a line break changes nothing; a changed constant or branch does. The
+    modules of :data:`BESIDE` do not count, so that another sentence computes nothing again.
 
     Parameters
     ----------
@@ -41,7 +47,8 @@ def code_version(*entries: str, alone: Iterable[str] = ()) -> str:
 
 @lru_cache(maxsize=256)
 def _version(entries: tuple[str, ...], alone: tuple[str, ...]) -> str:
-    return fingerprint([[name, _tree(name)] for name in sorted({*closure(entries), *alone})], 12)
+    decide = {*closure(entries), *alone} - BESIDE
+    return fingerprint([[name, _tree(name)] for name in sorted(decide)], 12)
 
 
 def closure(entries: Iterable[str]) -> set[str]:

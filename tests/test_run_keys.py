@@ -19,11 +19,11 @@ from fairq_utils.study.study import Study
 # What runs pass through and what cannot change a prediction: where things are kept and shown, how
 # settings are read (they are in the key themselves), which words are used.
 BESIDE = {
-    *("errors", "fingerprint", "registry"),
-    *("data.whole_files", "data.pixel_cache", "data.files"),
+    *(name.partition(".")[2] for name in fingerprint.BESIDE),
+    *("fingerprint", "data.pixel_cache", "data.files"),
     *("study.ledger", "study.run_file", "study.run_record"),
     *("study.planning", "study.progress", "study.study", "study.tracking"),
-    *("study.weights", "study.environment", "training.checkpoints"),
+    *("study.weights", "study.environment"),
     *("study.params.data", "study.params.grid", "study.params.section", "study.params.study"),
 }
 KINDS = [
@@ -79,7 +79,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 def decides(run: Run) -> set[str]:
     """Modules in a run's key, without the package's name."""
     entries, alone = planning.modules_of(run.method, run.sampler, run.architecture, run.data)
-    modules = {*fingerprint.closure(entries), *alone}
+    modules = {*fingerprint.closure(entries), *alone} - fingerprint.BESIDE
     return {name.partition(".")[2] for name in modules}
 
 
@@ -109,7 +109,7 @@ def test_every_module_in_a_key_moves_it(
     arguments = (method, sampler, "squeezenet1_1", {})
     before = planning.code_of(*arguments)
     entries, alone = planning.modules_of(*arguments)
-    modules = {*fingerprint.closure(entries), *alone}
+    modules = {*fingerprint.closure(entries), *alone} - fingerprint.BESIDE
     assert len(modules) > 15
     codes = set()
     for changed in sorted(modules):
