@@ -223,7 +223,7 @@ def test_a_toy_study_runs_end_to_end(studied: tuple[Study, str, str]) -> None:
 def test_a_toy_sampler_draws_what_it_says(studied: tuple[Study, str, str]) -> None:
     study, _, sampler = studied
     run = next(run for run in planning.plan(study) if run.sampler == sampler)
-    model = run_models.trained(study, run.architecture, planning.baseline_of(run).key)
+    model = run_models.trained(study, run)
     pool = study.faces.subset("calibration")
     rows = run_models.calibration_rows(study, run, pool, model)
     assert len(set(rows)) == IMAGES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -85,16 +86,26 @@ def test_exchange_of_shared_images_does_not_count_one_event_many_times() -> None
     assert apart.floor == pytest.approx(once.floor / 2, rel=0.15)
 
 
-def test_seed_pairs_are_all_pairs() -> None:
+def test_the_floor_of_seeds_is_exceeded_one_time_in_twenty() -> None:
+    """Known truth: seeds differ by a normal amount."""
     rng = np.random.default_rng(0)
-    tables = {seed: rng.integers(5, 50, (3, 2, 2)) for seed in (42, 43, 44)}
-    pairs = stats.seed_pairs(tables, {"parity": PARITY})
-    assert pairs[["first", "second"]].values.tolist() == [[42, 43], [42, 44], [43, 44]]
-    assert pairs.difference[1] == pytest.approx(PARITY(tables[44]) - PARITY(tables[42]))
-    found = stats.seed_floors(pairs).iloc[0]
-    assert found["pairs"] == 3
-    assert found["mean"] == pytest.approx(pairs.difference.abs().mean())
-    assert found["mean"] < found["floor"] <= found["largest"] == pairs.difference.abs().max()
+    share = {"share": lambda table: np.asarray(table)[..., 0, 0, 1]}
+    for seeds in (3, 5, 10):
+        beyond, held, old = 0, 0, 0
+        for _ in range(2000):
+            values = 0.5 + 0.02 * rng.standard_normal(seeds + 2)
+            tables = {s: np.full((1, 2, 2), value) for s, value in enumerate(values[:-2])}
+            found = stats.seed_floors(tables, share).iloc[0]
+            apart = abs(values[-1] - values[-2])
+            beyond += apart > found.floor
+            held += found.floor_low <= 1.96 * 2**0.5 * 0.02 <= found.floor_high
+            pairs = [abs(a - b) for a, b in combinations(values[:-2], 2)]
+            old += apart > np.quantile(pairs, 0.95)
+            assert found.largest == pytest.approx(max(pairs)) and found.seeds == seeds
+        assert 0.035 < beyond / 2000 < 0.065
+        assert 0.935 < held / 2000 < 0.965
+        if seeds == 3:  # the 95th percentile of the pairs that were seen
+            assert old / 2000 > 0.25
 
 
 @pytest.mark.parametrize(("lost", "won"), [(0, 0), (3, 9), (12, 12), (30, 4)])
@@ -149,7 +160,7 @@ def test_flips_by_group() -> None:
         (lambda: stats.mcnemar_mid_p(3, 1.2), "won: 1.2 is no number of predictions"),
         (lambda: stats.flips_by_group(np.full((1, 2, 2, 2), 2.5), ["a"]), "table: holds sums of w"),
         (lambda: stats.flips_by_group(np.full((1, 2, 2, 2), -1), ["a"]), "table: has negative"),
-        (lambda: stats.seed_pairs({1: np.ones((2, 2, 2))}, {}), "make no pair"),
+        (lambda: stats.seed_floors({1: np.ones((2, 2, 2))}, {}), "differ from no other"),
         (lambda: stats.flips_by_group(np.ones((2, 2, 2, 2)), ["a"]), "1 groups need"),
         (lambda: stats.flips_by_group(np.ones((2, 2, 2, 2)), "ab"), "1 groups need"),
     ],

@@ -240,11 +240,58 @@ def test_a_gap_of_nothing_is_never_covered() -> None:
     assert (gaps[gaps.quantity == "change"].coverage > 0.9).all()
 
 
-def test_images_that_seeds_share_need_shared_images() -> None:
-    found = coverage_over_seeds(seeds=[10], trials=150, replicates=200).set_index("interval")
-    assert found.coverage["shared images"] > 0.88
-    assert found.coverage["tables"] < found.coverage["shared images"]
-    assert found.width["tables"] < 0.9 * found.width["shared images"]
+@pytest.mark.parametrize("world", ["seeds", "seeds and draws", "draws"])
+def test_seeds_and_draws_that_are_crossed_are_covered(world: str) -> None:
+    found = coverage_over_seeds(designs=[(5, 3)], worlds=[world], trials=200, replicates=200)
+    by_name = found.set_index("interval")
+    assert 0.9 <= by_name.coverage["crossed"] <= 0.99
+    assert by_name.shown["crossed"] <= 0.09
+    assert by_name.width["runs as seeds"] < 0.8 * by_name.width["crossed"]
+    if "draws" in world:
+        assert by_name.coverage["runs as seeds"] < by_name.coverage["crossed"] - 0.02
+
+
+def test_components_of_crossed_values_by_hand() -> None:
+    values = np.array([[1.0, 3.0], [2.0, 4.0], [6.0, 8.0]])
+    found = stats.components(values, np.array([3.9, 4.1]))
+    assert found.mean == 4.0
+    assert found.sd_seeds == pytest.approx(np.std([2, 3, 7], ddof=1))
+    assert found.sd_draws == pytest.approx(np.std([3, 5], ddof=1))
+    assert found.sd_images == pytest.approx(0.1)
+    parts = [7 / 3, 2 / 2, 0.01]
+    assert found.error**2 == pytest.approx(sum(parts))
+    assert found.degrees == pytest.approx(sum(parts) ** 2 / (parts[0] ** 2 / 2 + parts[1] ** 2))
+    same = stats.components(np.zeros((2, 1)), np.zeros(5))
+    assert (same.error, same.p_value) == (0, 1)
+
+
+def test_an_image_that_weighs_more_counts_more() -> None:
+    """Weights of 1 are counts, and whole weights are repeated images."""
+    rng = np.random.default_rng(0)
+    group, label = rng.integers(0, 2, 200), rng.integers(0, 2, 200)
+    first, second = rng.integers(0, 2, (2, 3, 200))
+    whole = rng.integers(1, 4, 200)
+    ones = stats.share_images(group, label, first, second, weight=np.ones(200))
+    plain = stats.share_images(group, label, first, second)
+    np.testing.assert_array_equal(ones.tables, plain.tables)
+    heavy = stats.share_images(group, label, first, second, weight=whole)
+    again = stats.share_images(
+        *(np.repeat(x, whole) for x in (group, label)),
+        *(np.repeat(x, whole, axis=1) for x in (first, second)),
+    )
+    np.testing.assert_allclose(heavy.tables, again.tables)
+    drawn = stats.resample(heavy, 400, seed=1)
+    np.testing.assert_allclose(drawn.mean(axis=1).sum(axis=0), heavy.tables.sum(axis=0), rtol=0.25)
+
+
+def test_strata_of_shared_images_keep_their_sizes() -> None:
+    group = np.repeat([0, 1], [30, 70])
+    label = np.tile([0, 1], 50)
+    shared = stats.share_images(group, label, [label], [1 - label], stratum=group)
+    drawn = stats.resample(shared, 50, seed=0)
+    assert (drawn.sum(axis=(3, 4, 5)) == [30, 70]).all()
+    free = stats.resample(stats.share_images(group, label, [label], [1 - label]), 50, seed=0)
+    assert np.ptp(free.sum(axis=(3, 4, 5))[..., 0]) > 5
 
 
 def test_simulated_worlds_are_what_they_say() -> None:

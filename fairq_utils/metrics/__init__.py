@@ -31,6 +31,7 @@ from fairq_utils.metrics.frame import (
 from fairq_utils.metrics.gaps import (
     LeftOutWarning,
     difference,
+    difference_to_rest,
     gap_to_overall,
     left_out,
     ratio,
@@ -150,6 +151,7 @@ __all__ = [
     "difference",
     "difference_at_common_threshold",
     "difference_at_equal_rate",
+    "difference_to_rest",
     "directed_difference",
     "directed_ratio",
     "disparate_impact",

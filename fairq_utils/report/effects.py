@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fairq_utils.metrics.criteria import FAIRNESS
 from fairq_utils.metrics.rates import rate
 from fairq_utils.quantizers.methods import CONTROL, METHODS, MSE
 from fairq_utils.stats import floors
+from fairq_utils.stats.crossed import crossed_changes
 from fairq_utils.stats.paired import paired_bootstrap
 from fairq_utils.stats.significance import flips_by_group
 from fairq_utils.study.params.study import Params
@@ -28,11 +30,16 @@ from fairq_utils.study.statistics import (
     Statistic,
     configuration,
     counts,
+    group_blind,
     measured,
+    measured_of,
+    over,
     scopes,
     shared,
 )
 
+BLIND = 200  # draws of flips that do not know the group
+OVER_SEEDS = ["change", "low", "high", "p_value"]  # columns that are over seeds where there are two
 RANGES = MSE["activation_range"]  # of plain quantization, and of what is compared with it
 
 
@@ -107,7 +114,8 @@ def against_plain(runs: list[RunRecord], params: Params) -> pd.DataFrame:
                 behind = [(base, pair[place]) for base, pair in zip(bases, found, strict=True)]
                 tables = shared(behind, attributes).tables
                 before, after = tables.sum(axis=-1), tables.sum(axis=-2)
-                changes += [float(np.mean(s(after) - s(before))) for s in measured(params).values()]
+                asked = measured_of(params, found[0][0], attributes)
+                changes += [float(np.mean(s(after) - s(before))) for s in asked.values()]
     costs = {
         key: [
             float(np.mean([cost(pair[place]) for pair in found]))
@@ -136,14 +144,44 @@ def paired_changes(
     Returns
     -------
     DataFrame
-        :func:`fairq_utils.stats.paired_bootstrap` with ``floor`` and ``p_value`` of
-        :func:`fairq_utils.stats.exchange_floors`.
+        :func:`fairq_utils.stats.paired_bootstrap` with ``floor`` and ``network_p`` of
+        :func:`fairq_utils.stats.exchange_floors`, which are about these networks. ``change`` with
+        ``low``, ``high`` and ``p_value`` is over seeds, calibration draws and images
+        (:func:`fairq_utils.stats.crossed_changes`) where there are two seeds or more, else over the
+        images of this network. ``seeds`` and ``draws``; ``bound``: how far from 0 the change can
+        be, a gap's by all pairs of groups; ``expected``: the change if flips did not know the
+        group, ``excess`` beyond it and its ``excess_p``.
     """
-    options = _resampling(params)
+    confidence, options = params.analysis.confidence, _resampling(params)
     images = shared(pairs, attributes)
-    table = paired_bootstrap(images, measured, confidence=params.analysis.confidence, **options)
-    chance = floors.exchange_floors(images, measured, **options)
-    return table.assign(floor=chance.floor, p_value=chance.p_value)
+    blind = group_blind(pairs, attributes, BLIND)
+    seeds, draws = images.cells.shape[:2]
+    pieces = {
+        f"{name} {i}": part
+        for name in measured
+        if name in FAIRNESS
+        for i, part in enumerate(FAIRNESS[name].parts(images.groups))
+    }
+    asked = {**measured, **pieces}
+    table = paired_bootstrap(images, asked, confidence=confidence, **options)
+    chance = floors.exchange_floors(images, asked, **options)
+    table = table.assign(floor=chance.floor, network_p=chance.p_value, p_value=chance.p_value)
+    expected = {name: blind(statistic) for name, statistic in measured.items()}
+    if seeds > 1:
+        across = crossed_changes(images, asked, confidence=confidence, expected=expected, **options)
+        table[OVER_SEEDS] = across[OVER_SEEDS]
+        table["excess_p"] = across.excess_p
+    else:
+        table["excess_p"] = np.nan
+    table = table.set_index("statistic")
+    ends = table[["low", "high"]].abs().max(axis=1)
+    for name in measured:
+        own = [piece for piece in pieces if piece.rpartition(" ")[0] == name]
+        table.loc[name, "bound"] = ends[own].max(skipna=False) if own else ends[name]
+        table.loc[name, "expected"] = float(expected[name].mean())
+    kept = table.loc[list(measured)].assign(seeds=seeds, draws=draws)
+    kept["excess"] = kept.change - kept.expected
+    return kept.reset_index()
 
 
 def between_seeds(runs: list[RunRecord], params: Params) -> pd.DataFrame:
@@ -162,16 +200,15 @@ def between_seeds(runs: list[RunRecord], params: Params) -> pd.DataFrame:
             trained.setdefault(record.run.architecture, {})[seed] = record
     parts = [
         floors.seed_floors(
-            floors.seed_pairs(
-                {seed: counts(record, attributes).reference for seed, record in seeds.items()},
-                measured(params),
-            )
+            {seed: counts(record, attributes).reference for seed, record in seeds.items()},
+            measured_of(params, next(iter(seeds.values())), attributes),
         ).assign(architecture=architecture, scope=scope)
         for architecture, seeds in trained.items()
         if len(seeds) > 1
         for scope, attributes in scopes(params).items()
     ]
-    names = ["architecture", "scope", "statistic", "pairs", "mean", "floor", "largest"]
+    names = ["architecture", "scope", "statistic", "seeds", "sd", "floor"]
+    names += ["floor_low", "floor_high", "largest"]
     return pd.concat(parts, ignore_index=True)[names] if parts else pd.DataFrame(columns=names)
 
 
@@ -197,7 +234,7 @@ def by_group(runs: list[RunRecord], params: Params) -> pd.DataFrame:
         table = paired_bootstrap(
             images, accuracy, confidence=params.analysis.confidence, **options
         ).set_index("statistic")
-        pooled = flips_by_group(np.sum([c.table for c in collapsed], axis=0), names)
+        pooled = flips_by_group(np.sum([c.seen for c in collapsed], axis=0), names)
         pooled = pooled.set_index("group")
         p_values = (
             pooled.mcnemar_mid_p
@@ -229,8 +266,11 @@ def equal_errors(runs: list[RunRecord], params: Params) -> pd.DataFrame:
     """
     parts = [
         floors.equal_errors(
-            counts(record, attributes).reference,
-            measured(params),
+            record.counts.sum(axis=-1),
+            {
+                name: over(record, attributes, statistic)
+                for name, statistic in measured(params).items()
+            },
             **_resampling(params),
         ).assign(scope=scope)
         for record in runs
@@ -279,20 +319,21 @@ def frontier(frame: pd.DataFrame, size: pd.DataFrame, scope: str) -> pd.DataFram
 
 def _compared(pairs: Mapping[tuple[Any, ...], Sequence[Pair]], params: Params) -> pd.DataFrame:
     parts = [
-        paired_changes(members, attributes, measured(params), params).assign(
+        paired_changes(
+            members, attributes, measured_of(params, members[0][0], attributes), params
+        ).assign(
             **dict(zip(CONFIGURATION, key, strict=True)),
             scope=scope,
-            seeds=len(members),
             flips=np.mean([((a.scores > 0) != (b.scores > 0)).mean() for a, b in members]),
         )
         for key, members in pairs.items()
         for scope, attributes in scopes(params).items()
     ]
-    first = [*CONFIGURATION, "scope", "statistic", "seeds"]
+    first = [*CONFIGURATION, "scope", "statistic", "seeds", "draws"]
     if not parts:
         return pd.DataFrame(columns=first)
     frame = pd.concat(parts, ignore_index=True)
-    last = ["flips", "floor", "p_value"]
+    last = ["flips", "floor", "p_value", "network_p", "bound", "expected", "excess", "excess_p"]
     return frame[[*first, *(c for c in frame if c not in (*first, *last)), *last]]
 
 

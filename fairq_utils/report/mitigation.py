@@ -142,7 +142,7 @@ def shown_table(frame: pd.DataFrame) -> HTML:
 
 
 def seeds_table(frame: pd.DataFrame) -> HTML:
-    """Mean and largest absolute difference between two FP32 seeds, in points.
+    """How far apart two FP32 seeds are, in points: the floor with its interval, and what was seen.
 
     Parameters
     ----------
@@ -154,9 +154,15 @@ def seeds_table(frame: pd.DataFrame) -> HTML:
             {
                 "architecture": rows.architecture.map(title),
                 "statistic": rows.statistic.map(LABELS),
-                "pairs of seeds": rows.pairs.astype(int),
-                "mean difference": points(rows["mean"]),
-                "largest": points(rows.largest),
+                "seeds": rows.seeds.astype(int),
+                "floor [95 % interval]": [
+                    f"±{value} [{low}, {high}]"
+                    for value, low, high in zip(
+                        *(points(rows[name]) for name in ("floor", "floor_low", "floor_high")),
+                        strict=True,
+                    )
+                ],
+                "largest seen": points(rows.largest),
             }
         )
     )

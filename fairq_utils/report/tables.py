@@ -33,6 +33,8 @@ LABELS = _Labels(
     equal_opportunity_difference="Equal opportunity gap",
     predictive_equality_difference="Predictive equality gap",
     disparate_impact="Disparate impact",
+    directed_accuracy_difference="Accuracy, unprivileged less others",
+    directed_selection_rate_difference="Selection rate, unprivileged less others",
 )
 RATIOS = ("disparate_impact",)
 RULES = {"minmax": "min-max", "moving_average": "moving average", "mse": "MSE"}

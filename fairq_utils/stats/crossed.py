@@ -27,6 +27,7 @@ def crossed_changes(
     tables: Source,
     statistics: Mapping[str, Statistic],
     *,
+    expected: Mapping[str, NDArray[Any]] | None = None,
     replicates: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -46,6 +47,8 @@ def crossed_changes(
     ----------
     tables, statistics
         As for :func:`~fairq_utils.stats.paired_bootstrap`; at least two seeds.
+    expected : mapping of name to (S, C), optional
+        Change of every run under another null than none, such as flips that do not know the group.
     replicates, confidence, seed
         Of the bootstrap of images; nominal coverage; seed of the resampling.
 
@@ -55,8 +58,9 @@ def crossed_changes(
         ``statistic``, ``seeds``, ``draws``, ``reference``, ``compared``, ``change`` (means),
         ``low``, ``high``, ``error`` (standard error), ``degrees`` (of freedom), ``p_value``
         (two-sided against 0), and ``sd_seeds``, ``sd_draws``, ``sd_images``: the standard
-        deviations of the change over each, NaN where there is one alone. NaN all through where a
-        run does not have the statistic.
+        deviations of the change over each, NaN where there is one alone; with ``expected`` also
+        ``excess`` over it and ``excess_p``, NaN where nothing is expected of a statistic. NaN all
+        through where a run does not have the statistic.
 
     Raises
     ------
@@ -69,8 +73,8 @@ def crossed_changes(
     >>> other = np.array([[[[85, 5], [2, 8]], [[10, 0], [14, 76]]]])
     >>> selected = {"selected": lambda t: t[..., :, 1].sum((-1, -2)) / 200}
     >>> found = crossed_changes([table, other], selected).iloc[0]
-    >>> round(found.change, 4), bool(found.low < found.change < found.high)
-    (-0.0475, True)
+    >>> round(float(found.change), 4), bool(found.low < found.change < found.high)
+    (-0.0525, True)
     """
     observed = stack(tables)
     seeds, draws = observed.shape[:2]
@@ -87,7 +91,8 @@ def crossed_changes(
             np.asarray(statistic(observed.sum(axis=axis)), float) for axis in SIDES.values()
         )
         low, high = (np.asarray(statistic(drawn.sum(axis=axis)), float) for axis in SIDES.values())
-        found = components(after - before, (high - low).mean(axis=0))
+        moved = (high - low).mean(axis=0)
+        found = components(after - before, moved)
         half = found.error * student.ppf((1 + confidence) / 2, found.degrees)
         rows.append(
             {
@@ -107,6 +112,10 @@ def crossed_changes(
                 "sd_images": found.sd_images,
             }
         )
+        if expected is not None:
+            null = expected.get(name, np.full(before.shape, nan))
+            beyond = components(after - before - null, moved)
+            rows[-1] |= {"excess": beyond.mean, "excess_p": beyond.p_value}
     return pd.DataFrame(rows)
 
 
@@ -131,6 +140,8 @@ class Components:
     @property
     def p_value(self) -> float:
         """Two-sided, of the mean against 0; 1 where nothing varies and the mean is 0."""
+        if np.isnan(self.error):
+            return nan
         if self.error == 0:
             return 1.0 if self.mean == 0 else 0.0
         return float(2 * student.sf(abs(self.mean) / self.error, self.degrees))

@@ -65,7 +65,7 @@ def null_gaps(
     >>> null_gaps([[50, 80], [20, 40]], [0.9, 0.7]).shape
     (2000, 2)
     """
-    n, p = np.asarray(sizes), np.asarray(rate, float)
+    n, p = _whole(sizes, "sizes"), np.asarray(rate, float)
     if not ((p >= 0) & (p <= 1)).all():
         raise ValueError(f"rate: {rate!r} is not between 0 and 1")
     if n.ndim not in (1, 2) or n.shape[-1] < 2 or n.min() < 1:
@@ -233,7 +233,7 @@ def equal_errors(
     >>> bool(0 < found.low < found["median"] < found.high < 0.2)
     True
     """
-    within = np.asarray(table).sum(axis=-1)
+    within = _whole(table, "table").sum(axis=-1)
     if within.sum() == 0:
         raise ValueError("table counts no image")
     positive = np.asarray(table)[..., 1].sum(axis=0) / np.maximum(within.sum(axis=0), 1)
@@ -248,6 +248,17 @@ def equal_errors(
         )
         rows.append({"statistic": name, "median": median, "low": low, "high": high})
     return pd.DataFrame(rows)
+
+
+def _whole(values: ArrayLike, name: str) -> NDArray[np.int64]:
+    """Numbers of images as they are drawn from, whole."""
+    found = np.asarray(values)
+    if found.dtype.kind not in "iuf" or not np.array_equal(found, np.rint(found)):
+        raise ValueError(
+            f"{name}: holds sums of weights (sample_weight), or no numbers; give whole numbers of "
+            "images"
+        )
+    return found.astype(np.int64)
 
 
 def seed_floors(tables: Mapping[Any, Counts], statistics: Mapping[str, Statistic]) -> pd.DataFrame:

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fairq_utils.stats.intervals import Deletions, acceleration, deletions, interval
-from fairq_utils.stats.resampling import Source, resample, stack
+from fairq_utils.stats.resampling import WEIGHTED, SharedImages, Source, resample, stack
 
 Statistic = Callable[[NDArray[Any]], NDArray[Any]]
 Method = Literal["percentile", "bca"]
@@ -144,8 +144,10 @@ def replicate(
     >>> found["selected"].observed  # 10 images selected before, 9 after
     array([10.,  9., -1.])
     """
-    drawn = resample(tables, replicates, seed, stratify=stratify)
     observed = stack(tables)
+    if not isinstance(tables, SharedImages) and not np.array_equal(observed, np.rint(observed)):
+        raise ValueError(WEIGHTED)
+    drawn = resample(tables, replicates, seed, stratify=stratify)
     left_out = deletions(tables, stratify=stratify) if accelerate else None
     drawn_sides = [drawn.sum(axis=axis) for axis in SIDES.values()]
     observed_sides = [observed.sum(axis=axis) for axis in SIDES.values()]

@@ -16,6 +16,10 @@ from numpy.typing import ArrayLike, NDArray
 Counts = NDArray[Any]
 Floats = NDArray[np.float64]
 AT_ONCE = 1000  # replicates, whose weights of patterns stand in memory together
+WEIGHTED = (
+    "tables: hold sums of weights (sample_weight), and images are drawn one by one; give counts "
+    "without weights"
+)
 ROUNDING = 1e-6  # of a number of images that fractions add up to
 
 
@@ -208,10 +212,7 @@ def resample(tables: Source, replicates: int, seed: int, *, stratify: bool = Fal
     seeds, draws = stacked.shape[:2]
     whole = stacked.sum(axis=(2, 3, 4, 5), dtype=float)
     if np.abs(whole - np.rint(whole)).max() > ROUNDING:
-        raise ValueError(
-            "tables: hold sums of weights (sample_weight), and images are drawn one by one; give "
-            "counts without weights"
-        )
+        raise ValueError(WEIGHTED)
     # (S, C, strata, cells): without strata all groups are one.
     cells = stacked.reshape(seeds, draws, stacked.shape[2] if stratify else 1, -1)
     # Null models put fractions of images into cells; how many images are drawn stays whole.

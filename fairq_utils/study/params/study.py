@@ -133,6 +133,8 @@ class Analysis(Section):
     """Confidence, replicates and margins of the analysis.
 
     ``attributes`` are gender and age unless named, or those of photographs whose ``groups`` are.
+    ``unprivileged`` is the group that is set against all others, by its value of each attribute;
+    old women unless named, where there are such.
     ``metrics`` are criteria of :data:`fairq_utils.metrics.criteria.FAIRNESS` that are measured
     beside those that always are (:data:`fairq_utils.study.statistics.STATISTICS`).
     """
@@ -147,6 +149,14 @@ class Analysis(Section):
     metrics: Annotated[
         tuple[Annotated[str, AfterValidator(_criterion)], ...], AfterValidator(unique)
     ] = ()
+    unprivileged: dict[Attribute, Attribute] = Field(default={})
+
+    @model_validator(mode="after")
+    def _of_the_attributes(self) -> Analysis:
+        odd = [name for name in self.unprivileged if name not in self.attributes]
+        if odd:
+            raise ValueError(f"unprivileged.{odd[0]}: {unknown(odd[0], self.attributes)}")
+        return self
 
 
 Place = Annotated[str, Field(min_length=1)]  # a path, or of the ledger a URL
