@@ -45,6 +45,7 @@ PRECISION = 1e-4  # of a bound
 CHANCE = 0.8  # that the images said to be needed certify
 SAMPLES = 20  # bootstrap samples over which the range that is said goes
 STEP = 0.02  # of the images said to be needed, relative
+ENOUGH = 30  # flips (or answers of the rarer kind) of each group for a z-test
 COARSE = 1e-3  # of the bound on the float model's gap, which is on the safe side
 
 
@@ -63,7 +64,9 @@ class Question:
     constrained : ``increase`` over the float model, or the ``gap`` itself
     evidence : ``betting`` or ``normal``
         ``betting`` holds at any number of images (:mod:`fairq_utils.mitigation.betting`);
-        ``normal`` is the usual z-test of a difference: asymptotic, and content with fewer images.
+        ``normal`` is the usual z-test of a difference: asymptotic, and content with fewer images;
+        below :data:`ENOUGH` flips in a group, where its chance of being wrong is up to twice what
+        it says, it certifies nothing.
     """
 
     metric: str = "demographic_parity_difference"
@@ -421,6 +424,8 @@ def _size(x: Table, y: Table, scale: float, level: float) -> float:
 
 
 def _normal(x: Table, y: Table, limit: float, size: float) -> float:
+    if min(float(side.sum() - side.max()) for side in (x, y)) < ENOUGH:
+        return 1.0
     z = (limit - (_mean(x) - _mean(y))) / math.sqrt(_variance(x) + _variance(y))
     return float(norm.sf(z))
 

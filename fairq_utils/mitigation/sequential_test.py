@@ -12,6 +12,7 @@ from torch import nn
 from fairq_utils.errors import Fault
 from fairq_utils.metrics.criteria import FAIRNESS
 from fairq_utils.mitigation.certificate import (
+    ENOUGH,
     Question,
     Table,
     bound,
@@ -81,7 +82,7 @@ class Certificate:
 
 EVIDENCE_SAYS = {
     "betting": "evidence by betting, valid at any number of images",
-    "normal": "evidence by a z-test, which is an approximation for many images",
+    "normal": f"evidence by a z-test, an approximation from {ENOUGH} flips in each group up",
 }
 
 

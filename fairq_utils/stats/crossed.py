@@ -41,7 +41,8 @@ def crossed_changes(
     :math:`s^2_C` that of the C draws, and :math:`v_I` the variance of the mean under a bootstrap of
     the images alone; degrees of freedom by Satterthwaite (1946), images having endless ones. Each
     variance holds some of what the lower ones are about, so the interval errs to the wide side
-    (:mod:`fairq_utils.bench.coverage` has by how much).
+    (:mod:`fairq_utils.bench.coverage` has by how much). With one calibration draw it is about that
+    draw.
 
     Parameters
     ----------

@@ -77,8 +77,8 @@ def paired_bootstrap(
     which has no kink.
 
     Tables of several seeds are resampled as if every seed had its own test images. Where they share
-    them, as in a study on one test set, a 95 % interval of tables covers 91 times in 100;
-    :class:`~fairq_utils.stats.SharedImages` covers 95 or more from five seeds up, 91 with three.
+    them, as in a study on one test set, give :class:`~fairq_utils.stats.SharedImages`; for the
+    change over seeds and calibration draws :func:`~fairq_utils.stats.crossed_changes`.
 
     Examples
     --------
