@@ -197,7 +197,9 @@ measuring.coverage_table()
 #
 # The smallest true change of an accuracy gap, in points, between the smallest and the largest group
 # here, that would be found four times in five, if as many predictions flip as at
-# {glue:text}`most_bits:s`.
+# {glue:text}`most_bits:s`. One seed finds what happened to its own network. Several are about
+# others, taken to differ by a standard deviation of {glue:text}`between_seeds:.1f` points; they are
+# tested on the same images, so that more seeds do not make up for few images.
 
 # %%
 power = measuring.power(chapter)

@@ -160,6 +160,24 @@ def test_seeds_needed_is_the_first_number_that_is_enough() -> None:
         assert n == 2 or stats.power_to_detect(change, 0.012, n - 1) < 0.8 or n - 1 < 2
 
 
+def test_power_where_seeds_share_their_images() -> None:
+    """Known truth: as often as the crossed test finds it."""
+    rng = np.random.default_rng(0)
+    change, sd, shared, seeds = 0.01, 0.006, 0.004, 5
+    said = stats.power_to_detect(change, sd, seeds, shared=shared)
+    found = 0
+    for _ in range(4000):
+        values = change + shared * rng.standard_normal() + sd * rng.standard_normal((seeds, 1))
+        replicates = shared * rng.standard_normal(200)
+        found += stats.components(values, replicates).p_value < 0.05
+    assert found / 4000 == pytest.approx(said, abs=0.03)
+    assert stats.power_to_detect(change, sd, seeds) > said
+    least = stats.detectable_change(sd, seeds, shared=shared)
+    assert stats.power_to_detect(least, sd, seeds, shared=shared) == pytest.approx(0.8, abs=1e-4)
+    endless = stats.detectable_change(sd, 1000, shared=shared)
+    assert endless == pytest.approx((1.96 + 0.842) * shared, rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [

@@ -157,7 +157,7 @@ def ceiling(chapter: Chapter) -> float | None:
 def perfect_gap(chapter: Chapter) -> float:
     """Demographic parity gap of a classifier without errors, all attributes crossed."""
     target = chapter.group_counts().sum(axis=-1)
-    perfect = np.zeros((*target.shape, 2), np.int64)
+    perfect = np.zeros((*target.shape, 2))
     perfect[:, 0, 0], perfect[:, 1, 1] = target[:, 0], target[:, 1]
     return float(FAIRNESS[PARITY](perfect))
 

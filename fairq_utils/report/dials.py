@@ -13,7 +13,7 @@ import seaborn as sns
 from IPython.display import HTML
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.stats import t as student
 
 from fairq_utils.data.questions import ATTRIBUTES
 from fairq_utils.fingerprint import code_version, fingerprint
@@ -117,9 +117,9 @@ def dial_verdicts(frame: pd.DataFrame, statistic: str = "behind") -> pd.DataFram
     """Judge which dial makes quantization unequal, and which mitigation takes that away again.
 
     A dial adds what plain quantization adds to the group's disadvantage at its last level, beyond
-    what it adds in the even world. The two worlds are different people, so their variances add: the
-    half-width of the difference is the root of the summed squares, likewise its floor, and its
-    p-value is that of a normal with this half-width. All dials, bits and architectures are one
+    what it adds in the even world. The two worlds are different people and different networks, so
+    their variances add, with Welch's (1947) degrees of freedom; so do those of their floors. All
+    dials, bits and architectures are one
     family of :func:`fairq_utils.stats.verdicts.judge`; either sign counts.
 
     Parameters
@@ -327,9 +327,17 @@ def _beyond(plain: pd.DataFrame, even: pd.DataFrame) -> pd.DataFrame:
     """Changes less those of the even world, and whether the difference is shown."""
     there = even.loc[list(zip(plain.architecture, plain.bits, strict=True))].reset_index(drop=True)
     added = plain.change - there.change
-    half = np.hypot(plain.high - plain.low, there.high - there.low) / 2
+    parts = [frame.error.to_numpy() ** 2 for frame in (plain, there)]
+    variance = sum(parts)
+    own = sum(
+        part**2 / frame.degrees.to_numpy()
+        for part, frame in zip(parts, (plain, there), strict=True)
+    )
     # Where no prediction flips in either world there is no width, and no difference.
-    z = np.where(half > 0, added / half.where(half > 0, 1) * norm.ppf(1 - LEVEL / 2), 0.0)
+    degrees = np.divide(variance**2, own, out=np.full(len(plain), np.inf), where=own > 0)
+    error = np.sqrt(variance)
+    t = np.divide(np.abs(added), error, out=np.zeros(len(plain)), where=error > 0)
+    half = error * student.ppf(1 - LEVEL / 2, degrees)
     judged = judge(
         pd.DataFrame(
             {
@@ -337,7 +345,7 @@ def _beyond(plain: pd.DataFrame, even: pd.DataFrame) -> pd.DataFrame:
                 "low": added - half,
                 "high": added + half,
                 "floor": np.hypot(plain.floor, there.floor),
-                "p_value": 2 * norm.sf(np.abs(z)),
+                "p_value": 2 * student.sf(t, degrees),
             }
         )
     )

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 from fairq_utils.metrics.criteria import FAIRNESS
 from fairq_utils.metrics.rates import rate
@@ -39,7 +40,8 @@ from fairq_utils.study.statistics import (
 )
 
 BLIND = 200  # draws of flips that do not know the group
-OVER_SEEDS = ["change", "low", "high", "p_value"]  # columns that are over seeds where there are two
+# Columns that are over seeds where there are two.
+OVER_SEEDS = ["change", "low", "high", "error", "degrees", "p_value"]
 RANGES = MSE["activation_range"]  # of plain quantization, and of what is compared with it
 
 
@@ -148,7 +150,8 @@ def paired_changes(
         :func:`fairq_utils.stats.exchange_floors`, which are about these networks. ``change`` with
         ``low``, ``high`` and ``p_value`` is over seeds, calibration draws and images
         (:func:`fairq_utils.stats.crossed_changes`) where there are two seeds or more, else over the
-        images of this network. ``seeds`` and ``draws``; ``bound``: how far from 0 the change can
+        images of this network; ``error`` and ``degrees`` are its standard error and degrees of
+        freedom. ``seeds`` and ``draws``; ``bound``: how far from 0 the change can
         be, a gap's by all pairs of groups; ``expected``: the change if flips did not know the
         group, ``excess`` beyond it and its ``excess_p``.
     """
@@ -165,7 +168,13 @@ def paired_changes(
     asked = {**measured, **pieces}
     table = paired_bootstrap(images, asked, confidence=confidence, **options)
     chance = floors.exchange_floors(images, asked, **options)
-    table = table.assign(floor=chance.floor, network_p=chance.p_value, p_value=chance.p_value)
+    table = table.assign(
+        floor=chance.floor,
+        network_p=chance.p_value,
+        p_value=chance.p_value,
+        error=(table.high - table.low) / 2 / norm.ppf((1 + confidence) / 2),
+        degrees=np.inf,
+    )
     expected = {name: blind(statistic) for name, statistic in measured.items()}
     if seeds > 1:
         across = crossed_changes(images, asked, confidence=confidence, expected=expected, **options)
@@ -334,6 +343,7 @@ def _compared(pairs: Mapping[tuple[Any, ...], Sequence[Pair]], params: Params) -
         return pd.DataFrame(columns=first)
     frame = pd.concat(parts, ignore_index=True)
     last = ["flips", "floor", "p_value", "network_p", "bound", "expected", "excess", "excess_p"]
+    last += ["error", "degrees"]
     return frame[[*first, *(c for c in frame if c not in (*first, *last)), *last]]
 
 

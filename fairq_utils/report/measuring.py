@@ -37,6 +37,7 @@ BANDS = {
     "true_positive_rate": 1,
     "false_positive_rate": 0,
 }
+BETWEEN = 0.003  # standard deviation over seeds of what eight bits change, for planning
 # Statistics of the printed coverage table; the recorded one has more.
 COVERED = (
     "group's accuracy",
@@ -260,10 +261,11 @@ def glue_coverage(images: int, coverage: tuple[float, float]) -> None:
     glue("covered_high", coverage[1] / POINT)
 
 
-def detectable(flips: float, sizes: NDArray[Any]) -> pd.DataFrame:
+def detectable(flips: float, sizes: NDArray[Any], between: float) -> pd.DataFrame:
     """Smallest change of an accuracy gap that is found four times in five, in points.
 
-    Between the smallest and the largest group, by training seeds and size of the test set.
+    Between the smallest and the largest group, by training seeds, all tested on the same images,
+    and by size of the test set.
 
     Parameters
     ----------
@@ -271,14 +273,18 @@ def detectable(flips: float, sizes: NDArray[Any]) -> pd.DataFrame:
         Share of right predictions gained or lost; taken as one prediction where none is.
     sizes : int (G,)
         Test images by group.
+    between : standard deviation of the true change over training seeds
     """
     ends = np.array([np.min(sizes), np.max(sizes)])
     flips = max(flips, 1 / float(np.sum(sizes)))
     table = {}
     for times in (1, 5, 25):
-        sd = change_sd([flips, flips], ends * times)
+        images = change_sd([flips, flips], ends * times)
         table[f"{int(np.sum(sizes)) * times:,} images"] = {
-            f"{seeds} seed{'s' if seeds > 1 else ''}": detectable_change(sd, seeds) / POINT
+            f"{seeds} seed{'s' if seeds > 1 else ''}": detectable_change(
+                0.0 if seeds == 1 else between, seeds, shared=images
+            )
+            / POINT
             for seeds in (1, 3, 5, 10)
         }
     return pd.DataFrame(table).round(1).rename_axis("").reset_index()
@@ -287,12 +293,14 @@ def detectable(flips: float, sizes: NDArray[Any]) -> pd.DataFrame:
 def power(chapter: Chapter) -> pd.DataFrame:
     """:func:`detectable` in this study, if as many predictions flip as at the most bits."""
     flips = rows_at_bits(chapter.effects, fewest=False).flips.median()
-    return detectable(float(flips), chapter.group_counts().sum(axis=(1, 2)))
+    counted = statistics.counts(chapter.runs[0], chapter.params.analysis.attributes)
+    return detectable(float(flips), counted.sizes, BETWEEN)
 
 
 def glue_power(frame: pd.DataFrame) -> None:
-    """Glue the smallest change that one seed and this test set find."""
+    """Glue the smallest change that one seed and this test set find, and what is assumed."""
     glue("detectable", frame.iloc[0, 1])
+    glue("between_seeds", BETWEEN / POINT)
 
 
 def _pairs(runs: list[RunRecord], frame: pd.DataFrame) -> list[statistics.Pair]:
