@@ -65,10 +65,10 @@ def null_bands(chapter: Chapter) -> pd.DataFrame:
     for record in chapter.runs:
         if record.run.method != "fp32":
             continue
-        table = statistics.counts(record, params.analysis.attributes).reference
-        target = table.sum(axis=-1)
-        for rate, counted in BANDS.items():
-            sizes = target.sum(axis=1) if counted is None else target[:, counted]
+        counted = statistics.counts(record, params.analysis.attributes)
+        table, target = counted.reference, counted.seen.sum(axis=(2, 3))  # of images, not people
+        for rate, label_of in BANDS.items():
+            sizes = target.sum(axis=1) if label_of is None else target[:, label_of]
             null = null_gaps(
                 sizes[sizes > 0],  # as the gap itself leaves out groups without a rate
                 float(overall(table, rate)),
@@ -78,7 +78,9 @@ def null_bands(chapter: Chapter) -> pd.DataFrame:
             rows.append(
                 {
                     "rate": rate,
-                    "among": "everybody" if counted is None else f"those labelled {words[counted]}",
+                    "among": (
+                        "everybody" if label_of is None else f"those labelled {words[label_of]}"
+                    ),
                     "architecture": record.run.architecture,
                     "gap": float(difference(table, rate)),
                     "mean": float(null.mean()),
