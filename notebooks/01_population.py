@@ -52,10 +52,12 @@ population.smile_figure(test)
 # Gender, age and Smiling follow the joint counts of all {glue:text}`celeba:,.0f` images of CelebA
 # {cite}`liu2015deep` unless the params file says otherwise; ancestry is drawn independently of the
 # three. Two things follow before any network is trained. Old women are rare:
-# {glue:text}`old_women:.1%` of the test images. And women are labelled smiling more often than men,
+# {glue:text}`old_women:.1%` of the people. And women are labelled smiling more often than men,
 # so that a *perfect* classifier has a demographic parity gap of {glue:text}`perfect_gap:.1f` points
-# by gender on these test images. A study that reports a gap near zero from a classifier that is
-# over 90 % accurate on such groups has reported something else.
+# by gender. A study that reports a gap near zero from a classifier that is over 90 % accurate on
+# such groups has reported something else.
+#
+# {glue:text}`test_design:s`
 
 # %% mystnb={"image": {"alt": "Bars of images and points of share smiling, by gender and age"}}
 population.composition_figure(test)

@@ -8,9 +8,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fairq_utils.bench.certificate import World, drawn, sequence, single
+from fairq_utils.bench.certificate import (
+    RARE,
+    UNFRIENDLY,
+    World,
+    drawn,
+    sequence,
+    single,
+    unfriendly,
+)
 from fairq_utils.errors import BadInput
 from fairq_utils.metrics import FAIRNESS
+from fairq_utils.mitigation import certificate
 from fairq_utils.mitigation.betting import p_value_of_difference, stake
 from fairq_utils.mitigation.certificate import (
     CHANCE,
@@ -102,6 +111,16 @@ def test_false_certificates_are_rarer_than_delta(evidence, balanced) -> None:
     world = World(0.02, question.limit + 1e-6, balanced)
     assert observed(world.table(), question) > question.limit
     assert single(world, 2000, question, DRAWS) <= question.delta
+
+
+def test_unfriendly_worlds_are_rarely_certified() -> None:
+    """Also where a z-test alone would be wrong: nearly all flips are the harm, all one way."""
+    found = unfriendly(5)
+    assert set(found.world) == set(UNFRIENDLY) and (found.wrong <= QUESTION.delta).all()
+    rare = World(RARE, QUESTION.limit + 1e-6)
+    [held] = drawn([rare], 2000, np.random.default_rng(0))
+    x, y = held.sum(axis=1)[:2]
+    assert certificate._normal(certificate._flips(x), certificate._flips(y), 0.5, 1.0) == 1.0
 
 
 @pytest.mark.parametrize("evidence", ["betting", "normal"])

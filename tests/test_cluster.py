@@ -335,11 +335,11 @@ def test_a_machine_whose_copy_is_damaged_evaluates_the_stores(place: Place, tmp_
     params = load_params(place.file(tmp_path / "ledger"), where)
     (base,) = plan(Study(params), ("baseline",))
     good = place.store.checkpoint_path(base.weights).read_bytes()
-    put(Study(params).ledger, good, base.key)
+    put(Study(params).ledger, good, base.weights)
     path = Study(params).ledger.checkpoint_path(base.weights)
     path.write_bytes(broken(good))
     with pytest.warns(UserWarning, match="is fetched again"):
-        trained(Study(params), base.architecture, base.key)
+        trained(Study(params), base)
     assert path.read_bytes() == good
 
 
@@ -407,7 +407,7 @@ def test_a_local_cluster_from_the_params_file(place: Place, tmp_path: Path) -> N
     store = Ledger(tmp_path / "ledger")
     (key,) = store.keys()
     assert store.read(key).provenance["threads"] == "2"  # each worker has as many as it was given
-    assert store.checkpoint_path(key).exists()
+    assert store.checkpoint_path(store.read(key).run.weights).exists()
 
 
 def test_what_a_task_cannot_do_is_the_same_sentence(

@@ -189,7 +189,7 @@ def test_what_is_measured_is_what_the_folder_answers(
     assert gap["value"] == pytest.approx(abs(said[women].mean() - said[~women].mean()))
     assert gap["change"] == pytest.approx(gap["value"] - gap["fp32"])
     assert set(kept["gaps"]) == set(kept["groups"]) == {"gender", "age", "gender x age"}
-    trained = run_models.trained(study, MODEL, planning.plan(study, ("baseline",))[0].key)
+    trained = run_models.trained(study, planning.plan(study, ("baseline",))[0])
     base = (loop.predict(trained, test_faces.images) > 0) == (test_faces.target == 1)
     assert kept["accuracy"]["fp32"] == pytest.approx(base.mean())
     assert 0.2 < said.mean() < 0.8

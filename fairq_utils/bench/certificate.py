@@ -53,14 +53,16 @@ def bench_certificate(subject: Subject) -> Outcome:
     Outcome
         ``cells`` (rows of :func:`rates`), ``draws`` of each, ``limit``, ``delta``, ``metric``,
         ``learnt`` (images that order and stakes were learnt from), ``sequence`` (true changes of
-        the gap by candidates tested one after the other, times the limit), ``wrong_most`` (largest
-        share of false certificates), ``needed`` (by evidence, the held-out images at which a
-        candidate that leaves the gap as it is is certified in the share ``chance`` of draws, where
-        ``needed_flips`` of the predictions flip), ``seconds``.
+        the gap by candidates tested one after the other, times the limit), ``unfriendly`` (rows of
+        :func:`unfriendly`), ``wrong_most`` (largest share of false certificates), ``needed`` (by
+        evidence, the held-out images at which a candidate that leaves the gap as it is is certified
+        in the share ``chance`` of draws, where ``needed_flips`` of the predictions flip),
+        ``seconds``.
     """
     began = time.perf_counter()
     question = Question()
-    table = rates(images=IMAGES, flips=(RARE, *FLIPS), draws=DRAWS, question=question, report=say)
+    table = rates(images=IMAGES, flips=FLIPS, draws=DRAWS, question=question, report=say)
+    worlds = unfriendly(DRAWS, question)
     return Outcome(
         {
             "cells": table.astype(object).where(table.notna(), None).to_dict("records"),
@@ -70,7 +72,8 @@ def bench_certificate(subject: Subject) -> Outcome:
             "metric": question.metric,
             "learnt": LEARNT,
             "sequence": list(SEQUENCE),
-            "wrong_most": float(table.wrong.max()),
+            "wrong_most": float(max(table.wrong.max(), worlds.wrong.max())),
+            "unfriendly": worlds.to_dict("records"),
             "chance": CHANCE,
             "needed_flips": min(FLIPS),
             "needed": {
@@ -92,15 +95,21 @@ class World:
     change : of the gap: how much the share of positive predictions rises, beyond that, in the group
         that has most
     balanced : whether groups are sampled evenly, or as often as in CelebA
+    alike : whether all groups have the same base rate, so that there is no gap before
+    one_way : whether all flips make predictions positive
     """
 
     flips: float
     change: float
     balanced: bool = True
+    alike: bool = False
+    one_way: bool = False
 
     def float_cells(self) -> NDArray[np.float64]:
         """Probability of group x label x float prediction, (4, 2, 2)."""
         joint = np.array(list(CELEBA_JOINT.values()), float).reshape(4, 2)
+        if self.alike:
+            joint = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0) / joint.sum()
         if self.balanced:
             joint = joint / joint.sum(axis=1, keepdims=True)
         joint = joint / joint.sum()
@@ -113,6 +122,8 @@ class World:
         predicted = self.float_cells().sum(axis=1)
         share = predicted.sum(axis=1, keepdims=True)
         moved = np.full((4, 2), self.flips / 2)
+        if self.one_way:
+            moved = np.array([[self.flips, 0.0]] * 4)
         moved[int(np.argmax(predicted[:, 1] / share[:, 0])), 0] += self.change
         out: NDArray[np.float64] = moved * share / predicted
         if (out > 1).any():
@@ -178,6 +189,49 @@ def sequence(
         wrong += any(above)
         right += not all(above)
     return wrong / draws, right / draws
+
+
+# Worlds that tempt a certificate to be wrong, their change being just above the limit; and how many
+# images of each group there are.
+UNFRIENDLY: dict[str, tuple[dict[str, Any], int]] = {
+    "even groups": ({"flips": 0.01}, 2000),
+    "groups as in CelebA": ({"flips": 0.01, "balanced": False}, 2000),
+    "hardly any flips but those": ({"flips": RARE}, 500),
+    "flips one way": ({"flips": 0.01, "one_way": True}, 2000),
+    "no gap before": ({"flips": 0.01, "alike": True}, 2000),
+    "few images": ({"flips": 0.04}, 200),
+}
+
+
+def unfriendly(draws: int, question: Question | None = None) -> pd.DataFrame:
+    """How often one candidate just beyond the limit is certified, in worlds that tempt to it.
+
+    Returns
+    -------
+    DataFrame
+        ``world`` of :data:`UNFRIENDLY`, ``evidence``, ``wrong``.
+
+    Examples
+    --------
+    >>> bool((unfriendly(1).wrong <= 1).all())
+    True
+    """
+    asked = Question() if question is None else question
+    rows = [
+        (
+            name,
+            evidence,
+            single(
+                World(change=asked.limit + AT_LIMIT, **given),
+                4 * images,
+                replace(asked, evidence=evidence),  # type: ignore[arg-type]
+                draws,
+            ),
+        )
+        for name, (given, images) in UNFRIENDLY.items()
+        for evidence in EVIDENCE
+    ]
+    return pd.DataFrame(rows, columns=["world", "evidence", "wrong"])
 
 
 def needed(flips: float, question: Question, *, draws: int = 200) -> int | None:

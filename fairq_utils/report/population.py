@@ -17,6 +17,7 @@ from fairq_utils.data.population import CELEBA_JOINT
 from fairq_utils.fingerprint import code_version, fingerprint
 from fairq_utils.report.chapter import POINT, Chapter, glue
 from fairq_utils.report.figures import finished
+from fairq_utils.study.study import Study
 from fairq_utils.training import architectures, loop, objectives
 
 PROBE_IMAGES = 6000  # training images of the probe; fewer where the study has fewer
@@ -168,10 +169,28 @@ def glue_population(study: Chapter, rendered: Chapter) -> None:
     glue("difficulty", population.difficulty)
     glue("bayes", population.bayes_accuracy)
     glue("celeba", sum(CELEBA_JOINT.values()))
-    target, groups = rendered.study.people("test")
-    glue("old_women", float(((groups.gender == "female") & (groups.age == "old")).mean()))
-    rates = pd.Series(target).groupby(groups.gender.to_numpy()).mean()
+    # Of the population that figures are about, whatever the test images are.
+    joint = rendered.study.population("test").joint
+    share = pd.Series(joint, index=pd.MultiIndex.from_tuples([cell.split("|") for cell in joint]))
+    share = share / share.sum()
+    glue("old_women", float(share["female", "old"].sum()))
+    by_gender = share.groupby(level=[0, 2]).sum().unstack()
+    rates = by_gender["1"] / by_gender.sum(axis=1)
     glue("perfect_gap", abs(rates["female"] - rates["male"]) / POINT)
+    glue("test_design", design(rendered.study))
+
+
+def design(study: Study) -> str:
+    """How many test images there are, of whom, and how figures weigh them, in a sentence."""
+    who, images = study.population("test"), len(study.people("test")[0])
+    if not who.even:
+        return f"The {images:,} test images have that make-up too."
+    each = images // len(who.turns)
+    return (
+        f"The {images:,} test images do not have that make-up: they are {each:,} of each "
+        f"{' and '.join(who.even)}, so that small groups are measured as well as large ones, and "
+        "figures of the whole population weigh them by its make-up."
+    )
 
 
 def glue_recovery(confusion: pd.DataFrame) -> None:
