@@ -210,7 +210,7 @@ def test_matched_calibration_is_in_the_proportions_of_training(folders: Path) ->
     assert study.shares(attributes, train) == pytest.approx(wanted.to_dict())
     record = next(r for r in runs_of_after(study) if r.run.sampler == "matched")
     pool = study.faces.subset("calibration")
-    model = run_models.trained(study, record.run.architecture, planning.baseline_of(record.run).key)
+    model = run_models.trained(study, record.run)
     rows = run_models.calibration_rows(study, record.run, pool, model)
     expected = draw(
         "matched",
