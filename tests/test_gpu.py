@@ -199,7 +199,7 @@ def _rebuilt(folder: Path) -> tuple[set[str], float, set[tuple[str, str]]]:
     precisions = set(PRECISIONS)
     parts = (*rebuilt.model.parameters(), *rebuilt.model.buffers(), *rebuilt.fp32.parameters())
     data = study.faces
-    scores = runs._scores(rebuilt.model, data, "cpu")
+    scores = runs.margins(rebuilt.model, data, "cpu")["test"]
     apart = np.abs(scores.astype(float) - record.scores.astype(float)).max()
     return {part.device.type for part in parts}, float(apart), precisions
 
