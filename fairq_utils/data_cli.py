@@ -154,7 +154,7 @@ def describe(
     ] = None,
 ) -> None:
     """Describe who is in a collection: groups, base rates, a perfect classifier's parity gap."""
-    from fairq_utils.metrics.base_rates import CROSSED, WHOLE, base_rates, decides
+    from fairq_utils.metrics.prevalence import CROSSED, WHOLE, base_rates, decides
 
     _refuse_missing_folder("--table", table)
     listing = _listing(name, root, target, groups, options)

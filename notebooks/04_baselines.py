@@ -14,7 +14,7 @@ params_file = "../params/smoke.yaml"
 overrides = {}
 
 # %% tags=["remove-cell"]
-from fairq_utils.report import baselines
+from fairq_utils.report import fp32_models
 from fairq_utils.report.chapter import open_chapter
 from fairq_utils.report.effects import equal_errors
 
@@ -29,7 +29,7 @@ groups = chapter.group_effects[chapter.group_effects.method == "fp32"]
 # rendered, the dashed line is the accuracy of somebody who knows the true strength of every smile.
 
 # %% mystnb={"image": {"alt": "Points of test accuracy by architecture, each with its interval"}}
-baselines.accuracy_figure(fp32, baselines.ceiling(chapter))
+fp32_models.accuracy_figure(fp32, fp32_models.ceiling(chapter))
 # %% [markdown]
 # The best model is {glue:text}`best:s` with {glue:text}`best_accuracy:.1%`; the weakest is
 # {glue:text}`worst:s` with {glue:text}`worst_accuracy:.1%`. The interval of
@@ -37,7 +37,7 @@ baselines.accuracy_figure(fp32, baselines.ceiling(chapter))
 # the best.
 
 # %% tags=["remove-cell"]
-baselines.glue_baselines(chapter)
+fp32_models.glue_baselines(chapter)
 
 # %% [markdown]
 # ## By group
@@ -46,9 +46,9 @@ baselines.glue_baselines(chapter)
 # images and the intervals stand in the table below the figure.
 
 # %% mystnb={"image": {"alt": "Heat map of accuracy: architectures down, groups across"}}
-baselines.groups_figure(groups)
+fp32_models.groups_figure(groups)
 # %%
-baselines.groups_table(groups)
+fp32_models.groups_table(groups)
 
 # %% [markdown]
 # ## Gaps
@@ -64,7 +64,7 @@ baselines.groups_table(groups)
 
 # %%
 alike = equal_errors(chapter.runs, chapter.params)
-baselines.gaps_table(fp32, chapter.crossed, alike)
+fp32_models.gaps_table(fp32, chapter.crossed, alike)
 
 # %% [markdown]
 # The published study reports gaps of under two points, and for ResNet-50 none at all. Ours run from
@@ -80,7 +80,7 @@ baselines.gaps_table(fp32, chapter.crossed, alike)
 # count the same, for two classes at 224 pixels.
 
 # %% tags=["nbval-check-output"]
-baselines.sizes_table()
+fp32_models.sizes_table()
 
 # %% [markdown]
 # The last column names the first way of counting that reproduces the published figure to its last

@@ -11,7 +11,7 @@ import pytest
 from fairq_utils.errors import BadInput
 from fairq_utils.quantizers.methods import CONTROL, METHODS, Method, Size
 from fairq_utils.report import cost as cost_chapter
-from fairq_utils.report.baselines import PUBLISHED_SIZES
+from fairq_utils.report.fp32_models import PUBLISHED_SIZES
 from fairq_utils.study import cost, planning, recorded, workload
 from fairq_utils.study.params.file import load_params
 from fairq_utils.study.params.study import Params

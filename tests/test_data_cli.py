@@ -18,7 +18,7 @@ from fairq_utils.cli import app
 from fairq_utils.data.photographs.reading import listing
 from fairq_utils.data.photographs.registry import COLLECTIONS
 from fairq_utils.data.photographs.terms import Published
-from fairq_utils.metrics.base_rates import base_rates
+from fairq_utils.metrics.prevalence import base_rates
 
 
 def data(command: str, name: str, root: Path, *options: str) -> Result:

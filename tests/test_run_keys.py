@@ -134,7 +134,7 @@ def test_the_evaluation_does_not_move_the_name_of_the_weights(
     assert len(before) == 1
     for changed, moves in (
         *(("study.runs", False), ("quantizers.ranges", False), ("training.inference", False)),
-        *(("study.baseline", True), ("training.loop", True), ("data.render", True)),
+        *(("study.run_training", True), ("training.loop", True), ("data.render", True)),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(
@@ -162,7 +162,7 @@ def test_another_test_split_trains_nothing_again(
     def refused(*_: object) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(runs.baseline, "train", refused)
+    monkeypatch.setattr(runs.run_training, "train_fp32", refused)
     runs.train_baseline(other, again)
     record = other.ledger.read(again.key)
     assert len(record.scores) == 128 and len(record.validation_scores) == 96

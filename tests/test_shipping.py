@@ -16,7 +16,7 @@ from fairq_utils.bench.registry import Subject
 from fairq_utils.deploy.engines.registry import ENGINES
 from fairq_utils.quantizers import QuantSpec, quantize_static
 from fairq_utils.report import deployment as chapter
-from fairq_utils.report.baselines import PUBLISHED_SIZES
+from fairq_utils.report.fp32_models import PUBLISHED_SIZES
 from fairq_utils.study import recorded
 from fairq_utils.study.params.file import load_params
 from fairq_utils.study.recorded import RecordError

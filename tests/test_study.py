@@ -31,10 +31,10 @@ from fairq_utils.errors import Fault
 from fairq_utils.report import (
     analysis,
     anatomy,
-    baselines,
     calibration,
     effects,
     figures,
+    fp32_models,
     measuring,
     population,
     quantization,
@@ -402,7 +402,7 @@ def test_figures_are_drawn_from_the_tables(
     front = effects.frontier(frame, effects.sizes(records), scope)
     quantized = frame[(frame.method != "fp32") & frame.sampler.isin(["", "random"])]
     drawn = [
-        baselines.accuracy_figure(frame[(frame.method == "fp32") & (frame["scope"] == scope)]),
+        fp32_models.accuracy_figure(frame[(frame.method == "fp32") & (frame["scope"] == scope)]),
         figures.heatmap_figure(quantized, "accuracy", scope),
         quantization.changes_figure(quantized, "demographic_parity_difference", scope),
         measuring.null_bands_figure(measuring.null_bands(Chapter(study))),

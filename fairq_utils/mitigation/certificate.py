@@ -65,8 +65,7 @@ class Question:
     evidence : ``betting`` or ``normal``
         ``betting`` holds at any number of images (:mod:`fairq_utils.mitigation.betting`);
         ``normal`` is the usual z-test of a difference: asymptotic, and content with fewer images;
-        below :data:`ENOUGH` flips in a group, where its chance of being wrong is up to twice what
-        it says, it certifies nothing.
+        below :data:`ENOUGH` flips in a group, which are too few for it, it certifies nothing.
     """
 
     metric: str = "demographic_parity_difference"

@@ -10,9 +10,9 @@ from IPython.display import HTML
 from matplotlib.figure import Figure
 
 from fairq_utils.report import effects
-from fairq_utils.report.baselines import alike_rows
 from fairq_utils.report.chapter import Chapter, glue
 from fairq_utils.report.figures import BESIDE, COLOURS, Interactive, finished
+from fairq_utils.report.fp32_models import alike_rows
 from fairq_utils.report.rows import PARITY
 from fairq_utils.report.tables import (
     floors,

@@ -8,7 +8,7 @@ import pandas as pd
 from IPython.display import HTML
 
 from fairq_utils.data.photographs.registry import COLLECTIONS
-from fairq_utils.metrics.base_rates import base_rates
+from fairq_utils.metrics.prevalence import base_rates
 from fairq_utils.report.chapter import Chapter, glue
 from fairq_utils.report.tables import html_table, points
 from fairq_utils.study.params.data import Data, Photographs

@@ -11,6 +11,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fairq_utils.stats.resampling import one_each
+
 PARTS = 5  # of the images of one label and prediction, by margin: quintiles
 
 
@@ -60,11 +62,9 @@ def group_blind_tables(
     >>> drawn[:, :, 1, 1, 0].mean(axis=0).round(1)  # one flip, half of them of either group
     array([0.5, 0.5])
     """
-    place, truth, score = np.asarray(group), np.asarray(label), np.asarray(margin, float)
-    after = np.asarray(compared)
-    for name, values in (("label", truth), ("margin", score), ("compared", after)):
-        if values.shape != place.shape:
-            raise ValueError(f"{name} has shape {values.shape}, group has {place.shape}")
+    place = np.asarray(group)
+    truth, after = one_each("label", label, place), one_each("compared", compared, place)
+    score = one_each("margin", margin, place).astype(float)
     if place.ndim != 1 or not len(place) or place.min() < 0 or place.max() >= groups:
         raise ValueError(f"group: must be a non-empty row of integers from 0 to {groups - 1}")
     if not np.isfinite(score).all():

@@ -120,8 +120,7 @@ def share_images(
     before, after = np.asarray(reference), np.asarray(compared)
     if place.ndim != 1 or not len(place) or place.dtype.kind not in "iu" or place.min() < 0:
         raise ValueError("group: must be a non-empty row of integers from 0 up")
-    if truth.shape != place.shape:
-        raise ValueError(f"label has shape {truth.shape}, group has {place.shape}")
+    one_each("label", truth, place)
     for name, values in (("reference", before), ("compared", after)):
         if values.ndim not in (2, 3) or values.shape[-1] != len(place):
             raise ValueError(
@@ -138,9 +137,9 @@ def share_images(
     every = (every + after.reshape(-1, len(place))).astype(np.int64)
     told = [every]
     if stratum is not None:
-        told.append(_one_each("stratum", stratum, place)[None].astype(np.int64))
+        told.append(one_each("stratum", stratum, place)[None].astype(np.int64))
     if weight is not None:
-        heavy = _one_each("weight", weight, place).astype(float)
+        heavy = one_each("weight", weight, place).astype(float)
         if not (np.isfinite(heavy) & (heavy > 0)).all():
             raise ValueError("weight: some values are not above 0")
         masses, kind = np.unique(heavy, return_inverse=True)
@@ -155,7 +154,14 @@ def share_images(
     )
 
 
-def _one_each(name: str, values: ArrayLike, place: NDArray[Any]) -> NDArray[Any]:
+def one_each(name: str, values: ArrayLike, place: NDArray[Any]) -> NDArray[Any]:
+    """Values as an array, one for each image as the groups are.
+
+    Raises
+    ------
+    ValueError
+        Another shape than that of the groups; names the argument.
+    """
     found = np.asarray(values)
     if found.shape != place.shape:
         raise ValueError(f"{name} has shape {found.shape}, group has {place.shape}")

@@ -15,7 +15,7 @@ from fairq_utils import calibration
 from fairq_utils.calibration import SAMPLERS
 from fairq_utils.data.faces import FaceData
 from fairq_utils.data.population import SPLITS
-from fairq_utils.metrics.base_rates import decides
+from fairq_utils.metrics.prevalence import decides
 from fairq_utils.quantizers.methods import METHODS
 from fairq_utils.study.dials import LABELS, worlds
 from fairq_utils.study.params.data import Photographs

@@ -27,7 +27,7 @@ TRAINING = ("fairq_utils.training.loop", "fairq_utils.training.objectives")
 TRAINING_STEPS = (
     "fairq_utils.study.people",
     "fairq_utils.data.loading",
-    "fairq_utils.study.baseline",
+    "fairq_utils.study.run_training",
 )
 STEPS = (
     "fairq_utils.study.runs",

@@ -26,7 +26,7 @@ from fairq_utils.quantizers.calibrate import Observed, observe, what_to_observe
 from fairq_utils.quantizers.methods import METHODS, Task
 from fairq_utils.quantizers.precision import full_precision
 from fairq_utils.quantizers.spec import QuantSpec
-from fairq_utils.study import tracking, weights
+from fairq_utils.study import run_training, tracking, weights
 from fairq_utils.study.progress import Listener
 from fairq_utils.study.run_record import Run
 from fairq_utils.study.study import Study
@@ -221,16 +221,8 @@ def _tune(
         kept = CONSTRAINTS[constraint](about, label_smoothing=recipe.label_smoothing, **options)
         objective = OnFaces(train, kept, attributes)
     torch.manual_seed(seed)  # dropout
-    history = loop.fit(
-        model,
-        train,
-        recipe,
-        objective,
-        seed=seed,
-        device=study.device,
-        progress=tracking.reporting(study.params, run, bars),
-        checkpoints=study.unfinished(run),
-    )
+    progress = tracking.reporting(study.params, run, bars)
+    history = run_training.fit(study, run, model, train, recipe, objective, seed, progress)
     losses = {f"loss_{i + 1}": value for i, value in enumerate(history.loss)}
     return {"train_seconds": history.seconds, **losses}
 

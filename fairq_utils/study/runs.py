@@ -19,7 +19,7 @@ from fairq_utils.data.faces import FaceData
 from fairq_utils.errors import Fault
 from fairq_utils.quantizers.layers import use_integers
 from fairq_utils.quantizers.precision import full_precision
-from fairq_utils.study import baseline, run_models, tracking, weights
+from fairq_utils.study import run_models, run_training, tracking, weights
 from fairq_utils.study.progress import Listener
 from fairq_utils.study.run_record import Run, RunRecord
 from fairq_utils.study.study import Study
@@ -42,9 +42,11 @@ def train_baseline(study: Study, run: Run, bars: Listener | None = None) -> str:
     began = time.perf_counter()
     measures: dict[str, float] = {}
     if there:
-        model = checkpoints.load_checkpoint(baseline.built(study, run), path, run.weights)
+        model = checkpoints.load_checkpoint(run_training.built(study, run), path, run.weights)
     else:
-        model, history = baseline.train(study, run, tracking.reporting(study.params, run, bars))
+        model, history = run_training.train_fp32(
+            study, run, tracking.reporting(study.params, run, bars)
+        )
         measures["train_seconds"] = history.seconds
         measures |= {f"loss_{i + 1}": value for i, value in enumerate(history.loss)}
         checkpoints.save_checkpoint(model, path, {"run": run.weights})

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from fairq_utils.data.population import CELEBA_JOINT
-from fairq_utils.metrics.base_rates import base_rates
+from fairq_utils.metrics.prevalence import base_rates
 
 
 def celeba() -> tuple[np.ndarray, pd.DataFrame, np.ndarray]:

@@ -1,9 +1,10 @@
-"""FP32 models of a study: how one is built and trained."""
+"""Training in a run: FP32 models, and how any model of a study is trained."""
 
 from __future__ import annotations
 
 import torch
 
+from fairq_utils.data.faces import FaceData
 from fairq_utils.study.run_record import Run
 from fairq_utils.study.study import Study
 from fairq_utils.training import architectures, loop, objectives
@@ -19,7 +20,7 @@ def built(study: Study, run: Run) -> torch.nn.Module:
     )
 
 
-def train(
+def train_fp32(
     study: Study, run: Run, progress: loop.Progress | None = None
 ) -> tuple[torch.nn.Module, loop.History]:
     """A trained FP32 model, and its losses."""
@@ -38,7 +39,24 @@ def train(
         )
     else:
         objective = objectives.Classification(train, recipe.label_smoothing)
-    history = loop.fit(
+    history = fit(study, run, model, train, recipe, objective, seed, progress)
+    if isinstance(objective, objectives.WithFactors):
+        objective.close()
+    return model, history
+
+
+def fit(
+    study: Study,
+    run: Run,
+    model: torch.nn.Module,
+    train: FaceData,
+    recipe: loop.Recipe,
+    objective: loop.Objective,
+    seed: int,
+    progress: loop.Progress | None,
+) -> loop.History:
+    """Train a run's model in place, on the study's device, from where it was stopped."""
+    return loop.fit(
         model,
         train,
         recipe,
@@ -48,6 +66,3 @@ def train(
         progress=progress,
         checkpoints=study.unfinished(run),
     )
-    if isinstance(objective, objectives.WithFactors):
-        objective.close()
-    return model, history
